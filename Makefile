@@ -1,0 +1,30 @@
+# thistledown: `make run` federates the embedded default, `make test` tests, `make check` lints and types.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: help venv run test check clean
+
+help:  ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+venv: .venv/installed  ## create .venv and install everything, pinned
+
+run: venv  ## federate the embedded default and print a summary
+	$(BIN)/thistledown run
+
+test: venv  ## run the test suite
+	$(BIN)/python -m pytest
+
+check: venv  ## lint, types, direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:  ## remove the environment and caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,45 @@
+"""The ClientApp. All it does is said in the message; what the node itself knows is in `client_app.local`.
+
+Imports that take seconds (torch, transformers, peft) happen when a message needs them, so that the first
+profile is answered at once.
+"""
+
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from client_app.local import Local
+
+app = ClientApp()
+
+
+@app.query("profile")
+def profile(message: Message, context: Context) -> Message:
+    """What this node is, and whether it holds the base that the order names."""
+    local = Local.of(context, message.content.config_records["order"])
+    return Message(RecordDict({"profile": ConfigRecord(local.profile())}), reply_to=message)
+
+
+@app.query("base")
+def base(message: Message, context: Context) -> Message:
+    """Keep the base that the server sends along."""
+    local = Local.of(context, message.content.config_records["order"])
+    kept = local.accept_base(message.content)
+    return Message(RecordDict({"metrics": MetricRecord({"files": kept})}), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """One round of local training: install the start, train, answer with the update."""
+    from client_app.training import trained
+
+    local = Local.of(context, message.content.config_records["order"])
+    return Message(trained(local, message.content), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Score the state on the rows this node keeps for it."""
+    from client_app.training import evaluated
+
+    local = Local.of(context, message.content.config_records["order"])
+    return Message(evaluated(local, message.content), reply_to=message)

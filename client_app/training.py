@@ -1,0 +1,52 @@
+"""A round on the node: install what the server holds, train or score, answer."""
+
+import time
+
+import torch
+from flwr.app import MetricRecord, RecordDict
+
+from client_app.local import Local
+from strategies.exchange import wire
+from strategies.exchange.contract import Strategy
+from strategies.exchange.order import RANK, read_ticket, strategy_of
+from strategies.exchange.vocabulary import State, Ticket
+from task.model import TunedModel, tuned_model
+from task.train import Trainer, evaluate
+
+
+def trained(local: Local, content: RecordDict) -> RecordDict:
+    """The reply to a `train` message: the update, and `num-examples`, `train-loss` and so on."""
+    began = time.monotonic()
+    strategy, ticket, model = _installed(local, content)
+    rows, _ = local.rows()
+    trainer = Trainer(local.config, rows, ticket.seed, local.device)
+    delta, metrics = strategy.train(model, trainer, ticket)
+    for wrapper in strategy.wrappers:
+        delta = wrapper.outgoing(delta, ticket)
+    reply = wire.pack(State(delta))
+    seconds = time.monotonic() - began
+    reply["metrics"] = MetricRecord(
+        {"num-examples": len(rows), "server-round": ticket.round, "seconds": seconds, **metrics}
+    )
+    return reply
+
+
+def evaluated(local: Local, content: RecordDict) -> RecordDict:
+    """The reply to an `evaluate` message: metrics over the rows that this node keeps for it."""
+    _, _, model = _installed(local, content)
+    _, kept = local.rows()
+    if not len(kept):
+        raise ValueError(f"node {local.name} keeps no rows for evaluation (data.holdout = {local.config.data.holdout})")
+    metrics = evaluate(model, kept, local.device)
+    return RecordDict({"metrics": MetricRecord({"num-examples": len(kept), **metrics})})
+
+
+def _installed(local: Local, content: RecordDict) -> tuple[Strategy, Ticket, TunedModel]:
+    """The process's model as the server wants this node to have it."""
+    torch.set_num_threads(local.config.threads)
+    strategy = strategy_of(local.order)
+    ticket = read_ticket(content.config_records["ticket"])
+    rank = int(local.order[RANK])  # type: ignore[arg-type]
+    model = tuned_model(local.base, local.config, rank, local.device)
+    strategy.install(model, wire.unpack(content))
+    return strategy, ticket, model

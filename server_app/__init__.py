@@ -1,0 +1,5 @@
+"""The server's side: configuration -> strategy -> rounds -> results."""
+
+from server_app.main import app
+
+__all__ = ["app"]

@@ -1,0 +1,114 @@
+"""The run config: the task's settings (which travel to nodes), the server's own, and every strategy's options.
+
+Flower hands it over as one flat dictionary, already merged with the defaults in pyproject.toml. It is
+parsed once, here; all problems are reported together before any node is contacted.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import strategies
+from strategies.exchange.contract import Strategy
+from strategies.exchange.federation import Federation
+from strategies.exchange.rounds import misfits
+from task.config import TaskConfig
+from task.schema import ConfigError, Flat, Schema, build, flatten, group, option, read, schema
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """How `thistledown run` simulates; Flower itself does not read these."""
+
+    num_supernodes: int = option(10, low=1)
+    num_cpus: int = option(1, low=1)
+    num_gpus: float = option(0.0, low=0.0)
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """What only the server needs to know."""
+
+    strategy: str = option("fedavg")
+    wrappers: tuple[str, ...] = option(())
+    num_server_rounds: int = option(15, low=1)
+    fraction_train: float = option(1.0, low=1e-6, high=1.0)
+    fraction_evaluate: float = option(1.0, low=1e-6, high=1.0)
+    min_train_nodes: int = option(1, low=1)
+    min_available_nodes: int = option(1, low=1)
+    node_wait_timeout: float = option(120.0, low=0.0)
+    round_timeout: float = option(3600.0, low=0.1)
+    min_success_fraction: float = option(0.5, low=0.0, high=1.0)
+    max_failed_rounds: int = option(3, low=1)
+    output_dir: str = option("")
+    simulation: Simulation = group(Simulation)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole, checked run config."""
+
+    task: TaskConfig
+    server: ServerConfig
+    strategy: Strategy
+    flat: Flat  # effective values of every key that matters to this run
+
+    @classmethod
+    def read(cls, flat: Mapping[str, object]) -> "RunConfig":
+        """From Flower's run config. Raises ConfigError with every problem."""
+        values, problems = read(flat, keys())
+        task, server = build(TaskConfig, values), build(ServerConfig, values)
+        problems += task.problems() + _problems(server)
+        chosen = _strategy(server, values, problems)
+        if chosen is not None:
+            problems += misfits(chosen, task)
+        if problems or chosen is None:
+            raise ConfigError(problems)
+        return cls(task, server, chosen, flatten(task) | flatten(server) | _option_values(chosen))
+
+    def federation(self) -> Federation:
+        """How the rounds are held; base, checkpoint folder and callback are the caller's to add."""
+        server = self.server
+        return Federation(
+            seed=self.task.seed,
+            fraction_train=server.fraction_train,
+            fraction_evaluate=server.fraction_evaluate,
+            min_train_nodes=server.min_train_nodes,
+            min_available_nodes=server.min_available_nodes,
+            node_wait_timeout=server.node_wait_timeout,
+            min_success_fraction=server.min_success_fraction,
+            max_failed_rounds=server.max_failed_rounds,
+        )
+
+
+def keys() -> Schema:
+    """Every run-config key there is."""
+    return schema(ServerConfig) | schema(TaskConfig) | strategies.option_keys()
+
+
+def _problems(server: ServerConfig) -> list[str]:
+    if server.output_dir and not Path(server.output_dir).is_absolute():
+        return [f"output-dir = '{server.output_dir}' must be an absolute path"]
+    return []
+
+
+def _strategy(server: ServerConfig, values: Mapping[str, Any], problems: list[str]) -> Strategy | None:
+    """The strategy, or None with the reasons added to `problems`."""
+    before = len(problems)
+    for what, name, there in [
+        ("strategy", server.strategy, strategies.names()),
+        *(("wrapper", wrapper, strategies.wrapper_names()) for wrapper in server.wrappers),
+    ]:
+        try:
+            strategies.require(what, name, there)
+        except ConfigError as error:
+            problems += error.problems
+    return strategies.from_values(values) if len(problems) == before else None
+
+
+def _option_values(strategy: Strategy) -> Flat:
+    flat = flatten(strategy, f"{strategy.name}.")
+    for wrapper in strategy.wrappers:
+        flat |= flatten(wrapper, f"{strategies.wrapper_name(wrapper)}.")
+    return flat

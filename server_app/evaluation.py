@@ -1,0 +1,40 @@
+"""The server scores the state by being its own client: what is scored is what a node of full rank would get."""
+
+from dataclasses import dataclass
+
+from flwr.app import ArrayRecord, MetricRecord
+
+from strategies.exchange import wire
+from strategies.exchange.contract import Strategy
+from strategies.exchange.vocabulary import State, Ticket
+from task.base import Base
+from task.config import TaskConfig
+from task.data import prepare
+from task.model import TunedModel, tuned_model
+from task.store import server_store
+from task.train import evaluate
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Flower's `evaluate_fn`: loss and accuracy on the validation part (which chooses) and the test part."""
+
+    strategy: Strategy
+    base: Base
+    config: TaskConfig
+
+    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        model = installed(self.strategy, self.base, self.config, wire.from_arrays(arrays))
+        parts = prepare(self.config, self.base.folder, server_store())
+        scores: dict[str, float] = {}
+        for name, rows in (("validation", parts.validation), ("test", parts.test)):
+            scores |= {f"{name}-{metric}": value for metric, value in evaluate(model, rows, "cpu").items()}
+        return MetricRecord(scores)
+
+
+def installed(strategy: Strategy, base: Base, config: TaskConfig, state: State) -> TunedModel:
+    """This process's model with the whole state in it."""
+    model = tuned_model(base, config, state.rank, "cpu")
+    whole = Ticket(round=0, rounds=0, seed=0, rank=state.rank)
+    strategy.install(model, strategy.start_of(state, whole))
+    return model

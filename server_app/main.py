@@ -1,0 +1,75 @@
+"""The ServerApp: read the config, settle base and data, run the strategy, leave results.
+
+Everything that can be wrong is found before the first message; what is found then, or later, ends the
+run with a message that names the cause and with Flower's status `failed`.
+"""
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from flwr.app import ConfigRecord, Context
+from flwr.serverapp import Grid, ServerApp
+
+from server_app.config import RunConfig
+from server_app.evaluation import Evaluator
+from server_app.results import Results
+from strategies.exchange.opening import settled, wait_for_nodes
+from task.base import server_base
+from task.schema import flatten
+from task.store import server_store
+
+LOG = logging.getLogger("flwr")
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run one federation from the run config in `context`."""
+    run = RunConfig.read(context.run_config)
+    torch.set_num_threads(run.task.threads)
+    folder = output_folder(run)
+    LOG.info("results go to %s", folder)
+    with Results(folder, run) as results:
+        federate(grid, run, results)
+
+
+def federate(grid: Grid, run: RunConfig, results: Results) -> None:
+    """Settle what the run starts from, then run the rounds; `results` hears of every one."""
+    federation = run.federation()
+    nodes = wait_for_nodes(grid, federation)
+    LOG.info("preparing data '%s'", run.task.data.name)
+    task = settled(run.task, server_store(), len(nodes))
+    LOG.info("preparing base '%s'", run.task.model.name)
+    base = server_base(run.task.model, server_store())
+    results.begin(base, task)
+    scores = task.evaluate in ("server", "both")
+    run.strategy.start(
+        grid,
+        num_rounds=run.server.num_server_rounds,
+        timeout=run.server.round_timeout,
+        train_config=ConfigRecord(dict(flatten(task, changed_only=True))),
+        evaluate_fn=Evaluator(run.strategy, base, task) if scores else None,
+        federation=replace(federation, base=base, checkpoint=results.checkpoints, on_round=results.on_round),
+    )
+
+
+def output_folder(run: RunConfig) -> Path:
+    """`<outputs>/<time>-<strategy>`, made here; `<outputs>/latest` points to it."""
+    outputs = Path(run.server.output_dir or Path.cwd() / "outputs")
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{run.strategy.name}"
+    number = 0
+    while True:
+        folder = outputs / (stem if number == 0 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            number += 1
+    latest = outputs / "latest"
+    draft = outputs / f".latest-{folder.name}"
+    draft.symlink_to(folder.name, target_is_directory=True)
+    draft.replace(latest)
+    return folder

@@ -1,0 +1,188 @@
+"""The results folder: what a run leaves, written as it goes so that a failure loses nothing.
+
+config.toml       the effective configuration; `thistledown run <this file>` repeats the run
+metrics.jsonl     one line a round: quality, loss, bytes each way, seconds, every node
+summary.json      how it ended
+report.html       plots
+model/            last, best and, for an adapter, the base it belongs to
+checkpoints/      the newest and the best state
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import tomli_w
+import torch
+
+from server_app.config import RunConfig
+from server_app.evaluation import installed
+from server_app.report import write_report
+from strategies.exchange import checkpoint
+from strategies.exchange.federation import Round
+from strategies.exchange.vocabulary import State
+from task.base import Base, files
+from task.config import EMBEDDED_MODEL, TaskConfig
+
+LOG = logging.getLogger("flwr")
+METRIC = "accuracy"
+BEST = "best.safetensors"
+
+
+class Results:
+    """Writes the folder of one run; a context manager, so that the summary is written however it ends."""
+
+    def __init__(self, folder: Path, run: RunConfig) -> None:
+        self.folder, self.run = folder, run
+        self.checkpoints = folder / "checkpoints"
+        self.rounds: list[dict[str, Any]] = []
+        self.best: dict[str, Any] | None = None
+        self.began = time.monotonic()
+        self._base: Base | None = None
+        self._task = run.task
+        self._last: State | None = None
+        (folder / "config.toml").write_text(tomli_w.dumps(nested(run.flat)))
+
+    def __enter__(self) -> "Results":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._export()
+        summary = self.summary("completed" if error is None else "failed", str(error or ""))
+        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        if self.rounds:
+            write_report(self.folder / "report.html", summary, self.rounds)
+        if error is None:
+            LOG.info("finished in %.0f s, results in %s", summary["seconds"], self.folder)
+        else:
+            LOG.error("the run failed: %s", error)
+
+    def begin(self, base: Base, task: TaskConfig) -> None:
+        """What the run turned out to start from."""
+        self._base, self._task = base, task
+
+    def on_round(self, report: Round, state: State) -> None:
+        """Append the round's line, keep the state if it is the best so far, and say how far the run is."""
+        line = self._line(report)
+        self.rounds.append(line)
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        chosen_by = line.get("chosen-by")
+        if chosen_by is not None and (self.best is None or chosen_by > self.best["chosen-by"]):
+            self.best = line
+            checkpoint.save(self.checkpoints / BEST, state, {"round": report.number})
+        self._last = state
+        LOG.info("%s", self._progress(line))
+
+    def summary(self, status: str, error: str = "") -> dict[str, Any]:
+        """How the run stands. `base`, `final`, `best` are on the part that is reported."""
+        first, last = (self.rounds[0], self.rounds[-1]) if self.rounds else ({}, {})
+        nodes = {line["node"]: line["rank"] for entry in self.rounds for line in entry["nodes"]}
+        return {
+            "status": status,
+            **({"error": error} if error else {}),
+            "strategy": self.run.strategy.name,
+            "tuning": self.run.task.tuning,
+            "seed": self.run.task.seed,
+            "metric": METRIC,
+            "metric-source": self._source(),
+            "base": first.get(METRIC),
+            "final": last.get(METRIC),
+            "best": (self.best or {}).get(METRIC),
+            "best-round": (self.best or {}).get("round"),
+            "rounds": last.get("round", 0),
+            "failed-rounds": sum(bool(entry["failed"]) for entry in self.rounds),
+            "ranks": nodes,
+            "parameters": last.get("parameters", 0),
+            "bytes_up": sum(entry["bytes_up"] for entry in self.rounds),
+            "bytes_down": sum(entry["bytes_down"] for entry in self.rounds),
+            "bytes_base": sum(entry["bytes_base"] for entry in self.rounds),
+            "seconds": round(time.monotonic() - self.began, 3),
+            "threads": torch.get_num_threads(),
+            "base-fingerprint": self._base.fingerprint if self._base else None,
+            "folder": str(self.folder),
+        }
+
+    def _line(self, report: Round) -> dict[str, Any]:
+        """One round as JSON; quality under plain names, by whoever is asked first: the server, else nodes."""
+        server, nodes = report.evaluated_by_server, report.evaluated_by_nodes
+        if server:
+            quality = {METRIC: server[f"test-{METRIC}"], "loss": server["test-loss"]}
+            quality["chosen-by"] = server[f"validation-{METRIC}"]
+        elif nodes:
+            quality = {METRIC: nodes[METRIC], "loss": nodes["loss"], "chosen-by": nodes[METRIC]}
+        else:
+            quality = {}
+        named = {f"server-{k}": v for k, v in server.items()} | {f"nodes-{k}": v for k, v in nodes.items()}
+        return {
+            "round": report.number,
+            **quality,
+            "train-loss": report.train.get("train-loss"),
+            **named,
+            "bytes_up": report.bytes_up,
+            "bytes_down": report.bytes_down,
+            "bytes_base": report.bytes_base,
+            "parameters": report.parameters,
+            "seconds": round(report.seconds, 3),
+            "failed": report.failed,
+            "nodes": [asdict(line) for line in report.nodes],
+        }
+
+    def _source(self) -> str:
+        if self._task.evaluate == "nodes":
+            return "nodes: mean over the rows they hold out; the best round is chosen on the same rows"
+        return "server: test part; the best round is chosen on the validation part"
+
+    def _progress(self, line: Mapping[str, Any]) -> str:
+        done, total = line["round"], self.run.server.num_server_rounds
+        quality = f"{METRIC} {line[METRIC]:.3f}  loss {line['loss']:.3f}" if METRIC in line else "not evaluated"
+        if done == 0:
+            return f"round 0/{total}  {quality}  (before training)"
+        spent = sum(entry["seconds"] for entry in self.rounds)
+        left = spent / done * (total - done)
+        traffic = f"up {human(line['bytes_up'])}  down {human(line['bytes_down'])}"
+        return f"round {done}/{total}  {quality}  {traffic}  {line['seconds']:.1f} s  ETA {left // 60:.0f}:{left % 60:02.0f}"
+
+    def _export(self) -> None:
+        """The tuned model, last and best, as folders that peft or transformers load."""
+        if self._base is None or self._last is None:
+            return
+        base_name = self._base.name
+        if self._base.name == EMBEDDED_MODEL:
+            folder = self.folder / "model" / "base"
+            folder.mkdir(parents=True)
+            for path in files(self._base.folder).values():
+                shutil.copy(path, folder)
+            base_name = str(folder)
+        best = checkpoint.load(self.checkpoints / BEST)[0] if self.best is not None else self._last
+        for name, state in (("last", self._last), ("best", best)):
+            model = installed(self.run.strategy, self._base, self._task, state)
+            model.save(self.folder / "model" / name, base_name)
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as tables, plain keys first, as TOML wants them."""
+    tables: dict[str, Any] = {key: value for key, value in flat.items() if "." not in key}
+    for key, value in flat.items():
+        if "." in key:
+            table, name = key.split(".", 1)
+            tables.setdefault(table, {})[name] = value
+    return tables
+
+
+def human(count: float) -> str:
+    """Bytes for people: 1.2 kB, 3.4 MB (powers of 1000)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")

@@ -1,0 +1,122 @@
+"""Strategies: how a round exchanges and combines. One algorithm a file; the file's name is its key.
+
+import strategies
+strategies.load("rbla").start(grid, num_rounds=3)
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from task.schema import ConfigError, Flat, Schema, build, flatten, key_of, read, schema, unknown
+
+if TYPE_CHECKING:
+    from strategies.exchange.contract import Strategy
+    from strategies.exchange.wrapper import Wrapper
+
+
+def names() -> list[str]:
+    """Keys of all strategies: every module of this package."""
+    return _modules(__path__)
+
+
+def wrapper_names() -> list[str]:
+    """Keys of all wrappers."""
+    from strategies import wrappers
+
+    return _modules(wrappers.__path__)
+
+
+def load(name: str, wrappers: Iterable["Wrapper"] = (), **options: object) -> "Strategy":
+    """The strategy `name` with `options` (run-config spelling or Python's: `mu=0.1`). Raises ConfigError."""
+    require("strategy", name, names())
+    cls = strategy_class(name)
+    values, problems = read({key_of(key): value for key, value in options.items()}, schema(cls))
+    if problems:
+        raise ConfigError([f"{name}: {problem}" for problem in problems])
+    return _with_wrappers(build(cls, values), wrappers)
+
+
+def load_wrapper(name: str, **options: object) -> "Wrapper":
+    """The wrapper `name` with `options`. Raises ConfigError."""
+    require("wrapper", name, wrapper_names())
+    cls = wrapper_class(name)
+    values, problems = read({key_of(key): value for key, value in options.items()}, schema(cls))
+    if problems:
+        raise ConfigError([f"{name}: {problem}" for problem in problems])
+    return build(cls, values)
+
+
+def strategy_class(name: str) -> type["Strategy"]:
+    """The class in the file of a strategy."""
+    from strategies.exchange.contract import Strategy
+
+    return _class_in(f"strategies.{name.replace('-', '_')}", Strategy)
+
+
+def wrapper_class(name: str) -> type["Wrapper"]:
+    """The class in the file of a wrapper."""
+    from strategies.exchange.wrapper import Wrapper
+
+    return _class_in(f"strategies.wrappers.{name.replace('-', '_')}", Wrapper)
+
+
+def option_keys(strategy: str | None = None, wrappers: Iterable[str] | None = None) -> Schema:
+    """Options as `<name>.<option>` keys: of one strategy and some wrappers, or of all of them."""
+    chosen = names() if strategy is None else [strategy]
+    around = wrapper_names() if wrappers is None else wrappers
+    keys: Schema = {}
+    for name in chosen:
+        keys |= schema(strategy_class(name), f"{name}.")
+    for name in around:
+        keys |= schema(wrapper_class(name), f"{name}.")
+    return keys
+
+
+def from_values(values: Mapping[str, Any]) -> "Strategy":
+    """The strategy that `strategy`, `wrappers` and `<name>.<option>` keys describe; `values` as parsed."""
+    chain = [build(wrapper_class(name), values, f"{name}.") for name in values["wrappers"]]
+    return _with_wrappers(build(strategy_class(values["strategy"]), values, f"{values['strategy']}."), chain)
+
+
+def to_flat(strategy: "Strategy") -> Flat:
+    """What a message must say so that a node makes the same strategy."""
+    flat: Flat = {"strategy": strategy.name} | flatten(strategy, f"{strategy.name}.", changed_only=True)
+    for wrapper in strategy.wrappers:
+        flat |= flatten(wrapper, f"{wrapper_name(wrapper)}.", changed_only=True)
+    if strategy.wrappers:
+        flat["wrappers"] = ",".join(wrapper_name(wrapper) for wrapper in strategy.wrappers)
+    return flat
+
+
+def wrapper_name(wrapper: "Wrapper") -> str:
+    """The key of a wrapper: the name of its file."""
+    return type(wrapper).__module__.rsplit(".", 1)[-1].replace("_", "-")
+
+
+def _with_wrappers(strategy: "Strategy", wrappers: Iterable["Wrapper"]) -> "Strategy":
+    from dataclasses import replace
+
+    chain = tuple(wrappers)
+    return replace(strategy, wrappers=chain) if chain else strategy
+
+
+def _modules(path: Iterable[str]) -> list[str]:
+    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(path) if not m.ispkg)
+
+
+def require(what: str, name: str, there: list[str]) -> None:
+    """Raise ConfigError, with the nearest name, unless `name` is there."""
+    if name not in there:
+        problem = unknown(name, dict.fromkeys(there))  # type: ignore[arg-type]
+        raise ConfigError([problem.replace("key", what, 1) + f" (there are {', '.join(there)})"])
+
+
+def _class_in(module: str, base: type) -> Any:
+    """The one subclass of `base` that the module defines."""
+    loaded = importlib.import_module(module)
+    own = [c for c in vars(loaded).values() if isinstance(c, type) and issubclass(c, base) and c.__module__ == module]
+    if len(own) != 1:
+        raise TypeError(f"{module} must define exactly one {base.__name__}, it defines {len(own)}")
+    return own[0]

@@ -1,0 +1,1 @@
+"""Arithmetic on named tensors that strategies share; it knows nothing of nodes or messages."""

@@ -1,0 +1,33 @@
+"""Named tensors, and the sums and differences of them that an exchange is made of."""
+
+from collections.abc import Mapping
+
+import torch
+
+Tensors = dict[str, torch.Tensor]
+
+
+def corner(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """The view of the leading `shape` of a tensor."""
+    for axis, extent in enumerate(shape):
+        if extent != tensor.shape[axis]:
+            tensor = tensor.narrow(axis, 0, extent)
+    return tensor
+
+
+def added(start: Mapping[str, torch.Tensor], change: Mapping[str, torch.Tensor]) -> Tensors:
+    """start + change where there is a change, summed in float64 and rounded once to start's dtype."""
+    return {
+        name: (tensor.double() + change[name].double()).to(tensor.dtype) if name in change else tensor
+        for name, tensor in start.items()
+    }
+
+
+def difference(after: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> Tensors:
+    """after - before, in before's dtype, on the CPU."""
+    return {n: (after[n].detach().cpu().double() - b.double()).to(b.dtype) for n, b in before.items()}
+
+
+def snapshot(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """Copies on the CPU that later training does not change."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}

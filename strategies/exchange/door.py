@@ -1,0 +1,98 @@
+"""The door: every reply is checked here before anything believes it. Refused says what was wrong."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from flwr.app import Message, RecordDict
+
+from strategies.exchange import wire
+from strategies.exchange.vocabulary import Metrics, Refused, State, Ticket, Update
+
+if TYPE_CHECKING:
+    from strategies.exchange.contract import Strategy
+
+MAX_ROWS = 10**12
+SHOWN = 3  # names that a reason lists before it says how many more there are
+
+
+def admit_update(strategy: "Strategy", message: Message | None, node: str, ticket: Ticket, start: State) -> Update:
+    """The update in a reply to `ticket`, whose node started from `start`. Raises Refused."""
+    records = content(message)
+    metrics = _metrics(records.metric_records.get("metrics"))
+    if metrics.pop("server-round", None) != ticket.round:
+        raise Refused(f"it answers another round than {ticket.round}")
+    weight = metrics.get("num-examples")
+    if not isinstance(weight, int) or not 0 < weight <= MAX_ROWS:
+        raise Refused(f"num-examples must be a positive whole number, not {weight!r}")
+    sent = wire.unpack(records)
+    if sent.journal:
+        raise Refused("an update has no journal")
+    expected = strategy.expected(start)
+    delta = sent.tensors
+    for wrapper in reversed(strategy.wrappers):
+        delta = wrapper.incoming(delta, expected)
+    _check_tensors(delta, expected)
+    return Update(node, ticket, delta, float(weight), metrics)
+
+
+def admit_metrics(message: Message | None) -> Metrics:
+    """The metrics in a reply that carries nothing else. Raises Refused."""
+    return _metrics(content(message).metric_records.get("metrics"))
+
+
+def content(message: Message | None) -> RecordDict:
+    """The records of a reply. Raises Refused where there is none, or an error instead."""
+    if message is None:
+        raise Refused("no reply before the deadline")
+    if message.has_error():
+        raise Refused(f"node error {message.error.code}: {plain_reason(message.error.reason)}")
+    return message.content
+
+
+def plain_reason(text: str | None) -> str:
+    """The sentence that matters in an error that Flower, or Ray with a whole traceback, reports."""
+    text = (text or "no reason given").replace("\\n", "\n")
+    said = re.findall(r"Exception ClientAppException occurred\. Message: *(.+)", text)
+    lines = [line.strip(" '>\"") for line in (said or text.splitlines()) if line.strip(" '>\"")]
+    return lines[-1][:500] if lines else "no reason given"
+
+
+def _metrics(record: Mapping[str, object] | None) -> Metrics:
+    if record is None:
+        raise Refused("it has no metrics")
+    metrics: Metrics = {}
+    for name, value in record.items():
+        if not isinstance(value, int | float):
+            raise Refused(f"metric '{name}' is no number")
+        if not math.isfinite(value):
+            raise Refused(f"metric '{name}' is {value}")
+        metrics[name] = value
+    return metrics
+
+
+def _check_tensors(delta: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    _check_names(set(delta), set(expected))
+    for name, like in expected.items():
+        tensor = delta[name]
+        if tensor.shape != like.shape:
+            raise Refused(f"'{name}' has shape {tuple(tensor.shape)}, expected {tuple(like.shape)}")
+        if tensor.dtype != like.dtype:
+            raise Refused(f"'{name}' has dtype {tensor.dtype}, expected {like.dtype}")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise Refused(f"'{name}' holds NaN or infinity")
+
+
+def _check_names(names: set[str], expected: set[str]) -> None:
+    missing, strange = sorted(expected - names), sorted(names - expected)
+    if missing:
+        raise Refused(f"{_some(missing)} missing")
+    if strange:
+        raise Refused(f"{_some(strange)} not asked for")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(f"'{name[:80]}'" for name in names[:SHOWN]) + more

@@ -1,0 +1,62 @@
+"""How a federation is held: everything about a run that is neither the algorithm nor the task."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from strategies.exchange.vocabulary import Metrics, State
+from task.base import Base
+
+
+@dataclass
+class NodeLine:
+    """What one node did in one round."""
+
+    node: str
+    rank: int
+    bytes_down: int = 0
+    bytes_up: int = 0
+    refused: str = ""  # the reason, where its reply did not count
+    metrics: Metrics = field(default_factory=dict)
+
+
+@dataclass
+class Round:
+    """What happened in one round; round 0 is the start."""
+
+    number: int
+    nodes: list[NodeLine] = field(default_factory=list)
+    seconds: float = 0.0
+    failed: str = ""  # the reason, where the state did not change
+    train: Metrics = field(default_factory=dict)  # means over nodes, weighted by rows
+    evaluated_by_nodes: Metrics = field(default_factory=dict)
+    evaluated_by_server: Metrics = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+    bytes_base: int = 0  # offers of the base, counted apart from what training moves
+    parameters: int = 0  # numbers in the state, beside the bytes
+
+
+OnRound = Callable[[Round, State], None]
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Who takes part, how long to wait, what counts as failure, what to keep. The defaults just work.
+
+    base: what to start from and to offer; None: resolved from the settings of the task.
+    checkpoint: folder that holds the newest state after each round; None: none is kept.
+    on_round: called after every round with its report and the state, round 0 included.
+    """
+
+    seed: int = 0
+    fraction_train: float = 1.0
+    fraction_evaluate: float = 1.0
+    min_train_nodes: int = 1
+    min_available_nodes: int = 1
+    node_wait_timeout: float = 120.0
+    min_success_fraction: float = 0.5
+    max_failed_rounds: int = 3
+    base: Base | None = None
+    checkpoint: Path | None = None
+    on_round: OnRound | None = None

@@ -1,0 +1,174 @@
+"""Before round 1: wait for nodes, settle base, labels and split, ask every node what it is, offer the base."""
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from strategies.exchange import door, order, post, wire
+from strategies.exchange.federation import Federation
+from strategies.exchange.vocabulary import Profile, Refused, RunFailed, State
+from task.base import Base, files, server_base
+from task.config import TaskConfig
+from task.data import Outline, outline
+from task.partition import partition, table
+from task.store import Store, server_store
+
+if TYPE_CHECKING:
+    from strategies.exchange.contract import Strategy
+
+LOG = logging.getLogger("flwr")
+POLL = 0.2  # seconds between looks for nodes
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What the run starts from."""
+
+    config: TaskConfig
+    base: Base
+    meeting: "Meeting"
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """What came of asking some nodes. `bytes_base` went into offers of the base."""
+
+    profiles: dict[int, Profile]  # by Flower's node id
+    left_out: dict[int, str]  # node id -> reason
+    bytes_up: int = 0
+    bytes_down: int = 0
+    bytes_base: int = 0
+
+
+def open_run(strategy: "Strategy", grid: Grid, config: TaskConfig, federation: Federation, timeout: float) -> Opening:
+    """Everything up to the first round. Raises ConfigError, RunFailed and the task's own errors."""
+    node_ids = wait_for_nodes(grid, federation)
+    base = federation.base or server_base(config.model, server_store())
+    config = settled(config, server_store(), len(node_ids))
+    meeting = meet(grid, node_ids, strategy, config, base, timeout)
+    if not meeting.profiles:
+        reasons = list(meeting.left_out.values()) or ["none is connected"]
+        raise RunFailed(f"none of {len(node_ids)} nodes can take part; {reasons[0]}")
+    LOG.info("%d nodes take part", len(meeting.profiles))
+    return Opening(config, base, meeting)
+
+
+def meet(
+    grid: Grid, node_ids: Iterable[int], strategy: "Strategy", config: TaskConfig, base: Base, timeout: float
+) -> Meeting:
+    """Ask nodes what they are, and give the base to the stores that lack it. Raises RunFailed."""
+    meeting = _ask(grid, node_ids, strategy, config, base, timeout)
+    offered = offer(grid, meeting.profiles.values(), strategy, config, base, timeout)
+    return replace(meeting, bytes_base=offered)
+
+
+def wait_for_nodes(grid: Grid, federation: Federation) -> list[int]:
+    """Ids of the nodes that are there, once there are enough. Raises RunFailed after the wait."""
+    deadline = time.monotonic() + federation.node_wait_timeout
+    while True:
+        ids = sorted(grid.get_node_ids())
+        if len(ids) >= federation.min_available_nodes:
+            return ids
+        if time.monotonic() >= deadline:
+            raise RunFailed(
+                f"{len(ids)} nodes came within {federation.node_wait_timeout:g} s, min-available-nodes is "
+                f"{federation.min_available_nodes}: {federation.min_available_nodes - len(ids)} are missing"
+            )
+        time.sleep(POLL)
+
+
+def settled(config: TaskConfig, store: Store, num_nodes: int) -> TaskConfig:
+    """The settings with the label names filled in, after checking that the data can be split over the nodes.
+
+    A run whose nodes all bring their own data (`data.partitioner = "none"`) and that names its labels
+    needs no data on the server. Raises DataError, SplitError.
+    """
+    if config.data.partitioner == "none" and config.data.labels and config.evaluate == "nodes":
+        return config
+    plan = outline(config, store)
+    if config.data.partitioner != "none":
+        _check_split(config, plan, store, num_nodes)
+    return replace(config, data=replace(config.data, labels=plan.labels))
+
+
+def _ask(
+    grid: Grid, node_ids: Iterable[int], strategy: "Strategy", config: TaskConfig, base: Base, timeout: float
+) -> Meeting:
+    """Profiles of the nodes that answer and fit; the others are left out with a reason."""
+    deadline = time.monotonic() + timeout
+    records = RecordDict({"order": order.write(config, strategy, base.fingerprint)})
+    sent = [post.send(grid, node_id, "query.profile", records, "0") for node_id in node_ids]
+    LOG.info("asked %d nodes for their profiles", len(sent))
+    profiles: dict[int, Profile] = {}
+    left_out: dict[int, str] = {}
+    up = 0
+    for item, reply in post.replies(grid, sent, deadline):
+        try:
+            profile = _profile(item.node_id, reply)
+            up += wire.size(door.content(reply))
+            if any(profile.name == other.name for other in profiles.values()):
+                raise Refused(f"there is a node named '{profile.name}' already")
+            profiles[item.node_id] = profile
+        except Refused as reason:
+            left_out[item.node_id] = str(reason)
+            LOG.warning("left out node %d: %s", item.node_id, reason)
+    return Meeting(profiles, left_out, up, sum(item.bytes for item in sent))
+
+
+def offer(
+    grid: Grid, profiles: Iterable[Profile], strategy: "Strategy", config: TaskConfig, base: Base, timeout: float
+) -> int:
+    """Send the base once to every store that lacks it; returns the bytes. Raises RunFailed where one refuses."""
+    lacking = {profile.store: profile for profile in profiles if not profile.holds_base}
+    if not lacking:
+        return 0
+    if not config.model.offer:
+        names = ", ".join(sorted(profile.name for profile in lacking.values()))
+        raise RunFailed(f"nodes {names} lack the base '{base.name}' ({base.fingerprint}) and model.offer is false")
+    contents = {
+        n: torch.frombuffer(bytearray(p.read_bytes()), dtype=torch.uint8) for n, p in files(base.folder).items()
+    }
+    records = wire.pack(State(contents))
+    records["order"] = order.write(config, strategy, base.fingerprint)
+    deadline = time.monotonic() + timeout
+    sent = [post.send(grid, profile.node_id, "query.base", records, "0") for profile in lacking.values()]
+    LOG.info("offered the base '%s' to %d stores that lack it (%d bytes each)", base.name, len(sent), sent[0].bytes)
+    for (_, reply), profile in zip(post.replies(grid, sent, deadline), lacking.values(), strict=True):
+        try:
+            door.admit_metrics(reply)
+        except Refused as reason:
+            raise RunFailed(f"node {profile.name} did not take the base: {reason}") from reason
+    return sum(item.bytes for item in sent)
+
+
+def _check_split(config: TaskConfig, plan: Outline, store: Store, num_nodes: int) -> None:
+    split = partition(config, plan.train.labels, plan.train.ids, num_nodes, store)
+    for line in table(split, plan.train.labels, plan.labels).splitlines():
+        LOG.info("%s", line)
+
+
+def _profile(node_id: int, reply: Message | None) -> Profile:
+    """The profile in a reply. Raises Refused."""
+    content = door.content(reply)
+    said = content.config_records.get("profile", ConfigRecord())
+    try:
+        return Profile(
+            node_id=node_id,
+            name=str(said["name"]),
+            rank=int(said["rank"]),  # type: ignore[arg-type]
+            num_examples=int(said["num-examples"]),  # type: ignore[arg-type]
+            store=str(said["store"]),
+            holds_base=bool(said["holds-base"]),
+            device=str(said["device"]),
+            memory=int(said["memory"]),  # type: ignore[arg-type]
+            cores=int(said["cores"]),  # type: ignore[arg-type]
+            versions=str(said["versions"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise Refused(f"its profile is unreadable: {error!r}") from error

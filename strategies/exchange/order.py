@@ -1,0 +1,58 @@
+"""The order in every message: strategy, options, tuning, task and training settings, so that a node needs no
+configuration of its own and works under any ServerApp. Only what differs from the defaults travels.
+"""
+
+from typing import TYPE_CHECKING
+
+from flwr.app import ConfigRecord
+
+import strategies
+from strategies.exchange.vocabulary import Ticket
+from task.config import TaskConfig
+from task.schema import ConfigError, Option, flatten, read, schema
+
+if TYPE_CHECKING:
+    from strategies.exchange.contract import Strategy
+
+CHOICE = {"strategy": Option(str, "fedavg"), "wrappers": Option(tuple[str, ...], ())}
+BASE, RANK = "base-fingerprint", "global-rank"  # what the server adds to the settings
+
+
+def write(config: TaskConfig, strategy: "Strategy", fingerprint: str, rank: int = 0) -> ConfigRecord:
+    """The record `order`: settings, the base they refer to, and the rank that adapters are built with."""
+    own = {BASE: fingerprint, RANK: rank}
+    return ConfigRecord({**flatten(config, changed_only=True), **strategies.to_flat(strategy), **own})
+
+
+def task_of(record: ConfigRecord) -> TaskConfig:
+    """The settings of the task in an order. Raises ConfigError."""
+    keys = schema(TaskConfig)
+    return TaskConfig.read({key: value for key, value in record.items() if key in keys})
+
+
+def strategy_of(record: ConfigRecord) -> "Strategy":
+    """The strategy and its wrappers in an order. Raises ConfigError."""
+    task = schema(TaskConfig)
+    rest = {k: v for k, v in record.items() if k not in task and k not in (BASE, RANK)}
+    values, problems = read({key: rest[key] for key in CHOICE if key in rest}, CHOICE)
+    strategies.require("strategy", values["strategy"], strategies.names())
+    for name in values["wrappers"]:
+        strategies.require("wrapper", name, strategies.wrapper_names())
+    keys = CHOICE | strategies.option_keys(values["strategy"], values["wrappers"])
+    values, problems = read(rest, keys)
+    if problems:
+        raise ConfigError(problems)
+    return strategies.from_values(values)
+
+
+def write_ticket(ticket: Ticket) -> ConfigRecord:
+    """The record `ticket`; the round goes by Flower's usual name for it."""
+    return ConfigRecord(
+        {"server-round": ticket.round, "rounds": ticket.rounds, "seed": ticket.seed, "rank": ticket.rank}
+    )
+
+
+def read_ticket(record: ConfigRecord) -> Ticket:
+    """The ticket in a message."""
+    whole = {name: int(record[name]) for name in ("server-round", "rounds", "seed", "rank")}  # type: ignore
+    return Ticket(whole["server-round"], whole["rounds"], whole["seed"], whole["rank"])

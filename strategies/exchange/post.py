@@ -1,0 +1,52 @@
+"""Sending and receiving over Flower's grid, one message at a time, so that memory does not know the cohort's size.
+
+Messages are pushed one by one; replies are pulled one by one in the order they were sent. A reply that
+comes early waits at the SuperLink, encoded (in a simulation the SuperLink is the same process).
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from strategies.exchange import wire
+
+FIRST_WAIT, LONGEST_WAIT = 0.02, 0.5  # seconds between looks for a reply
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A message on its way."""
+
+    node_id: int
+    message_id: str  # empty where the SuperLink did not take it
+    bytes: int
+
+
+def send(grid: Grid, node_id: int, kind: str, records: RecordDict, group: str) -> Sent:
+    """Push one message; its size is that of the encoded record."""
+    message = Message(records, dst_node_id=node_id, message_type=kind, group_id=group)
+    size = wire.size(records)
+    ids = [message_id for message_id in grid.push_messages([message]) if message_id]
+    return Sent(node_id, ids[0] if ids else "", size)
+
+
+def replies(grid: Grid, sent: list[Sent], deadline: float) -> Iterator[tuple[Sent, Message | None]]:
+    """The reply to each message in order; None where there is none by the deadline (time.monotonic)."""
+    for item in sent:
+        yield item, _wait(grid, item.message_id, deadline) if item.message_id else None
+
+
+def _wait(grid: Grid, message_id: str, deadline: float) -> Message | None:
+    """Look until the reply is there; after the deadline look once more, for it may have waited."""
+    pause = FIRST_WAIT
+    while True:
+        late = time.monotonic() >= deadline
+        for message in grid.pull_messages([message_id]):
+            return message
+        if late:
+            return None
+        time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+        pause = min(pause * 1.5, LONGEST_WAIT)

@@ -1,0 +1,288 @@
+"""The round loop, written once for every strategy: draw a cohort, send, check replies, combine, apply, evaluate,
+keep. All that changes lives in the locals here and in `_Run`; the strategy stays as it is.
+"""
+
+import itertools
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
+
+from strategies.exchange import checkpoint, cohort, door, order, post, wire
+from strategies.exchange.federation import Federation, NodeLine, Round
+from strategies.exchange.opening import Meeting, Opening, meet, open_run
+from strategies.exchange.vocabulary import Metrics, Profile, Refused, RunFailed, State, Ticket, Update
+from task.config import TaskConfig
+from task.model import tuned_model
+from task.schema import ConfigError
+
+if TYPE_CHECKING:
+    from strategies.exchange.contract import Strategy
+
+LOG = logging.getLogger("flwr")
+
+
+def run(
+    strategy: "Strategy",
+    grid: Grid,
+    *,
+    initial_arrays: ArrayRecord | None,
+    num_rounds: int,
+    timeout: float,
+    train_config: dict[str, object],
+    evaluate_config: dict[str, object],
+    evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None,
+    federation: Federation,
+) -> Result:
+    """All rounds of a federation; see `Strategy.start`."""
+    config = TaskConfig.read(train_config)
+    TaskConfig.read(train_config | evaluate_config)
+    if problems := misfits(strategy, config):
+        raise ConfigError(problems)
+    strategy.summary()
+    opening = open_run(strategy, grid, config, federation, timeout)
+    session = _Run(strategy, grid, opening, federation, num_rounds, timeout, evaluate_config, evaluate_fn)
+    state = session.initial(initial_arrays)
+    result = Result()
+    failures = 0
+    for number in range(num_rounds + 1):
+        state, report = session.opened(state) if number == 0 else session.round(number, state)
+        session.close(report, state, result)
+        failures = failures + 1 if report.failed else 0
+        if failures >= min(federation.max_failed_rounds, num_rounds):
+            raise RunFailed(f"{failures} rounds in a row failed, the last because {report.failed}")
+    result.arrays = wire.to_arrays(state)
+    return result
+
+
+def misfits(strategy: "Strategy", config: TaskConfig) -> list[str]:
+    """Why a strategy cannot run with these settings, if so."""
+    found = []
+    if strategy.tunings is not None and config.tuning not in strategy.tunings:
+        fits = " or ".join(f"'{tuning}'" for tuning in sorted(strategy.tunings))
+        found.append(f"strategy = '{strategy.name}' needs tuning = {fits}, not '{config.tuning}'")
+    for wrapper in strategy.wrappers:
+        if not strategy.mean and "combined" in vars(type(wrapper)):
+            found.append(
+                f"wrapper {type(wrapper).__name__} acts on a mean of updates; strategy = '{strategy.name}' has none"
+            )
+    return found
+
+
+def log_strategy(strategy: "Strategy") -> None:
+    """Say what a strategy is, and with which options."""
+    from strategies import to_flat
+
+    LOG.info("Starting %s: %s", strategy.name, ", ".join(f"{k}={v}" for k, v in to_flat(strategy).items()))
+
+
+@dataclass
+class _Run:
+    """One run in progress: what stays the same from round to round, and who is there."""
+
+    strategy: "Strategy"
+    grid: Grid
+    opening: Opening
+    federation: Federation
+    rounds: int
+    timeout: float
+    evaluate_config: dict[str, object]
+    evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None
+    known: dict[int, Profile] = field(default_factory=dict)  # every node that ever fitted
+    left_out: set[int] = field(default_factory=set)
+    profiles: dict[int, Profile] = field(default_factory=dict)  # those of them that are connected
+
+    def __post_init__(self) -> None:
+        self._welcome(self.opening.meeting)
+        self.profiles = dict(self.known)
+
+    # ------------------------------------------------------------------ before and after a round
+
+    def initial(self, arrays: ArrayRecord | None) -> State:
+        """The state that somebody handed over, or the strategy's own at the largest rank that anyone trains."""
+        if arrays is not None:
+            return wire.from_arrays(arrays)
+        rank = max(ticket.rank for ticket in self._tickets(0).values())
+        model = tuned_model(self.opening.base, self.opening.config, rank, "cpu")
+        return self.strategy.initial(model)
+
+    def opened(self, state: State) -> tuple[State, Round]:
+        """Round 0: nothing is trained, the untrained state is evaluated."""
+        meeting = self.opening.meeting
+        report = Round(0, bytes_up=meeting.bytes_up, bytes_down=meeting.bytes_down, bytes_base=meeting.bytes_base)
+        self._evaluate(report, state)
+        return state, report
+
+    def close(self, report: Round, state: State, result: Result) -> None:
+        """After a round: score it on the server, keep it, report it."""
+        report.parameters = sum(tensor.numel() for tensor in state.tensors.values())
+        if self.evaluate_fn is not None:
+            scored = self.evaluate_fn(report.number, wire.to_arrays(state))
+            if scored is not None:
+                report.evaluated_by_server = dict(scored)  # type: ignore[arg-type]
+                result.evaluate_metrics_serverapp[report.number] = scored
+        if report.train:
+            result.train_metrics_clientapp[report.number] = MetricRecord(dict(report.train))
+        if report.evaluated_by_nodes:
+            result.evaluate_metrics_clientapp[report.number] = MetricRecord(dict(report.evaluated_by_nodes))
+        if self.federation.checkpoint is not None:
+            about = {"round": report.number, "seed": self.federation.seed, "strategy": self.strategy.name}
+            checkpoint.save(self.federation.checkpoint / checkpoint.LAST, state, about)
+        if self.federation.on_round is not None:
+            self.federation.on_round(report, state)
+
+    # ------------------------------------------------------------------ one round
+
+    def round(self, number: int, state: State) -> tuple[State, Round]:
+        """Train a cohort; the new state and what happened. The state stays where too few replies are good."""
+        began = time.monotonic()
+        LOG.info("[ROUND %d/%d]", number, self.rounds)
+        report = Round(number)
+        self._call_roll(report)
+        tickets = self._tickets(number, state)
+        chosen = self._cohort("train", self.federation.fraction_train, number)
+        LOG.info("configure_train: Sampled %d nodes (out of %d)", len(chosen), len(self.profiles))
+        sent = self._send("train", number, state, [(profile, tickets[profile.name]) for profile in chosen], report)
+        updates = self._updates(state, sent, chosen, tickets, report)
+        state = self._combined(state, updates, len(chosen), report)
+        if not report.failed:
+            self._evaluate(report, state)
+        report.seconds = time.monotonic() - began
+        return state, report
+
+    def _combined(self, state: State, updates: Iterator[Update], sampled: int, report: Round) -> State:
+        """The next state, or the same one where the round fails."""
+        needed = max(1, round(self.federation.min_success_fraction * sampled + 0.49))
+        first = next(updates, None)
+        combined = {} if first is None else self.strategy.combine(state, itertools.chain([first], updates))
+        good = sum(not line.refused for line in report.nodes)
+        LOG.info("aggregate_train: Received %d results and %d failures", good, sampled - good)
+        if good < needed:
+            reasons = sorted({line.refused for line in report.nodes if line.refused})
+            report.failed = f"{good} of {sampled} replies were good, {needed} are needed: {'; '.join(reasons[:3])}"
+            LOG.error("[ROUND %d] failed, the state stays: %s", report.number, report.failed)
+            return state
+        for wrapper in reversed(self.strategy.wrappers):
+            combined = wrapper.combined(combined, good)
+        report.train = _means([line.metrics for line in report.nodes if not line.refused])
+        return self.strategy.apply(state, combined, report.number)
+
+    def _updates(
+        self, state: State, sent: list[post.Sent], chosen: list[Profile], tickets: dict[str, Ticket], report: Round
+    ) -> Iterator[Update]:
+        """Good updates in cohort order as their replies come; the others are logged with node and reason."""
+        arrivals = post.replies(self.grid, sent, time.monotonic() + self.timeout)
+        lines = {line.node: line for line in report.nodes}
+        for profile, (_, reply) in zip(chosen, arrivals, strict=True):
+            line, ticket = lines[profile.name], tickets[profile.name]
+            if reply is not None and not reply.has_error():
+                line.bytes_up = wire.size(reply.content)
+                report.bytes_up += line.bytes_up
+            try:
+                start = self.strategy.start_of(state, ticket)
+                update = door.admit_update(self.strategy, reply, profile.name, ticket, start)
+            except Refused as reason:
+                line.refused = str(reason)
+                LOG.warning("round %d: dropped the reply of node %s: %s", report.number, profile.name, reason)
+                continue
+            line.metrics = dict(update.metrics)
+            yield update
+
+    def _evaluate(self, report: Round, state: State) -> None:
+        """Ask nodes to score the state on rows they keep for it, where the settings say so."""
+        if self.opening.config.evaluate == "server":
+            return
+        tickets = self._tickets(report.number, state)
+        chosen = self._cohort("evaluate", self.federation.fraction_evaluate, report.number)
+        pairs = [(profile, tickets[profile.name]) for profile in chosen]
+        scratch = Round(report.number)
+        sent = self._send("evaluate", report.number, state, pairs, scratch)
+        answers: list[Metrics] = []
+        for profile, (_, reply) in zip(
+            chosen, post.replies(self.grid, sent, time.monotonic() + self.timeout), strict=True
+        ):
+            try:
+                answers.append(door.admit_metrics(reply))
+                scratch.bytes_up += wire.size(reply.content)  # type: ignore[union-attr]
+            except Refused as reason:
+                LOG.warning("round %d: node %s did not evaluate: %s", report.number, profile.name, reason)
+        report.bytes_down += scratch.bytes_down
+        report.bytes_up += scratch.bytes_up
+        report.evaluated_by_nodes = _means(answers)
+
+    # ------------------------------------------------------------------ who and what
+
+    def _send(
+        self, kind: str, number: int, state: State, pairs: list[tuple[Profile, Ticket]], report: Round
+    ) -> list[post.Sent]:
+        """One message a node, encoded once per distinct content; fills in the lines of the report."""
+        packed: dict[int, RecordDict] = {}
+        config = self.opening.config
+        if kind == "evaluate":
+            config = replace(TaskConfig.read(_flat(config) | self.evaluate_config), data=config.data)
+        instruction = order.write(config, self.strategy, self.opening.base.fingerprint, state.rank)
+        sent = []
+        for profile, ticket in pairs:
+            if ticket.rank not in packed:
+                packed[ticket.rank] = wire.pack(self.strategy.start_of(state, ticket))
+            content = RecordDict({**packed[ticket.rank], "order": instruction, "ticket": order.write_ticket(ticket)})
+            item = post.send(self.grid, profile.node_id, kind, content, str(number))
+            report.nodes.append(NodeLine(profile.name, ticket.rank, bytes_down=item.bytes))
+            report.bytes_down += item.bytes
+            sent.append(item)
+        return sent
+
+    def _cohort(self, purpose: str, fraction: float, number: int) -> list[Profile]:
+        everyone = list(self.profiles.values())
+        minimum = self.federation.min_train_nodes if purpose == "train" else 1
+        return cohort.draw(everyone, fraction, minimum, self.federation.seed, purpose, number)
+
+    def _tickets(self, number: int, state: State | None = None) -> dict[str, Ticket]:
+        """The strategy's assignment, no rank above what the state holds."""
+        known = sorted(self.profiles.values(), key=lambda profile: profile.order)
+        tickets = self.strategy.assign(known, number, self.rounds, self.federation.seed)
+        if state is None:
+            return tickets
+        return {name: replace(ticket, rank=min(ticket.rank, state.rank)) for name, ticket in tickets.items()}
+
+    def _call_roll(self, report: Round) -> None:
+        """Who is connected now; nodes never seen before are asked what they are."""
+        there = set(self.grid.get_node_ids())
+        if strangers := sorted(there - set(self.known) - self.left_out):
+            opening = self.opening
+            meeting = meet(self.grid, strangers, self.strategy, opening.config, opening.base, self.timeout)
+            self._welcome(meeting)
+            report.bytes_up, report.bytes_down = meeting.bytes_up, meeting.bytes_down
+            report.bytes_base = meeting.bytes_base
+        self.profiles = {node_id: profile for node_id, profile in self.known.items() if node_id in there}
+
+    def _welcome(self, meeting: Meeting) -> None:
+        names = {profile.name for profile in self.known.values()}
+        self.known |= {node_id: p for node_id, p in meeting.profiles.items() if p.name not in names}
+        self.left_out |= set(meeting.left_out)
+
+
+def _means(answers: list[Metrics]) -> Metrics:
+    """Means of every metric over nodes, weighted by their rows; `num-examples` is the sum."""
+    sums: dict[str, float] = defaultdict(float)
+    weights: dict[str, float] = defaultdict(float)
+    for metrics in answers:
+        for name, value in metrics.items():
+            sums[name] += value * metrics.get("num-examples", 1)
+            weights[name] += metrics.get("num-examples", 1)
+    means: Metrics = {name: sums[name] / weights[name] for name in sums if weights[name]}
+    if answers:
+        means["num-examples"] = int(sum(metrics.get("num-examples", 0) for metrics in answers))
+    return means
+
+
+def _flat(config: TaskConfig) -> dict[str, object]:
+    from task.schema import flatten
+
+    return dict(flatten(config))

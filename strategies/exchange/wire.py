@@ -1,0 +1,173 @@
+"""Tensors <-> Flower records.
+
+A state or an update crosses as one contiguous byte array and a compressed index of names, dtypes and
+shapes. One array instead of one per tensor halves the bytes of small adapters, carries every dtype
+bit for bit (bfloat16 included, which Flower's own arrays refuse), and makes sizes depend on shapes
+alone. Nothing here unpickles; what is read is checked before it is believed.
+"""
+
+import json
+import zlib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import (
+    InflatableObject,
+    get_all_nested_objects,
+    no_object_id_recompute,
+)
+
+from strategies.exchange.vocabulary import Entry, Refused, State, Tensors
+
+STYPE = "thistledown.flat"
+INDEX_LIMIT = 16 * 2**20  # bytes an index may take when decompressed
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
+        torch.complex64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+    )
+}  # fmt: skip
+Line = list[Any]  # [name, dtype, shape] in the index
+
+
+def pack(state: State) -> RecordDict:
+    """The records `arrays` and `index` of a state (an update is a state without a journal)."""
+    sections = [_aligned(state.tensors), *(_aligned(entry.tensors) for entry in state.journal)]
+    index = {
+        "tensors": _lines(sections[0]),
+        "journal": [[e.round, e.seed, _lines(s)] for e, s in zip(state.journal, sections[1:], strict=True)],
+    }
+    data = b"".join(raw(tensor) for section in sections for _, tensor in section)
+    arrays = {"flat": Array("uint8", (len(data),), STYPE, data)} if data else {}
+    squeezed = zlib.compress(json.dumps(index, separators=(",", ":")).encode(), 9)
+    return RecordDict({"arrays": ArrayRecord(arrays), "index": ConfigRecord({"index": squeezed})})
+
+
+def unpack(records: RecordDict) -> State:
+    """The state in `records`. Raises Refused where bytes and index do not fit each other."""
+    try:
+        index = _read_index(records["index"]["index"])  # type: ignore[index]
+        array = records.array_records["arrays"].get("flat")
+        data = bytearray(array.data if array is not None else b"")
+        reader = _Reader(data)
+        tensors = reader.section(index["tensors"])
+        journal = tuple(Entry(int(r), int(s), reader.section(lines)) for r, s, lines in index["journal"])
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
+        raise Refused(f"unreadable record: {type(error).__name__}: {error}") from error
+    if reader.offset != len(data):
+        raise Refused(f"record holds {len(data)} bytes, its index accounts for {reader.offset}")
+    return State(tensors, journal)
+
+
+def size(record: InflatableObject) -> int:
+    """Bytes of a record as Flower encodes it for the wire, nested objects and headers included."""
+    with no_object_id_recompute():
+        return sum(len(part.deflate()) for part in get_all_nested_objects(record).values())
+
+
+def to_arrays(state: State) -> ArrayRecord:
+    """A state as Flower's `Result.arrays` carries it: tensors by name, entries as `journal/<n>/<name>`."""
+    named = dict(state.tensors)
+    for number, entry in enumerate(state.journal):
+        named |= {f"journal/{number}/{entry.round}/{entry.seed}/{n}": t for n, t in entry.tensors.items()}
+    return ArrayRecord({name: _array(tensor) for name, tensor in named.items()})
+
+
+def from_arrays(arrays: ArrayRecord) -> State:
+    """The state in an ArrayRecord: ours, or one that somebody made from a torch state dict."""
+    tensors: Tensors = {}
+    entries: dict[int, tuple[int, int, Tensors]] = {}
+    for name, array in arrays.items():
+        tensor = _tensor(array)
+        if name.startswith("journal/"):
+            _, number, round_, seed, own = name.split("/", 4)
+            entries.setdefault(int(number), (int(round_), int(seed), {}))[2][own] = tensor
+        else:
+            tensors[name] = tensor
+    return State(tensors, tuple(Entry(*entries[number]) for number in sorted(entries)))
+
+
+def raw(tensor: torch.Tensor) -> bytes:
+    """The tensor's bytes in row-major order."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes()
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    """NumPy's format where NumPy has the dtype, so that plain Flower code can read it too."""
+    if tensor.dtype in (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
+        return Array(_dtype_name(tensor), tuple(tensor.shape), STYPE, raw(tensor))
+    return Array(tensor.detach().cpu().contiguous().numpy())
+
+
+def _tensor(array: Array) -> torch.Tensor:
+    if array.stype == STYPE:
+        return _Reader(bytearray(array.data)).tensor(array.dtype, list(array.shape))
+    return torch.from_numpy(array.numpy().copy())
+
+
+def _dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _aligned(tensors: Tensors) -> list[tuple[str, torch.Tensor]]:
+    """Widest dtype first, so that every tensor starts at a multiple of its own item size."""
+    return sorted(tensors.items(), key=lambda item: -item[1].element_size())
+
+
+def _lines(section: Iterable[tuple[str, torch.Tensor]]) -> list[Line]:
+    return [[name, _dtype_name(tensor), list(tensor.shape)] for name, tensor in section]
+
+
+def _read_index(squeezed: object) -> dict[str, Any]:
+    if not isinstance(squeezed, bytes):
+        raise ValueError("the index is not bytes")
+    opener = zlib.decompressobj()
+    try:
+        text = opener.decompress(squeezed, INDEX_LIMIT)
+    except zlib.error as error:
+        raise ValueError(f"the index cannot be decompressed: {error}") from error
+    if opener.unconsumed_tail:
+        raise ValueError(f"the index is larger than {INDEX_LIMIT} bytes")
+    index = json.loads(text)
+    if not isinstance(index, dict):
+        raise ValueError("the index is not a table")
+    return index
+
+
+class _Reader:
+    """Takes tensors off a byte buffer, one after the other; they share its memory."""
+
+    def __init__(self, data: bytearray) -> None:
+        self.data, self.offset = data, 0
+
+    def section(self, lines: list[Line]) -> Tensors:
+        tensors: Tensors = {}
+        for name, dtype, shape in lines:
+            if not isinstance(name, str) or name in tensors:
+                raise ValueError(f"bad or repeated name {name!r}")
+            tensors[name] = self.tensor(dtype, shape)
+        return tensors
+
+    def tensor(self, dtype: str, shape: list[int]) -> torch.Tensor:
+        if dtype not in DTYPES:
+            raise ValueError(f"unknown dtype {dtype!r}")
+        if any(type(extent) is not int or extent < 0 for extent in shape):
+            raise ValueError(f"bad shape {shape!r}")
+        kind = DTYPES[dtype]
+        count = 1
+        for extent in shape:
+            count *= extent
+        end = self.offset + count * kind.itemsize
+        if end > len(self.data):
+            raise ValueError(f"{len(self.data)} bytes end inside a tensor of shape {shape}")
+        if count == 0:
+            return torch.empty(shape, dtype=kind)
+        start, self.offset = self.offset, end
+        if start % kind.itemsize:
+            own = bytearray(self.data[start:end])  # sections after the first may begin unaligned
+            return torch.frombuffer(own, dtype=kind).reshape(shape)
+        return torch.frombuffer(self.data, dtype=kind, count=count, offset=start).reshape(shape)

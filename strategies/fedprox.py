@@ -1,0 +1,36 @@
+"""FedProx: FedAvg whose nodes are held near the model that they were sent.
+
+Li et al., "Federated Optimization in Heterogeneous Networks", arXiv 1812.06127, Algorithm 2: node i
+minimises F_i(w) + (mu / 2) ||w - w^t||^2, with w^t the server's tensors and the norm over what trains. At
+mu = 0 it is FedAvg.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from strategies.algebra.tensors import Tensors, difference, snapshot
+from strategies.exchange.contract import Strategy
+from strategies.exchange.vocabulary import Metrics, Ticket
+from task.model import TunedModel
+from task.schema import option
+from task.train import Trainer
+
+
+@dataclass(frozen=True)
+class FedProx(Strategy):
+    """`mu` weighs the proximal term; the server's half is FedAvg's."""
+
+    mu: float = option(0.01, low=0.0)
+
+    def train(self, model: TunedModel, trainer: Trainer, ticket: Ticket) -> tuple[Tensors, Metrics]:
+        live = self.exchanged(model)
+        before = snapshot(live)
+        anchor = {name: tensor.detach().clone() for name, tensor in live.items()}
+
+        def proximal() -> torch.Tensor:
+            distances = [(live[name] - anchor[name]).square().sum() for name in anchor]
+            return self.mu / 2 * torch.stack(distances).sum()
+
+        metrics = trainer.fit(model, penalty=proximal)
+        return difference(self.exchanged(model), before), metrics

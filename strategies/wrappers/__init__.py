@@ -1,0 +1,1 @@
+"""Wrappers round any strategy, one a file: compression and privacy of updates."""

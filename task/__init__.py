@@ -1,0 +1,1 @@
+"""What is learned: configuration, models, tunings, data, local training and metrics."""

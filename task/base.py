@@ -1,0 +1,117 @@
+"""The base: the pretrained model that everybody starts from and that never crosses the wire if it can be helped.
+
+A base is a folder as transformers reads it (config, safetensors, tokenizer or preprocessor) and a
+fingerprint of its files. The server finds it by hub id or folder, or trains the embedded one; a node
+finds the same fingerprint in its own store, or by the same name, or is offered the server's copy.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from task.config import EMBEDDED_MODEL, Model
+from task.store import Store, recipe_hash
+
+# What a base may consist of. No pickles: weights are safetensors or they are not read.
+FILES = re.compile(r"[\w.\-]+\.(json|safetensors|txt|model|jinja)")
+HUB_ID = re.compile(r"[\w.\-]+(/[\w.\-]+)?")
+
+
+class BaseError(ValueError):
+    """A base that cannot be found or used; the message says where it was looked for."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A pretrained model on this machine's disk."""
+
+    name: str
+    folder: Path
+    fingerprint: str
+
+
+def server_base(model: Model, store: Store) -> Base:
+    """The base that a run starts from, on the server. Raises BaseError."""
+    if model.name == EMBEDDED_MODEL:
+        from task.embedded import trained_base
+
+        folder = trained_base(store)
+    else:
+        folder = named_folder(model.name)
+    return Base(model.name, folder, fingerprint(folder, store))
+
+
+def node_base(model: Model, wanted: str, store: Store) -> Base:
+    """The base with the fingerprint `wanted`, on a node. Raises BaseError where the node lacks it."""
+    offered = store.path("bases", wanted)
+    if offered.exists():
+        return Base(model.name, offered, wanted)
+    if model.name == EMBEDDED_MODEL:
+        raise BaseError(f"the store {store.root} has no base {wanted}")
+    folder = named_folder(model.name)
+    own = fingerprint(folder, store)
+    if own != wanted:
+        raise BaseError(f"{folder} has the fingerprint {own}, the server's base has {wanted}")
+    return Base(model.name, folder, wanted)
+
+
+def named_folder(name: str) -> Path:
+    """The folder of a model given as a path or a hub id (fetched once, kept by huggingface_hub)."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _checked(folder)
+    if not HUB_ID.fullmatch(name):
+        raise BaseError(f"model.name = '{name}': there is no such folder, and it is not a hub id")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        fetched = snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"])
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise BaseError(f"model.name = '{name}': no such folder, and the hub did not give it: {error}") from error
+    return _checked(Path(fetched))
+
+
+def files(folder: Path) -> dict[str, Path]:
+    """The files that make a base, by name."""
+    return {path.name: path for path in sorted(folder.iterdir()) if FILES.fullmatch(path.name) and path.is_file()}
+
+
+def fingerprint(folder: Path, store: Store) -> str:
+    """A hash of the names and bytes of a base's files; remembered per path, size and time of change."""
+    parts = files(folder)
+    stats = [(name, str(path), path.stat().st_size, path.stat().st_mtime_ns) for name, path in parts.items()]
+    key = recipe_hash(stats)
+    with store.made("fingerprints", key) as draft:
+        if draft is not None:
+            (draft / "fingerprint").write_text(_hash({name: path.read_bytes() for name, path in parts.items()}))
+    return (store.path("fingerprints", key) / "fingerprint").read_text()
+
+
+def accept_offer(contents: Mapping[str, bytes], wanted: str, store: Store) -> None:
+    """Keep a base that the server sent. Raises BaseError where names or fingerprint are not as announced."""
+    bad = [name for name in contents if not FILES.fullmatch(name)]
+    if bad or _hash(contents) != wanted:
+        raise BaseError(f"the offered base is not {wanted}" + (f": bad file names {bad}" if bad else ""))
+    with store.made("bases", wanted) as draft:
+        for name, data in contents.items() if draft is not None else ():
+            (draft / name).write_bytes(data)  # type: ignore[operator]
+
+
+def _hash(contents: Mapping[str, bytes]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(contents):
+        digest.update(f"{name}\0{len(contents[name])}\0".encode())
+        digest.update(contents[name])
+    return digest.hexdigest()
+
+
+def _checked(folder: Path) -> Path:
+    names = files(folder)
+    if "config.json" not in names:
+        raise BaseError(f"{folder} is no model: it has no config.json")
+    if not any(name.endswith(".safetensors") for name in names):
+        raise BaseError(f"{folder} has no safetensors; other weight formats can run code and are not read")
+    return folder

@@ -1,0 +1,118 @@
+"""The settings of a task: what a node must know to prepare data, build a model and train it.
+
+These travel in every message; a node reads nothing but the message and its own node config.
+The settings of the server alone live in `server_app.config`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from task.schema import ConfigError, build, group, option, read, schema
+
+KINDS = ("image-classification", "text-classification")
+TUNINGS = ("full", "lora", "bias", "head")
+PARTITIONERS = ("iid", "dirichlet", "shards", "natural", "linear", "square", "exponential", "none")
+EMBEDDED_MODEL = "embedded"
+EMBEDDED_DATA = "digits"
+
+
+@dataclass(frozen=True)
+class Kind:
+    kind: str = option("image-classification", choices=KINDS)
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str = option(EMBEDDED_MODEL)
+    dtype: str = option("float32", choices=("float32", "bfloat16", "float16"))
+    offer: bool = option(True)
+    trust_remote_code: bool = option(False)
+
+
+@dataclass(frozen=True)
+class Data:
+    name: str = option(EMBEDDED_DATA)
+    subset: str = option("")
+    train_split: str = option("train")
+    validation_split: str = option("")
+    test_split: str = option("test")
+    validation_fraction: float = option(0.1, low=0.0, high=0.9)
+    test_fraction: float = option(0.1, low=0.0, high=0.9)
+    train_rows: int = option(0, low=0)
+    validation_rows: int = option(0, low=0)
+    test_rows: int = option(0, low=0)
+    image_column: str = option("image")
+    text_column: str = option("text")
+    label_column: str = option("label")
+    labels: tuple[str, ...] = option((), separator="|")
+    max_length: int = option(128, low=2)
+    holdout: float = option(0.1, low=0.0, high=0.9)
+    partitioner: str = option("dirichlet", choices=PARTITIONERS)
+    alpha: float = option(0.5, low=1e-3)
+    min_partition_size: int = option(5, low=1)
+    shards_per_node: int = option(2, low=1)
+    id_column: str = option("")
+
+
+@dataclass(frozen=True)
+class Lora:
+    ranks: tuple[int, ...] = option((8,), low=1)
+    scaling: float = option(2.0, low=1e-6)
+    dropout: float = option(0.0, low=0.0, high=0.9)
+    targets: tuple[str, ...] = option(("all-linear",))
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Everything a node is told about the task. Field names are run-config keys in Python spelling."""
+
+    task: Kind = group(Kind)
+    model: Model = group(Model)
+    data: Data = group(Data)
+    lora: Lora = group(Lora)
+    tuning: str = option("lora", choices=TUNINGS)
+    seed: int = option(0, low=0)
+    threads: int = option(1, low=1)
+    device: str = option("auto", choices=("auto", "cpu", "cuda", "mps", "xpu"))
+    evaluate: str = option("server", choices=("server", "nodes", "both"))
+    learning_rate: float = option(0.01, low=0.0)
+    local_epochs: int = option(3, low=1)
+    local_steps: int = option(0, low=0)
+    batch_size: int = option(16, low=1)
+    optimizer: str = option("adamw", choices=("adamw", "sgd"))
+    momentum: float = option(0.0, low=0.0, high=0.999)
+    weight_decay: float = option(0.0, low=0.0)
+    max_grad_norm: float = option(0.0, low=0.0)
+
+    @classmethod
+    def read(cls, flat: Mapping[str, object]) -> "TaskConfig":
+        """From flat keys, all of them the task's. Raises ConfigError with every problem."""
+        values, problems = read(flat, schema(cls))
+        config = build(cls, values)
+        if problems := problems + config.problems():
+            raise ConfigError(problems)
+        return config
+
+    def problems(self) -> list[str]:
+        """What is wrong between options that are each fine by themselves."""
+        found = []
+        text = self.task.kind == "text-classification"
+        if text and self.model.name == EMBEDDED_MODEL:
+            found.append(
+                "model.name = 'embedded' is a model of images; name a text model for task.kind = 'text-classification'"
+            )
+        if text and self.data.name == EMBEDDED_DATA:
+            found.append("data.name = 'digits' are images; name text data for task.kind = 'text-classification'")
+        if self.data.partitioner == "natural" and not self.data.id_column:
+            found.append("data.partitioner = 'natural' needs data.id-column, the column that names a row's client")
+        if self.data.partitioner == "natural" and self.data.name == EMBEDDED_DATA:
+            found.append("data.partitioner = 'natural' needs data with an id column; the digits have none")
+        if not self.lora.ranks:
+            found.append("lora.ranks is empty; give one rank, or several separated by commas")
+        if self.optimizer == "adamw" and self.momentum:
+            found.append("momentum is an option of optimizer = 'sgd'; adamw has its own")
+        if self.data.validation_fraction + self.data.test_fraction >= 1:
+            found.append("data.validation-fraction and data.test-fraction leave no rows to train on")
+        if self.evaluate != "server" and not self.data.holdout:
+            found.append(f"evaluate = '{self.evaluate}' needs data.holdout above 0: rows that nodes keep for it")
+        return found

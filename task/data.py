@@ -1,0 +1,295 @@
+"""From a configured source to prepared rows. Each step is made once and kept in the store.
+
+`outline` needs no model: which rows are train, validation and test, and what their labels are. `prepare`
+adds the model's inputs, encoded for the base in a folder. The second time, either is a few small files and
+memory maps.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from task.config import EMBEDDED_DATA, TaskConfig
+from task.images import ImageEncoder
+from task.labels import label_codes, label_names
+from task.raw import DataError, Raw
+from task.rows import Rows, mapped
+from task.seeds import derive
+from task.sources import Source, open_source, read_split
+from task.store import Store, recipe_hash
+from task.texts import TextEncoder
+
+__all__ = [
+    "DataError",
+    "Outline",
+    "Part",
+    "Parts",
+    "Rows",
+    "holdout",
+    "outline",
+    "outline_file",
+    "prepare",
+    "prepare_file",
+]
+
+PARTS = ("train", "validation", "test")
+NATIVE_VALIDATION = "validation"
+_EDITION = 1  # of what is stored; another number makes everything anew
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one split: `rows` (N,) in it, `labels` (N,), `ids` (N,) of natural clients; all int64."""
+
+    split: str
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    ids: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, positions: NDArray[np.int64]) -> "Part":
+        """The part with just these rows."""
+        ids = None if self.ids is None else self.ids[positions]
+        return Part(self.split, self.rows[positions], self.labels[positions], ids)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of the data without a model. `key` is its name in the store."""
+
+    key: str
+    labels: tuple[str, ...]
+    parts: dict[str, Part]
+
+    @property
+    def train(self) -> Part:
+        """The rows that are divided among nodes."""
+        return self.parts["train"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The prepared rows of a task."""
+
+    train: Rows
+    validation: Rows
+    test: Rows
+    labels: tuple[str, ...]
+
+
+# ------------------------------------------------------------------------------------------------ outline
+def outline(config: TaskConfig, store: Store) -> Outline:
+    """The parts of `data.name` and the label names. Random choices are the same for every seed of a run.
+
+    Raises DataError for a source, split or column that does not exist, and for labels that cannot be read.
+    """
+    return _task_outline(config, store, _source(config))
+
+
+def _task_outline(config: TaskConfig, store: Store, source: Source) -> Outline:
+    data = config.data
+    splits = [data.train_split, data.validation_split, data.test_split]
+    sizes = [
+        data.validation_fraction,
+        data.test_fraction,
+        data.train_rows,
+        data.validation_rows,
+        data.test_rows,
+    ]
+    return _outline(store, source, config, [splits, sizes], lambda: _parts(config, source))
+
+
+def outline_file(config: TaskConfig, store: Store, path: str | Path, labels: Sequence[str] = ()) -> Outline:
+    """The one part `train` of a node's own file or folder; its labels must be among `labels` (empty: any).
+
+    Raises DataError as `outline` does.
+    """
+    return _own_outline(config, store, _own(config, path), labels)
+
+
+def _own_outline(config: TaskConfig, store: Store, source: Source, labels: Sequence[str]) -> Outline:
+    def parts() -> tuple[tuple[str, ...], dict[str, Part]]:
+        splits = list(source.splits())
+        part, names = _part(
+            config, source, splits[0] if len(splits) == 1 else config.data.train_split, labels
+        )
+        return names, {"train": part}
+
+    return _outline(store, source, config, [config.data.train_split, list(labels)], parts)
+
+
+def _source(config: TaskConfig) -> Source:
+    return open_source(config.data.name, config.data.subset, config.data.train_split)
+
+
+def _own(config: TaskConfig, path: str | Path) -> Source:
+    place = Path(path).expanduser().absolute()
+    if not place.exists():
+        raise DataError(f"there is no file or folder {place}")
+    return open_source(str(place), train_split=config.data.train_split)
+
+
+def _outline(
+    store: Store,
+    source: Source,
+    config: TaskConfig,
+    choices: object,
+    parts: Callable[[], tuple[tuple[str, ...], dict[str, Part]]],
+) -> Outline:
+    columns = [_input_column(config), config.data.label_column, config.data.id_column, config.data.labels]
+    key = recipe_hash([_EDITION, config.task.kind, source.stamp(), columns, choices])
+    with store.made("outlines", key) as folder:
+        if folder is not None:
+            _write_outline(folder, *parts())
+    return _read_outline(store.path("outlines", key), key)
+
+
+def _write_outline(folder: Path, labels: tuple[str, ...], parts: dict[str, Part]) -> None:
+    for name, part in parts.items():
+        for field in ("rows", "labels", "ids"):
+            if (values := getattr(part, field)) is not None:
+                np.save(folder / f"{name}-{field}.npy", values)
+    splits = {name: part.split for name, part in parts.items()}
+    counts = {name: len(part) for name, part in parts.items()}
+    (folder / "outline.json").write_text(json.dumps({"labels": labels, "splits": splits, "rows": counts}))
+
+
+def _read_outline(folder: Path, key: str) -> Outline:
+    found = json.loads((folder / "outline.json").read_text())
+    parts = {}
+    for name, split in found["splits"].items():
+        ids = folder / f"{name}-ids.npy"
+        rows, labels = (mapped(folder / f"{name}-{field}.npy") for field in ("rows", "labels"))
+        parts[name] = Part(split, rows, labels, mapped(ids) if ids.exists() else None)
+    return Outline(key, tuple(found["labels"]), parts)
+
+
+def _parts(config: TaskConfig, source: Source) -> tuple[tuple[str, ...], dict[str, Part]]:
+    """Label names, and the three parts: from their own splits, or cut from train."""
+    data = config.data
+    native = NATIVE_VALIDATION if NATIVE_VALIDATION in source.splits() else ""
+    splits = {"test": data.test_split, "validation": data.validation_split or native}
+    fractions = {"test": data.test_fraction, "validation": data.validation_fraction}
+    limits = {"train": data.train_rows, "validation": data.validation_rows, "test": data.test_rows}
+    if data.train_split in splits.values():
+        raise DataError(
+            f"split '{data.train_split}' of {source.name} cannot be trained on and be validation or test too"
+        )
+    train, names = _part(config, source, data.train_split, data.labels)
+    parts, rest = {}, _random("cut").permutation(len(train))
+    for name, split in splits.items():
+        if split:
+            parts[name], _ = _part(config, source, split, names)
+        else:
+            cut, rest = np.split(rest, [_share(len(train), fractions[name])])
+            parts[name] = train.take(np.sort(cut))
+    parts["train"] = train.take(np.sort(rest))
+    if not len(parts["train"]):
+        raise DataError(f"{source.name}: {len(train)} rows in '{data.train_split}' leave none to train on")
+    return names, {name: _limited(parts[name], limits[name], name) for name in PARTS}
+
+
+def _part(
+    config: TaskConfig, source: Source, split: str, labels: Sequence[str]
+) -> tuple[Part, tuple[str, ...]]:
+    """All rows of a split, and the label names (those given, if any)."""
+    data, raw = config.data, read_split(source, split)
+    for column in (_input_column(config), data.label_column):
+        raw.require(column)
+    names = label_names(raw, data.label_column, labels)
+    codes = label_codes(raw, data.label_column, names)
+    ids = _ids(raw, data.id_column) if data.id_column and split == data.train_split else None
+    return Part(split, np.arange(len(raw)), codes, ids), names
+
+
+def _ids(raw: Raw, column: str) -> NDArray[np.int64]:
+    """The natural client of every row, numbered from 0 in sorted order."""
+    values = list(raw.values(column))
+    for row, value in enumerate(values):
+        if value is None or value != value or not isinstance(value, str | int | float):
+            raise DataError.at(raw.place, row, column, f"no id, but {value!r:.60}")
+    return np.unique(np.array(values), return_inverse=True)[1].astype(np.int64)
+
+
+def _limited(part: Part, limit: int, name: str) -> Part:
+    """At most `limit` rows (0: all), drawn at random."""
+    if not 0 < limit < len(part):
+        return part
+    return part.take(np.sort(_random(name).choice(len(part), limit, replace=False)))
+
+
+def _share(count: int, fraction: float) -> int:
+    """How many of `count` rows a fraction is: at least one where it is above 0, and never all."""
+    return min(max(round(count * fraction), 1), count - 1) if fraction and count > 1 else 0
+
+
+def _random(what: str) -> np.random.Generator:
+    return np.random.default_rng(derive("data", what))
+
+
+def _input_column(config: TaskConfig) -> str:
+    return config.data.text_column if config.task.kind == "text-classification" else config.data.image_column
+
+
+# ------------------------------------------------------------------------------------------------ inputs
+def prepare(config: TaskConfig, base: Path, store: Store) -> Parts:
+    """Train, validation and test rows, ready for the model whose files are in folder `base`.
+
+    Raises DataError where `outline` does, for inputs that cannot be encoded, and where the base
+    does not say how.
+    """
+    source = _source(config)
+    plan = _task_outline(config, store, source)
+    rows = _prepared(config, base, store, source, plan)
+    return Parts(rows["train"], rows["validation"], rows["test"], plan.labels)
+
+
+def prepare_file(
+    config: TaskConfig, base: Path, store: Store, path: str | Path, labels: Sequence[str]
+) -> Rows:
+    """The rows of a node's own file or folder. Raises DataError as `prepare` does."""
+    source = _own(config, path)
+    plan = _own_outline(config, store, source, labels)
+    return _prepared(config, base, store, source, plan)["train"]
+
+
+def _prepared(config: TaskConfig, base: Path, store: Store, source: Source, plan: Outline) -> dict[str, Rows]:
+    encoder = _encoder(config, base)
+    key = recipe_hash([_EDITION, plan.key, encoder.recipe()])
+    with store.made("data", key) as folder:
+        if folder is not None:
+            _encode(folder, encoder, source, plan)
+    place = store.path("data", key)
+    return {
+        name: Rows(encoder.read(place, name), part.labels, plan.labels, part.ids)
+        for name, part in plan.parts.items()
+    }
+
+
+def _encode(folder: Path, encoder: Any, source: Source, plan: Outline) -> None:
+    for split in dict.fromkeys(part.split for part in plan.parts.values()):
+        raw = read_split(source, split)
+        for name, part in plan.parts.items():
+            if part.split == split:
+                encoder.write(folder, name, raw, part.rows)
+
+
+def _encoder(config: TaskConfig, base: Path) -> ImageEncoder | TextEncoder:
+    if config.task.kind == "text-classification":
+        return TextEncoder(base, config.data.text_column, config.data.max_length)
+    return ImageEncoder.of(base, config.data.image_column, digits=config.data.name == EMBEDDED_DATA)
+
+
+def holdout(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """The rows that a node trains on and those that it keeps back; at least one each, where fraction > 0
+    and there are two."""
+    order = np.random.default_rng(seed).permutation(len(rows))
+    kept, trained = np.split(order, [_share(len(rows), fraction)])
+    return rows.select(np.sort(trained)), rows.select(np.sort(kept))

@@ -1,0 +1,59 @@
+"""The embedded base: a small vision transformer, trained once on upright digits and cached.
+
+It stands for "the public pretrained model" where there is no network, and it is a real case of a
+private base: it is on nobody's hub, so nodes can only have it from the server.
+"""
+
+from pathlib import Path
+
+from task.seeds import derive
+from task.store import Store, recipe_hash
+
+ARCHITECTURE = {
+    "image_size": 8, "patch_size": 2, "num_channels": 1, "num_labels": 10,
+    "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128,
+    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+}  # fmt: skip
+TRAINING = {"epochs": 30, "batch_size": 32, "learning_rate": 2e-3, "weight_decay": 0.01, "seed": 0}
+PREPROCESSOR = '{"do_normalize": true, "image_mean": [0.5], "image_std": [0.5], "rescale_factor": 0.0625}\n'
+
+
+def trained_base(store: Store) -> Path:
+    """The folder of the embedded base; trains it (some seconds on one core) where the store lacks it."""
+    import torch
+
+    recipe = {"architecture": ARCHITECTURE, "training": TRAINING, "torch": torch.__version__, "data": "digits/public"}
+    key = recipe_hash(recipe)
+    with store.made("embedded", key) as draft:
+        if draft is not None:
+            _train(draft)
+    return store.path("embedded", key)
+
+
+def _train(folder: Path) -> None:
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification
+
+    from task.digits import digits_part
+
+    images, labels = digits_part("public")
+    pixels = torch.from_numpy(images).float().div_(16.0).sub_(0.5).div_(0.5)
+    targets = torch.from_numpy(labels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive("embedded", TRAINING["seed"]))
+        model = ViTForImageClassification(ViTConfig(**ARCHITECTURE))
+        epochs, size = int(TRAINING["epochs"]), int(TRAINING["batch_size"])
+        steps = epochs * -(-len(targets) // size)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), TRAINING["learning_rate"], weight_decay=TRAINING["weight_decay"]
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, TRAINING["learning_rate"], total_steps=steps)
+        for _ in range(epochs):
+            for rows in torch.randperm(len(targets)).split(size):
+                loss = model(pixel_values=pixels[rows], labels=targets[rows]).loss
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(PREPROCESSOR)

@@ -1,0 +1,171 @@
+"""Images: from whatever a row holds to bytes of the size and channels that the model wants."""
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from task.raw import Arrays, DataError, Raw, Table
+from task.rows import Pixels, mapped
+from task.sources import DIGITS_STRETCH
+
+MODES = {1: "L", 3: "RGB"}
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # none whose reader starts other programs
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """How the images of `column` become pixels; the sizes and numbers are the base model's."""
+
+    column: str
+    height: int
+    width: int
+    channels: int
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resample: int
+
+    @classmethod
+    def of(cls, base: Path, column: str, digits: bool = False) -> "ImageEncoder":
+        """What the model in folder `base` wants. Raises DataError where its files do not say."""
+        model = json.loads((base / "config.json").read_text())
+        path = base / "preprocessor_config.json"
+        processor = json.loads(path.read_text()) if path.exists() else {}
+        channels = int(model.get("num_channels", 3))
+        if channels not in MODES:
+            raise DataError(f"{base / 'config.json'}: images of {channels} channels; 1 and 3 are known")
+        size = model.get("image_size") or processor.get("crop_size") or processor.get("size")
+        height, width = _height_width(size, base)
+        normalised, rescaled = processor.get("do_normalize", True), processor.get("do_rescale", True)
+        neutral = {"image_mean": 0.5, "image_std": 0.5} if digits else {"image_mean": 0.0, "image_std": 1.0}
+        mean, std = (
+            _by_channel(processor.get(key, neutral[key]) if normalised else value, channels, path)
+            for key, value in (("image_mean", 0.0), ("image_std", 1.0))
+        )
+        scale = float(processor.get("rescale_factor", 1 / 255)) if rescaled else 1.0
+        if digits:  # of 0 to 16, whatever other images of this model are
+            scale = 1 / (16 * DIGITS_STRETCH)
+        return cls(column, height, width, channels, scale, mean, std, int(processor.get("resample", 2)))
+
+    def recipe(self) -> object:
+        """All that the prepared pixels depend on, beside the rows."""
+        return asdict(self)
+
+    def write(self, folder: Path, part: str, raw: Raw, rows: NDArray[np.int64]) -> None:
+        """Prepare these rows. Raises DataError for the first one that is no image."""
+        shape = (len(rows), self.channels, self.height, self.width)
+        file = folder / f"{part}-pixels.npy"
+        pixels = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+        for position, (row, value) in enumerate(zip(rows, self._values(raw, rows), strict=True)):
+            try:
+                pixels[position] = self._fitted(_image(value, raw.folder if isinstance(raw, Table) else None))
+            except DataError as error:
+                raise DataError.at(raw.place, int(row), self.column, str(error)) from error
+        pixels.flush()
+
+    def read(self, folder: Path, part: str) -> Pixels:
+        """What `write` prepared."""
+        return Pixels(mapped(folder / f"{part}-pixels.npy"), self.scale, self.mean, self.std)
+
+    def _values(self, raw: Raw, rows: NDArray[np.int64]) -> Iterator[object]:
+        if isinstance(raw, Arrays):
+            return (raw.images[row] for row in rows)
+        return raw.values(self.column, rows)
+
+    def _fitted(self, image: Any) -> NDArray[np.uint8]:
+        """(C, H, W)"""
+        mode = MODES[self.channels]
+        if image.mode != mode:
+            image = image.convert(mode)
+        if image.size != (self.width, self.height):
+            image = image.resize((self.width, self.height), self.resample)
+        pixels = np.asarray(image)
+        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _height_width(size: Any, base: Path) -> tuple[int, int]:
+    if isinstance(size, dict):
+        edge = size.get("shortest_edge")
+        size = [size.get("height", edge), size.get("width", edge)]
+    if isinstance(size, int):
+        size = [size, size]
+    if not isinstance(size, list) or len(size) != 2 or not all(isinstance(edge, int) for edge in size):
+        raise DataError(f"{base / 'config.json'} does not say how large an image is (image_size)")
+    return size[0], size[1]
+
+
+def _by_channel(numbers: Any, channels: int, path: Path) -> tuple[float, ...]:
+    listed = [float(number) for number in (numbers if isinstance(numbers, list) else [numbers])]
+    if len(set(listed)) == 1:
+        return tuple(listed[:1] * channels)
+    if len(listed) != channels:
+        raise DataError(f"{path}: {len(listed)} means or deviations for {channels} channels")
+    return tuple(listed)
+
+
+def _image(value: object, folder: Path | None) -> Any:
+    """A PIL image of bytes, of a path, of {"bytes", "path"}, or of nested lists or an array."""
+    from PIL import Image
+
+    if isinstance(value, dict):
+        path = value.get("path")
+        value = value.get("bytes") or (Path(path) if path else None)
+    if value is None or (isinstance(value, str | bytes) and not value):
+        raise DataError("the image is missing")
+    if isinstance(value, str):
+        if folder is None:
+            raise DataError(f"a path ({value!r:.80}), but this data has no folder of its own")
+        value = Path(value)
+    if isinstance(value, Path):
+        value = (folder / value) if folder else value
+        if not value.is_file():
+            raise DataError(f"there is no image file {value}")
+        value = value.read_bytes()
+    if isinstance(value, bytes):
+        return _decoded(value)
+    if isinstance(value, list | np.ndarray):
+        return Image.fromarray(_grid(value))
+    raise DataError(f"no image, but {value!r:.60}")
+
+
+def _decoded(content: bytes) -> Any:
+    from PIL import Image
+
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{len(content)} bytes that are no readable image ({', '.join(FORMATS)}): {error}"
+        ) from error
+    if image.mode.startswith(("I", "F")):
+        raise DataError(f"an image of mode {image.mode}; only 8 bits a channel can be used")
+    return image
+
+
+def _grid(value: Any) -> NDArray[np.uint8]:
+    """(H, W) or (H, W, 3) from nested lists or an array, which may also be (1 or 3, H, W) or (H, W, 1)."""
+    try:
+        grid = np.asarray(value)
+    except ValueError:
+        raise DataError("rows of pixels that differ in length") from None
+    if grid.dtype.kind not in "iufb" or (grid.size and not (grid.min() >= 0 and grid.max() <= 255)):
+        raise DataError("pixels must be numbers from 0 to 255")
+    whole = grid.astype(np.uint8)
+    if grid.dtype.kind == "f" and (0 < grid.max(initial=0) <= 1 or not (whole == grid).all()):
+        raise DataError("pixels must be whole numbers from 0 to 255, not fractions")
+    if whole.ndim == 3 and whole.shape[-1] not in MODES and whole.shape[0] in MODES:
+        whole = whole.transpose(1, 2, 0)
+    if whole.ndim == 3 and whole.shape[-1] == 1:
+        whole = whole[..., 0]
+    if not whole.size or whole.ndim not in (2, 3) or (whole.ndim == 3 and whole.shape[-1] != 3):
+        raise DataError(
+            f"an image has shape (H, W), (H, W, C) or (C, H, W) with 1 or 3 channels, not {grid.shape}"
+        )
+    return np.ascontiguousarray(whole)

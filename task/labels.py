@@ -1,0 +1,81 @@
+"""Labels: from what a column holds (whole numbers, strings, class labels) to numbers counted from 0."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from task.raw import DataError, Raw
+
+SEPARATOR = "|"  # of label names in a configuration
+
+
+def label_names(raw: Raw, column: str, given: Sequence[str]) -> tuple[str, ...]:
+    """Label names in order: those given, else of the column's type, else its sorted distinct values."""
+    names = tuple(given) or raw.class_names(column)
+    if names is None:
+        names = tuple(str(value) for value in sorted(set(_values(raw, column))))
+    if len(set(names)) < len(names):
+        raise DataError(f"data.labels names a label twice: {_shown(names)}")
+    if bad := [name for name in names if SEPARATOR in name]:
+        raise DataError(
+            f"{raw.place}, column '{column}': a label may not hold '{SEPARATOR}', as {bad[0]!r} does"
+        )
+    if len(names) < 2:
+        raise DataError(
+            f"{raw.place}, column '{column}': one label only ({_shown(names)}), nothing to tell apart"
+        )
+    return names
+
+
+def label_codes(raw: Raw, column: str, names: Sequence[str]) -> NDArray[np.int64]:
+    """The label of every row (N,) as a position in `names`.
+
+    A string is looked up as it is. A number is looked up as text where names are numbers,
+    else it is the position.
+    Raises DataError for a missing label and for one that is not among the names.
+    """
+    codes: dict[str | int, int] = {name: code for code, name in enumerate(names)}
+    if not any(_is_whole(name) for name in names):
+        codes |= {code: code for code in range(len(names))}
+    own = raw.class_names(column)
+    words = own if own and set(own) <= set(names) else None
+    labels = np.empty(len(raw), np.int64)
+    for row, value in enumerate(_values(raw, column)):
+        found = words[value] if words and isinstance(value, int) and value < len(words) else value
+        code = codes.get(found, codes.get(str(found)))
+        if code is None:
+            raise DataError.at(raw.place, row, column, f"label {found!r} is none of {_shown(names)}")
+        labels[row] = code
+    return labels
+
+
+def _values(raw: Raw, column: str) -> list[str | int]:
+    raw.require(column)
+    numbered = raw.class_names(column) is not None
+    return [
+        _value(value, raw.place, row, column, numbered) for row, value in enumerate(raw.label_values(column))
+    ]
+
+
+def _value(value: object, place: str, row: int, column: str, numbered: bool) -> str | int:
+    if isinstance(value, float) and value.is_integer():  # a column of whole numbers that had gaps
+        value = int(value)
+    missing = value is None or value != value or (isinstance(value, str) and not value.strip())
+    if missing or (numbered and value == -1):
+        raise DataError.at(place, row, column, "the label is missing")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return value
+    if isinstance(value, str):
+        return value.strip()
+    raise DataError.at(place, row, column, f"a label is a whole number or text, not {value!r:.60}")
+
+
+def _is_whole(name: str) -> bool:
+    return name.removeprefix("-").isdecimal()
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

@@ -1,0 +1,107 @@
+"""From a base to a model that trains: load, give it a head for the labels, mark what the tuning trains."""
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from task.base import Base
+from task.config import TaskConfig
+from task.seeds import derive
+from task.tuning import TUNINGS
+
+ADAPTER = "default"  # peft's name of the one adapter a model has
+
+
+@dataclass(frozen=True)
+class TunedModel:
+    """A module and, by their names on the wire, the tensors of it that training changes.
+
+    Names are those of the plain transformers model; the factors of an adapter are
+    `<linear layer>.lora_A.weight` (rank x inputs) and `<linear layer>.lora_B.weight` (outputs x rank).
+    """
+
+    module: nn.Module
+    tuning: str
+    base: Base
+    trained: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def write(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Put values into the trained tensors; factors may come with fewer ranks. KeyError on a strange name."""
+        for name, value in tensors.items():
+            own = self.trained[name]
+            own.data = value.detach().to(own.device, own.dtype, copy=True)
+
+    def save(self, folder: Path, base_name: str) -> None:
+        """A peft adapter folder where the tuning is peft's (it names its base), else a transformers folder.
+
+        The ranks in the model must be those it was built with: peft writes that rank into its config.
+        """
+        if self.tuning == "lora":
+            self.module.peft_config[ADAPTER].base_model_name_or_path = base_name  # type: ignore
+        self.module.save_pretrained(folder)  # type: ignore[operator]
+
+
+@lru_cache(maxsize=1)
+def tuned_model(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
+    """The model of this process: built once per base, settings and rank, then reused for every node and
+    round. Only `trained` tensors ever change, and whoever uses the model writes all of them first."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(config.seed, "init"))
+        module, head = _loaded(base, config)
+        module = TUNINGS[config.tuning](module, head, config.lora, rank)
+    module.to(device)
+    return TunedModel(module, config.tuning, base, _trained(module, config.tuning))
+
+
+def wire_name(name: str) -> str:
+    """A parameter's name without what peft wraps round it."""
+    name = name.removeprefix("base_model.model.").replace(f".modules_to_save.{ADAPTER}.", ".")
+    return name.replace(f".{ADAPTER}.", ".").replace(".base_layer.", ".")
+
+
+def _trained(module: nn.Module, tuning: str) -> dict[str, torch.Tensor]:
+    """Trainable parameters; under full tuning the running statistics of normalisation layers too."""
+    named: dict[str, torch.Tensor] = {wire_name(n): p for n, p in module.named_parameters() if p.requires_grad}
+    if tuning == "full":
+        saved = set(module.state_dict().keys())
+        named |= {n: b for n, b in module.named_buffers() if n in saved and b.is_floating_point()}
+    return named
+
+
+def _loaded(base: Base, config: TaskConfig) -> tuple[nn.Module, list[str]]:
+    """The plain transformers model and the names of its head's modules."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    kinds: dict[str, Any] = {
+        "image-classification": transformers.AutoModelForImageClassification,
+        "text-classification": transformers.AutoModelForSequenceClassification,
+    }
+    names = config.data.labels
+    module, loading = kinds[config.task.kind].from_pretrained(
+        base.folder,
+        dtype=getattr(torch, config.model.dtype),
+        num_labels=len(names),
+        id2label=dict(enumerate(names)),
+        label2id={name: number for number, name in enumerate(names)},
+        ignore_mismatched_sizes=True,  # a head for other labels is replaced by a fresh one
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=config.model.trust_remote_code,
+        output_loading_info=True,
+    )
+    fresh = [*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])]
+    return module, _head(module, fresh)
+
+
+def _head(module: nn.Module, fresh: list[str]) -> list[str]:
+    """Modules outside the pretrained body, and those inside it that the base has no weights for."""
+    body = getattr(module, "base_model_prefix", "")
+    outside = [n for n, child in module.named_children() if n != body and any(True for _ in child.parameters())]
+    inside = {name.rsplit(".", 1)[0] for name in fresh if name.startswith(body + ".")}
+    return outside + sorted(inside)

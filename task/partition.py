@@ -1,0 +1,164 @@
+"""Which rows of the train part each simulated node gets, by flwr-datasets; computed once and kept."""
+
+import logging
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from task.config import TaskConfig
+from task.seeds import derive
+from task.store import Store, recipe_hash
+
+log = logging.getLogger(__name__)
+
+Positions = NDArray[np.int64]
+_EDITION = 1  # of what is stored
+_SHOWN = 20  # nodes in a table
+
+
+class SplitError(ValueError):
+    """Rows that cannot be divided as asked; the message has the numbers and what to change."""
+
+
+def partition(
+    config: TaskConfig, labels: Positions, ids: Positions | None, num_partitions: int, store: Store
+) -> list[Positions]:
+    """Sorted row positions of every partition: disjoint, none empty.
+
+    `labels` (N,) and `ids` (N,) are the classes and natural clients of the rows, int64. Equal `config.seed`
+    give equal splits. Raises SplitError.
+    """
+    data = config.data
+    settings = [data.partitioner, data.alpha, data.min_partition_size, data.shards_per_node, config.seed]
+    contents = [None if values is None else values.tobytes().hex() for values in (labels, ids)]
+    key = recipe_hash([_EDITION, num_partitions, settings, contents])
+    with store.made("splits", key) as folder:
+        if folder is not None:
+            parts = _divide(config, labels, ids, num_partitions)
+            sizes = [len(part) for part in parts]
+            np.savez(folder / "split.npz", positions=np.concatenate(parts), sizes=np.array(sizes, np.int64))
+    with np.load(store.path("splits", key) / "split.npz", allow_pickle=False) as split:
+        return np.split(split["positions"], np.cumsum(split["sizes"])[:-1])
+
+
+def table(parts: list[Positions], labels: Positions, names: tuple[str, ...]) -> str:
+    """Rows per node and class as text, a line a node; of many nodes the first ones."""
+    counts = [np.bincount(labels[part], minlength=len(names)) for part in parts[:_SHOWN]]
+    heads = [f"{name[:8]:>5}" for name in names]
+    lines = ["node   rows  " + " ".join(heads)]
+    for node, count in enumerate(counts):
+        cells = " ".join(f"{number or '.':>{len(head)}}" for number, head in zip(count, heads, strict=True))
+        lines.append(f"{node:>4} {count.sum():>6}  {cells}")
+    if len(parts) > _SHOWN:
+        sizes = [len(part) for part in parts]
+        lines.append(f"... and {len(parts) - _SHOWN} more; {min(sizes)} to {max(sizes)} rows a node")
+    return "\n".join(lines)
+
+
+def _divide(config: TaskConfig, labels: Positions, ids: Positions | None, nodes: int) -> list[Positions]:
+    import datasets
+
+    if not 0 < nodes <= len(labels):
+        raise SplitError(f"{len(labels)} rows cannot be divided among {nodes} nodes; each needs at least one")
+    seed = derive(config.seed, "partition") % 2**32
+    order = np.random.default_rng(seed).permutation(
+        len(labels)
+    )  # else partitioners that cut would keep file order
+    columns = {"position": order, "label": labels[order]} | ({} if ids is None else {"id": ids[order]})
+    partitioner = _partitioner(config, ids, nodes, seed)
+    partitioner.dataset = datasets.Dataset.from_dict(columns)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of every attempt; the outcome says it all
+            warnings.simplefilter("error", RuntimeWarning)  # proportions that do not add up
+            found = [
+                _positions(partitioner.load_partition(number)) for number in range(partitioner.num_partitions)
+            ]
+    except (ValueError, RuntimeWarning) as error:
+        raise SplitError(_refusal(config, len(labels), nodes)) from error
+    parts = _dealt(found, nodes)
+    _check(parts, len(labels), config, nodes)
+    return parts
+
+
+def _positions(rows: Any) -> Positions:
+    return np.sort(np.array(rows["position"], np.int64))
+
+
+def _partitioner(config: TaskConfig, ids: Positions | None, nodes: int, seed: int) -> Any:
+    from flwr_datasets import partitioner as kinds
+
+    data = config.data
+    if data.partitioner == "none":
+        raise SplitError(
+            "data.partitioner = 'none': nodes bring their own rows (data-path), so there is nothing to divide"
+        )
+    if data.partitioner == "natural":
+        _check_natural(config, ids, nodes)
+        return kinds.NaturalIdPartitioner("id")
+    if data.partitioner == "dirichlet":
+        return kinds.DirichletPartitioner(
+            nodes, "label", data.alpha, data.min_partition_size, self_balancing=True, seed=seed
+        )
+    if data.partitioner == "shards":
+        return kinds.ShardPartitioner(
+            nodes, "label", num_shards_per_partition=data.shards_per_node, seed=seed
+        )
+    by_size = {
+        "iid": kinds.IidPartitioner,
+        "linear": kinds.LinearPartitioner,
+        "square": kinds.SquarePartitioner,
+        "exponential": kinds.ExponentialPartitioner,
+    }
+    return by_size[data.partitioner](nodes)
+
+
+def _check_natural(config: TaskConfig, ids: Positions | None, nodes: int) -> None:
+    if ids is None:
+        raise SplitError(
+            "data.partitioner = 'natural' needs data.id-column, the column that names a row's client"
+        )
+    count = len(np.unique(ids))
+    if count < nodes:
+        column = config.data.id_column
+        raise SplitError(
+            f"column '{column}' names {count} clients for {nodes} nodes; use at most {count} nodes"
+        )
+    if count > nodes:
+        log.info("%d natural clients on %d nodes: dealt in turn, %.1f to a node", count, nodes, count / nodes)
+
+
+def _dealt(found: list[Positions], nodes: int) -> list[Positions]:
+    """One list of rows per node; natural clients beyond the number of nodes go round."""
+    if len(found) == nodes:
+        return found
+    return [np.sort(np.concatenate(found[node::nodes])) for node in range(nodes)]
+
+
+def _check(parts: list[Positions], rows: int, config: TaskConfig, nodes: int) -> None:
+    every = np.concatenate(parts)
+    unique = np.unique(every)
+    if len(unique) < len(every) or unique.min() < 0 or unique.max() >= rows:
+        raise SplitError(
+            f"the {config.data.partitioner} split gives a row to two nodes, or rows that do not exist"
+        )
+    if min(len(part) for part in parts) == 0:
+        raise SplitError(_refusal(config, rows, nodes))
+    if len(every) < rows:
+        log.info(
+            "%d of %d rows are left over by the %s split", rows - len(every), rows, config.data.partitioner
+        )
+
+
+def _refusal(config: TaskConfig, rows: int, nodes: int) -> str:
+    data = config.data
+    asked = f"{rows} rows cannot be divided among {nodes} nodes by the {data.partitioner} split"
+    if data.partitioner == "dirichlet":
+        limits = f"data.alpha = {data.alpha:g} and data.min-partition-size = {data.min_partition_size}"
+        advice = "use fewer nodes, a larger alpha, a smaller min-partition-size, or the iid split"
+        return f"{asked} with {limits} ({rows / nodes:.1f} rows a node on average); {advice}"
+    if data.partitioner == "shards":
+        return f"{asked} with data.shards-per-node = {data.shards_per_node}; use fewer nodes or fewer shards"
+    return f"{asked}: some would get none; use fewer nodes, or the iid split"

@@ -1,0 +1,99 @@
+"""Rows as they are found, before anything is made of them: a table, or arrays of images and labels."""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names file, row and column.
+
+    Rows count from 0, without the header.
+    """
+
+    @classmethod
+    def at(cls, place: str, row: int, column: str, problem: str) -> "DataError":
+        """What is wrong with one value."""
+        return cls(f"{place}, row {row}, column '{column}': {problem}")
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images (N, H, W), (N, H, W, C) or (N, C, H, W) and labels (N,), as they lie in memory."""
+
+    place: str
+    images: NDArray[Any]
+    labels: NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def require(self, column: str) -> None:
+        """Arrays have images and labels, whatever these are called elsewhere."""
+
+    def values(self, column: str, rows: NDArray[np.int64] | None = None) -> Iterator[object]:
+        """Always a DataError: there is no column of text or of ids."""
+        raise DataError(f"{self.place} holds images and labels only; there is no column '{column}'")
+
+    def label_values(self, column: str) -> Iterator[object]:
+        """The label of every row."""
+        return iter(self.labels.tolist())
+
+    def class_names(self, column: str) -> tuple[str, ...] | None:
+        """Arrays do not name their classes."""
+        return None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A `datasets.Dataset`. Relative image paths in it start at `folder`; None: paths are not followed."""
+
+    place: str
+    dataset: Any
+    folder: Path | None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def require(self, column: str) -> None:
+        """DataError unless the table has this column."""
+        if column not in self.dataset.column_names:
+            raise DataError(f"{self.place} {lacks('column', column, self.dataset.column_names)}")
+
+    def values(self, column: str, rows: NDArray[np.int64] | None = None) -> Iterator[object]:
+        """The values of a column in the order of `rows` (None: all), images as they are stored."""
+        import datasets
+
+        self.require(column)
+        picked = self.dataset.select_columns([column])
+        if isinstance(picked.features[column], datasets.Image):
+            picked = picked.cast_column(column, datasets.Image(decode=False))
+        if rows is not None:
+            picked = picked.select(rows)
+        for batch in picked.iter(1000):
+            yield from batch[column]
+
+    def label_values(self, column: str) -> Iterator[object]:
+        """The label of every row, as it is stored."""
+        return self.values(column)
+
+    def class_names(self, column: str) -> tuple[str, ...] | None:
+        """The names that the column's type gives its numbers, where it does."""
+        names = getattr(self.dataset.features[column], "names", None)
+        return tuple(names) if names else None
+
+
+Raw = Arrays | Table
+
+
+def lacks(what: str, name: str, have: Iterable[str]) -> str:
+    """What to say of a name that does not exist among those that do."""
+    have = list(have)
+    near = difflib.get_close_matches(name, have, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return f"has no {what} '{name}', only {', '.join(map(repr, have)) or 'none'}{hint}"

@@ -1,0 +1,190 @@
+"""Options as frozen dataclasses, read from the flat dictionary that Flower calls a run config.
+
+A field made by `option` knows its default and its bounds. `schema` lists the options of a dataclass
+under their run-config keys (kebab-case, dots for groups), `read` checks a flat dictionary against such
+a list and reports *all* problems at once, `build` makes the dataclass. Schemas of several dataclasses
+combine by `|`, which is how every strategy brings options of its own.
+"""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+Scalar = bool | int | float | str
+Flat = dict[str, Scalar]
+Schema = dict[str, "Option"]
+T = TypeVar("T")
+
+# Names that users bring from other tools, and what they are called here.
+FOREIGN = {
+    "fraction-fit": "fraction-train",
+    "min-fit-clients": "min-train-nodes",
+    "min-available-clients": "min-available-nodes",
+    "num-rounds": "num-server-rounds",
+    "lr": "learning-rate",
+    "epochs": "local-epochs",
+    "lora.alpha": "lora.scaling",
+    "lora.rank": "lora.ranks",
+    "lora.r": "lora.ranks",
+    "model-name": "model.name",
+    "dataset.name": "data.name",
+    "num-supernodes": "simulation.num-supernodes",
+    "mu": "fedprox.mu",
+}
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message lists every problem."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__("\n  - ".join([f"{count} in the configuration:", *problems]))
+
+
+@dataclass(frozen=True)
+class Option:
+    """One run-config key: its type, its default and what it accepts."""
+
+    type: Any
+    default: Any
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    separator: str = ","
+
+    def parse(self, value: object) -> Any:
+        """The value in this option's type; ValueError says what would be accepted instead."""
+        value = self._typed(value)
+        if self.choices and value not in self.choices:
+            near = difflib.get_close_matches(str(value), self.choices, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise ValueError(f"must be one of {', '.join(self.choices)}, not '{value}'{hint}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float):
+                self._bounded(number)
+        return value
+
+    def flat(self, value: Any) -> Scalar:
+        """The value as Flower can carry it: tuples become text."""
+        if isinstance(value, tuple):
+            return self.separator.join(str(item) for item in value)
+        return typing.cast(Scalar, value)
+
+    def _typed(self, value: object) -> Any:
+        if typing.get_origin(self.type) is tuple:
+            return self._items(value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if self.type is float and is_number:
+            return float(typing.cast(float, value))
+        if type(value) is not self.type:
+            raise ValueError(f"must be {_WORDS[self.type]}, not {_WORDS.get(type(value), '?')} {value!r}")
+        return value
+
+    def _items(self, value: object) -> tuple[Any, ...]:
+        kind = typing.get_args(self.type)[0]
+        if isinstance(value, tuple):
+            return value
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise ValueError(f"must be text with items separated by '{self.separator}', not {value!r}")
+        items = [item.strip() for item in str(value).split(self.separator) if item.strip()]
+        try:
+            return tuple(kind(item) for item in items)
+        except ValueError:
+            form = f"whole numbers separated by '{self.separator}', such as '2,4,8'"
+            raise ValueError(f"must be {form}, not '{value}'") from None
+
+    def _bounded(self, number: float) -> None:
+        if number != number or number in (float("inf"), float("-inf")):
+            raise ValueError(f"must be a finite number, not {number}")
+        if self.low is not None and number < self.low:
+            raise ValueError(f"must be at least {self.low:g}, not {number:g}")
+        if self.high is not None and number > self.high:
+            raise ValueError(f"must be at most {self.high:g}, not {number:g}")
+
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def option(
+    default: Any,
+    *,
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+    separator: str = ",",
+) -> Any:
+    """A dataclass field that is a run-config key."""
+    limits = {"choices": choices, "low": low, "high": high, "separator": separator}
+    return field(default=default, metadata={"option": limits})
+
+
+def group(cls: type[T]) -> Any:
+    """A dataclass field that is a group of keys (a table in TOML)."""
+    return field(default_factory=cls, metadata={"group": cls})
+
+
+def key_of(name: str) -> str:
+    """The run-config key of a Python name."""
+    return name.replace("_", "-")
+
+
+def schema(cls: type, prefix: str = "") -> Schema:
+    """Every option of a dataclass, nested groups included, by run-config key."""
+    types = typing.get_type_hints(cls)
+    keys: Schema = {}
+    for part in dataclasses.fields(cls):
+        key = prefix + key_of(part.name)
+        if "group" in part.metadata:
+            keys |= schema(part.metadata["group"], key + ".")
+        elif "option" in part.metadata:
+            keys[key] = Option(types[part.name], part.default, **part.metadata["option"])
+    return keys
+
+
+def read(flat: Mapping[str, object], keys: Schema) -> tuple[dict[str, Any], list[str]]:
+    """Parsed values (defaults where a key is absent) and every problem found."""
+    values, problems = {key: item.default for key, item in keys.items()}, []
+    for key, value in flat.items():
+        if key not in keys:
+            problems.append(unknown(key, keys))
+            continue
+        try:
+            values[key] = keys[key].parse(value)
+        except ValueError as error:
+            problems.append(f"{key} {error}")
+    return values, problems
+
+
+def unknown(key: str, keys: Mapping[str, Option]) -> str:
+    """What to say of a key that does not exist."""
+    foreign = FOREIGN.get(key)
+    near = [foreign] if foreign in keys else difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+    return f"there is no key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "")
+
+
+def build(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+    """The dataclass whose options are `values`, as `read` gives them."""
+    arguments = {}
+    for part in dataclasses.fields(cls):  # type: ignore[arg-type]
+        key = prefix + key_of(part.name)
+        if "group" in part.metadata:
+            arguments[part.name] = build(part.metadata["group"], values, key + ".")
+        elif "option" in part.metadata:
+            arguments[part.name] = values[key]
+    return cls(**arguments)
+
+
+def flatten(config: Any, prefix: str = "", *, changed_only: bool = False) -> Flat:
+    """The flat dictionary of a dataclass; with `changed_only`, just what differs from the defaults."""
+    flat: Flat = {}
+    for key, item in schema(type(config), prefix).items():
+        value: Any = config
+        for name in key.removeprefix(prefix).split("."):
+            value = getattr(value, name.replace("-", "_"))
+        if not changed_only or value != item.default:
+            flat[key] = item.flat(value)
+    return flat

@@ -1,0 +1,79 @@
+"""Local training and evaluation: plain loops over prepared rows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from task.config import TaskConfig
+from task.rows import Rows
+from task.model import TunedModel
+
+EVALUATION_BATCH = 256
+Penalty = Callable[[], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What a node trains with: its rows, the task's settings, a seed for order and dropout."""
+
+    config: TaskConfig
+    rows: Rows
+    seed: int
+    device: str = "cpu"
+
+    def fit(self, model: TunedModel, penalty: Penalty | None = None) -> dict[str, float]:
+        """Train `model.trained` in place by the task's own optimiser; `penalty` is added to every loss.
+
+        Returns the mean loss per row over the last pass (`train-loss`) and the number of steps.
+        """
+        torch.manual_seed(self.seed)
+        optimizer = self._optimizer(model)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        model.module.train()
+        losses = []
+        for positions in self._batches():
+            loss = model.module(**self.rows.batch(positions, self.device)).loss
+            losses.append(loss.detach())
+            if penalty is not None:
+                loss = loss + penalty()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if self.config.max_grad_norm:
+                torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+            optimizer.step()
+        last = losses[-max(1, -(-len(self.rows) // self.config.batch_size)) :]
+        return {"train-loss": float(torch.stack(last).mean()), "steps": len(losses)}
+
+    def _batches(self) -> list[torch.Tensor]:
+        """Row positions of every local step: fresh orders of all rows, one after another."""
+        order = torch.Generator().manual_seed(self.seed)
+        size, steps = self.config.batch_size, self.config.local_steps
+        batches: list[torch.Tensor] = []
+        while len(batches) < steps if steps else len(batches) < self._epoch_steps * self.config.local_epochs:
+            batches += torch.randperm(len(self.rows), generator=order).split(size)
+        return batches[:steps] if steps else batches
+
+    @property
+    def _epoch_steps(self) -> int:
+        return -(-len(self.rows) // self.config.batch_size)
+
+    def _optimizer(self, model: TunedModel) -> torch.optim.Optimizer:
+        config = self.config
+        parameters = [p for p in model.trained.values() if isinstance(p, torch.nn.Parameter)]
+        if config.optimizer == "sgd":
+            return torch.optim.SGD(parameters, config.learning_rate, config.momentum, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
+
+
+@torch.no_grad()
+def evaluate(model: TunedModel, rows: Rows, device: str) -> dict[str, float]:
+    """Mean cross-entropy (`loss`, nats) and `accuracy` (share of rows) of the model as it stands."""
+    model.module.eval()
+    loss, correct = 0.0, 0
+    for positions in torch.arange(len(rows)).split(EVALUATION_BATCH):
+        batch = rows.batch(positions, device)
+        output = model.module(**batch)
+        loss += float(output.loss) * len(positions)
+        correct += int((output.logits.argmax(-1) == batch["labels"]).sum())
+    return {"loss": loss / len(rows), "accuracy": correct / len(rows)}

@@ -1,0 +1,1 @@
+"""thistledown: the command line of the federation."""
