@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context, RecordDict
+from flwr.app.typing import ConfigRecordValues
 
 from task.base import Base, BaseError, accept_offer, node_base
 from task.config import TaskConfig
@@ -106,9 +107,9 @@ class Local:
             return rows, rows.select([])
         return holdout(rows, self.config.data.holdout, derive(self.config.seed, "holdout", self.name))
 
-    def profile(self) -> dict[str, int | str | bool]:
+    def profile(self) -> ConfigRecord:
         """What the node answers when asked what it is. Raises DataError, NodeError, SplitError."""
-        return {
+        answers: dict[str, ConfigRecordValues] = {
             "name": self.name,
             "rank": self.rank,
             "num-examples": self.num_examples,
@@ -119,6 +120,7 @@ class Local:
             "cores": os.cpu_count() or 1,
             "versions": f"python {platform.python_version()}",
         }
+        return ConfigRecord(answers)
 
     def accept_base(self, records: RecordDict) -> int:
         """Keep the files of an offered base; returns how many there were. Raises BaseError, Refused."""

@@ -4,7 +4,7 @@ Imports that take seconds (torch, transformers, peft) happen when a message need
 profile is answered at once.
 """
 
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from client_app.local import Local
@@ -16,7 +16,7 @@ app = ClientApp()
 def profile(message: Message, context: Context) -> Message:
     """What this node is, and whether it holds the base that the order names."""
     local = Local.of(context, message.content.config_records["order"])
-    return Message(RecordDict({"profile": ConfigRecord(local.profile())}), reply_to=message)
+    return Message(RecordDict({"profile": local.profile()}), reply_to=message)
 
 
 @app.query("base")

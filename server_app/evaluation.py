@@ -26,10 +26,11 @@ class Evaluator:
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         model = installed(self.strategy, self.base, self.config, wire.from_arrays(arrays))
         parts = prepare(self.config, self.base.folder, server_store())
-        scores: dict[str, float] = {}
+        scores = MetricRecord()
         for name, rows in (("validation", parts.validation), ("test", parts.test)):
-            scores |= {f"{name}-{metric}": value for metric, value in evaluate(model, rows, "cpu").items()}
-        return MetricRecord(scores)
+            for metric, value in evaluate(model, rows, "cpu").items():
+                scores[f"{name}-{metric}"] = value
+        return scores
 
 
 def installed(strategy: Strategy, base: Base, config: TaskConfig, state: State) -> TunedModel:

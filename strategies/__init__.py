@@ -7,13 +7,16 @@ strategies.load("rbla").start(grid, num_rounds=3)
 import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from task.schema import ConfigError, Flat, Schema, build, flatten, key_of, read, schema, unknown
 
 if TYPE_CHECKING:
     from strategies.exchange.contract import Strategy
     from strategies.exchange.wrapper import Wrapper
+
+T = TypeVar("T")
 
 
 def names() -> list[str]:
@@ -82,7 +85,7 @@ def from_values(values: Mapping[str, Any]) -> "Strategy":
 
 def to_flat(strategy: "Strategy") -> Flat:
     """What a message must say so that a node makes the same strategy."""
-    flat: Flat = {"strategy": strategy.name} | flatten(strategy, f"{strategy.name}.", changed_only=True)
+    flat: Flat = {"strategy": strategy.name, **flatten(strategy, f"{strategy.name}.", changed_only=True)}
     for wrapper in strategy.wrappers:
         flat |= flatten(wrapper, f"{wrapper_name(wrapper)}.", changed_only=True)
     if strategy.wrappers:
@@ -96,8 +99,6 @@ def wrapper_name(wrapper: "Wrapper") -> str:
 
 
 def _with_wrappers(strategy: "Strategy", wrappers: Iterable["Wrapper"]) -> "Strategy":
-    from dataclasses import replace
-
     chain = tuple(wrappers)
     return replace(strategy, wrappers=chain) if chain else strategy
 
@@ -113,10 +114,11 @@ def require(what: str, name: str, there: list[str]) -> None:
         raise ConfigError([problem.replace("key", what, 1) + f" (there are {', '.join(there)})"])
 
 
-def _class_in(module: str, base: type) -> Any:
+def _class_in(module: str, base: type[T]) -> type[T]:
     """The one subclass of `base` that the module defines."""
     loaded = importlib.import_module(module)
-    own = [c for c in vars(loaded).values() if isinstance(c, type) and issubclass(c, base) and c.__module__ == module]
+    classes = [c for c in vars(loaded).values() if isinstance(c, type) and c.__module__ == module]
+    own = [c for c in classes if issubclass(c, base)]
     if len(own) != 1:
         raise TypeError(f"{module} must define exactly one {base.__name__}, it defines {len(own)}")
     return own[0]

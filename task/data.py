@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from task.config import EMBEDDED_DATA, TaskConfig
+from task.config import TaskConfig
 from task.images import ImageEncoder
 from task.labels import label_codes, label_names
 from task.raw import DataError, Raw
 from task.rows import Rows, mapped
 from task.seeds import derive
-from task.sources import Source, open_source, read_split
+from task.sources import Digits, Source, open_source, read_split
 from task.store import Store, recipe_hash
 from task.texts import TextEncoder
 
@@ -117,9 +117,7 @@ def outline_file(config: TaskConfig, store: Store, path: str | Path, labels: Seq
 def _own_outline(config: TaskConfig, store: Store, source: Source, labels: Sequence[str]) -> Outline:
     def parts() -> tuple[tuple[str, ...], dict[str, Part]]:
         splits = list(source.splits())
-        part, names = _part(
-            config, source, splits[0] if len(splits) == 1 else config.data.train_split, labels
-        )
+        part, names = _part(config, source, splits[0] if len(splits) == 1 else config.data.train_split, labels)
         return names, {"train": part}
 
     return _outline(store, source, config, [config.data.train_split, list(labels)], parts)
@@ -196,9 +194,7 @@ def _parts(config: TaskConfig, source: Source) -> tuple[tuple[str, ...], dict[st
     return names, {name: _limited(parts[name], limits[name], name) for name in PARTS}
 
 
-def _part(
-    config: TaskConfig, source: Source, split: str, labels: Sequence[str]
-) -> tuple[Part, tuple[str, ...]]:
+def _part(config: TaskConfig, source: Source, split: str, labels: Sequence[str]) -> tuple[Part, tuple[str, ...]]:
     """All rows of a split, and the label names (those given, if any)."""
     data, raw = config.data, read_split(source, split)
     for column in (_input_column(config), data.label_column):
@@ -251,9 +247,7 @@ def prepare(config: TaskConfig, base: Path, store: Store) -> Parts:
     return Parts(rows["train"], rows["validation"], rows["test"], plan.labels)
 
 
-def prepare_file(
-    config: TaskConfig, base: Path, store: Store, path: str | Path, labels: Sequence[str]
-) -> Rows:
+def prepare_file(config: TaskConfig, base: Path, store: Store, path: str | Path, labels: Sequence[str]) -> Rows:
     """The rows of a node's own file or folder. Raises DataError as `prepare` does."""
     source = _own(config, path)
     plan = _own_outline(config, store, source, labels)
@@ -261,15 +255,14 @@ def prepare_file(
 
 
 def _prepared(config: TaskConfig, base: Path, store: Store, source: Source, plan: Outline) -> dict[str, Rows]:
-    encoder = _encoder(config, base)
+    encoder = _encoder(config, base, isinstance(source, Digits))
     key = recipe_hash([_EDITION, plan.key, encoder.recipe()])
     with store.made("data", key) as folder:
         if folder is not None:
             _encode(folder, encoder, source, plan)
     place = store.path("data", key)
     return {
-        name: Rows(encoder.read(place, name), part.labels, plan.labels, part.ids)
-        for name, part in plan.parts.items()
+        name: Rows(encoder.read(place, name), part.labels, plan.labels, part.ids) for name, part in plan.parts.items()
     }
 
 
@@ -281,10 +274,10 @@ def _encode(folder: Path, encoder: Any, source: Source, plan: Outline) -> None:
                 encoder.write(folder, name, raw, part.rows)
 
 
-def _encoder(config: TaskConfig, base: Path) -> ImageEncoder | TextEncoder:
+def _encoder(config: TaskConfig, base: Path, digits: bool) -> ImageEncoder | TextEncoder:
     if config.task.kind == "text-classification":
         return TextEncoder(base, config.data.text_column, config.data.max_length)
-    return ImageEncoder.of(base, config.data.image_column, digits=config.data.name == EMBEDDED_DATA)
+    return ImageEncoder.of(base, config.data.image_column, digits)
 
 
 def holdout(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:

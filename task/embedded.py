@@ -14,7 +14,7 @@ ARCHITECTURE = {
     "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128,
     "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
 }  # fmt: skip
-TRAINING = {"epochs": 30, "batch_size": 32, "learning_rate": 2e-3, "weight_decay": 0.01, "seed": 0}
+EPOCHS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY, SEED = 30, 32, 2e-3, 0.01, 0
 PREPROCESSOR = '{"do_normalize": true, "image_mean": [0.5], "image_std": [0.5], "rescale_factor": 0.0625}\n'
 
 
@@ -22,8 +22,8 @@ def trained_base(store: Store) -> Path:
     """The folder of the embedded base; trains it (some seconds on one core) where the store lacks it."""
     import torch
 
-    recipe = {"architecture": ARCHITECTURE, "training": TRAINING, "torch": torch.__version__, "data": "digits/public"}
-    key = recipe_hash(recipe)
+    training = [EPOCHS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY, SEED]
+    key = recipe_hash([ARCHITECTURE, training, torch.__version__, "digits/public"])
     with store.made("embedded", key) as draft:
         if draft is not None:
             _train(draft)
@@ -40,16 +40,13 @@ def _train(folder: Path) -> None:
     pixels = torch.from_numpy(images).float().div_(16.0).sub_(0.5).div_(0.5)
     targets = torch.from_numpy(labels)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive("embedded", TRAINING["seed"]))
+        torch.manual_seed(derive("embedded", SEED))
         model = ViTForImageClassification(ViTConfig(**ARCHITECTURE))
-        epochs, size = int(TRAINING["epochs"]), int(TRAINING["batch_size"])
-        steps = epochs * -(-len(targets) // size)
-        optimizer = torch.optim.AdamW(
-            model.parameters(), TRAINING["learning_rate"], weight_decay=TRAINING["weight_decay"]
-        )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, TRAINING["learning_rate"], total_steps=steps)
-        for _ in range(epochs):
-            for rows in torch.randperm(len(targets)).split(size):
+        optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        steps = EPOCHS * -(-len(targets) // BATCH_SIZE)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+        for _ in range(EPOCHS):
+            for rows in torch.split(torch.randperm(len(targets)), BATCH_SIZE):
                 loss = model(pixel_values=pixels[rows], labels=targets[rows]).loss
                 optimizer.zero_grad()
                 loss.backward()

@@ -141,9 +141,7 @@ def _decoded(content: bytes) -> Any:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{len(content)} bytes that are no readable image ({', '.join(FORMATS)}): {error}"
-        ) from error
+        raise DataError(f"{len(content)} bytes that are no readable image ({', '.join(FORMATS)}): {error}") from error
     if image.mode.startswith(("I", "F")):
         raise DataError(f"an image of mode {image.mode}; only 8 bits a channel can be used")
     return image
@@ -165,7 +163,5 @@ def _grid(value: Any) -> NDArray[np.uint8]:
     if whole.ndim == 3 and whole.shape[-1] == 1:
         whole = whole[..., 0]
     if not whole.size or whole.ndim not in (2, 3) or (whole.ndim == 3 and whole.shape[-1] != 3):
-        raise DataError(
-            f"an image has shape (H, W), (H, W, C) or (C, H, W) with 1 or 3 channels, not {grid.shape}"
-        )
+        raise DataError(f"an image has shape (H, W), (H, W, C) or (C, H, W) with 1 or 3 channels, not {grid.shape}")
     return np.ascontiguousarray(whole)

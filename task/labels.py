@@ -18,13 +18,9 @@ def label_names(raw: Raw, column: str, given: Sequence[str]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise DataError(f"data.labels names a label twice: {_shown(names)}")
     if bad := [name for name in names if SEPARATOR in name]:
-        raise DataError(
-            f"{raw.place}, column '{column}': a label may not hold '{SEPARATOR}', as {bad[0]!r} does"
-        )
+        raise DataError(f"{raw.place}, column '{column}': a label may not hold '{SEPARATOR}', as {bad[0]!r} does")
     if len(names) < 2:
-        raise DataError(
-            f"{raw.place}, column '{column}': one label only ({_shown(names)}), nothing to tell apart"
-        )
+        raise DataError(f"{raw.place}, column '{column}': one label only ({_shown(names)}), nothing to tell apart")
     return names
 
 
@@ -42,7 +38,7 @@ def label_codes(raw: Raw, column: str, names: Sequence[str]) -> NDArray[np.int64
     words = own if own and set(own) <= set(names) else None
     labels = np.empty(len(raw), np.int64)
     for row, value in enumerate(_values(raw, column)):
-        found = words[value] if words and isinstance(value, int) and value < len(words) else value
+        found = words[value] if words and isinstance(value, int) and 0 <= value < len(words) else value
         code = codes.get(found, codes.get(str(found)))
         if code is None:
             raise DataError.at(raw.place, row, column, f"label {found!r} is none of {_shown(names)}")
@@ -53,9 +49,7 @@ def label_codes(raw: Raw, column: str, names: Sequence[str]) -> NDArray[np.int64
 def _values(raw: Raw, column: str) -> list[str | int]:
     raw.require(column)
     numbered = raw.class_names(column) is not None
-    return [
-        _value(value, raw.place, row, column, numbered) for row, value in enumerate(raw.label_values(column))
-    ]
+    return [_value(value, raw.place, row, column, numbered) for row, value in enumerate(raw.label_values(column))]
 
 
 def _value(value: object, place: str, row: int, column: str, numbered: bool) -> str | int:

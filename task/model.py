@@ -25,8 +25,9 @@ class TunedModel:
     """
 
     module: nn.Module
-    tuning: str
     base: Base
+    config: TaskConfig
+    rank: int = 0  # that adapters are built with; 0 where there are none
     trained: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def write(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -35,26 +36,35 @@ class TunedModel:
             own = self.trained[name]
             own.data = value.detach().to(own.device, own.dtype, copy=True)
 
+    def reset(self) -> None:
+        """Put back the values that training began with: those of the base, and the seeded fresh ones."""
+        self.write(build(self.base, self.config, self.rank, "cpu").trained)
+
     def save(self, folder: Path, base_name: str) -> None:
         """A peft adapter folder where the tuning is peft's (it names its base), else a transformers folder.
 
         The ranks in the model must be those it was built with: peft writes that rank into its config.
         """
-        if self.tuning == "lora":
+        if self.config.tuning == "lora":
             self.module.peft_config[ADAPTER].base_model_name_or_path = base_name  # type: ignore
         self.module.save_pretrained(folder)  # type: ignore[operator]
 
 
-@lru_cache(maxsize=1)
-def tuned_model(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
-    """The model of this process: built once per base, settings and rank, then reused for every node and
-    round. Only `trained` tensors ever change, and whoever uses the model writes all of them first."""
+def build(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
+    """A fresh model. What the base has no weights for is drawn from the run's seed: the same on every machine."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "init"))
         module, head = _loaded(base, config)
         module = TUNINGS[config.tuning](module, head, config.lora, rank)
     module.to(device)
-    return TunedModel(module, config.tuning, base, _trained(module, config.tuning))
+    return TunedModel(module, base, config, rank, _trained(module, config.tuning))
+
+
+@lru_cache(maxsize=1)
+def tuned_model(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
+    """The model of this process: built once, then reused for every node and round. Only `trained` tensors ever
+    change, and whoever uses the model writes all of them first."""
+    return build(base, config, rank, device)
 
 
 def wire_name(name: str) -> str:

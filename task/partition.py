@@ -62,10 +62,10 @@ def _divide(config: TaskConfig, labels: Positions, ids: Positions | None, nodes:
 
     if not 0 < nodes <= len(labels):
         raise SplitError(f"{len(labels)} rows cannot be divided among {nodes} nodes; each needs at least one")
+    if config.data.partitioner == "shards" and nodes * config.data.shards_per_node > len(labels):
+        raise SplitError(_refusal(config, len(labels), nodes))
     seed = derive(config.seed, "partition") % 2**32
-    order = np.random.default_rng(seed).permutation(
-        len(labels)
-    )  # else partitioners that cut would keep file order
+    order = np.random.default_rng(seed).permutation(len(labels))  # else partitioners that cut would keep file order
     columns = {"position": order, "label": labels[order]} | ({} if ids is None else {"id": ids[order]})
     partitioner = _partitioner(config, ids, nodes, seed)
     partitioner.dataset = datasets.Dataset.from_dict(columns)
@@ -73,9 +73,7 @@ def _divide(config: TaskConfig, labels: Positions, ids: Positions | None, nodes:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of every attempt; the outcome says it all
             warnings.simplefilter("error", RuntimeWarning)  # proportions that do not add up
-            found = [
-                _positions(partitioner.load_partition(number)) for number in range(partitioner.num_partitions)
-            ]
+            found = [_positions(partitioner.load_partition(number)) for number in range(partitioner.num_partitions)]
     except (ValueError, RuntimeWarning) as error:
         raise SplitError(_refusal(config, len(labels), nodes)) from error
     parts = _dealt(found, nodes)
@@ -103,9 +101,7 @@ def _partitioner(config: TaskConfig, ids: Positions | None, nodes: int, seed: in
             nodes, "label", data.alpha, data.min_partition_size, self_balancing=True, seed=seed
         )
     if data.partitioner == "shards":
-        return kinds.ShardPartitioner(
-            nodes, "label", num_shards_per_partition=data.shards_per_node, seed=seed
-        )
+        return kinds.ShardPartitioner(nodes, "label", num_shards_per_partition=data.shards_per_node, seed=seed)
     by_size = {
         "iid": kinds.IidPartitioner,
         "linear": kinds.LinearPartitioner,
@@ -117,15 +113,11 @@ def _partitioner(config: TaskConfig, ids: Positions | None, nodes: int, seed: in
 
 def _check_natural(config: TaskConfig, ids: Positions | None, nodes: int) -> None:
     if ids is None:
-        raise SplitError(
-            "data.partitioner = 'natural' needs data.id-column, the column that names a row's client"
-        )
+        raise SplitError("data.partitioner = 'natural' needs data.id-column, the column that names a row's client")
     count = len(np.unique(ids))
     if count < nodes:
         column = config.data.id_column
-        raise SplitError(
-            f"column '{column}' names {count} clients for {nodes} nodes; use at most {count} nodes"
-        )
+        raise SplitError(f"column '{column}' names {count} clients for {nodes} nodes; use at most {count} nodes")
     if count > nodes:
         log.info("%d natural clients on %d nodes: dealt in turn, %.1f to a node", count, nodes, count / nodes)
 
@@ -141,15 +133,11 @@ def _check(parts: list[Positions], rows: int, config: TaskConfig, nodes: int) ->
     every = np.concatenate(parts)
     unique = np.unique(every)
     if len(unique) < len(every) or unique.min() < 0 or unique.max() >= rows:
-        raise SplitError(
-            f"the {config.data.partitioner} split gives a row to two nodes, or rows that do not exist"
-        )
+        raise SplitError(f"the {config.data.partitioner} split gives a row to two nodes, or rows that do not exist")
     if min(len(part) for part in parts) == 0:
         raise SplitError(_refusal(config, rows, nodes))
     if len(every) < rows:
-        log.info(
-            "%d of %d rows are left over by the %s split", rows - len(every), rows, config.data.partitioner
-        )
+        log.info("%d of %d rows are left over by the %s split", rows - len(every), rows, config.data.partitioner)
 
 
 def _refusal(config: TaskConfig, rows: int, nodes: int) -> str:

@@ -108,9 +108,7 @@ class Rows:
         import torch
 
         rows = self._rows(positions)
-        return self.inputs.batch(rows, device) | {
-            "labels": torch.from_numpy(self.all_labels[rows]).to(device)
-        }
+        return self.inputs.batch(rows, device) | {"labels": torch.from_numpy(self.all_labels[rows]).to(device)}
 
     def _rows(self, positions: "Sequence[int] | Positions | torch.Tensor") -> Positions:
         chosen = np.asarray(positions, dtype=np.int64)

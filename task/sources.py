@@ -44,11 +44,7 @@ def open_source(name: str, subset: str = "", train_split: str = "train") -> Sour
         return _folder(path.resolve(), subset, train_split)
     if path.is_file():
         return _file(path.resolve())
-    if (
-        path.suffix.lower() in (*READERS, ".npz")
-        or name.startswith(("/", "./", "../", "~"))
-        or name.count("/") > 1
-    ):
+    if path.suffix.lower() in (*READERS, ".npz") or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
         raise DataError(f"there is no file or folder {path.absolute()}")
     return Loaded(name, subset)
 
@@ -185,9 +181,7 @@ class Loaded:
     def _splits(self) -> dict[str, Any]:
         import datasets
 
-        if (
-            self.place in datasets.packaged_modules._PACKAGED_DATASETS_MODULES
-        ):  # readers, one of them of pickles
+        if self.place in datasets.packaged_modules._PACKAGED_DATASETS_MODULES:  # readers, one of them of pickles
             raise DataError(f"'{self.place}' is a kind of file, not a dataset; name the file")
         try:
             return dict(datasets.load_dataset(self.place, self.subset or None))

@@ -34,7 +34,7 @@ def _parquet(path: Path) -> Any:
 
 def _json(path: Path) -> Any:
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
+        records = json.loads(path.read_bytes())
     except ValueError as error:
         raise DataError(f"{path} is not a json file: {error}") from error
     if not isinstance(records, list):
@@ -44,7 +44,7 @@ def _json(path: Path) -> Any:
 
 def _jsonl(path: Path) -> Any:
     records = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 records += [json.loads(line)] if line.strip() else []

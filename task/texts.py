@@ -26,9 +26,7 @@ class TextEncoder:
     def recipe(self) -> object:
         """All that the token ids depend on, beside the rows: every small file of the base, by content."""
         files = [path for path in sorted(self.base.iterdir()) if path.suffix in (".json", ".txt", ".model")]
-        contents = {
-            path.name: hashlib.blake2b(path.read_bytes(), digest_size=12).hexdigest() for path in files
-        }
+        contents = {path.name: hashlib.blake2b(path.read_bytes(), digest_size=12).hexdigest() for path in files}
         return [self.column, self.max_length, contents]
 
     def write(self, folder: Path, part: str, raw: Raw, rows: NDArray[np.int64]) -> None:
@@ -66,9 +64,7 @@ class TextEncoder:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                self.base, local_files_only=True, trust_remote_code=False
-            )
+            tokenizer = AutoTokenizer.from_pretrained(self.base, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise DataError(f"{self.base} has no tokenizer that can be read: {error}") from error
         limit = min(tokenizer.model_max_length, _positions(self.base))

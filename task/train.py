@@ -51,7 +51,7 @@ class Trainer:
         size, steps = self.config.batch_size, self.config.local_steps
         batches: list[torch.Tensor] = []
         while len(batches) < steps if steps else len(batches) < self._epoch_steps * self.config.local_epochs:
-            batches += torch.randperm(len(self.rows), generator=order).split(size)
+            batches += torch.split(torch.randperm(len(self.rows), generator=order), size)
         return batches[:steps] if steps else batches
 
     @property
@@ -71,7 +71,7 @@ def evaluate(model: TunedModel, rows: Rows, device: str) -> dict[str, float]:
     """Mean cross-entropy (`loss`, nats) and `accuracy` (share of rows) of the model as it stands."""
     model.module.eval()
     loss, correct = 0.0, 0
-    for positions in torch.arange(len(rows)).split(EVALUATION_BATCH):
+    for positions in torch.split(torch.arange(len(rows)), EVALUATION_BATCH):
         batch = rows.batch(positions, device)
         output = model.module(**batch)
         loss += float(output.loss) * len(positions)

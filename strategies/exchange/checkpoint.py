@@ -8,7 +8,8 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from strategies.exchange.vocabulary import Entry, State, Tensors
+from strategies.algebra.tensors import Tensors
+from strategies.exchange.vocabulary import Entry, State
 
 LAST = "last.safetensors"
 

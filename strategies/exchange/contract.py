@@ -87,7 +87,9 @@ class Strategy(FlowerStrategy):
         return model.trained
 
     def install(self, model: TunedModel, start: State) -> None:
-        """Make the model what the server holds: write tensors, replay entries in order."""
+        """Make the model what the server holds: write tensors, replay entries in order, from the base on."""
+        if start.journal:
+            model.reset()
         model.write(start.tensors)
         for entry in start.journal:
             self.replay(model, entry)

@@ -20,8 +20,10 @@ BASE, RANK = "base-fingerprint", "global-rank"  # what the server adds to the se
 
 def write(config: TaskConfig, strategy: "Strategy", fingerprint: str, rank: int = 0) -> ConfigRecord:
     """The record `order`: settings, the base they refer to, and the rank that adapters are built with."""
-    own = {BASE: fingerprint, RANK: rank}
-    return ConfigRecord({**flatten(config, changed_only=True), **strategies.to_flat(strategy), **own})
+    record = ConfigRecord({BASE: fingerprint, RANK: rank})
+    record.update(flatten(config, changed_only=True))
+    record.update(strategies.to_flat(strategy))
+    return record
 
 
 def task_of(record: ConfigRecord) -> TaskConfig:

@@ -19,7 +19,8 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 
-from strategies.exchange.vocabulary import Entry, Refused, State, Tensors
+from strategies.algebra.tensors import Tensors
+from strategies.exchange.vocabulary import Entry, Refused, State
 
 STYPE = "thistledown.flat"
 INDEX_LIMIT = 16 * 2**20  # bytes an index may take when decompressed
@@ -49,7 +50,7 @@ def pack(state: State) -> RecordDict:
 def unpack(records: RecordDict) -> State:
     """The state in `records`. Raises Refused where bytes and index do not fit each other."""
     try:
-        index = _read_index(records["index"]["index"])  # type: ignore[index]
+        index = _read_index(records.config_records["index"]["index"])
         array = records.array_records["arrays"].get("flat")
         data = bytearray(array.data if array is not None else b"")
         reader = _Reader(data)
