@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.app.typing import ConfigRecordValues
 
-from task.base import Base, BaseError, accept_offer, node_base
+from task.base import Base, accept_offer, node_base, node_bases
 from task.config import TaskConfig
 from task.seeds import derive
 from task.store import Store, node_store
@@ -114,7 +114,7 @@ class Local:
             "rank": self.rank,
             "num-examples": self.num_examples,
             "store": self.store.id,
-            "holds-base": self._holds_base(),
+            "bases": node_bases(self.config.model, self.store),
             "device": str(dict(self.node).get("device", self.config.device)),
             "memory": os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
             "cores": os.cpu_count() or 1,
@@ -129,12 +129,6 @@ class Local:
         contents = {name: wire.raw(tensor) for name, tensor in wire.unpack(records).tensors.items()}
         accept_offer(contents, str(self.order["base-fingerprint"]), self.store)
         return len(contents)
-
-    def _holds_base(self) -> bool:
-        try:
-            return bool(self.base.fingerprint)
-        except BaseError:
-            return False
 
     def _own_path(self) -> Path | None:
         own = dict(self.node)

@@ -7,7 +7,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from strategies.exchange import wire
 from strategies.exchange.contract import Strategy
 from strategies.exchange.vocabulary import State, Ticket
-from task.base import Base
+from task.base import Base, server_base
 from task.config import TaskConfig
 from task.data import prepare
 from task.model import TunedModel, tuned_model
@@ -20,12 +20,12 @@ class Evaluator:
     """Flower's `evaluate_fn`: loss and accuracy on the validation part (which chooses) and the test part."""
 
     strategy: Strategy
-    base: Base
     config: TaskConfig
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        model = installed(self.strategy, self.base, self.config, wire.from_arrays(arrays))
-        parts = prepare(self.config, self.base.folder, server_store())
+        base = server_base(self.config.model, server_store())
+        model = installed(self.strategy, base, self.config, wire.from_arrays(arrays))
+        parts = prepare(self.config, base.folder, server_store())
         scores = MetricRecord()
         for name, rows in (("validation", parts.validation), ("test", parts.test)):
             for metric, value in evaluate(model, rows, "cpu").items():

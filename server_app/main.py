@@ -17,7 +17,6 @@ from server_app.config import RunConfig
 from server_app.evaluation import Evaluator
 from server_app.results import Results
 from strategies.exchange.opening import settled, wait_for_nodes
-from task.base import server_base
 from task.schema import flatten
 from task.store import server_store
 
@@ -42,17 +41,15 @@ def federate(grid: Grid, run: RunConfig, results: Results) -> None:
     nodes = wait_for_nodes(grid, federation)
     LOG.info("preparing data '%s'", run.task.data.name)
     task = settled(run.task, server_store(), len(nodes))
-    LOG.info("preparing base '%s'", run.task.model.name)
-    base = server_base(run.task.model, server_store())
-    results.begin(base, task)
+    results.begin(task)
     scores = task.evaluate in ("server", "both")
     run.strategy.start(
         grid,
         num_rounds=run.server.num_server_rounds,
         timeout=run.server.round_timeout,
         train_config=ConfigRecord(dict(flatten(task, changed_only=True))),
-        evaluate_fn=Evaluator(run.strategy, base, task) if scores else None,
-        federation=replace(federation, base=base, checkpoint=results.checkpoints, on_round=results.on_round),
+        evaluate_fn=Evaluator(run.strategy, task) if scores else None,
+        federation=replace(federation, checkpoint=results.checkpoints, on_round=results.on_round),
     )
 
 

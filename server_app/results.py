@@ -27,8 +27,9 @@ from server_app.report import write_report
 from strategies.exchange import checkpoint
 from strategies.exchange.federation import Round
 from strategies.exchange.vocabulary import State
-from task.base import Base, files
+from task.base import files, server_base
 from task.config import EMBEDDED_MODEL, TaskConfig
+from task.store import server_store
 
 LOG = logging.getLogger("flwr")
 METRIC = "accuracy"
@@ -44,7 +45,6 @@ class Results:
         self.rounds: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.began = time.monotonic()
-        self._base: Base | None = None
         self._task = run.task
         self._last: State | None = None
         (folder / "config.toml").write_text(tomli_w.dumps(nested(run.flat)))
@@ -66,9 +66,9 @@ class Results:
         else:
             LOG.error("the run failed: %s", error)
 
-    def begin(self, base: Base, task: TaskConfig) -> None:
-        """What the run turned out to start from."""
-        self._base, self._task = base, task
+    def begin(self, task: TaskConfig) -> None:
+        """The settings as the data completed them."""
+        self._task = task
 
     def on_round(self, report: Round, state: State) -> None:
         """Append the round's line, keep the state if it is the best so far, and say how far the run is."""
@@ -108,7 +108,6 @@ class Results:
             "bytes_base": sum(entry["bytes_base"] for entry in self.rounds),
             "seconds": round(time.monotonic() - self.began, 3),
             "threads": torch.get_num_threads(),
-            "base-fingerprint": self._base.fingerprint if self._base else None,
             "folder": str(self.folder),
         }
 
@@ -154,18 +153,19 @@ class Results:
 
     def _export(self) -> None:
         """The tuned model, last and best, as folders that peft or transformers load."""
-        if self._base is None or self._last is None:
+        if self._last is None:
             return
-        base_name = self._base.name
-        if self._base.name == EMBEDDED_MODEL:
+        base = server_base(self._task.model, server_store())
+        base_name = base.name
+        if base.name == EMBEDDED_MODEL:
             folder = self.folder / "model" / "base"
             folder.mkdir(parents=True)
-            for path in files(self._base.folder).values():
+            for path in files(base.folder).values():
                 shutil.copy(path, folder)
             base_name = str(folder)
         best = checkpoint.load(self.checkpoints / BEST)[0] if self.best is not None else self._last
         for name, state in (("last", self._last), ("best", best)):
-            model = installed(self.run.strategy, self._base, self._task, state)
+            model = installed(self.run.strategy, base, self._task, state)
             model.save(self.folder / "model" / name, base_name)
 
 

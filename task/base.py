@@ -6,6 +6,7 @@ finds the same fingerprint in its own store, or by the same name, or is offered 
 """
 
 import hashlib
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from task.store import Store, recipe_hash
 
 # What a base may consist of. No pickles: weights are safetensors or they are not read.
 FILES = re.compile(r"[\w.\-]+\.(json|safetensors|txt|model|jinja)")
+LOG = logging.getLogger("flwr")
 HUB_ID = re.compile(r"[\w.\-]+(/[\w.\-]+)?")
 
 
@@ -48,13 +50,21 @@ def node_base(model: Model, wanted: str, store: Store) -> Base:
     offered = store.path("bases", wanted)
     if offered.exists():
         return Base(model.name, offered, wanted)
+    if model.name != EMBEDDED_MODEL and fingerprint(named_folder(model.name), store) == wanted:
+        return Base(model.name, named_folder(model.name), wanted)
+    raise BaseError(f"neither the store {store.root} nor model.name = '{model.name}' has the base {wanted}")
+
+
+def node_bases(model: Model, store: Store) -> list[str]:
+    """Fingerprints of the bases this node could start from: those in its store, and what `model.name` is here."""
+    kept = [path.name for path in store.path("bases", "").glob("*")]
     if model.name == EMBEDDED_MODEL:
-        raise BaseError(f"the store {store.root} has no base {wanted}")
-    folder = named_folder(model.name)
-    own = fingerprint(folder, store)
-    if own != wanted:
-        raise BaseError(f"{folder} has the fingerprint {own}, the server's base has {wanted}")
-    return Base(model.name, folder, wanted)
+        return kept
+    try:
+        return [*kept, fingerprint(named_folder(model.name), store)]
+    except BaseError as error:
+        LOG.info("model.name is not to be had here, the server may offer it: %s", error)
+        return kept
 
 
 def named_folder(name: str) -> Path:

@@ -15,7 +15,9 @@ ARCHITECTURE = {
     "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
 }  # fmt: skip
 EPOCHS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY, SEED = 30, 32, 2e-3, 0.01, 0
-PREPROCESSOR = '{"do_normalize": true, "image_mean": [0.5], "image_std": [0.5], "rescale_factor": 0.0625}\n'
+PREPROCESSOR = (
+    '{"do_normalize": true, "image_mean": [0.5], "image_std": [0.5], "rescale_factor": 0.00392156862745098}\n'
+)
 
 
 def trained_base(store: Store) -> Path:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from task.config import TaskConfig
-from task.rows import Rows
 from task.model import TunedModel
+from task.rows import Rows
 
 EVALUATION_BATCH = 256
 Penalty = Callable[[], torch.Tensor]

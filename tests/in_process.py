@@ -1,11 +1,15 @@
 """Flower's grid without Ray: messages go through Flower's real encoding to the real ClientApp, one at a time.
 
 Simulated nodes are as Ray's simulation makes them: random ids, `partition-id` and `num-partitions`.
+`hold` runs a whole federation on such a grid, as the ServerApp does, and gives what it left.
 """
 
 import itertools
+import json
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -15,33 +19,87 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 
+import client_app
+from server_app.config import RunConfig
+from server_app.main import federate, output_folder
+from server_app.results import Results
+from strategies.exchange import checkpoint
+from strategies.exchange.opening import settled
+from strategies.exchange.vocabulary import State
+from task.base import Base, server_base
+from task.config import TaskConfig
+from task.store import server_store
+
 SERVER = 1
-Handler = Callable[[Message, Context], Message]
+Spoil = Callable[[int, str, Message], Message | None]
+
+# The embedded default, cut down to about a second.
+SMALL: dict[str, Any] = {
+    "num-server-rounds": 1,
+    "simulation.num-supernodes": 3,
+    "data.train-rows": 90,
+    "data.validation-rows": 20,
+    "data.test-rows": 20,
+    "local-steps": 1,
+    "batch-size": 8,
+}
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A message to a node and what came back: records, or None for an error or no reply."""
+
+    partition: int
+    kind: str
+    request: RecordDict
+    reply: RecordDict | None
 
 
 class InProcessGrid(Grid):
-    """`spoil` may change a reply (or raise) before it is delivered: (partition, message type, reply) -> reply."""
+    """`spoil` may change a reply (or raise) before it is delivered: (partition, message type, reply) -> reply.
+
+    `ids` seeds the random node ids; `exchanges` keeps all that went over the wire.
+    """
 
     def __init__(
         self,
         app: ClientApp,
         num_nodes: int,
         node_configs: dict[int, dict[str, Any]] | None = None,
-        spoil: Callable[[int, str, Message], Message | None] | None = None,
+        spoil: Spoil | None = None,
+        ids: int = 0,
     ) -> None:
         self.app, self.spoil = app, spoil
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 7, 7, SERVER
-        ids = random.Random(num_nodes).sample(range(10**6, 10**7), num_nodes)
+        self._fresh_ids = random.Random(f"{ids}/{num_nodes}")
+        node_ids = self._fresh_ids.sample(range(10**6, 10**7), num_nodes)
         self.contexts = {}
-        for partition, node_id in enumerate(ids):
+        for partition, node_id in enumerate(node_ids):
             own = {"partition-id": partition, "num-partitions": num_nodes} | (node_configs or {}).get(partition, {})
             self.contexts[node_id] = Context(
                 run_id=7, node_id=node_id, node_config=own, state=RecordDict(), run_config={}
             )
-        self.partitions = dict(zip(ids, range(num_nodes), strict=True))
+        self.partitions = dict(zip(node_ids, range(num_nodes), strict=True))
         self.waiting: dict[str, Message | None] = {}
-        self.log: list[tuple[int, str]] = []  # (partition, message type) in the order sent
+        self.exchanges: list[Exchange] = []
         self._counter = itertools.count()
+
+    @property
+    def log(self) -> list[tuple[int, str]]:
+        """(partition, message type) in the order sent."""
+        return [(exchange.partition, exchange.kind) for exchange in self.exchanges]
+
+    def of(self, kind: str) -> list[Exchange]:
+        """What was exchanged in messages of one type."""
+        return [exchange for exchange in self.exchanges if exchange.kind == kind]
+
+    def restart(self, partition: int) -> None:
+        """The node comes back as Flower lets it: under a new id, its state forgotten."""
+        old = next(node_id for node_id, number in self.partitions.items() if number == partition)
+        new = self._fresh_ids.randrange(10**7, 10**8)
+        self.partitions[new] = self.partitions.pop(old)
+        config = self.contexts.pop(old).node_config
+        self.contexts[new] = Context(run_id=7, node_id=new, node_config=config, state=RecordDict(), run_config={})
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         ids = []
@@ -49,7 +107,10 @@ class InProcessGrid(Grid):
             message_id = f"message-{next(self._counter)}"
             message.metadata.__dict__["_message_id"] = message_id
             ids.append(message_id)
-            self.waiting[message_id] = self._answer(message)
+            reply = self.waiting[message_id] = self._answer(message)
+            content = reply.content if reply is not None and reply.has_content() else None
+            partition = self.partitions[message.metadata.dst_node_id]
+            self.exchanges.append(Exchange(partition, message.metadata.message_type, message.content, content))
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -62,7 +123,6 @@ class InProcessGrid(Grid):
     def _answer(self, message: Message) -> Message | None:
         node_id = message.metadata.dst_node_id
         partition, kind = self.partitions[node_id], message.metadata.message_type
-        self.log.append((partition, kind))
         try:
             TaskIdentity.node_id = node_id
             reply: Message | None = self.app(through_wire(message), self.contexts[node_id])
@@ -95,3 +155,57 @@ def through_wire(message: Message) -> Message:
     back = inflate_object_from_contents(message.object_id, contents)
     back.metadata.__dict__["_message_id"] = message.metadata.message_id
     return back
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a federation left: the grid with all messages, the parsed config, the results folder."""
+
+    grid: InProcessGrid
+    run: RunConfig
+    folder: Path
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """summary.json."""
+        return dict(json.loads((self.folder / "summary.json").read_text()))
+
+    @property
+    def rounds(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, round 0 first."""
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+    def state(self, which: str = "last") -> State:
+        """The `last` or the `best` checkpoint."""
+        return checkpoint.load(self.folder / "checkpoints" / f"{which}.safetensors")[0]
+
+    @property
+    def base(self) -> Base:
+        """The server's base."""
+        return server_base(self.run.task.model, server_store())
+
+    @property
+    def task(self) -> TaskConfig:
+        """The settings with label names, as the nodes got them."""
+        return settled(self.run.task, server_store(), len(self.grid.contexts))
+
+
+def hold(folder: Path, options: dict[str, Any] | None = None, grid: InProcessGrid | None = None, **nodes: Any) -> Outcome:
+    """A federation of SMALL with `options`; `nodes` are arguments of the grid. Results go to `folder`.
+
+    Raises what the ServerApp would; `left(folder)` then says what is there.
+    """
+    run = RunConfig.read({**SMALL, **(options or {}), "output-dir": str(folder)})
+    grid = grid or InProcessGrid(client_app.app, run.server.simulation.num_supernodes, **nodes)
+    place = output_folder(run)
+    with Results(place, run) as results:
+        federate(grid, run, results)
+    return Outcome(grid, run, place)
+
+
+def left(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Summary and rounds of the newest run in `folder`, however it ended."""
+    place = folder / "latest"
+    lines = place / "metrics.jsonl"
+    rounds = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    return json.loads((place / "summary.json").read_text()), rounds

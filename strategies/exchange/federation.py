@@ -44,7 +44,7 @@ OnRound = Callable[[Round, State], None]
 class Federation:
     """Who takes part, how long to wait, what counts as failure, what to keep. The defaults just work.
 
-    base: what to start from and to offer; None: resolved from the settings of the task.
+    base: what to start from and to offer; None: found by `model.name`.
     checkpoint: folder that holds the newest state after each round; None: none is kept.
     on_round: called after every round with its report and the state, round 0 included.
     """

@@ -47,11 +47,17 @@ class Meeting:
 
 
 def open_run(strategy: "Strategy", grid: Grid, config: TaskConfig, federation: Federation, timeout: float) -> Opening:
-    """Everything up to the first round. Raises ConfigError, RunFailed and the task's own errors."""
+    """Everything up to the first round. Raises ConfigError, RunFailed and the task's own errors.
+
+    Nodes are asked before the base is settled: training the embedded one, or reading a large one, then
+    overlaps with the start of their processes.
+    """
     node_ids = wait_for_nodes(grid, federation)
+    if not config.data.labels:
+        config = settled(config, server_store(), len(node_ids))
+    asked = _ask(grid, node_ids, config)
     base = federation.base or server_base(config.model, server_store())
-    config = settled(config, server_store(), len(node_ids))
-    meeting = meet(grid, node_ids, strategy, config, base, timeout)
+    meeting = _offered(grid, _met(grid, asked, timeout), strategy, config, base, timeout)
     if not meeting.profiles:
         reasons = list(meeting.left_out.values()) or ["none is connected"]
         raise RunFailed(f"none of {len(node_ids)} nodes can take part; {reasons[0]}")
@@ -59,13 +65,10 @@ def open_run(strategy: "Strategy", grid: Grid, config: TaskConfig, federation: F
     return Opening(config, base, meeting)
 
 
-def meet(
-    grid: Grid, node_ids: Iterable[int], strategy: "Strategy", config: TaskConfig, base: Base, timeout: float
-) -> Meeting:
-    """Ask nodes what they are, and give the base to the stores that lack it. Raises RunFailed."""
-    meeting = _ask(grid, node_ids, strategy, config, base, timeout)
-    offered = offer(grid, meeting.profiles.values(), strategy, config, base, timeout)
-    return replace(meeting, bytes_base=offered)
+def meet(grid: Grid, node_ids: Iterable[int], strategy: "Strategy", opening: Opening, timeout: float) -> Meeting:
+    """Nodes that connect later: asked in the same way, given the base if they lack it. Raises RunFailed."""
+    meeting = _met(grid, _ask(grid, node_ids, opening.config), timeout)
+    return _offered(grid, meeting, strategy, opening.config, opening.base, timeout)
 
 
 def wait_for_nodes(grid: Grid, federation: Federation) -> list[int]:
@@ -97,18 +100,20 @@ def settled(config: TaskConfig, store: Store, num_nodes: int) -> TaskConfig:
     return replace(config, data=replace(config.data, labels=plan.labels))
 
 
-def _ask(
-    grid: Grid, node_ids: Iterable[int], strategy: "Strategy", config: TaskConfig, base: Base, timeout: float
-) -> Meeting:
-    """Profiles of the nodes that answer and fit; the others are left out with a reason."""
-    deadline = time.monotonic() + timeout
-    records = RecordDict({"order": order.write(config, strategy, base.fingerprint)})
+def _ask(grid: Grid, node_ids: Iterable[int], config: TaskConfig) -> list[post.Sent]:
+    """Ask every node what it is."""
+    records = RecordDict({"order": order.write_task(config)})
     sent = [post.send(grid, node_id, "query.profile", records, "0") for node_id in node_ids]
     LOG.info("asked %d nodes for their profiles", len(sent))
+    return sent
+
+
+def _met(grid: Grid, asked: list[post.Sent], timeout: float) -> Meeting:
+    """Profiles of the nodes that answer and fit; the others are left out with a reason."""
     profiles: dict[int, Profile] = {}
     left_out: dict[int, str] = {}
     up = 0
-    for item, reply in post.replies(grid, sent, deadline):
+    for item, reply in post.replies(grid, asked, time.monotonic() + timeout):
         try:
             profile = _profile(item.node_id, reply)
             up += wire.size(door.content(reply))
@@ -118,33 +123,34 @@ def _ask(
         except Refused as reason:
             left_out[item.node_id] = str(reason)
             LOG.warning("left out node %d: %s", item.node_id, reason)
-    return Meeting(profiles, left_out, up, sum(item.bytes for item in sent))
+    return Meeting(profiles, left_out, up, sum(item.bytes for item in asked))
 
 
-def offer(
-    grid: Grid, profiles: Iterable[Profile], strategy: "Strategy", config: TaskConfig, base: Base, timeout: float
-) -> int:
-    """Send the base once to every store that lacks it; returns the bytes. Raises RunFailed where one refuses."""
-    lacking = {profile.store: profile for profile in profiles if not profile.holds_base}
+def _offered(
+    grid: Grid, meeting: Meeting, strategy: "Strategy", config: TaskConfig, base: Base, timeout: float
+) -> Meeting:
+    """The meeting after sending the base once to every store that lacks it. Raises RunFailed where one refuses."""
+    lacking = {p.store: p for p in meeting.profiles.values() if base.fingerprint not in p.bases}
     if not lacking:
-        return 0
+        return meeting
+    names = ", ".join(sorted(profile.name for profile in lacking.values()))
     if not config.model.offer:
-        names = ", ".join(sorted(profile.name for profile in lacking.values()))
         raise RunFailed(f"nodes {names} lack the base '{base.name}' ({base.fingerprint}) and model.offer is false")
     contents = {
-        n: torch.frombuffer(bytearray(p.read_bytes()), dtype=torch.uint8) for n, p in files(base.folder).items()
+        name: torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+        for name, path in files(base.folder).items()
     }
     records = wire.pack(State(contents))
     records["order"] = order.write(config, strategy, base.fingerprint)
-    deadline = time.monotonic() + timeout
     sent = [post.send(grid, profile.node_id, "query.base", records, "0") for profile in lacking.values()]
-    LOG.info("offered the base '%s' to %d stores that lack it (%d bytes each)", base.name, len(sent), sent[0].bytes)
-    for (_, reply), profile in zip(post.replies(grid, sent, deadline), lacking.values(), strict=True):
+    LOG.info("offered the base '%s' to %d stores that lack it, %d bytes each", base.name, len(sent), sent[0].bytes)
+    answers = post.replies(grid, sent, time.monotonic() + timeout)
+    for (_, reply), profile in zip(answers, lacking.values(), strict=True):
         try:
             door.admit_metrics(reply)
         except Refused as reason:
             raise RunFailed(f"node {profile.name} did not take the base: {reason}") from reason
-    return sum(item.bytes for item in sent)
+    return replace(meeting, bytes_base=sum(item.bytes for item in sent))
 
 
 def _check_split(config: TaskConfig, plan: Outline, store: Store, num_nodes: int) -> None:
@@ -164,7 +170,7 @@ def _profile(node_id: int, reply: Message | None) -> Profile:
             rank=int(said["rank"]),  # type: ignore[arg-type]
             num_examples=int(said["num-examples"]),  # type: ignore[arg-type]
             store=str(said["store"]),
-            holds_base=bool(said["holds-base"]),
+            bases=frozenset(said["bases"]),  # type: ignore[arg-type]
             device=str(said["device"]),
             memory=int(said["memory"]),  # type: ignore[arg-type]
             cores=int(said["cores"]),  # type: ignore[arg-type]

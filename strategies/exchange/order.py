@@ -20,9 +20,16 @@ BASE, RANK = "base-fingerprint", "global-rank"  # what the server adds to the se
 
 def write(config: TaskConfig, strategy: "Strategy", fingerprint: str, rank: int = 0) -> ConfigRecord:
     """The record `order`: settings, the base they refer to, and the rank that adapters are built with."""
-    record = ConfigRecord({BASE: fingerprint, RANK: rank})
-    record.update(flatten(config, changed_only=True))
+    record = write_task(config)
+    record.update({BASE: fingerprint, RANK: rank})
     record.update(strategies.to_flat(strategy))
+    return record
+
+
+def write_task(config: TaskConfig) -> ConfigRecord:
+    """The settings of the task alone: what a node needs to say what it is."""
+    record = ConfigRecord()
+    record.update(flatten(config, changed_only=True))
     return record
 
 

@@ -255,8 +255,7 @@ class _Run:
         """Who is connected now; nodes never seen before are asked what they are."""
         there = set(self.grid.get_node_ids())
         if strangers := sorted(there - set(self.known) - self.left_out):
-            opening = self.opening
-            meeting = meet(self.grid, strangers, self.strategy, opening.config, opening.base, self.timeout)
+            meeting = meet(self.grid, strangers, self.strategy, self.opening, self.timeout)
             self._welcome(meeting)
             report.bytes_up, report.bytes_down = meeting.bytes_up, meeting.bytes_down
             report.bytes_base = meeting.bytes_base

@@ -28,7 +28,7 @@ class Profile:
     rank: int  # the largest adapter rank the node can train; 0: has no opinion
     num_examples: int  # rows it trains on
     store: str  # identity of the disk it keeps bases on; nodes may share one
-    holds_base: bool  # whether it could load the base that was asked for
+    bases: frozenset[str] = frozenset()  # fingerprints of the bases it could start from
     device: str = "cpu"
     memory: int = 0  # bytes free where it would train
     cores: int = 1

@@ -1,0 +1,306 @@
+"""Whole federations through the real ClientApp and Flower's real messages, for every strategy x tuning that fits."""
+
+import math
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from in_process import SMALL, InProcessGrid, Outcome, hold
+
+import client_app
+import strategies
+from server_app.config import RunConfig
+from server_app.evaluation import installed
+from strategies.exchange import wire
+from strategies.exchange.contract import Strategy
+from strategies.exchange.order import read_ticket
+from strategies.exchange.rounds import misfits
+from strategies.exchange.vocabulary import State, Tensors
+from task.config import TUNINGS, TaskConfig
+from task.data import prepare
+from task.digits import digits_part
+from task.model import build
+from task.store import server_store
+
+FITTING = [
+    (name, tuning)
+    for name in strategies.names()
+    for tuning in TUNINGS
+    if not misfits(strategies.load(name), TaskConfig.read({"tuning": tuning}))
+]
+SUMMARY = {
+    "status", "metric", "metric-source", "base", "final", "best", "rounds", "ranks",
+    "bytes_up", "bytes_down", "bytes_base", "seconds",
+}  # fmt: skip
+
+
+def equal(one: Tensors, other: Tensors) -> bool:
+    """Same names, same bits."""
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def sent(record: Any) -> Tensors:
+    return wire.unpack(record).tensors
+
+
+def raw_bytes(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+# ------------------------------------------------------------------------------- every strategy x tuning
+@pytest.fixture(scope="module", params=FITTING, ids="-".join)
+def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    strategy, tuning = request.param
+    return hold(tmp_path_factory.mktemp("run"), {"strategy": strategy, "tuning": tuning})
+
+
+def test_all_replies_are_good_and_metrics_finite(outcome: Outcome) -> None:
+    assert outcome.summary["status"] == "completed"
+    start, trained = outcome.rounds
+    assert [start["round"], trained["round"]] == [0, 1]
+    assert [line["node"] for line in trained["nodes"]] == ["0", "1", "2"]
+    for line in trained["nodes"]:
+        assert not line["refused"]
+        assert all(math.isfinite(value) for value in line["metrics"].values())
+    for entry in (start, trained):
+        assert all(math.isfinite(entry[name]) for name in ("accuracy", "loss", "chosen-by"))
+    assert sum(line["metrics"]["num-examples"] for line in trained["nodes"]) == SMALL["data.train-rows"]
+    assert outcome.state().tensors.keys() == sent(outcome.grid.of("train")[0].request).keys()
+
+
+def test_only_what_is_trained_crosses_the_wire(outcome: Outcome) -> None:
+    strategy, lines = outcome.run.strategy, outcome.rounds[1]["nodes"]
+    model = build(outcome.base, outcome.task, 8, "cpu")
+    initial = strategy.initial(model)
+    for exchange, line in zip(outcome.grid.of("train"), lines, strict=True):
+        start = strategy.start_of(initial, read_ticket(exchange.request.config_records["ticket"]))
+        expected = strategy.expected(start)
+        assert exchange.reply is not None
+        down, up = sent(exchange.request), sent(exchange.reply)
+        assert down.keys() == start.tensors.keys()
+        assert down.keys() <= model.trained.keys()
+        for name, tensor in expected.items():
+            assert (up[name].shape, up[name].dtype) == (tensor.shape, tensor.dtype)
+        assert up.keys() == expected.keys()
+        if type(strategy).expected is Strategy.expected:
+            assert up.keys() <= model.trained.keys()
+        assert raw_bytes(up) < line["bytes_up"] == wire.size(exchange.reply) < 1.05 * raw_bytes(up) + 3000
+        assert raw_bytes(down) < line["bytes_down"] == wire.size(exchange.request) < 1.05 * raw_bytes(down) + 3000
+
+
+def test_bytes_add_up(outcome: Outcome) -> None:
+    grid, summary = outcome.grid, outcome.summary
+    counted = [exchange for exchange in grid.exchanges if exchange.kind != "query.base"]
+    offers = [exchange for exchange in grid.exchanges if exchange.kind == "query.base"]
+    assert summary["bytes_down"] == sum(wire.size(exchange.request) for exchange in counted)
+    assert summary["bytes_up"] == sum(wire.size(exchange.reply) for exchange in counted if exchange.reply is not None)
+    assert summary["bytes_base"] == sum(wire.size(exchange.request) for exchange in offers)
+
+
+def test_the_results_folder_is_complete(outcome: Outcome) -> None:
+    folder = outcome.folder
+    assert (folder.parent / "latest").resolve() == folder
+    assert outcome.summary.keys() >= SUMMARY
+    assert outcome.summary["final"] == outcome.rounds[-1]["accuracy"]
+    assert outcome.summary["base"] == outcome.rounds[0]["accuracy"]
+    assert outcome.summary["best"] == outcome.rounds[outcome.summary["best-round"]]["accuracy"]
+    assert "<svg" in (folder / "report.html").read_text()
+    tables = tomllib.loads((folder / "config.toml").read_text())
+    flat = {key: value for key, value in tables.items() if not isinstance(value, dict)}
+    flat |= {f"{table}.{key}": v for table, part in tables.items() if isinstance(part, dict) for key, v in part.items()}
+    again = RunConfig.read(flat)
+    assert (again.task, again.server, again.strategy) == (outcome.run.task, outcome.run.server, outcome.run.strategy)
+
+
+@pytest.mark.parametrize("which", ["last", "best"])
+def test_the_tuned_model_loads_elsewhere(outcome: Outcome, which: str) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForImageClassification
+
+    folder = outcome.folder / "model"
+    if outcome.run.task.tuning == "lora":
+        base = AutoModelForImageClassification.from_pretrained(folder / "base")
+        loaded = PeftModel.from_pretrained(base, folder / which)
+    else:
+        loaded = AutoModelForImageClassification.from_pretrained(folder / which)
+    model = installed(outcome.run.strategy, outcome.base, outcome.task, outcome.state(which)).module
+    batch = prepare(outcome.task, outcome.base.folder, server_store()).test.batch(torch.arange(20), "cpu")
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(**batch).logits, model.eval()(**batch).logits)
+    assert outcome.state("last").tensors.keys() == outcome.state("best").tensors.keys()
+
+
+# ------------------------------------------------------------------------------- ranks
+def ranks_sent(outcome: Outcome) -> list[tuple[int, int]]:
+    """(rank of the start, rank of the update) of every node."""
+    pairs = [(wire.unpack(e.request), wire.unpack(e.reply)) for e in outcome.grid.of("train") if e.reply is not None]
+    return [(start.rank, update.rank) for start, update in pairs]
+
+
+@pytest.mark.parametrize("name", [n for n in strategies.names() if strategies.strategy_class(n).ragged])
+def test_every_node_trains_its_own_rank(name: str, tmp_path: Path) -> None:
+    outcome = hold(tmp_path, {"strategy": name, "lora.ranks": "2,4,8"})
+    assert ranks_sent(outcome) == [(2, 2), (4, 4), (8, 8)]
+    assert [line["rank"] for line in outcome.rounds[1]["nodes"]] == [2, 4, 8]
+    assert outcome.summary["ranks"] == {"0": 2, "1": 4, "2": 8}
+    assert outcome.state().rank == 8
+
+
+def test_where_ranks_must_be_equal_the_smallest_budget_rules(tmp_path: Path) -> None:
+    outcome = hold(tmp_path, {"strategy": "fedavg", "lora.ranks": "2,4,8"})
+    assert ranks_sent(outcome) == [(2, 2)] * 3
+    assert outcome.summary["ranks"] == {"0": 2, "1": 2, "2": 2}
+    assert outcome.state().rank == 2
+
+
+def test_a_node_may_name_its_own_rank(tmp_path: Path) -> None:
+    outcome = hold(tmp_path, {"strategy": "rbla"}, node_configs={1: {"rank": 3}})
+    assert outcome.summary["ranks"] == {"0": 8, "1": 3, "2": 8}
+
+
+# ------------------------------------------------------------------------------- who measures, who takes part
+def test_nodes_may_measure_quality(tmp_path: Path) -> None:
+    outcome = hold(tmp_path, {"evaluate": "nodes"})
+    assert [partition for partition, kind in outcome.grid.log if kind == "evaluate"] == [0, 1, 2] * 2
+    for number, entry in enumerate(outcome.rounds):
+        answers = [e.reply["metrics"] for e in outcome.grid.of("evaluate")[3 * number : 3 * number + 3] if e.reply]
+        rows = sum(int(answer["num-examples"]) for answer in answers)
+        mean = sum(answer["accuracy"] * answer["num-examples"] for answer in answers) / rows
+        assert entry["accuracy"] == entry["nodes-accuracy"] == pytest.approx(mean)
+        assert entry["nodes-num-examples"] == rows
+        assert "server-test-accuracy" not in entry
+    assert outcome.summary["metric-source"].startswith("nodes")
+    trained = [line["metrics"]["num-examples"] for line in outcome.rounds[1]["nodes"]]
+    assert sum(trained) + rows == SMALL["data.train-rows"]  # nobody trains on what it keeps for evaluation
+
+
+def test_server_and_nodes_may_both_measure(tmp_path: Path) -> None:
+    outcome = hold(tmp_path, {"evaluate": "both"})
+    for entry in outcome.rounds:
+        assert {"server-test-accuracy", "server-validation-accuracy", "nodes-accuracy"} <= entry.keys()
+        assert entry["accuracy"] == entry["server-test-accuracy"]
+    assert outcome.summary["metric-source"].startswith("server")
+
+
+def test_a_part_of_the_nodes_trains_in_a_round(tmp_path: Path) -> None:
+    options = {"fraction-train": 0.5, "num-server-rounds": 4, "simulation.num-supernodes": 4, "tuning": "head"}
+    cohorts = []
+    for ids in (0, 1):
+        rounds = hold(tmp_path, options, ids=ids).rounds[1:]
+        cohorts.append([[line["node"] for line in entry["nodes"]] for entry in rounds])
+    assert all(len(set(cohort)) == 2 for cohort in cohorts[0])
+    assert len({tuple(cohort) for cohort in cohorts[0]}) > 1
+    assert cohorts[0] == cohorts[1]  # drawn by name, not by Flower's random ids
+
+
+def test_a_cohort_is_never_smaller_than_asked(tmp_path: Path) -> None:
+    outcome = hold(tmp_path, {"fraction-train": 0.1, "min-train-nodes": 2, "tuning": "head"})
+    assert len(outcome.rounds[1]["nodes"]) == 2
+
+
+# ------------------------------------------------------------------------------- wrappers
+def test_half_precision_halves_what_goes_up(tmp_path: Path) -> None:
+    plain, half = hold(tmp_path), hold(tmp_path, {"wrappers": "half"})
+    for whole, narrow in zip(plain.grid.of("train"), half.grid.of("train"), strict=True):
+        assert 2 * raw_bytes(sent(narrow.reply)) == raw_bytes(sent(whole.reply))
+        assert all(tensor.dtype == torch.bfloat16 for tensor in sent(narrow.reply).values())
+    assert half.rounds[1]["bytes_up"] < 0.52 * plain.rounds[1]["bytes_up"]
+    assert all(tensor.dtype == torch.float32 for tensor in half.state().tensors.values())
+    for name, tensor in plain.state().tensors.items():
+        torch.testing.assert_close(half.state().tensors[name], tensor, rtol=0.0, atol=2e-4)
+
+
+# ------------------------------------------------------------------------------- determinism
+@pytest.mark.parametrize("name", strategies.names())
+def test_one_seed_gives_one_result(name: str, tmp_path: Path) -> None:
+    """Whatever ids Flower draws, and whatever this process did before."""
+    options = {"strategy": name, "lora.ranks": "2,8", "num-server-rounds": 2, "simulation.num-supernodes": 2}
+    first = hold(tmp_path, options, ids=0)
+    hold(tmp_path, {"tuning": "bias", "num-server-rounds": 1})
+    second = hold(tmp_path, options, ids=1)
+    assert first.grid.get_node_ids() != second.grid.get_node_ids()
+    assert equal(first.state().tensors, second.state().tensors)
+    assert not equal(first.state().tensors, hold(tmp_path, options | {"seed": 1}).state().tensors)
+
+
+def test_the_order_of_node_ids_does_not_matter(tmp_path: Path) -> None:
+    """Partition 0 has the smallest id in one run and the largest in another."""
+    options = {"simulation.num-supernodes": 3, "tuning": "bias"}
+    states: dict[tuple[int, ...], State] = {}
+    for ids in range(6):
+        outcome = hold(tmp_path, options, ids=ids)
+        ranking = tuple(outcome.grid.partitions[node_id] for node_id in sorted(outcome.grid.get_node_ids()))
+        states[ranking] = outcome.state()
+        if len(states) == 2:
+            break
+    one, other = states.values()
+    assert equal(one.tensors, other.tensors)
+
+
+# ------------------------------------------------------------------------------- base and data of nodes
+def test_the_base_is_offered_once_to_every_store(tmp_path: Path) -> None:
+    stores = {0: tmp_path / "a", 1: tmp_path / "a", 2: tmp_path / "b"}
+    own = {partition: {"store-path": str(path)} for partition, path in stores.items()}
+    first = hold(tmp_path, {"tuning": "head"}, node_configs=own)
+    offered = [stores[partition] for partition, kind in first.grid.log if kind == "query.base"]
+    assert sorted(offered) == [tmp_path / "a", tmp_path / "b"]
+    assert first.summary["bytes_base"] > 2 * 4 * 136_138
+    second = hold(tmp_path, {"tuning": "head"}, node_configs=own)
+    assert "query.base" not in [kind for _, kind in second.grid.log]
+    assert second.summary["bytes_base"] == 0
+    assert equal(first.state().tensors, second.state().tensors)
+
+
+def test_without_an_offer_a_lacking_node_ends_the_run(tmp_path: Path) -> None:
+    own = {2: {"store-path": str(tmp_path / "empty")}}
+    with pytest.raises(RuntimeError, match=r"nodes 2 lack the base 'embedded'.*model\.offer is false"):
+        hold(tmp_path, {"model.offer": False, "tuning": "head"}, node_configs=own)
+
+
+@pytest.mark.parametrize("key", ["data-path", "dataset-path"])
+def test_a_node_trains_on_its_own_file(tmp_path: Path, key: str) -> None:
+    images, labels = digits_part("public")
+    np.savez(tmp_path / "own.npz", images=images[:37], labels=labels[:37])
+    own = {1: {key: str(tmp_path / "own.npz"), "name": "hospital"}}
+    outcome = hold(tmp_path, {"tuning": "head"}, node_configs=own)
+    lines = {line["node"]: line for line in outcome.rounds[1]["nodes"]}
+    assert lines.keys() == {"0", "2", "hospital"}
+    assert lines["hospital"]["metrics"]["num-examples"] == 37
+    assert not lines["hospital"]["refused"]
+
+
+def test_no_node_needs_a_partition(tmp_path: Path) -> None:
+    images, labels = digits_part("public")
+    own: dict[int, dict[str, Any]] = {}
+    for partition in range(2):
+        np.savez(tmp_path / f"{partition}.npz", images=images[partition::9], labels=labels[partition::9])
+        own[partition] = {"data-path": str(tmp_path / f"{partition}.npz"), "name": f"site {partition}"}
+    grid = InProcessGrid(client_app.app, 2, own)
+    for context in grid.contexts.values():
+        del context.node_config["partition-id"], context.node_config["num-partitions"]
+    outcome = hold(tmp_path, {"tuning": "head", "data.partitioner": "none"}, grid)
+    assert outcome.summary["ranks"].keys() == {"site 0", "site 1"}
+    assert not any(line["refused"] for line in outcome.rounds[1]["nodes"])
+
+
+# ------------------------------------------------------------------------------- nodes that go and come
+class Restless(InProcessGrid):
+    """Node 0 restarts after the first round."""
+
+    rolls = 0
+
+    def get_node_ids(self) -> list[int]:
+        self.rolls += 1
+        if self.rolls == 4:  # twice before round 1, then once a round
+            self.restart(0)
+        return super().get_node_ids()
+
+
+def test_a_node_that_restarts_under_a_new_id_goes_on(tmp_path: Path) -> None:
+    options = {"num-server-rounds": 2, "tuning": "head"}
+    outcome = hold(tmp_path, options, Restless(client_app.app, 3))
+    assert [line["node"] for line in outcome.rounds[2]["nodes"]] == ["0", "1", "2"]
+    assert equal(outcome.state().tensors, hold(tmp_path, options).state().tensors)
