@@ -75,7 +75,7 @@ class TaskConfig:
     threads: int = option(1, low=1)
     device: str = option("auto", choices=("auto", "cpu", "cuda", "mps", "xpu"))
     evaluate: str = option("server", choices=("server", "nodes", "both"))
-    learning_rate: float = option(0.01, low=0.0)
+    learning_rate: float = option(0.005, low=0.0)
     local_epochs: int = option(3, low=1)
     local_steps: int = option(0, low=0)
     batch_size: int = option(16, low=1)

@@ -11,6 +11,7 @@ from torch import nn
 from task.base import Base
 from task.config import TaskConfig
 from task.seeds import derive
+from task.texts import pad_id
 from task.tuning import TUNINGS
 
 ADAPTER = "default"  # peft's name of the one adapter a model has
@@ -105,6 +106,8 @@ def _loaded(base: Base, config: TaskConfig) -> tuple[nn.Module, list[str]]:
         trust_remote_code=config.model.trust_remote_code,
         output_loading_info=True,
     )
+    if config.task.kind == "text-classification" and module.config.pad_token_id is None:
+        module.config.pad_token_id = pad_id(base.folder)  # heads of causal models find a row's end by it
     fresh = [*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])]
     return module, _head(module, fresh)
 

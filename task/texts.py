@@ -31,7 +31,8 @@ class TextEncoder:
 
     def write(self, folder: Path, part: str, raw: Raw, rows: NDArray[np.int64]) -> None:
         """Prepare these rows. Raises DataError for the first one that is no text."""
-        tokenizer = self._tokenizer()
+        tokenizer = _tokenizer(self.base)
+        self._check_length(tokenizer)
         texts = self._texts(raw, rows)
         ids: list[NDArray[np.int32]] = []
         for start in range(0, len(texts), CHUNK):
@@ -60,19 +61,26 @@ class TextEncoder:
             raise DataError.at(raw.place, int(row), self.column, problem)
         return texts
 
-    def _tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.base, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self.base} has no tokenizer that can be read: {error}") from error
+    def _check_length(self, tokenizer: Any) -> None:
         limit = min(tokenizer.model_max_length, _positions(self.base))
         if self.max_length > limit:
             raise DataError(
                 f"data.max-length = {self.max_length} is more than the {limit} tokens that {self.base} takes"
             )
-        return tokenizer
+
+
+def _tokenizer(base: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{base} has no tokenizer that can be read: {error}") from error
+
+
+def pad_id(base: Path) -> int:
+    """The id that fills short rows, by the tokenizer in folder `base`."""
+    return _padding(_tokenizer(base), base)
 
 
 def _positions(base: Path) -> int:
