@@ -17,6 +17,7 @@ from task.store import Store, recipe_hash
 
 # What a base may consist of. No pickles: weights are safetensors or they are not read.
 FILES = re.compile(r"[\w.\-]+\.(json|safetensors|txt|model|jinja)")
+WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # the same, for the hub
 LOG = logging.getLogger("flwr")
 HUB_ID = re.compile(r"[\w.\-]+(/[\w.\-]+)?")
 
@@ -41,7 +42,7 @@ def server_base(model: Model, store: Store) -> Base:
 
         folder = trained_base(store)
     else:
-        folder = named_folder(model.name)
+        folder = named_folder(model)
     return Base(model.name, folder, fingerprint(folder, store))
 
 
@@ -50,8 +51,8 @@ def node_base(model: Model, wanted: str, store: Store) -> Base:
     offered = store.path("bases", wanted)
     if offered.exists():
         return Base(model.name, offered, wanted)
-    if model.name != EMBEDDED_MODEL and fingerprint(named_folder(model.name), store) == wanted:
-        return Base(model.name, named_folder(model.name), wanted)
+    if model.name != EMBEDDED_MODEL and fingerprint(named_folder(model), store) == wanted:
+        return Base(model.name, named_folder(model), wanted)
     raise BaseError(f"neither the store {store.root} nor model.name = '{model.name}' has the base {wanted}")
 
 
@@ -61,14 +62,18 @@ def node_bases(model: Model, store: Store) -> list[str]:
     if model.name == EMBEDDED_MODEL:
         return kept
     try:
-        return [*kept, fingerprint(named_folder(model.name), store)]
+        return [*kept, fingerprint(named_folder(model), store)]
     except BaseError as error:
         LOG.info("model.name is not to be had here, the server may offer it: %s", error)
         return kept
 
 
-def named_folder(name: str) -> Path:
-    """The folder of a model given as a path or a hub id (fetched once, kept by huggingface_hub)."""
+def named_folder(model: Model) -> Path:
+    """The folder of a model given as a path or a hub id (fetched once, kept by huggingface_hub).
+
+    Code is fetched only where `model.trust-remote-code` asks for it. Raises BaseError.
+    """
+    name = model.name
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _checked(folder)
@@ -78,7 +83,7 @@ def named_folder(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        fetched = snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"])
+        fetched = snapshot_download(name, allow_patterns=[*WANTED, *(["*.py"] if model.trust_remote_code else [])])
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise BaseError(f"model.name = '{name}': no such folder, and the hub did not give it: {error}") from error
     return _checked(Path(fetched))

@@ -20,14 +20,17 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.task_identity import TaskIdentity
 
 import client_app
+from client_app.local import Local
+from client_app.training import trained
 from server_app.config import RunConfig
 from server_app.main import federate, output_folder
 from server_app.results import Results
-from strategies.exchange import checkpoint
+from strategies.exchange import checkpoint, wire
 from strategies.exchange.opening import settled
-from strategies.exchange.vocabulary import State
+from strategies.exchange.vocabulary import State, Tensors
 from task.base import Base, server_base
 from task.config import TaskConfig
+from task.model import tuned_model
 from task.store import server_store
 
 SERVER = 1
@@ -190,7 +193,9 @@ class Outcome:
         return settled(self.run.task, server_store(), len(self.grid.contexts))
 
 
-def hold(folder: Path, options: dict[str, Any] | None = None, grid: InProcessGrid | None = None, **nodes: Any) -> Outcome:
+def hold(
+    folder: Path, options: dict[str, Any] | None = None, grid: InProcessGrid | None = None, **nodes: Any
+) -> Outcome:
     """A federation of SMALL with `options`; `nodes` are arguments of the grid. Results go to `folder`.
 
     Raises what the ServerApp would; `left(folder)` then says what is there.
@@ -209,3 +214,13 @@ def left(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     lines = place / "metrics.jsonl"
     rounds = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
     return json.loads((place / "summary.json").read_text()), rounds
+
+
+def retrained(outcome: Outcome, exchange: Exchange) -> Tensors:
+    """The update that a node makes of the same message in a process that has done nothing before."""
+    tuned_model.cache_clear()
+    context = next(
+        c for node, c in outcome.grid.contexts.items() if outcome.grid.partitions[node] == exchange.partition
+    )
+    reply = trained(Local.of(context, exchange.request.config_records["order"]), exchange.request)
+    return wire.unpack(reply).tensors

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from in_process import SMALL, InProcessGrid, Outcome, hold
+from in_process import SMALL, InProcessGrid, Outcome, hold, retrained
 
 import client_app
 import strategies
@@ -89,6 +89,13 @@ def test_only_what_is_trained_crosses_the_wire(outcome: Outcome) -> None:
             assert up.keys() <= model.trained.keys()
         assert raw_bytes(up) < line["bytes_up"] == wire.size(exchange.reply) < 1.05 * raw_bytes(up) + 3000
         assert raw_bytes(down) < line["bytes_down"] == wire.size(exchange.request) < 1.05 * raw_bytes(down) + 3000
+
+
+def test_an_update_depends_on_the_message_alone(outcome: Outcome) -> None:
+    """Not on what the same process did for other nodes before."""
+    exchange = outcome.grid.of("train")[2]
+    assert exchange.reply is not None
+    assert equal(sent(exchange.reply), retrained(outcome, exchange))
 
 
 def test_bytes_add_up(outcome: Outcome) -> None:

@@ -25,12 +25,25 @@ class Sent:
     bytes: int
 
 
-def send(grid: Grid, node_id: int, kind: str, records: RecordDict, group: str) -> Sent:
-    """Push one message; its size is that of the encoded record."""
-    message = Message(records, dst_node_id=node_id, message_type=kind, group_id=group)
-    size = wire.size(records)
+@dataclass(frozen=True)
+class Parcel:
+    """Records that several messages share: encoded and measured once."""
+
+    records: RecordDict
+    bytes: int
+
+    @classmethod
+    def of(cls, records: RecordDict) -> "Parcel":
+        """Measure `records`."""
+        return cls(records, wire.size(records))
+
+
+def send(grid: Grid, node_id: int, kind: str, records: RecordDict, group: str, shared: Parcel | None = None) -> Sent:
+    """Push one message with its own records and those it shares with others; its size is that of the encoded records."""
+    content = RecordDict({**(shared.records if shared else {}), **records})
+    message = Message(content, dst_node_id=node_id, message_type=kind, group_id=group)
     ids = [message_id for message_id in grid.push_messages([message]) if message_id]
-    return Sent(node_id, ids[0] if ids else "", size)
+    return Sent(node_id, ids[0] if ids else "", wire.size(records) + (shared.bytes if shared else 0))
 
 
 def replies(grid: Grid, sent: list[Sent], deadline: float) -> Iterator[tuple[Sent, Message | None]]:

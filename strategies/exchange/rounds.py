@@ -4,6 +4,7 @@ keep. All that changes lives in the locals here and in `_Run`; the strategy stay
 
 import itertools
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -148,6 +149,9 @@ class _Run:
         tickets = self._tickets(number, state)
         chosen = self._cohort("train", self.federation.fraction_train, number)
         LOG.info("configure_train: Sampled %d nodes (out of %d)", len(chosen), len(self.profiles))
+        if len(chosen) < self.federation.min_train_nodes:
+            report.failed = f"{len(chosen)} nodes are there, min-train-nodes is {self.federation.min_train_nodes}"
+            return state, report
         sent = self._send("train", number, state, [(profile, tickets[profile.name]) for profile in chosen], report)
         updates = self._updates(state, sent, chosen, tickets, report)
         state = self._combined(state, updates, len(chosen), report)
@@ -158,7 +162,7 @@ class _Run:
 
     def _combined(self, state: State, updates: Iterator[Update], sampled: int, report: Round) -> State:
         """The next state, or the same one where the round fails."""
-        needed = max(1, round(self.federation.min_success_fraction * sampled + 0.49))
+        needed = max(1, math.ceil(self.federation.min_success_fraction * sampled - 1e-9))
         first = next(updates, None)
         combined = {} if first is None else self.strategy.combine(state, itertools.chain([first], updates))
         good = sum(not line.refused for line in report.nodes)
@@ -222,7 +226,7 @@ class _Run:
         self, kind: str, number: int, state: State, pairs: list[tuple[Profile, Ticket]], report: Round
     ) -> list[post.Sent]:
         """One message a node, encoded once per distinct content; fills in the lines of the report."""
-        packed: dict[int, RecordDict] = {}
+        packed: dict[int, post.Parcel] = {}
         config = self.opening.config
         if kind == "evaluate":
             config = replace(TaskConfig.read(_flat(config) | self.evaluate_config), data=config.data)
@@ -230,9 +234,9 @@ class _Run:
         sent = []
         for profile, ticket in pairs:
             if ticket.rank not in packed:
-                packed[ticket.rank] = wire.pack(self.strategy.start_of(state, ticket))
-            content = RecordDict({**packed[ticket.rank], "order": instruction, "ticket": order.write_ticket(ticket)})
-            item = post.send(self.grid, profile.node_id, kind, content, str(number))
+                packed[ticket.rank] = post.Parcel.of(wire.pack(self.strategy.start_of(state, ticket)))
+            own = RecordDict({"order": instruction, "ticket": order.write_ticket(ticket)})
+            item = post.send(self.grid, profile.node_id, kind, own, str(number), packed[ticket.rank])
             report.nodes.append(NodeLine(profile.name, ticket.rank, bytes_down=item.bytes))
             report.bytes_down += item.bytes
             sent.append(item)

@@ -1,0 +1,322 @@
+"""Bases, tunings and models: what trains and what it is called, what a store takes, real text models."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from in_process import Outcome, hold
+
+import strategies
+from strategies.algebra.lowrank import truncated
+from strategies.algebra.tensors import Tensors, snapshot
+from strategies.exchange import wire
+from strategies.exchange.vocabulary import State
+from task import embedded
+from task.base import Base, BaseError, accept_offer, files, fingerprint, node_base, server_base
+from task.config import TUNINGS, Model, TaskConfig
+from task.embedded import trained_base
+from task.model import TunedModel, build, tuned_model
+from task.store import Store, server_store
+
+ASSETS = Path(__file__).parents[2] / "shared" / "assets"
+LABELS = "|".join(str(digit) for digit in range(10))
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    return server_base(Model(), server_store())
+
+
+def config(**options: Any) -> TaskConfig:
+    return TaskConfig.read({"data.labels": LABELS, **{key.replace("_", "-"): v for key, v in options.items()}})
+
+
+def plain(base: Base) -> Any:
+    from transformers import AutoModelForImageClassification
+
+    return AutoModelForImageClassification.from_pretrained(base.folder)
+
+
+def logits(model: Any) -> torch.Tensor:
+    """Of 16 fixed random pictures, (16, 10) float32."""
+    pixels = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model.eval()(pixel_values=pixels).logits
+
+
+def scrambled(tensors: Tensors, seed: int) -> Tensors:
+    """Other values in the same shapes."""
+    source = torch.Generator().manual_seed(seed)
+    return {name: 0.1 * torch.randn(tensor.shape, generator=source) for name, tensor in tensors.items()}
+
+
+# ------------------------------------------------------------------------------- the embedded base
+def test_the_embedded_base_has_136_138_parameters(base: Base) -> None:
+    assert sum(parameter.numel() for parameter in plain(base).parameters()) == 136_138
+
+
+def test_it_is_trained_once(base: Base) -> None:
+    path = base.folder / "model.safetensors"
+    before = path.stat().st_mtime_ns
+    assert trained_base(server_store()) == base.folder
+    assert path.stat().st_mtime_ns == before
+
+
+def test_its_fingerprint_is_that_of_its_bytes(base: Base, tmp_path: Path) -> None:
+    assert server_base(Model(), server_store()).fingerprint == base.fingerprint
+    for path in files(base.folder).values():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    store = Store(tmp_path / "store")
+    assert fingerprint(tmp_path, store) == base.fingerprint
+    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text() + "\n")
+    assert fingerprint(tmp_path, store) != base.fingerprint
+
+
+def test_it_is_the_same_however_many_threads_train_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store keeps it for runs with any number of threads, so its recipe must not depend on them."""
+    monkeypatch.setattr(embedded, "TRAINING", embedded.TRAINING | {"epochs": 1})
+    prints = []
+    for threads in (1, 2):
+        store = Store(tmp_path / str(threads))
+        torch.set_num_threads(threads)
+        try:
+            prints.append(fingerprint(trained_base(store), store))
+        finally:
+            torch.set_num_threads(1)
+    assert prints[0] == prints[1]
+
+
+# ------------------------------------------------------------------------------- what trains
+BIASES = 2_432  # of the patches, of four layers and of the last normalisation
+COUNTS = {"full": 136_138, "lora": 28_672 + 650, "bias": BIASES + 650, "head": 650}
+
+
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_what_a_tuning_trains(base: Base, tuning: str) -> None:
+    model = build(base, config(tuning=tuning), 8, "cpu")
+    assert sum(tensor.numel() for tensor in model.trained.values()) == COUNTS[tuning]
+    assert {p.data_ptr() for p in model.module.parameters() if p.requires_grad} == {
+        tensor.data_ptr() for tensor in model.trained.values()
+    }
+
+
+def test_the_bias_count_is_that_of_the_model(base: Base) -> None:
+    named = plain(base).named_parameters()
+    counted = sum(p.numel() for name, p in named if name.endswith("bias") or name.startswith("classifier."))
+    assert COUNTS["bias"] == counted
+
+
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_wire_names_are_those_of_the_plain_model(base: Base, tuning: str) -> None:
+    own = dict(plain(base).named_parameters())
+    for name, tensor in build(base, config(tuning=tuning), 8, "cpu").trained.items():
+        if ".lora_" in name:
+            layer, factor = name.split(".lora_")
+            outputs, inputs = own[f"{layer}.weight"].shape
+            assert (factor, tuple(tensor.shape)) in {("A.weight", (8, inputs)), ("B.weight", (outputs, 8))}
+        else:
+            assert tensor.shape == own[name].shape
+
+
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_a_fresh_model_is_the_base(base: Base, tuning: str) -> None:
+    """Adapters begin at a product of zero, the head with the base's weights."""
+    assert torch.equal(logits(build(base, config(tuning=tuning), 4, "cpu").module), logits(plain(base)))
+
+
+def test_fresh_values_follow_from_the_seed_alone(base: Base) -> None:
+    one = snapshot(build(base, config(), 8, "cpu").trained)
+    torch.manual_seed(99)
+    same, other = build(base, config(), 8, "cpu"), build(base, config(seed=1), 8, "cpu")
+    assert all(torch.equal(one[name], tensor) for name, tensor in same.trained.items())
+    assert any(not torch.equal(one[name], tensor) for name, tensor in other.trained.items())
+
+
+def test_building_leaves_the_random_state_alone(base: Base) -> None:
+    before = torch.random.get_rng_state()
+    build(base, config(), 8, "cpu")
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_head_for_other_labels_is_fresh(base: Base) -> None:
+    model = build(base, config(**{"data.labels": "odd|even", "tuning": "head"}), 0, "cpu")
+    assert tuple(model.trained["classifier.weight"].shape) == (2, 64)
+
+
+# ------------------------------------------------------------------------------- ranks in a reused process
+def test_a_small_adapter_in_a_large_one_is_the_small_one(base: Base) -> None:
+    """Rank-2 tensors in a rank-8 model: the logits of a model of rank 2 whose product is scaled alike."""
+    small, large = build(base, config(), 2, "cpu"), build(base, config(), 8, "cpu")
+    values = scrambled(snapshot(small.trained), 1)
+    small.write(values)
+    strategies.load("rbla").install(large, State(values))
+    torch.testing.assert_close(logits(large.module), logits(small.module), rtol=0.0, atol=1e-5)
+    assert not torch.allclose(logits(large.module), logits(plain(base)), atol=1e-2)
+
+
+def test_a_small_adapter_is_the_large_one_without_its_other_slices(base: Base) -> None:
+    model, again = build(base, config(), 8, "cpu"), build(base, config(), 8, "cpu")
+    values = scrambled(snapshot(model.trained), 2)
+    cut = truncated(values, 2)
+    zeroed = {name: torch.zeros_like(tensor) for name, tensor in values.items()}
+    for name, tensor in cut.items():
+        zeroed[name][tuple(slice(extent) for extent in tensor.shape)] = tensor
+    model.write(cut)
+    again.write(zeroed)
+    torch.testing.assert_close(logits(model.module), logits(again.module), rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("tuning", TUNINGS)
+@pytest.mark.parametrize("name", strategies.names())
+def test_an_install_leaves_nothing_of_the_node_before(base: Base, name: str, tuning: str) -> None:
+    strategy = strategies.load(name)
+    if strategy.tunings is not None and tuning not in strategy.tunings:
+        pytest.skip(f"{name} does not go with {tuning}")
+    used, fresh = build(base, config(tuning=tuning), 8, "cpu"), build(base, config(tuning=tuning), 8, "cpu")
+    mine, others = (scrambled(snapshot(fresh.trained), seed) for seed in (3, 4))
+    strategy.install(used, State(others))
+    disturb(used)
+    for model in (used, fresh):
+        strategy.install(model, State(truncated(mine, 2)))
+    assert torch.equal(logits(used.module), logits(fresh.module))
+    strategy.install(used, State(others))
+    assert all(torch.equal(used.trained[n], tensor) for n, tensor in others.items())
+
+
+def disturb(model: TunedModel) -> None:
+    """What local training does to a model."""
+    for parameter in model.module.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.ones_like(parameter)
+    torch.optim.SGD([p for p in model.module.parameters() if p.requires_grad], 0.1).step()
+
+
+def test_installed_values_are_the_models_own(base: Base) -> None:
+    """Training must not write into what the server holds."""
+    model = build(base, config(tuning="head"), 0, "cpu")
+    values = scrambled(snapshot(model.trained), 5)
+    kept = snapshot(values)
+    strategies.load("fedavg").install(model, State(values))
+    disturb(model)
+    assert all(torch.equal(values[name], tensor) for name, tensor in kept.items())
+
+
+def test_a_process_builds_its_model_once(base: Base) -> None:
+    tuned_model.cache_clear()
+    assert tuned_model(base, config(), 8, "cpu") is tuned_model(base, config(), 8, "cpu")
+    assert tuned_model.cache_info().misses == 1
+
+
+# ------------------------------------------------------------------------------- bfloat16
+def test_bfloat16_crosses_bit_for_bit(tmp_path: Path) -> None:
+    options = {"model.dtype": "bfloat16", "tuning": "full", "simulation.num-supernodes": 2, "num-server-rounds": 2}
+    outcome = hold(tmp_path, options)
+    states = {e.request.config_records["ticket"]["server-round"]: wire.unpack(e.request) for e in trainings(outcome)}
+    fresh = build(outcome.base, outcome.task, 0, "cpu").trained
+    assert len(fresh) == len(states[1].tensors)
+    for name, tensor in fresh.items():
+        assert tensor.dtype == torch.bfloat16
+        assert wire.raw(states[1].tensors[name]) == wire.raw(tensor)
+    assert any((states[2].tensors[name] != tensor).any() for name, tensor in fresh.items())
+    for exchange in trainings(outcome):
+        assert exchange.reply is not None
+        assert {tensor.dtype for tensor in wire.unpack(exchange.reply).tensors.values()} == {torch.bfloat16}
+        assert wire.size(exchange.reply) < 1.05 * 2 * 136_138
+    assert all(math.isfinite(entry["loss"]) for entry in outcome.rounds)
+
+
+def trainings(outcome: Outcome) -> list[Any]:
+    return outcome.grid.of("train")
+
+
+# ------------------------------------------------------------------------------- what is refused
+def test_weights_that_could_run_code_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(BaseError, match="no safetensors; other weight formats can run code"):
+        server_base(Model(name=str(tmp_path)), server_store())
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BaseError, match=r"is no model: it has no config\.json"):
+        server_base(Model(name=str(tmp_path)), server_store())
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "../elsewhere", "a/b/c", "has space"])
+def test_a_name_that_is_neither_folder_nor_hub_id_is_refused(name: str) -> None:
+    with pytest.raises(BaseError, match="there is no such folder, and it is not a hub id"):
+        server_base(Model(name=name), server_store())
+
+
+def contents(base: Base) -> dict[str, bytes]:
+    return {name: path.read_bytes() for name, path in files(base.folder).items()}
+
+
+def test_an_offer_is_kept_as_it_was(base: Base, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(BaseError, match=f"has the base {base.fingerprint}"):
+        node_base(Model(), base.fingerprint, store)
+    accept_offer(contents(base), base.fingerprint, store)
+    kept = node_base(Model(), base.fingerprint, store)
+    assert contents(kept) == contents(base)
+    assert fingerprint(kept.folder, store) == base.fingerprint
+
+
+@pytest.mark.parametrize("name", ["../config.json", "a/b.json", "model.bin", "x.py", "config.json\n", ".json", ""])
+def test_an_offered_file_of_a_bad_name_is_refused(base: Base, tmp_path: Path, name: str) -> None:
+    from task.base import _hash
+
+    offered = contents(base) | {name: b"{}"}
+    with pytest.raises(BaseError, match="bad file names"):
+        accept_offer(offered, _hash(offered), Store(tmp_path / "store"))
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_an_offer_that_is_not_what_was_announced_is_refused(base: Base, tmp_path: Path) -> None:
+    offered = contents(base)
+    offered["model.safetensors"] = offered["model.safetensors"][:-1] + b"\x01"
+    with pytest.raises(BaseError, match=f"the offered base is not {base.fingerprint}"):
+        accept_offer(offered, base.fingerprint, Store(tmp_path))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_fingerprint_cannot_name_a_path(base: Base, tmp_path: Path) -> None:
+    """It comes in a message, and nothing in a message can name a path."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name, data in contents(base).items():
+        (outside / name).write_bytes(data)
+    store = Store(tmp_path / "store")
+    (store.root / "bases").mkdir(parents=True)
+    with pytest.raises(BaseError):
+        node_base(Model(), "../../outside", store)
+
+
+# ------------------------------------------------------------------------------- text
+def test_a_text_model_federates(tmp_path: Path) -> None:
+    for name in ("minilm-l6-v2", "ag_news"):
+        if not (ASSETS / name).exists():
+            pytest.skip(f"../shared/assets/{name} is not here")
+    outcome = hold(
+        tmp_path,
+        {
+            "task.kind": "text-classification",
+            "model.name": str(ASSETS / "minilm-l6-v2"),
+            "data.name": str(ASSETS / "ag_news"),
+            "data.labels": "World|Sports|Business|Sci/Tech",
+            "data.max-length": 32,
+            "data.train-rows": 64,
+            "simulation.num-supernodes": 2,
+            "lora.targets": "query,value",
+            "local-steps": 2,
+        },
+    )
+    assert outcome.summary["status"] == "completed"
+    assert not any(line["refused"] for line in outcome.rounds[1]["nodes"])
+    state = outcome.state().tensors
+    assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in state if ".lora_" in name} == {"query", "value"}
+    assert tuple(state["classifier.weight"].shape) == (4, 384)
+    assert outcome.summary["bytes_base"] == 0  # a node that has the folder is not sent it
+    assert (outcome.folder / "model" / "last" / "adapter_config.json").exists()

@@ -1,0 +1,113 @@
+"""The `thistledown` command. Exit codes: 0 done, 2 the configuration is wrong, 3 the run failed, 130 interrupted.
+
+Imports that take seconds happen in the commands, after the first line of output, so that `--help` is quick.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from thistledown.settings import Settings
+
+DONE, WRONG, FAILED, INTERRUPTED, TERMINATED = 0, 2, 3, 130, 143
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's own) and return the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a label name must not stop a run on an ASCII terminal
+    arguments = _parser().parse_args(argv)
+    _handle_signals()
+    say("checking the configuration")
+    from task.schema import ConfigError
+    from thistledown.superlink import SuperLinkError
+
+    try:
+        return _check(arguments) if arguments.command == "check" else _run(arguments)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return WRONG
+    except SuperLinkError as error:
+        print(error, file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        say("interrupted; all that was started is stopped")
+        return INTERRUPTED
+
+
+def say(line: str) -> None:
+    """Print a line now, also into a pipe."""
+    print(line, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="thistledown",
+        description="Federated fine-tuning of pretrained models where almost nothing crosses the wire.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    run = commands.add_parser("run", help="simulate a federation and leave its results in outputs/")
+    run.add_argument("--verbose", action="store_true", help="show the whole log, Flower's and Ray's too")
+    check = commands.add_parser("check", help="say what a run would do, without running it")
+    for command in (run, check):
+        command.description = f"{command.prog.rsplit(' ', 1)[-1]}: see the presets and the keys in pyproject.toml"
+        command.add_argument(
+            "preset", nargs="?", help="a TOML file with run-config keys, or the name of one in presets/"
+        )
+        command.add_argument(
+            "-c",
+            dest="overrides",
+            metavar="'key=value ...'",
+            action="append",
+            default=[],
+            help="run-config keys, as for `flwr run`: \"num-server-rounds=3 strategy='rbla'\"; may be repeated",
+        )
+        command.add_argument(
+            "--app", type=Path, metavar="DIR", help="clone of thistledown to run; default: the installed one"
+        )
+    run.description = "Simulate a federation on this machine; results go to outputs/ in the current directory."
+    check.description = "Check a configuration and say what each node would do and send, without running it."
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from thistledown.run import run
+
+    return DONE if run(_settings(arguments), say, verbose=arguments.verbose) else FAILED
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from thistledown.check import check
+
+    check(_settings(arguments), say)
+    return DONE
+
+
+def _settings(arguments: argparse.Namespace) -> "Settings":
+    from thistledown.settings import Settings
+
+    settings = Settings.read(arguments.app, arguments.preset, arguments.overrides, Path.cwd())
+    for key in settings.idle:
+        say(f"note: {key} has no effect on this run (strategy = '{settings.config.strategy.name}')")
+    return settings
+
+
+def _handle_signals() -> None:
+    """SIGTERM and SIGHUP leave through `finally` blocks, like Ctrl-C, so that nothing is orphaned."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(TERMINATED)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGHUP, leave)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

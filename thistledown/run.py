@@ -1,0 +1,112 @@
+"""`thistledown run`: one simulated run on a SuperLink of its own, from the checked settings to the summary."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from server_app.results import nested
+from task.schema import ConfigError
+from thistledown.console import ANSI, Console
+from thistledown.settings import Settings
+from thistledown.summary import counted, summary_lines
+from thistledown.superlink import SuperLink
+
+Say = Callable[[str], None]
+COMPLETED = "finished:completed"
+STRAY = 20  # lines of Flower's own complaint that are shown
+
+
+def run(settings: Settings, say: Say, *, verbose: bool = False) -> bool:
+    """Simulate the run; whether it completed. However it ends, nothing is left running.
+
+    Raises ConfigError for what cannot be simulated, SuperLinkError where Flower does not start or answer.
+    """
+    task, server = settings.config.task, settings.config.server
+    if task.data.partitioner == "none":
+        raise ConfigError(
+            ["data.partitioner = 'none' is for deployed nodes, which have a data-path; simulated ones have not"]
+        )
+    size = f"{counted(server.simulation.num_supernodes, 'node')}, {counted(server.num_server_rounds, 'round')}"
+    say(f"{settings.config.strategy.name} with tuning {task.tuning}: {size}, seed {task.seed}")
+    say("starting Flower's SuperLink")
+    log = Log(Path(server.output_dir))
+    console = Console(verbose=verbose)
+    with log, SuperLink() as superlink:
+        code = _follow(_submitted(superlink, settings), console, log, say)
+        status, details = superlink.status(console.run_id) if console.run_id else ("", "")
+        if status != COMPLETED:
+            log.write(f"\n--- the SuperLink's own log\n{superlink.tail(200)}\n")
+    summary = _summary(console.folder)
+    if status == COMPLETED and summary.get("status") == "completed":
+        for line in summary_lines(summary):
+            say(line)
+        return True
+    say(f"the run failed: {_cause(summary, console, details, code)}")
+    say(f"the whole log is in {log.path}")
+    return False
+
+
+class Log:
+    """The whole log of a run, on disk from the first line; it moves to the results folder when there is one."""
+
+    def __init__(self, outputs: Path) -> None:
+        outputs.mkdir(parents=True, exist_ok=True)
+        self.path = outputs / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06}.log"
+        self._file = self.path.open("w", encoding="utf-8")
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def write(self, line: str) -> None:
+        """Append, without colours."""
+        self._file.write(ANSI.sub("", line))
+        self._file.flush()
+
+    def move(self, folder: Path) -> None:
+        """From now on it is `run.log` in this folder."""
+        self.path = self.path.rename(folder / "run.log")
+
+
+def _submitted(superlink: SuperLink, settings: Settings) -> "subprocess.Popen[str]":
+    config, simulation = settings.config, settings.config.server.simulation
+    values = tomli_w.dumps(nested(config.flat))
+    return superlink.submit(settings.app, values, simulation.num_supernodes, simulation.num_cpus, simulation.num_gpus)
+
+
+def _follow(process: "subprocess.Popen[str]", console: Console, log: Log, say: Say) -> int:
+    """Read the log to its end; the exit code of `flwr run`, which says nothing of the run itself."""
+    assert process.stdout is not None
+    found = False
+    for line in process.stdout:
+        log.write(line)
+        for shown in console.read(line):
+            say(shown)
+        if console.folder and not found:
+            found = True
+            log.move(Path(console.folder))
+    for shown in console.end():
+        say(shown)
+    return process.wait()
+
+
+def _summary(folder: str) -> dict[str, Any]:
+    path = Path(folder, "summary.json")
+    if not folder or not path.exists():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _cause(summary: dict[str, Any], console: Console, details: str, code: int) -> str:
+    """The first that is known: what the ServerApp said, what the log said, what Flower says."""
+    if not console.run_id:
+        return f"Flower did not take it (exit code {code}):\n" + "\n".join(console.stray[-STRAY:])
+    return str(summary.get("error") or console.cause or details)

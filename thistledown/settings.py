@@ -1,0 +1,191 @@
+"""From defaults, preset and command line to one checked configuration, before anything is started.
+
+Flower cannot combine a TOML file with overrides and answers a wrong key with a bare code, so keys are
+merged and checked here: pyproject's defaults <- preset <- every -c, the later ones first.
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import thistledown
+from server_app.config import RunConfig, Simulation, keys
+from task.config import EMBEDDED_DATA, EMBEDDED_MODEL
+from task.schema import ConfigError
+
+Values = dict[str, object]  # run-config keys with dots, as they came
+
+PLACES = {"data.name": EMBEDDED_DATA, "model.name": EMBEDDED_MODEL}  # keys that may be paths: the word that is none
+PAIR = re.compile(r"""\s*([\w.\-]+)=('[^']*'|"[^"]*"|\[[^\]]*\]|\S+)(?=\s|$)""")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to run: a checked configuration, and the folder of the Flower app that runs it.
+
+    `idle` are keys that somebody set although this run has no use for them: options of another strategy.
+    """
+
+    app: Path
+    config: RunConfig
+    idle: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, app: Path | None, preset: str | None, overrides: Sequence[str], here: Path) -> "Settings":
+        """Merge and check; relative paths are looked for in `here`. Raises ConfigError with every problem."""
+        folder = app_folder(app)
+        values = merged(folder, preset, overrides, here)
+        values["output-dir"] = values.get("output-dir") or str(here.absolute() / "outputs")
+        config = RunConfig.read(values)
+        declared = defaults(folder)
+        idle = tuple(key for key in values if key not in config.flat and values[key] != declared[key])
+        problems = [
+            f"the key '{key}' is not declared in [tool.flwr.app.config] of {folder / 'pyproject.toml'}"
+            for key in config.flat
+            if key not in declared
+        ]
+        if problems := problems + _beyond_machine(config.server.simulation):
+            raise ConfigError(problems)
+        return cls(folder, config, idle)
+
+
+def app_folder(given: Path | None) -> Path:
+    """The Flower app: `given`, else the clone that this package was installed from. Raises ConfigError."""
+    folder = (given or Path(thistledown.__file__).parent.parent).expanduser().resolve()
+    try:
+        project = _toml(folder / "pyproject.toml")
+    except ConfigError:
+        project = {}
+    if "app" in project.get("tool", {}).get("flwr", {}):
+        return folder
+    if given is not None:
+        raise ConfigError([f"--app {given} is no Flower app: its pyproject.toml has no [tool.flwr.app]"])
+    raise ConfigError(["thistledown was not installed from a clone (pip install --editable); give one: --app DIR"])
+
+
+def defaults(app: Path) -> Values:
+    """Every declared key with its default."""
+    return flat(_toml(app / "pyproject.toml")["tool"]["flwr"]["app"].get("config", {}))
+
+
+def merged(app: Path, preset: str | None, overrides: Sequence[str], here: Path) -> Values:
+    """All keys: defaults <- preset <- overrides. Raises ConfigError for what cannot be read."""
+    problems: list[str] = []
+    layers = [defaults(app)]
+    if preset is not None:
+        try:
+            path = preset_path(app, preset, here)
+            layers.append(_placed(flat(_toml(path)), here, path.parent))
+        except ConfigError as error:
+            problems += error.problems
+    try:
+        layers.append(_placed(pairs(overrides), here))
+    except ConfigError as error:
+        problems += error.problems
+    values = {key: value for layer in layers for key, value in layer.items()}
+    problems += [problem for key in values if (problem := _joined(values, key))]
+    if problems:
+        raise ConfigError(problems)
+    return values
+
+
+def preset_path(app: Path, preset: str, here: Path) -> Path:
+    """The file of a preset given by path or by the name it has in presets/. Raises ConfigError."""
+    path = here / Path(preset).expanduser()
+    if path.is_file():
+        return path
+    named = {file.stem: file for file in sorted((app / "presets").glob("*.toml"))}
+    if preset in named:
+        return named[preset]
+    near = difflib.get_close_matches(Path(preset).stem, named, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    raise ConfigError(
+        [f"there is no preset '{preset}'{hint} (there are {', '.join(named) or 'none'}, or give a TOML file)"]
+    )
+
+
+def pairs(overrides: Sequence[str]) -> Values:
+    """What every `-c "key=value key2='x'"` says. Raises ConfigError."""
+    values: Values = {}
+    problems = []
+    for text in overrides:
+        position = 0
+        while text[position:].strip():
+            match = PAIR.match(text, position)
+            if match is None:
+                rest = text[position:].strip()
+                problems.append(
+                    f"-c: cannot read '{rest}'; write key=value pairs with spaces between them, text in quotes"
+                )
+                break
+            key, value = match.groups()
+            try:
+                values[key] = tomllib.loads(f"value = {value}")["value"]
+            except tomllib.TOMLDecodeError:
+                problems.append(f"-c {key}={value}: not a TOML value; true, 3, 0.5, or text in quotes: {key}='{value}'")
+            position = match.end()
+    if problems:
+        raise ConfigError(problems)
+    return values
+
+
+def flat(tables: Mapping[str, Any], prefix: str = "") -> Values:
+    """Nested tables as dotted keys."""
+    values: Values = {}
+    for key, value in tables.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return values
+
+
+def _joined(values: Values, key: str) -> str | None:
+    """Make a list the text that Flower can carry; returns the problem where that cannot be."""
+    value = values[key]
+    if not isinstance(value, list):
+        return None
+    known = keys().get(key)
+    separator = known.separator if known else ","
+    whole = all(type(item) is int for item in value)
+    text = all(isinstance(item, str) and separator not in item for item in value)
+    if not (whole or text):
+        return f"{key} must be a list of whole numbers, or of texts without '{separator}', not {value!r}"
+    values[key] = separator.join(str(item) for item in value)
+    return None
+
+
+def _placed(values: Values, *folders: Path) -> Values:
+    """The same with paths made absolute: those that exist in one of the folders. Other names are hub ids."""
+    for key, word in PLACES.items():
+        name = values.get(key)
+        if isinstance(name, str) and name and name != word:
+            found = [path for folder in folders if (path := folder / Path(name).expanduser()).exists()]
+            if found:
+                values[key] = str(found[0].resolve())
+    return values
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"cannot read {path}: {error.strerror}"]) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path} is not valid TOML: {error}"]) from error
+
+
+def _beyond_machine(simulation: Simulation) -> list[str]:
+    """What a simulated node is promised that this machine does not have; Ray would wait for it or fail obscurely."""
+    import torch
+
+    found = []
+    cpus = os.cpu_count() or 1
+    if simulation.num_cpus > cpus:
+        found.append(f"simulation.num-cpus = {simulation.num_cpus}, but this machine has {cpus}")
+    gpus = torch.cuda.device_count() or torch.xpu.device_count()
+    if simulation.num_gpus > gpus:
+        found.append(f"simulation.num-gpus = {simulation.num_gpus:g}, but this machine has {gpus} that torch can use")
+    return found
