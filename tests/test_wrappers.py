@@ -20,7 +20,7 @@ from strategies.exchange.wrapper import Wrapper
 from task.config import TaskConfig
 
 TICKET = Ticket(1, 3, 9, 2)
-NORMAL = {"bfloat16": (2.0**-9, 2.0**-126, 3e38), "float16": (2.0**-11, 2.0**-14, 65_504.0)}  # error, smallest, largest
+NORMAL = {"bfloat16": (2.0**-8, 2.0**-126, 3e38), "float16": (2.0**-11, 2.0**-14, 65_504.0)}  # error, smallest, largest
 
 
 def travel(wrapper: Wrapper, update: Tensors) -> Tensors:
