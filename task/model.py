@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from task.base import Base
-from task.config import TaskConfig
+from task.config import Data, TaskConfig
 from task.seeds import derive
 from task.texts import pad_id
 from task.tuning import TUNINGS
@@ -61,11 +61,25 @@ def build(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
     return TunedModel(module, base, config, rank, _trained(module, config.tuning))
 
 
-@lru_cache(maxsize=1)
 def tuned_model(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
     """The model of this process: built once, then reused for every node and round. Only `trained` tensors ever
     change, and whoever uses the model writes all of them first."""
-    return build(base, config, rank, device)
+    return _kept(base, _recipe(config), rank, device)
+
+
+_kept = lru_cache(maxsize=1)(build)  # never two models at once
+
+
+def _recipe(config: TaskConfig) -> TaskConfig:
+    """The settings that shape a model; the others are set to their defaults, so that they do not build another."""
+    return TaskConfig(
+        task=config.task,
+        model=config.model,
+        data=Data(labels=config.data.labels),
+        lora=config.lora,
+        tuning=config.tuning,
+        seed=config.seed,
+    )
 
 
 def wire_name(name: str) -> str:

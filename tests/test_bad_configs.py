@@ -150,5 +150,6 @@ def test_command_exits_2_and_starts_nothing(command: str, tmp_path: Path) -> Non
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stdout == "checking the configuration\n"
-    assert done.stderr.startswith("2 problems in the configuration:\n  - there is no key 'lr'")
+    assert done.stderr.startswith("2 problems in the configuration:\n  - ")
+    assert "\n  - there is no key 'lr'; did you mean 'learning-rate'?\n" in done.stderr
     assert not list(tmp_path.iterdir())

@@ -76,7 +76,7 @@ def test_its_fingerprint_is_that_of_its_bytes(base: Base, tmp_path: Path) -> Non
 
 def test_it_is_the_same_however_many_threads_train_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store keeps it for runs with any number of threads, so its recipe must not depend on them."""
-    monkeypatch.setattr(embedded, "TRAINING", embedded.TRAINING | {"epochs": 1})
+    monkeypatch.setattr(embedded, "EPOCHS", 1)
     prints = []
     for threads in (1, 2):
         store = Store(tmp_path / str(threads))

@@ -4,6 +4,7 @@ import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -43,26 +44,44 @@ class Node:
 
 def check(settings: Settings, say: Say) -> None:
     """Explain the run. Raises ConfigError with everything that would keep it from starting."""
-    run, store = settings.config, server_store()
-    logging.getLogger("flwr").setLevel(logging.WARNING)  # what a run would log is said here in other words
-    warnings.simplefilter("ignore", FutureWarning)  # of transformers, about itself
-    torch.set_num_threads(run.task.threads)
+    run = settings.config
     for line in _choices(run):
         say(line)
-    if run.task.model.name == EMBEDDED_MODEL:
-        say(f"model     preparing the embedded one (trained once, some seconds, and kept in {store.root})")
-    base, task = _base_and_task(run, store)
     try:
-        say(f"base      {base.name}, fingerprint {base.fingerprint}")
-        parts = None if _needs_no_data(task) else prepare(task, base.folder, store)
-        split = _split(run, task, parts, store)
-        nodes = _nodes(run, task, parts, split)
-        for line in [*_sizes(parts), *_costs(run, task, base, nodes)]:
-            say(line)
+        with _quiet():
+            for line in _explained(run, server_store()):
+                say(line)
     except (DataError, SplitError, TuningError, StoreError) as error:
         raise ConfigError([str(error)]) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What a run would log is said here in other words; transformers warns about itself."""
+    log = logging.getLogger("flwr")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _explained(run: RunConfig, store: Store) -> Iterator[str]:
+    torch.set_num_threads(run.task.threads)
+    if run.task.model.name == EMBEDDED_MODEL:
+        yield f"model     preparing the embedded one (trained once, some seconds, and kept in {store.root})"
+    base, task = _base_and_task(run, store)
+    yield f"base      {base.name}, fingerprint {base.fingerprint}"
+    parts = None if _needs_no_data(task) else prepare(task, base.folder, store)
+    split = _split(run, task, parts, store)
+    nodes = _nodes(run, task, parts, split)
+    yield from _sizes(parts)
+    yield from _costs(run, task, base, nodes)
     if parts and nodes:
-        say(table(split, parts.train.labels, parts.labels))
+        yield table(split, parts.train.labels, parts.labels)
 
 
 def _base_and_task(run: RunConfig, store: Store) -> tuple[Base, TaskConfig]:
