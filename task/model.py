@@ -64,10 +64,10 @@ def build(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
 def tuned_model(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
     """The model of this process: built once, then reused for every node and round. Only `trained` tensors ever
     change, and whoever uses the model writes all of them first."""
-    return _kept(base, _recipe(config), rank, device)
+    return kept_model(base, _recipe(config), rank, device)
 
 
-_kept = lru_cache(maxsize=1)(build)  # never two models at once
+kept_model = lru_cache(maxsize=1)(build)  # never two models at once
 
 
 def _recipe(config: TaskConfig) -> TaskConfig:

@@ -21,7 +21,7 @@ from strategies.exchange.opening import Meeting, Opening, meet, open_run
 from strategies.exchange.vocabulary import Metrics, Profile, Refused, RunFailed, State, Ticket, Update
 from task.config import TaskConfig
 from task.model import tuned_model
-from task.schema import ConfigError
+from task.schema import ConfigError, flatten
 
 if TYPE_CHECKING:
     from strategies.exchange.contract import Strategy
@@ -100,7 +100,7 @@ class _Run:
     profiles: dict[int, Profile] = field(default_factory=dict)  # those of them that are connected
 
     def __post_init__(self) -> None:
-        self._welcome(self.opening.meeting)
+        self._welcome(self.opening.meeting, set())
         self.profiles = dict(self.known)
 
     # ------------------------------------------------------------------ before and after a round
@@ -229,7 +229,7 @@ class _Run:
         packed: dict[int, post.Parcel] = {}
         config = self.opening.config
         if kind == "evaluate":
-            config = replace(TaskConfig.read(_flat(config) | self.evaluate_config), data=config.data)
+            config = replace(TaskConfig.read({**flatten(config), **self.evaluate_config}), data=config.data)
         instruction = order.write(config, self.strategy, self.opening.base.fingerprint, state.rank)
         sent = []
         for profile, ticket in pairs:
@@ -260,15 +260,18 @@ class _Run:
         there = set(self.grid.get_node_ids())
         if strangers := sorted(there - set(self.known) - self.left_out):
             meeting = meet(self.grid, strangers, self.strategy, self.opening, self.timeout)
-            self._welcome(meeting)
+            self._welcome(meeting, there)
             report.bytes_up, report.bytes_down = meeting.bytes_up, meeting.bytes_down
             report.bytes_base = meeting.bytes_base
         self.profiles = {node_id: profile for node_id, profile in self.known.items() if node_id in there}
 
-    def _welcome(self, meeting: Meeting) -> None:
-        names = {profile.name for profile in self.known.values()}
-        self.known |= {node_id: p for node_id, p in meeting.profiles.items() if p.name not in names}
-        self.left_out |= set(meeting.left_out)
+    def _welcome(self, meeting: Meeting, there: set[int]) -> None:
+        """Remember new nodes. A restarted node has a new id but its old name, and takes its own place again."""
+        names = {profile.name for node_id, profile in self.known.items() if node_id in there}
+        new = {node_id: profile for node_id, profile in meeting.profiles.items() if profile.name not in names}
+        back = {profile.name for profile in new.values()}
+        self.known = {node_id: p for node_id, p in self.known.items() if p.name not in back} | new
+        self.left_out |= set(meeting.left_out) | (set(meeting.profiles) - set(new))
 
 
 def _means(answers: list[Metrics]) -> Metrics:
@@ -283,9 +286,3 @@ def _means(answers: list[Metrics]) -> Metrics:
     if answers:
         means["num-examples"] = int(sum(metrics.get("num-examples", 0) for metrics in answers))
     return means
-
-
-def _flat(config: TaskConfig) -> dict[str, object]:
-    from task.schema import flatten
-
-    return dict(flatten(config))

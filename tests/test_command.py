@@ -1,0 +1,364 @@
+"""The `thistledown` command: what it merges, what it shows of a log, and real runs through real Flower."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from task.schema import ConfigError
+from thistledown.check import check
+from thistledown.console import Console
+from thistledown.settings import Settings, app_folder, merged, pairs, preset_path
+from thistledown.summary import summary_lines
+from thistledown.superlink import SuperLink, SuperLinkError
+
+APP = Path(__file__).parent.parent
+COMMAND = str(Path(sys.executable).parent / "thistledown")
+PRESETS = sorted((APP / "presets").glob("*.toml"))
+
+
+# ------------------------------------------------------------------------------------------------ merging
+def test_defaults_then_preset_then_overrides(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("seed = 1\nbatch-size = 4\nlora.ranks = [2, 4]\n[data]\nalpha = 1\n")
+    values = merged(APP, "mine.toml", ["seed=2 data.labels=['a','b']", "seed=3"], tmp_path)
+    assert values["seed"] == 3
+    assert values["batch-size"] == 4
+    assert values["lora.ranks"] == "2,4"
+    assert values["data.alpha"] == 1
+    assert values["data.labels"] == "a|b"
+    assert values["strategy"] == "fedavg"
+
+
+def test_overrides_are_toml_values_with_spaces_between() -> None:
+    found = pairs(["a=1 b=0.5  c=true", """d='two words' e="it's" f.g=[1, 2]"""])
+    assert found == {"a": 1, "b": 0.5, "c": True, "d": "two words", "e": "it's", "f.g": [1, 2]}
+
+
+def test_preset_by_name_or_path(tmp_path: Path) -> None:
+    assert preset_path(APP, "mixed-ranks", tmp_path) == APP / "presets" / "mixed-ranks.toml"
+    own = tmp_path / "mixed-ranks"
+    own.write_text("")
+    assert preset_path(APP, "mixed-ranks", tmp_path) == own
+    assert preset_path(APP, str(own), APP) == own
+
+
+def test_relative_paths_are_found_here_or_beside_the_preset(tmp_path: Path) -> None:
+    here, beside = tmp_path / "here", tmp_path / "beside"
+    for folder in (here, beside):
+        folder.mkdir()
+    (here / "rows.csv").touch()
+    (beside / "model").mkdir()
+    (here / "digits").touch()  # the word for the embedded data goes first
+    (beside / "mine.toml").write_text("model.name = 'model'\ndata.name = 'owner/rows'\n")
+    values = merged(APP, str(beside / "mine.toml"), [], here)
+    assert values["model.name"] == str(beside / "model")
+    assert values["data.name"] == "owner/rows"
+    assert merged(APP, None, ["data.name='rows.csv'"], here)["data.name"] == str(here / "rows.csv")
+    assert merged(APP, None, ["data.name='digits'"], here)["data.name"] == "digits"
+
+
+def test_results_go_where_the_command_is_given(tmp_path: Path) -> None:
+    assert Settings.read(APP, None, [], tmp_path).config.server.output_dir == str(tmp_path / "outputs")
+    own = Settings.read(APP, None, ["output-dir='/somewhere'"], tmp_path)
+    assert own.config.server.output_dir == "/somewhere"
+
+
+def test_options_of_another_strategy_are_idle(tmp_path: Path) -> None:
+    assert Settings.read(APP, None, ["fedprox.mu=0.5"], tmp_path).idle == ("fedprox.mu",)
+    assert Settings.read(APP, None, ["fedprox.mu=0.5 strategy='fedprox'"], tmp_path).idle == ()
+
+
+def test_app_is_the_clone_that_was_installed() -> None:
+    assert app_folder(None) == APP
+    with pytest.raises(ConfigError, match="is no Flower app"):
+        app_folder(APP / "tests")
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=[preset.stem for preset in PRESETS])
+def test_preset_is_valid_and_opens_with_its_command(preset: Path, tmp_path: Path) -> None:
+    assert preset.read_text().startswith(f"# thistledown run {preset.stem}\n#\n# ")
+    assert Settings.read(APP, preset.stem, [], tmp_path).idle == ()
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = "{'torch', 'flwr', 'transformers'} & set(sys.modules)"
+    code = f"import sys, thistledown.main; sys.exit(len({heavy}))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# ------------------------------------------------------------------------------------------------ the log
+GOOD = """\
+Using SuperLink: simulation (127.0.0.1:44017)
+Successfully started run 491138605137914210
+\x1b[92mINFO \x1b[0m:      Starting logstream for run_id `491138605137914210`
+\x1b[92mINFO \x1b[0m:      Starting Flower Simulation
+\x1b[93mWARNING \x1b[0m:   Since flwr 1.32, default simulated SuperNodes changed from 10 to 2.
+\x1b[92mINFO \x1b[0m:      Federation `@none/default` (2 simulated SuperNodes)
+\x1b[92mINFO \x1b[0m:      To change federation size, use the following command:
+\x1b[92mINFO \x1b[0m:      \tflwr federation simulation-config @none/default <superlink> --num-supernodes <N>
+Successfully installed thistledown to /tmp/home/apps/thistledown.thistledown.0.1.0.607c2ace.
+\x1b[92mINFO \x1b[0m:      results go to /home/me/outputs/20261121-021209-fedavg
+\x1b[92mINFO \x1b[0m:      preparing data 'digits'
+\x1b[92mINFO \x1b[0m:      node   rows      0     1     2     3     4     5     6     7     8     9
+\x1b[92mINFO \x1b[0m:         0    385     74     3    29    53    51    16    74     .    48    37
+\x1b[92mINFO \x1b[0m:         1    365      1    73    45    24    24    60     1    74    25    38
+Writing model shards:   0%|          | 0/1 [00:00<?, ?it/s]\rWriting model shards: 100%|##########| 1/1
+\x1b[92mINFO \x1b[0m:      Starting fedavg: strategy=fedavg
+\x1b[92mINFO \x1b[0m:      preparing data 'digits'
+\x1b[92mINFO \x1b[0m:      offered the base 'embedded' to 1 stores that lack it (554497 bytes each)
+/lib/transformers/modeling_utils.py:3303: FutureWarning: `is_gradient_checkpointing` is deprecated.
+  warnings.warn(
+\x1b[92mINFO \x1b[0m:      round 0/2  accuracy 0.118  loss 5.247  (before training)
+\x1b[92mINFO \x1b[0m:      [ROUND 1/2]
+\x1b[92mINFO \x1b[0m:      configure_train: Sampled 2 nodes (out of 2)
+\x1b[36m(ClientAppActor pid=6054)\x1b[0m /lib/modeling_utils.py:3303: FutureWarning: `is_gradient_checkpointing`
+\x1b[36m(ClientAppActor pid=6054)\x1b[0m   warnings.warn(
+\x1b[92mINFO \x1b[0m:      aggregate_train: Received 2 results and 0 failures
+\x1b[92mINFO \x1b[0m:      round 1/2  accuracy 0.273  loss 2.331  up 237.0 kB  down 237.5 kB  9.5 s  ETA 0:10
+\x1b[92mINFO \x1b[0m:      finished in 48 s, results in /home/me/outputs/20261121-021209-fedavg
+\x1b[92mINFO \x1b[0m:      
+"""
+
+CLIENT_ERROR = """\
+\x1b[91mERROR \x1b[0m:     An exception was raised when processing a message by RayBackend
+\x1b[91mERROR \x1b[0m:     \x1b[36mray::ClientAppActor.run()\x1b[39m (pid=8148, ip=192.0.2.2, actor_id=221062d9950a)
+                  ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "/apps/thistledown/client_app/local.py", line 151, in _share
+    raise NodeError("data.partitioner = 'none', but the node config has no data-path")
+client_app.local.NodeError: data.partitioner = 'none', but the node config has no data-path
+
+The above exception was the direct cause of the following exception:
+
+\x1b[36mray::ClientAppActor.run()\x1b[39m (pid=8148, ip=192.0.2.2, actor_id=221062d9950a)
+    raise ClientAppException(str(ex)) from ex
+flwr.clientapp.client_app.ClientAppException: 
+Exception ClientAppException occurred. Message: data.partitioner = 'none', but the node config has no data-path
+\x1b[91mERROR \x1b[0m:     Traceback (most recent call last):
+  File "/lib/flwr/server/superlink/fleet/vce/vce_api.py", line 132, in worker
+    out_mssg, updated_context = backend.process_message(message, context)
+                                ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+ray.exceptions.RayTaskError(ClientAppException): \x1b[36mray::ClientAppActor.run()\x1b[39m (pid=8148)
+  File "/apps/thistledown/client_app/local.py", line 151, in _share
+    raise NodeError("data.partitioner = 'none', but the node config has no data-path")
+client_app.local.NodeError: data.partitioner = 'none', but the node config has no data-path
+
+The above exception was the direct cause of the following exception:
+
+\x1b[36mray::ClientAppActor.run()\x1b[39m (pid=8148, ip=192.0.2.2, actor_id=221062d9950a)
+    raise ClientAppException(str(ex)) from ex
+flwr.clientapp.client_app.ClientAppException: 
+Exception ClientAppException occurred. Message: data.partitioner = 'none', but the node config has no data-path
+
+"""
+
+SERVER_ERROR = """\
+\x1b[91mERROR \x1b[0m:     the run failed: none of 2 nodes can take part; node error 2: no data-path
+\x1b[91mERROR \x1b[0m:     Simulation raised an exception
+Traceback (most recent call last):
+  File "/lib/flwr/simulation/app.py", line 337, in run_simulation_process
+    simulation_result = _run_simulation(
+                        ^^^^^^^^^^^^^^^^
+strategies.exchange.vocabulary.RunFailed: none of 2 nodes can take part; node error 2: no data-path
+\x1b[91mERROR \x1b[0m:     Exit Code: 700
+
+An unhandled exception occurred when running the simulation.
+
+For more information, visit: <https://flower.ai/docs/framework/1.41/en/ref-exit-codes/700.html>
+"""
+
+
+def shown(log: str, console: Console) -> list[str]:
+    lines = [line for text in log.splitlines() for line in console.read(text)]
+    return lines + console.end()
+
+
+def test_console_shows_what_matters_of_a_good_run() -> None:
+    console = Console()
+    assert shown(GOOD, console) == [
+        "starting Ray (takes a while the first time)",
+        "results go to /home/me/outputs/20261121-021209-fedavg",
+        "preparing data 'digits'",
+        "offered the base 'embedded' to 1 stores that lack it (554497 bytes each)",
+        "round 0/2  accuracy 0.118  loss 5.247  (before training)",
+        "round 1/2  accuracy 0.273  loss 2.331  up 237.0 kB  down 237.5 kB  9.5 s  ETA 0:10",
+    ]
+    assert console.run_id == "491138605137914210"
+    assert console.folder == "/home/me/outputs/20261121-021209-fedavg"
+
+
+def test_console_shows_an_error_once_and_counts_it() -> None:
+    console = Console()
+    said = "error: NodeError: data.partitioner = 'none', but the node config has no data-path"
+    assert shown(CLIENT_ERROR * 10 + SERVER_ERROR, console) == [said, f"10 times in all: {said}"]
+    assert console.cause == "RunFailed: none of 2 nodes can take part; node error 2: no data-path"
+
+
+def test_console_counts_warnings_that_differ_by_numbers() -> None:
+    warnings = "".join(f"WARNING :   left out node {number}: node error 2: no rows\n" for number in range(200))
+    lines = shown(warnings, Console())
+    assert lines[:2] == [f"warning: left out node {number}: node error 2: no rows" for number in range(2)]
+    assert len(lines) == 6
+    assert lines[-1].startswith("200 times in all: warning: left out node ")
+
+
+def test_verbose_console_shows_everything_without_colours() -> None:
+    lines = shown(CLIENT_ERROR, Console(verbose=True))
+    assert len(lines) == len(CLIENT_ERROR.splitlines())
+    assert lines[1].startswith("ERROR :     ray::ClientAppActor.run() (pid=8148")
+
+
+# ------------------------------------------------------------------------------------------------ the end of a run
+SUMMARY = {
+    "metric": "accuracy", "metric-source": "server: test part", "base": 0.118, "final": 0.8412, "best": 0.85,
+    "best-round": 13, "rounds": 15, "failed-rounds": 1, "ranks": {"0": 8, "1": 8}, "bytes_up": 17_800_000,
+    "bytes_down": 17_900_000, "bytes_base": 554_497, "seconds": 61.4, "folder": "/out/run",
+}  # fmt: skip
+
+
+def test_summary_for_people() -> None:
+    assert summary_lines(SUMMARY) == [
+        "",
+        "accuracy 0.118 -> 0.841, best 0.850 in round 13 (server: test part)",
+        "1 round failed and changed nothing; metrics.jsonl says why",
+        "15 rounds over 2 nodes in 61 s: 17.8 MB up, 17.9 MB down, and the base once: 554.5 kB",
+        "results in /out/run",
+    ]
+
+
+def test_summary_of_a_run_that_nobody_scored() -> None:
+    lines = summary_lines(SUMMARY | {"base": None, "final": None, "best": None, "bytes_base": 0})
+    assert lines[1] == "accuracy was not measured"
+    assert lines[3].endswith("17.9 MB down")
+
+
+# ------------------------------------------------------------------------------------------------ check
+def explained(tmp_path: Path, *overrides: str) -> str:
+    lines: list[str] = []
+    check(Settings.read(APP, None, overrides, tmp_path), lines.append)
+    return "\n".join(lines)
+
+
+def test_check_says_what_each_node_would_do(tmp_path: Path) -> None:
+    text = explained(tmp_path, "strategy='rbla' lora.ranks='2,4,8' simulation.num-supernodes=3 local-steps=7")
+    assert "strategy  rbla" in text
+    assert "29,322 of 165,460 parameters" in text
+    for rank in (2, 4, 8):
+        assert f"a round   sends a node of rank {rank} " in text
+    nodes = [line.split() for line in text.split("bytes down and up a round:\n")[1].splitlines()[:3]]
+    assert [(node[0], node[3], node[4]) for node in nodes] == [("0", "7", "2"), ("1", "7", "4"), ("2", "7", "8")]
+    assert sum(int(node[1]) for node in nodes) == 750
+
+
+def test_check_says_when_ranks_are_evened_out(tmp_path: Path) -> None:
+    text = explained(tmp_path, "lora.ranks='4,8' simulation.num-supernodes=3")
+    assert "fedavg needs equal ranks: every node trains rank 4, the smallest budget" in text
+
+
+def test_check_needs_no_data_where_nodes_bring_all(tmp_path: Path) -> None:
+    text = explained(tmp_path, "data.partitioner='none' data.labels='a|b' evaluate='nodes' data.name='/nowhere'")
+    assert "data      none on the server" in text
+    assert "bring their own data" in text
+
+
+# ------------------------------------------------------------------------------------------------ real Flower
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A short temporary folder for the command: sockets live in it."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def command(temporary: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """`thistledown` at work in `temporary`, with its temporary files in there too."""
+    (temporary / "t").mkdir()
+    return subprocess.Popen(
+        [COMMAND, *arguments],
+        cwd=temporary,
+        env=os.environ | {"TMPDIR": str(temporary / "t")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def assert_nothing_is_left(temporary: Path) -> None:
+    assert not list((temporary / "t").iterdir())
+    for process in psutil.process_iter():
+        try:
+            assert not Path(process.cwd()).is_relative_to(temporary / "t"), process
+        except (psutil.Error, OSError):
+            continue
+
+
+@pytest.mark.flower
+def test_run_leaves_results_and_nothing_else(temporary: Path) -> None:
+    process = command(temporary, "run", "-c", "num-server-rounds=1 simulation.num-supernodes=2 local-epochs=1")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert output.startswith("checking the configuration\n")
+    assert "\nround 1/1  accuracy " in output
+    latest = temporary / "outputs" / "latest"
+    assert latest.is_symlink()
+    folder = latest.resolve()
+    assert output.endswith(f"results in {folder}\n")
+    assert "\x1b" not in output
+    assert "Traceback" not in output
+    there = {"config.toml", "metrics.jsonl", "summary.json", "run.log", "report.html", "model", "checkpoints"}
+    assert {path.name for path in folder.iterdir()} == there
+    assert {path.name for path in (temporary / "outputs").iterdir()} == {"latest", folder.name}
+    assert json.loads((folder / "summary.json").read_text())["status"] == "completed"
+    assert tomllib.loads((folder / "config.toml").read_text())["num-server-rounds"] == 1
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+    assert_nothing_is_left(temporary)
+
+
+@pytest.mark.flower
+def test_run_whose_nodes_all_fail_says_why(temporary: Path) -> None:
+    divergent = "optimizer='sgd' learning-rate=1e30 num-server-rounds=1 simulation.num-supernodes=2"
+    process = command(temporary, "run", "-c", divergent)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 3, output
+    assert "warning: round 1: dropped the reply of node 0: " in output
+    [cause] = [line for line in output.splitlines() if line.startswith("the run failed: ")]
+    assert "0 of 2 replies were good" in cause
+    log = temporary / "outputs" / "latest" / "run.log"
+    assert output.endswith(f"the whole log is in {log.resolve()}\n")
+    assert "dropped the reply of node 1" in log.read_text()
+    assert_nothing_is_left(temporary)
+
+
+@pytest.mark.flower
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_run_leaves_no_process(temporary: Path, number: int, code: int) -> None:
+    process = command(temporary, "run", "-c", "num-server-rounds=1000 simulation.num-supernodes=2")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("results go to"):
+            break
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    assert_nothing_is_left(temporary)
+
+
+@pytest.mark.flower
+def test_superlink_that_cannot_start_says_why(temporary: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        superlink = SuperLink()
+        superlink.port = taken.getsockname()[1]
+        with pytest.raises(SuperLinkError, match="address already in use"), superlink:
+            raise AssertionError("it started on a port that is taken")
+    assert not superlink.folder.exists()
