@@ -71,7 +71,10 @@ class Option:
     def flat(self, value: Any) -> Scalar:
         """The value as Flower can carry it: tuples become text."""
         if isinstance(value, tuple):
-            return self.separator.join(str(item) for item in value)
+            text = self.separator.join(str(item) for item in value)
+            if self._items(text) != value:
+                raise ValueError(f"cannot be written as text with items separated by '{self.separator}': {value!r}")
+            return text
         return typing.cast(Scalar, value)
 
     def _typed(self, value: object) -> Any:
@@ -86,7 +89,7 @@ class Option:
 
     def _items(self, value: object) -> tuple[Any, ...]:
         kind = typing.get_args(self.type)[0]
-        if isinstance(value, tuple):
+        if isinstance(value, tuple) and all(type(item) is kind for item in value):
             return value
         if isinstance(value, bool) or not isinstance(value, int | str):
             raise ValueError(f"must be text with items separated by '{self.separator}', not {value!r}")

@@ -30,7 +30,7 @@ from strategies.exchange.opening import settled
 from strategies.exchange.vocabulary import State, Tensors
 from task.base import Base, server_base
 from task.config import TaskConfig
-from task.model import tuned_model
+from task.model import kept_model
 from task.store import server_store
 
 SERVER = 1
@@ -83,6 +83,7 @@ class InProcessGrid(Grid):
                 run_id=7, node_id=node_id, node_config=own, state=RecordDict(), run_config={}
             )
         self.partitions = dict(zip(node_ids, range(num_nodes), strict=True))
+        self.lingering: set[int] = set()
         self.waiting: dict[str, Message | None] = {}
         self.exchanges: list[Exchange] = []
         self._counter = itertools.count()
@@ -96,11 +97,13 @@ class InProcessGrid(Grid):
         """What was exchanged in messages of one type."""
         return [exchange for exchange in self.exchanges if exchange.kind == kind]
 
-    def restart(self, partition: int) -> None:
-        """The node comes back as Flower lets it: under a new id, its state forgotten."""
-        old = next(node_id for node_id, number in self.partitions.items() if number == partition)
+    def restart(self, partition: int, *, lingers: bool = False) -> None:
+        """The node comes back as Flower lets it: under a new id, its state forgotten. The old id may linger among
+        those that are there, as it does until its heartbeat is missed; nobody answers under it."""
+        old = next(node_id for node_id in self.contexts if self.partitions[node_id] == partition)
         new = self._fresh_ids.randrange(10**7, 10**8)
-        self.partitions[new] = self.partitions.pop(old)
+        self.partitions[new] = partition
+        self.lingering = {old} if lingers else set()
         config = self.contexts.pop(old).node_config
         self.contexts[new] = Context(run_id=7, node_id=new, node_config=config, state=RecordDict(), run_config={})
 
@@ -121,11 +124,13 @@ class InProcessGrid(Grid):
         return [message for message in found if message is not None]
 
     def get_node_ids(self) -> list[int]:
-        return list(self.contexts)
+        return [*self.lingering, *self.contexts]
 
     def _answer(self, message: Message) -> Message | None:
         node_id = message.metadata.dst_node_id
         partition, kind = self.partitions[node_id], message.metadata.message_type
+        if node_id not in self.contexts:
+            return Message(Error(code=5, reason="Node Unavailable"), reply_to=message)
         try:
             TaskIdentity.node_id = node_id
             reply: Message | None = self.app(through_wire(message), self.contexts[node_id])
@@ -218,7 +223,7 @@ def left(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def retrained(outcome: Outcome, exchange: Exchange) -> Tensors:
     """The update that a node makes of the same message in a process that has done nothing before."""
-    tuned_model.cache_clear()
+    kept_model.cache_clear()
     context = next(
         c for node, c in outcome.grid.contexts.items() if outcome.grid.partitions[node] == exchange.partition
     )

@@ -126,7 +126,7 @@ Writing model shards:   0%|          | 0/1 [00:00<?, ?it/s]\rWriting model shard
 \x1b[92mINFO \x1b[0m:      aggregate_train: Received 2 results and 0 failures
 \x1b[92mINFO \x1b[0m:      round 1/2  accuracy 0.273  loss 2.331  up 237.0 kB  down 237.5 kB  9.5 s  ETA 0:10
 \x1b[92mINFO \x1b[0m:      finished in 48 s, results in /home/me/outputs/20261121-021209-fedavg
-\x1b[92mINFO \x1b[0m:      
+\x1b[92mINFO \x1b[0m:     \x20
 """
 
 CLIENT_ERROR = """\
@@ -141,7 +141,7 @@ The above exception was the direct cause of the following exception:
 
 \x1b[36mray::ClientAppActor.run()\x1b[39m (pid=8148, ip=192.0.2.2, actor_id=221062d9950a)
     raise ClientAppException(str(ex)) from ex
-flwr.clientapp.client_app.ClientAppException: 
+flwr.clientapp.client_app.ClientAppException:\x20
 Exception ClientAppException occurred. Message: data.partitioner = 'none', but the node config has no data-path
 \x1b[91mERROR \x1b[0m:     Traceback (most recent call last):
   File "/lib/flwr/server/superlink/fleet/vce/vce_api.py", line 132, in worker
@@ -156,7 +156,7 @@ The above exception was the direct cause of the following exception:
 
 \x1b[36mray::ClientAppActor.run()\x1b[39m (pid=8148, ip=192.0.2.2, actor_id=221062d9950a)
     raise ClientAppException(str(ex)) from ex
-flwr.clientapp.client_app.ClientAppException: 
+flwr.clientapp.client_app.ClientAppException:\x20
 Exception ClientAppException occurred. Message: data.partitioner = 'none', but the node config has no data-path
 
 """
@@ -339,12 +339,15 @@ def test_run_whose_nodes_all_fail_says_why(temporary: Path) -> None:
 
 
 @pytest.mark.flower
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_run_leaves_no_process(temporary: Path, number: int, code: int) -> None:
+@pytest.mark.parametrize(
+    ("line", "number", "code"),
+    [("starting Flower's SuperLink", signal.SIGTERM, 143), ("results go to", signal.SIGINT, 130)],
+)
+def test_interrupted_run_leaves_no_process(temporary: Path, line: str, number: int, code: int) -> None:
     process = command(temporary, "run", "-c", "num-server-rounds=1000 simulation.num-supernodes=2")
     assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("results go to"):
+    for said in process.stdout:
+        if said.startswith(line):
             break
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)

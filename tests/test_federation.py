@@ -295,15 +295,20 @@ def test_no_node_needs_a_partition(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------- nodes that go and come
 class Restless(InProcessGrid):
-    """Node 0 restarts after the first round."""
+    """Node 0 restarts after the first round; its old id lingers for as many rounds as said."""
 
-    rolls = 0
+    rolls, lingers = 0, 0
 
     def get_node_ids(self) -> list[int]:
         self.rolls += 1
-        if self.rolls == 4:  # twice before round 1, then once a round
-            self.restart(0)
+        if self.rolls == FIRST_ROLL + 1:
+            self.restart(0, lingers=bool(self.lingers))
+        if self.rolls == FIRST_ROLL + 1 + self.lingers:
+            self.lingering.clear()
         return super().get_node_ids()
+
+
+FIRST_ROLL = 3  # twice before round 1, then once a round
 
 
 def test_a_node_that_restarts_under_a_new_id_goes_on(tmp_path: Path) -> None:
@@ -311,3 +316,12 @@ def test_a_node_that_restarts_under_a_new_id_goes_on(tmp_path: Path) -> None:
     outcome = hold(tmp_path, options, Restless(client_app.app, 3))
     assert [line["node"] for line in outcome.rounds[2]["nodes"]] == ["0", "1", "2"]
     assert equal(outcome.state().tensors, hold(tmp_path, options).state().tensors)
+
+
+def test_a_restarted_node_waits_until_its_old_id_is_gone(tmp_path: Path) -> None:
+    """Flower lists the old id until its heartbeat is missed; until then there are two nodes of one name."""
+    grid = Restless(client_app.app, 3)
+    grid.lingers = 1
+    rounds = hold(tmp_path, {"num-server-rounds": 3, "tuning": "head"}, grid).rounds
+    good = [[line["node"] for line in entry["nodes"] if not line["refused"]] for entry in rounds[1:]]
+    assert good == [["0", "1", "2"], ["1", "2"], ["0", "1", "2"]]

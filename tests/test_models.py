@@ -17,7 +17,7 @@ from task import embedded
 from task.base import Base, BaseError, accept_offer, files, fingerprint, node_base, server_base
 from task.config import TUNINGS, Model, TaskConfig
 from task.embedded import trained_base
-from task.model import TunedModel, build, tuned_model
+from task.model import TunedModel, build, kept_model, tuned_model
 from task.store import Store, server_store
 
 ASSETS = Path(__file__).parents[2] / "shared" / "assets"
@@ -204,9 +204,10 @@ def test_installed_values_are_the_models_own(base: Base) -> None:
 
 
 def test_a_process_builds_its_model_once(base: Base) -> None:
-    tuned_model.cache_clear()
-    assert tuned_model(base, config(), 8, "cpu") is tuned_model(base, config(), 8, "cpu")
-    assert tuned_model.cache_info().misses == 1
+    kept_model.cache_clear()
+    one = tuned_model(base, config(), 8, "cpu")
+    assert tuned_model(base, config(learning_rate=1.0, local_steps=3, evaluate="both"), 8, "cpu") is one
+    assert kept_model.cache_info().misses == 1
 
 
 # ------------------------------------------------------------------------------- bfloat16

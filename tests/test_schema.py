@@ -153,7 +153,7 @@ def test_items_that_text_cannot_carry_do_not_change_on_the_way(labels):
         (Option(tuple[int, ...], (1,)), "2,x", "whole numbers"),
         (Option(tuple[int, ...], (1,)), 2.5, "separated by"),
         (Option(tuple[int, ...], (1,)), True, "separated by"),
-        (Option(tuple[int, ...], (1,)), (1, "a"), "whole number"),
+        (Option(tuple[int, ...], (1,)), (1, "a"), "(1, 'a')"),
         (Option(tuple[int, ...], (1,), low=1), "2,0", "at least 1"),
     ],
 )

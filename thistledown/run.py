@@ -36,11 +36,16 @@ def run(settings: Settings, say: Say, *, verbose: bool = False) -> bool:
     say("starting Flower's SuperLink")
     log = Log(Path(server.output_dir))
     console = Console(verbose=verbose)
-    with log, SuperLink() as superlink:
-        code = _follow(_submitted(superlink, settings), console, log, say)
-        status, details = superlink.status(console.run_id) if console.run_id else ("", "")
-        if status != COMPLETED:
-            log.write(f"\n--- the SuperLink's own log\n{superlink.tail(200)}\n")
+    try:
+        with log, SuperLink() as superlink:
+            code = _follow(_submitted(superlink, settings), console, log, say)
+            status, details = superlink.status(console.run_id) if console.run_id else ("", "")
+            if status != COMPLETED:
+                log.write(f"\n--- the SuperLink's own log\n{superlink.tail(200)}\n")
+    except KeyboardInterrupt:
+        if console.folder:
+            say(f"what there is so far is in {console.folder}")
+        raise
     summary = _summary(console.folder)
     if status == COMPLETED and summary.get("status") == "completed":
         for line in summary_lines(summary):
@@ -64,6 +69,8 @@ class Log:
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
+        if not self.path.stat().st_size:
+            self.path.unlink()
 
     def write(self, line: str) -> None:
         """Append, without colours."""

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -16,14 +17,19 @@ LAST = "last.safetensors"
 
 def save(path: Path, state: State, about: dict[str, Any]) -> None:
     """Write `state` and what `about` says of it (anything JSON can hold) atomically to `path`."""
-    named: Tensors = {f"tensors/{name}": tensor.contiguous() for name, tensor in state.tensors.items()}
+    named: Tensors = {f"tensors/{name}": _own(tensor) for name, tensor in state.tensors.items()}
     for number, entry in enumerate(state.journal):
-        named |= {f"journal/{number}/{name}": t.contiguous() for name, t in entry.tensors.items()}
+        named |= {f"journal/{number}/{name}": _own(t) for name, t in entry.tensors.items()}
     about = about | {"journal": [[entry.round, entry.seed] for entry in state.journal]}
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".part")
     save_file(named, draft, metadata={"about": json.dumps(about)})
     os.replace(draft, path)
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy with memory of its own: safetensors refuses tensors that share some."""
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def load(path: Path) -> tuple[State, dict[str, Any]]:

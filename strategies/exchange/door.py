@@ -25,7 +25,7 @@ def admit_update(strategy: "Strategy", message: Message | None, node: str, ticke
     if metrics.pop("server-round", None) != ticket.round:
         raise Refused(f"it answers another round than {ticket.round}")
     weight = metrics.get("num-examples")
-    if not isinstance(weight, int) or not 0 < weight <= MAX_ROWS:
+    if type(weight) is not int or not 0 < weight <= MAX_ROWS:
         raise Refused(f"num-examples must be a positive whole number, not {weight!r}")
     sent = wire.unpack(records)
     if sent.journal:
@@ -54,10 +54,11 @@ def content(message: Message | None) -> RecordDict:
 
 def plain_reason(text: str | None) -> str:
     """The sentence that matters in an error that Flower, or Ray with a whole traceback, reports."""
-    text = (text or "no reason given").replace("\\n", "\n")
-    said = re.findall(r"Exception ClientAppException occurred\. Message: *(.+)", text)
-    lines = [line.strip(" '>\"") for line in (said or text.splitlines()) if line.strip(" '>\"")]
-    return lines[-1][:500] if lines else "no reason given"
+    text = re.sub(r"'>\s*$", "", (text or "").replace("\\n", "\n"))
+    _, in_simulation, said = text.rpartition("Exception ClientAppException occurred. Message:")
+    said = said if in_simulation else re.sub(r"^<class '(?:\w+\.)*(\w+)'>:<'", r"\1: ", text)
+    plain = "".join(c if c.isprintable() else " " for c in said)
+    return " ".join(plain.split())[:500] or "no reason given"
 
 
 def _metrics(record: Mapping[str, object] | None) -> Metrics:
@@ -66,9 +67,9 @@ def _metrics(record: Mapping[str, object] | None) -> Metrics:
     metrics: Metrics = {}
     for name, value in record.items():
         if not isinstance(value, int | float):
-            raise Refused(f"metric '{name}' is no number")
+            raise Refused(f"metric {_shown(name)} is no number")
         if not math.isfinite(value):
-            raise Refused(f"metric '{name}' is {value}")
+            raise Refused(f"metric {_shown(name)} is {value}")
         metrics[name] = value
     return metrics
 
@@ -81,7 +82,7 @@ def _check_tensors(delta: Mapping[str, torch.Tensor], expected: Mapping[str, tor
             raise Refused(f"'{name}' has shape {tuple(tensor.shape)}, expected {tuple(like.shape)}")
         if tensor.dtype != like.dtype:
             raise Refused(f"'{name}' has dtype {tensor.dtype}, expected {like.dtype}")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not bool(torch.isfinite(_comparable(tensor)).all()):
             raise Refused(f"'{name}' holds NaN or infinity")
 
 
@@ -93,6 +94,16 @@ def _check_names(names: set[str], expected: set[str]) -> None:
         raise Refused(f"{_some(strange)} not asked for")
 
 
+def _comparable(tensor: torch.Tensor) -> torch.Tensor:
+    """Torch has no isfinite for every 8-bit float."""
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+
+
+def _shown(name: str) -> str:
+    """A name that a node chose, fit for a log: short, and control characters escaped."""
+    return repr(name[:80])
+
+
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(f"'{name[:80]}'" for name in names[:SHOWN]) + more
+    return ", ".join(_shown(name) for name in names[:SHOWN]) + more

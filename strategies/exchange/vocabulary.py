@@ -37,7 +37,8 @@ class Profile:
     @property
     def order(self) -> tuple[bool, int, str]:
         """Sorting key: partition numbers count as numbers."""
-        return (not self.name.isdigit(), int(self.name) if self.name.isdigit() else 0, self.name)
+        number = self.name.isdecimal() and len(self.name) < 20
+        return (not number, int(self.name) if number else 0, self.name)
 
 
 @dataclass(frozen=True)

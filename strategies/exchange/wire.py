@@ -24,6 +24,8 @@ from strategies.exchange.vocabulary import Entry, Refused, State
 
 STYPE = "thistledown.flat"
 INDEX_LIMIT = 16 * 2**20  # bytes an index may take when decompressed
+MAX_AXES, MAX_EXTENT = 16, 2**48  # of a tensor; what torch itself says to more is slow and long
+SHOWN = 200  # characters of an error that a reason repeats
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -55,9 +57,9 @@ def unpack(records: RecordDict) -> State:
         data = bytearray(array.data if array is not None else b"")
         reader = _Reader(data)
         tensors = reader.section(index["tensors"])
-        journal = tuple(Entry(int(r), int(s), reader.section(lines)) for r, s, lines in index["journal"])
+        journal = tuple(Entry(_whole(r), _whole(s), reader.section(lines)) for r, s, lines in index["journal"])
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
-        raise Refused(f"unreadable record: {type(error).__name__}: {error}") from error
+        raise Refused(f"unreadable record: {type(error).__name__}: {str(error)[:SHOWN]}") from error
     if reader.offset != len(data):
         raise Refused(f"record holds {len(data)} bytes, its index accounts for {reader.offset}")
     return State(tensors, journal)
@@ -93,6 +95,8 @@ def from_arrays(arrays: ArrayRecord) -> State:
 
 def raw(tensor: torch.Tensor) -> bytes:
     """The tensor's bytes in row-major order."""
+    if not tensor.numel():
+        return b""  # an empty tensor may have strides that no view of bytes allows
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes()
 
@@ -106,7 +110,11 @@ def _array(tensor: torch.Tensor) -> Array:
 
 def _tensor(array: Array) -> torch.Tensor:
     if array.stype == STYPE:
-        return _Reader(bytearray(array.data)).tensor(array.dtype, list(array.shape))
+        reader = _Reader(bytearray(array.data))
+        tensor = reader.tensor(array.dtype, list(array.shape))
+        if reader.offset != len(reader.data):
+            raise ValueError(f"array holds {len(reader.data)} bytes, its shape accounts for {reader.offset}")
+        return tensor
     return torch.from_numpy(array.numpy().copy())
 
 
@@ -131,12 +139,20 @@ def _read_index(squeezed: object) -> dict[str, Any]:
         text = opener.decompress(squeezed, INDEX_LIMIT)
     except zlib.error as error:
         raise ValueError(f"the index cannot be decompressed: {error}") from error
+    if (not opener.eof and not opener.unconsumed_tail) or opener.unused_data:
+        raise ValueError("the index is cut off, or something follows it")
     if opener.unconsumed_tail:
         raise ValueError(f"the index is larger than {INDEX_LIMIT} bytes")
     index = json.loads(text)
     if not isinstance(index, dict):
         raise ValueError("the index is not a table")
     return index
+
+
+def _whole(number: object) -> int:
+    if type(number) is not int:
+        raise ValueError(f"{number!r} is no whole number")
+    return number
 
 
 class _Reader:
@@ -150,13 +166,14 @@ class _Reader:
         for name, dtype, shape in lines:
             if not isinstance(name, str) or name in tensors:
                 raise ValueError(f"bad or repeated name {name!r}")
+            name.encode()  # UnicodeEncodeError for half a character, which no log or file could hold
             tensors[name] = self.tensor(dtype, shape)
         return tensors
 
     def tensor(self, dtype: str, shape: list[int]) -> torch.Tensor:
         if dtype not in DTYPES:
             raise ValueError(f"unknown dtype {dtype!r}")
-        if any(type(extent) is not int or extent < 0 for extent in shape):
+        if len(shape) > MAX_AXES or any(type(n) is not int or not 0 <= n <= MAX_EXTENT for n in shape):
             raise ValueError(f"bad shape {shape!r}")
         kind = DTYPES[dtype]
         count = 1

@@ -1,4 +1,4 @@
-"""Updates travel in 16 bits: half the bytes up, for a rounding error of at most 2^-9 (bfloat16) of each value."""
+"""Updates travel in 16 bits: half the bytes up, for a rounding error of at most 2^-8 (bfloat16) of each value."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,4 +28,7 @@ class Half(Wrapper):
 
     def incoming(self, sent: Tensors, like: Mapping[str, torch.Tensor]) -> Tensors:
         narrow = getattr(torch, self.dtype)
-        return {n: t.to(like[n].dtype) if n in like and t.dtype == narrow else t for n, t in sent.items()}
+        return {
+            n: t.to(like[n].dtype) if n in like and like[n].dtype in WIDE and t.dtype == narrow else t
+            for n, t in sent.items()
+        }
