@@ -9,7 +9,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from flwr.app import ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -28,7 +27,6 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run one federation from the run config in `context`."""
     run = RunConfig.read(context.run_config)
-    torch.set_num_threads(run.task.threads)
     folder = output_folder(run)
     LOG.info("results go to %s", folder)
     with Results(folder, run) as results:

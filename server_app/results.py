@@ -86,6 +86,7 @@ class Results:
     def summary(self, status: str, error: str = "") -> dict[str, Any]:
         """How the run stands. `base`, `final`, `best` are on the part that is reported."""
         first, last = (self.rounds[0], self.rounds[-1]) if self.rounds else ({}, {})
+        scored: dict[str, Any] = next((entry for entry in reversed(self.rounds) if METRIC in entry), {})  # a failed round is not
         nodes = {line["node"]: line["rank"] for entry in self.rounds for line in entry["nodes"]}
         return {
             "status": status,
@@ -96,7 +97,7 @@ class Results:
             "metric": METRIC,
             "metric-source": self._source(),
             "base": first.get(METRIC),
-            "final": last.get(METRIC),
+            "final": scored.get(METRIC),
             "best": (self.best or {}).get(METRIC),
             "best-round": (self.best or {}).get("round"),
             "rounds": last.get("round", 0),

@@ -19,7 +19,8 @@ from task.store import Store, recipe_hash
 FILES = re.compile(r"[\w.\-]+\.(json|safetensors|txt|model|jinja)")
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # the same, for the hub
 LOG = logging.getLogger("flwr")
-HUB_ID = re.compile(r"[\w.\-]+(/[\w.\-]+)?")
+HUB_ID = re.compile(r"\w[\w.\-]*(/\w[\w.\-]*)?")
+FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 
 
 class BaseError(ValueError):
@@ -48,6 +49,8 @@ def server_base(model: Model, store: Store) -> Base:
 
 def node_base(model: Model, wanted: str, store: Store) -> Base:
     """The base with the fingerprint `wanted`, on a node. Raises BaseError where the node lacks it."""
+    if not FINGERPRINT.fullmatch(wanted):
+        raise BaseError(f"{wanted[:80]!r} is no fingerprint")  # it becomes a folder's name
     offered = store.path("bases", wanted)
     if offered.exists():
         return Base(model.name, offered, wanted)

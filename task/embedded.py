@@ -5,6 +5,7 @@ private base: it is on nobody's hub, so nodes can only have it from the server.
 """
 
 from pathlib import Path
+from typing import Any
 
 from task.seeds import derive
 from task.store import Store, recipe_hash
@@ -33,6 +34,22 @@ def trained_base(store: Store) -> Path:
 
 
 def _train(folder: Path) -> None:
+    """On one thread, whatever the process uses: more would give other bits."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive("embedded", SEED))
+            _fitted().save_pretrained(folder)
+    finally:
+        torch.set_num_threads(threads)
+    (folder / "preprocessor_config.json").write_text(PREPROCESSOR)
+
+
+def _fitted() -> Any:
+    """The model, after it has learned the upright digits."""
     import torch
     from transformers import ViTConfig, ViTForImageClassification
 
@@ -41,18 +58,15 @@ def _train(folder: Path) -> None:
     images, labels = digits_part("public")
     pixels = torch.from_numpy(images).float().div_(16.0).sub_(0.5).div_(0.5)
     targets = torch.from_numpy(labels)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive("embedded", SEED))
-        model = ViTForImageClassification(ViTConfig(**ARCHITECTURE))
-        optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        steps = EPOCHS * -(-len(targets) // BATCH_SIZE)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-        for _ in range(EPOCHS):
-            for rows in torch.split(torch.randperm(len(targets)), BATCH_SIZE):
-                loss = model(pixel_values=pixels[rows], labels=targets[rows]).loss
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-    model.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(PREPROCESSOR)
+    model = ViTForImageClassification(ViTConfig(**ARCHITECTURE))
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    steps = EPOCHS * -(-len(targets) // BATCH_SIZE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    for _ in range(EPOCHS):
+        for rows in torch.split(torch.randperm(len(targets)), BATCH_SIZE):
+            loss = model(pixel_values=pixels[rows], labels=targets[rows]).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return model

@@ -88,8 +88,8 @@ class Strategy(FlowerStrategy):
 
     def install(self, model: TunedModel, start: State) -> None:
         """Make the model what the server holds: write tensors, replay entries in order, from the base on."""
-        if start.journal:
-            model.reset()
+        if start.journal or start.tensors.keys() != model.trained.keys():
+            model.reset()  # what is not written over would keep another node's training
         model.write(start.tensors)
         for entry in start.journal:
             self.replay(model, entry)

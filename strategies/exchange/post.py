@@ -34,16 +34,17 @@ class Parcel:
 
     @classmethod
     def of(cls, records: RecordDict) -> "Parcel":
-        """Measure `records`."""
-        return cls(records, wire.size(records))
+        """Measure `records`, without the dictionary that holds them."""
+        return cls(records, wire.size(records) - wire.head(tuple(records)))
 
 
 def send(grid: Grid, node_id: int, kind: str, records: RecordDict, group: str, shared: Parcel | None = None) -> Sent:
-    """Push one message with its own records and those it shares with others; its size is that of the encoded records."""
-    content = RecordDict({**(shared.records if shared else {}), **records})
+    """Push one message with its own records and those it shares with others; its size is that of all records."""
+    own, common = Parcel.of(records), shared or Parcel.of(RecordDict())
+    content = RecordDict({**common.records, **own.records})
     message = Message(content, dst_node_id=node_id, message_type=kind, group_id=group)
     ids = [message_id for message_id in grid.push_messages([message]) if message_id]
-    return Sent(node_id, ids[0] if ids else "", wire.size(records) + (shared.bytes if shared else 0))
+    return Sent(node_id, ids[0] if ids else "", own.bytes + common.bytes + wire.head(tuple(content)))
 
 
 def replies(grid: Grid, sent: list[Sent], deadline: float) -> Iterator[tuple[Sent, Message | None]]:

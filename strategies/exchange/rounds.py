@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
@@ -20,7 +21,7 @@ from strategies.exchange.federation import Federation, NodeLine, Round
 from strategies.exchange.opening import Meeting, Opening, meet, open_run
 from strategies.exchange.vocabulary import Metrics, Profile, Refused, RunFailed, State, Ticket, Update
 from task.config import TaskConfig
-from task.model import tuned_model
+from task.model import build
 from task.schema import ConfigError, flatten
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def run(
     TaskConfig.read(train_config | evaluate_config)
     if problems := misfits(strategy, config):
         raise ConfigError(problems)
+    torch.set_num_threads(config.threads)
     strategy.summary()
     opening = open_run(strategy, grid, config, federation, timeout)
     session = _Run(strategy, grid, opening, federation, num_rounds, timeout, evaluate_config, evaluate_fn)
@@ -110,7 +112,7 @@ class _Run:
         if arrays is not None:
             return wire.from_arrays(arrays)
         rank = max(ticket.rank for ticket in self._tickets(0).values())
-        model = tuned_model(self.opening.base, self.opening.config, rank, "cpu")
+        model = build(self.opening.base, self.opening.config, rank, "cpu")
         return self.strategy.initial(model)
 
     def opened(self, state: State) -> tuple[State, Round]:
@@ -271,7 +273,7 @@ class _Run:
         new = {node_id: profile for node_id, profile in meeting.profiles.items() if profile.name not in names}
         back = {profile.name for profile in new.values()}
         self.known = {node_id: p for node_id, p in self.known.items() if p.name not in back} | new
-        self.left_out |= set(meeting.left_out) | (set(meeting.profiles) - set(new))
+        self.left_out |= set(meeting.left_out)
 
 
 def _means(answers: list[Metrics]) -> Metrics:

@@ -9,6 +9,7 @@ alone. Nothing here unpickles; what is read is checked before it is believed.
 import json
 import zlib
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -69,6 +70,12 @@ def size(record: InflatableObject) -> int:
     """Bytes of a record as Flower encodes it for the wire, nested objects and headers included."""
     with no_object_id_recompute():
         return sum(len(part.deflate()) for part in get_all_nested_objects(record).values())
+
+
+@lru_cache
+def head(names: tuple[str, ...]) -> int:
+    """Of this size, the bytes of a RecordDict itself: names and references, whatever the records hold."""
+    return len(RecordDict({name: ConfigRecord({"n": n}) for n, name in enumerate(names)}).deflate())
 
 
 def to_arrays(state: State) -> ArrayRecord:
