@@ -57,8 +57,7 @@ class Results:
     ) -> None:
         if error is None:
             self._export()
-        summary = self.summary("completed" if error is None else "failed", str(error or ""))
-        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        summary = self._summarise("completed" if error is None else "failed", str(error or ""))
         if self.rounds:
             write_report(self.folder / "report.html", summary, self.rounds)
         if error is None:
@@ -81,12 +80,14 @@ class Results:
             self.best = line
             checkpoint.save(self.checkpoints / BEST, state, {"round": report.number})
         self._last = state
+        self._summarise("running")  # what a run that is killed leaves
         LOG.info("%s", self._progress(line))
 
     def summary(self, status: str, error: str = "") -> dict[str, Any]:
         """How the run stands. `base`, `final`, `best` are on the part that is reported."""
         first, last = (self.rounds[0], self.rounds[-1]) if self.rounds else ({}, {})
-        scored: dict[str, Any] = next((entry for entry in reversed(self.rounds) if METRIC in entry), {})  # a failed round is not
+        # Where nodes score, a round without a good answer has no quality; the state is that of the round before.
+        scored: dict[str, Any] = next((entry for entry in reversed(self.rounds) if METRIC in entry), {})
         nodes = {line["node"]: line["rank"] for entry in self.rounds for line in entry["nodes"]}
         return {
             "status": status,
@@ -111,6 +112,13 @@ class Results:
             "threads": torch.get_num_threads(),
             "folder": str(self.folder),
         }
+
+    def _summarise(self, status: str, error: str = "") -> dict[str, Any]:
+        summary = self.summary(status, error)
+        draft = self.folder / ".summary.json"
+        draft.write_text(json.dumps(summary, indent=2) + "\n")
+        draft.replace(self.folder / "summary.json")
+        return summary
 
     def _line(self, report: Round) -> dict[str, Any]:
         """One round as JSON; quality under plain names, by whoever is asked first: the server, else nodes."""
@@ -150,7 +158,8 @@ class Results:
         spent = sum(entry["seconds"] for entry in self.rounds)
         left = spent / done * (total - done)
         traffic = f"up {human(line['bytes_up'])}  down {human(line['bytes_down'])}"
-        return f"round {done}/{total}  {quality}  {traffic}  {line['seconds']:.1f} s  ETA {left // 60:.0f}:{left % 60:02.0f}"
+        pace = f"{line['seconds']:.1f} s  ETA {left // 60:.0f}:{left % 60:02.0f}"
+        return f"round {done}/{total}  {quality}  {traffic}  {pace}"
 
     def _export(self) -> None:
         """The tuned model, last and best, as folders that peft or transformers load."""

@@ -84,7 +84,7 @@ class Option:
         if self.type is float and is_number:
             return float(typing.cast(float, value))
         if type(value) is not self.type:
-            raise ValueError(f"must be {_WORDS[self.type]}, not {_WORDS.get(type(value), '?')} {value!r}")
+            raise ValueError(f"must be {_WORDS[self.type]}, not {_shown(value)}")
         return value
 
     def _items(self, value: object) -> tuple[Any, ...]:
@@ -110,6 +110,13 @@ class Option:
 
 
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _shown(value: object) -> str:
+    """A value of the wrong type, in the spelling of TOML."""
+    return (
+        str(value).lower() if isinstance(value, bool) else f"text '{value}'" if isinstance(value, str) else str(value)
+    )
 
 
 def option(

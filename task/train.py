@@ -1,5 +1,6 @@
 """Local training and evaluation: plain loops over prepared rows."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -42,21 +43,17 @@ class Trainer:
             if self.config.max_grad_norm:
                 torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
             optimizer.step()
-        last = losses[-max(1, -(-len(self.rows) // self.config.batch_size)) :]
+        last = losses[-math.ceil(len(self.rows) / self.config.batch_size) :]
         return {"train-loss": float(torch.stack(last).mean()), "steps": len(losses)}
 
     def _batches(self) -> list[torch.Tensor]:
         """Row positions of every local step: fresh orders of all rows, one after another."""
         order = torch.Generator().manual_seed(self.seed)
-        size, steps = self.config.batch_size, self.config.local_steps
+        steps = steps_of(self.config, len(self.rows))
         batches: list[torch.Tensor] = []
-        while len(batches) < steps if steps else len(batches) < self._epoch_steps * self.config.local_epochs:
-            batches += torch.split(torch.randperm(len(self.rows), generator=order), size)
-        return batches[:steps] if steps else batches
-
-    @property
-    def _epoch_steps(self) -> int:
-        return -(-len(self.rows) // self.config.batch_size)
+        while len(batches) < steps:
+            batches += torch.split(torch.randperm(len(self.rows), generator=order), self.config.batch_size)
+        return batches[:steps]
 
     def _optimizer(self, model: TunedModel) -> torch.optim.Optimizer:
         config = self.config
@@ -65,6 +62,11 @@ class Trainer:
             return torch.optim.SGD(parameters, config.learning_rate, config.momentum, weight_decay=config.weight_decay)
         fused = self.device.split(":")[0] in ("cpu", "cuda")  # one kernel for all of an adapter's small tensors
         return torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=fused)
+
+
+def steps_of(config: TaskConfig, rows: int) -> int:
+    """Local steps that a node with so many rows takes in a round."""
+    return config.local_steps or math.ceil(rows / config.batch_size) * config.local_epochs
 
 
 @torch.no_grad()

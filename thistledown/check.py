@@ -15,7 +15,7 @@ from server_app.config import RunConfig
 from server_app.results import human
 from strategies.exchange import order, wire
 from strategies.exchange.contract import Strategy
-from strategies.exchange.opening import settled
+from strategies.exchange.opening import needs_no_data, settled
 from strategies.exchange.vocabulary import Profile, State, Ticket
 from task.base import Base, BaseError, server_base
 from task.config import EMBEDDED_MODEL, TaskConfig
@@ -25,6 +25,7 @@ from task.partition import Positions, SplitError, partition, table
 from task.schema import ConfigError, Flat, flatten
 from task.seeds import derive
 from task.store import Store, StoreError, server_store
+from task.train import steps_of
 from task.tuning import TuningError
 from thistledown.settings import Settings
 
@@ -75,7 +76,7 @@ def _explained(run: RunConfig, store: Store) -> Iterator[str]:
         yield f"model     preparing the embedded one (trained once, some seconds, and kept in {store.root})"
     base, task = _base_and_task(run, store)
     yield f"base      {base.name}, fingerprint {base.fingerprint}"
-    parts = None if _needs_no_data(task) else prepare(task, base.folder, store)
+    parts = None if needs_no_data(task) else prepare(task, base.folder, store)
     split = _split(run, task, parts, store)
     nodes = _nodes(run, task, parts, split)
     yield from _sizes(parts)
@@ -98,11 +99,6 @@ def _base_and_task(run: RunConfig, store: Store) -> tuple[Base, TaskConfig]:
     if base is None or task is None:
         raise ConfigError(problems)
     return base, task
-
-
-def _needs_no_data(task: TaskConfig) -> bool:
-    """Whether nodes bring all data and score by themselves, so that the server may have none."""
-    return task.data.partitioner == "none" and bool(task.data.labels) and task.evaluate == "nodes"
 
 
 def _choices(run: RunConfig) -> Iterator[str]:
@@ -183,7 +179,7 @@ def _costs(run: RunConfig, task: TaskConfig, base: Base, nodes: list[Node]) -> I
     yield f"the run   about {human(down)} down and {human(up)} up, without Flower's envelopes and an offer of the base"
     yield f"nodes     {len(nodes)}, each with rows, rows it trains on, steps a round, rank, bytes down and up a round:"
     for node in nodes[:SHOWN]:
-        steps = task.local_steps or -(-node.trained // task.batch_size) * task.local_epochs
+        steps = steps_of(task, node.trained)
         numbers = f"{node.name:>4} {node.rows:>6} {node.trained:>6} {steps:>5} {node.rank or '-':>5}"
         yield f"{numbers} {human(traffic[node.rank].down):>9} {human(traffic[node.rank].up):>9}"
     if len(nodes) > SHOWN:

@@ -86,13 +86,17 @@ def wait_for_nodes(grid: Grid, federation: Federation) -> list[int]:
         time.sleep(POLL)
 
 
+def needs_no_data(config: TaskConfig) -> bool:
+    """Do nodes bring all data, and score by themselves, so that the server may have none?"""
+    return config.data.partitioner == "none" and bool(config.data.labels) and config.evaluate == "nodes"
+
+
 def settled(config: TaskConfig, store: Store, num_nodes: int) -> TaskConfig:
     """The settings with the label names filled in, after checking that the data can be split over the nodes.
 
-    A run whose nodes all bring their own data (`data.partitioner = "none"`) and that names its labels
-    needs no data on the server. Raises DataError, SplitError.
+    Raises DataError, SplitError.
     """
-    if config.data.partitioner == "none" and config.data.labels and config.evaluate == "nodes":
+    if needs_no_data(config):
         return config
     plan = outline(config, store)
     if config.data.partitioner != "none":

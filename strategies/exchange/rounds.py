@@ -59,7 +59,7 @@ def run(
         session.close(report, state, result)
         failures = failures + 1 if report.failed else 0
         if failures >= min(federation.max_failed_rounds, num_rounds):
-            raise RunFailed(f"{failures} rounds in a row failed, the last because {report.failed}")
+            raise RunFailed(f"{failures} failed rounds in a row, the last because {report.failed}")
     result.arrays = wire.to_arrays(state)
     return result
 
