@@ -1,0 +1,60 @@
+"""The default, as `thistledown run` runs it: real processes, real Ray, the whole fifteen rounds."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.flower
+COMMAND = Path(sys.executable).with_name("thistledown")
+
+
+@pytest.fixture(scope="module")
+def default(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results folder of the default run."""
+    return simulated(tmp_path_factory.mktemp("default"))
+
+
+def simulated(place: Path, options: str = "") -> Path:
+    """Run the command in `place`; the folder it leaves."""
+    arguments = ["run", *(["-c", options] if options else [])]
+    done = subprocess.run(
+        [COMMAND, *arguments], cwd=place, env=os.environ, capture_output=True, encoding="utf-8", timeout=540
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return (place / "outputs" / "latest").resolve()
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return content
+
+
+def test_it_learns(default: Path) -> None:
+    found = summary(default)
+    assert found["status"] == "completed"
+    assert found["rounds"] == 15
+    assert found["base"] < 0.2
+    assert found["final"] >= 0.80
+    assert set(found["ranks"].values()) == {8}
+
+
+def test_bytes_are_those_of_the_records(default: Path) -> None:
+    """Ten nodes send and get 29,322 float32 numbers in each of 15 rounds; all else is below 2 percent."""
+    numbers = 10 * 15 * 29_322 * 4
+    for way in ("bytes_up", "bytes_down"):
+        assert numbers < summary(default)[way] < 1.02 * numbers
+
+
+def test_one_process_instead_of_two_gives_the_same_bits(default: Path, tmp_path: Path) -> None:
+    """With two CPUs a node there is one process on two cores, and it serves all nodes."""
+    cpus = os.cpu_count() or 1
+    alone = simulated(tmp_path, f"simulation.num-cpus={cpus}")
+    here, there = (load_file(folder / "checkpoints" / "last.safetensors") for folder in (default, alone))
+    assert here.keys() == there.keys()
+    assert all(here[name].equal(there[name]) for name in here)
