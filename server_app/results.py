@@ -135,6 +135,7 @@ class Results:
             "round": report.number,
             **quality,
             "train-loss": report.train.get("train-loss"),
+            "inexactness": report.inexactness,
             **named,
             "bytes_up": report.bytes_up,
             "bytes_down": report.bytes_down,

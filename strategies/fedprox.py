@@ -24,7 +24,7 @@ class FedProx(Strategy):
     mu: float = option(0.01, low=0.0)
 
     def train(self, model: TunedModel, trainer: Trainer, ticket: Ticket) -> tuple[Tensors, Metrics]:
-        live = self.exchanged(model)
+        live = self.live(model, ticket)
         before = snapshot(live)
         anchor = {name: tensor.detach().clone() for name, tensor in live.items()}
 
@@ -32,5 +32,5 @@ class FedProx(Strategy):
             distances = [(live[name] - anchor[name]).square().sum() for name in anchor]
             return self.mu / 2 * torch.stack(distances).sum()
 
-        metrics = trainer.fit(model, penalty=proximal)
-        return difference(self.exchanged(model), before), metrics
+        metrics = trainer.fit(model, live, penalty=proximal)
+        return difference(live, before), metrics

@@ -1,5 +1,6 @@
 """From a base to a model that trains: load, give it a head for the labels, mark what the tuning trains."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +31,7 @@ class TunedModel:
     config: TaskConfig
     rank: int = 0  # that adapters are built with; 0 where there are none
     trained: dict[str, torch.Tensor] = field(default_factory=dict)
+    fresh: dict[str, torch.Tensor] = field(default_factory=dict)  # what `reset` has needed so far
 
     def write(self, tensors: dict[str, torch.Tensor]) -> None:
         """Put values into the trained tensors; factors may come with fewer ranks. KeyError on a strange name."""
@@ -37,9 +39,16 @@ class TunedModel:
             own = self.trained[name]
             own.data = value.detach().to(own.device, own.dtype, copy=True)
 
-    def reset(self) -> None:
-        """Put back the values that training began with: those of the base, and the seeded fresh ones."""
-        self.write(build(self.base, self.config, self.rank, "cpu").trained)
+    def reset(self, names: Iterable[str]) -> None:
+        """Put back what training began with: values of the base, and the seeded fresh ones.
+
+        They are rebuilt when they are first asked for, and kept.
+        """
+        wanted = set(names)
+        if unknown := wanted - self.fresh.keys():
+            built = build(self.base, self.config, self.rank, "cpu").trained
+            self.fresh.update({name: built[name].detach() for name in unknown})
+        self.write({name: self.fresh[name] for name in wanted})
 
     def save(self, folder: Path, base_name: str) -> None:
         """A peft adapter folder where the tuning is peft's (it names its base), else a transformers folder.

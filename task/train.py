@@ -1,7 +1,8 @@
 """Local training and evaluation: plain loops over prepared rows."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -23,26 +24,31 @@ class Trainer:
     seed: int
     device: str = "cpu"
 
-    def fit(self, model: TunedModel, penalty: Penalty | None = None) -> dict[str, float]:
-        """Train `model.trained` in place by the task's own optimiser; `penalty` is added to every loss.
+    def fit(
+        self, model: TunedModel, live: Mapping[str, torch.Tensor] | None = None, penalty: Penalty | None = None
+    ) -> dict[str, float]:
+        """Train in place by the task's own optimiser; `penalty` is added to every loss.
 
+        `live` are those of `model.trained` that change, None all of them; the others are frozen meanwhile.
         Returns the mean loss per row over the last pass (`train-loss`) and the number of steps.
         """
         torch.manual_seed(self.seed)
-        optimizer = self._optimizer(model)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        model.module.train()
+        chosen = model.trained if live is None else live
+        parameters = [tensor for tensor in chosen.values() if isinstance(tensor, torch.nn.Parameter)]
+        optimizer = self._optimizer(parameters)
         losses = []
-        for positions in self._batches():
-            loss = model.module(**self.rows.batch(positions, self.device)).loss
-            losses.append(loss.detach())
-            if penalty is not None:
-                loss = loss + penalty()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if self.config.max_grad_norm:
-                torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
-            optimizer.step()
+        model.module.train()
+        with _frozen(model, parameters):
+            for positions in self._batches():
+                loss = model.module(**self.rows.batch(positions, self.device)).loss
+                losses.append(loss.detach())
+                if penalty is not None:
+                    loss = loss + penalty()
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                if self.config.max_grad_norm:
+                    torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+                optimizer.step()
         last = losses[-math.ceil(len(self.rows) / self.config.batch_size) :]
         return {"train-loss": float(torch.stack(last).mean()), "steps": len(losses)}
 
@@ -55,13 +61,26 @@ class Trainer:
             batches += torch.split(torch.randperm(len(self.rows), generator=order), self.config.batch_size)
         return batches[:steps]
 
-    def _optimizer(self, model: TunedModel) -> torch.optim.Optimizer:
+    def _optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         config = self.config
-        parameters = [p for p in model.trained.values() if isinstance(p, torch.nn.Parameter)]
         if config.optimizer == "sgd":
             return torch.optim.SGD(parameters, config.learning_rate, config.momentum, weight_decay=config.weight_decay)
         fused = self.device.split(":")[0] in ("cpu", "cuda")  # one kernel for all of an adapter's small tensors
         return torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=fused)
+
+
+@contextmanager
+def _frozen(model: TunedModel, live: list[torch.nn.Parameter]) -> Iterator[None]:
+    """Within this block only `live` asks for gradients; what others would get is not computed."""
+    ids = {id(parameter) for parameter in live}
+    still = [t for t in model.trained.values() if t.requires_grad and id(t) not in ids]
+    for tensor in still:
+        tensor.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for tensor in still:
+            tensor.requires_grad_(True)
 
 
 def steps_of(config: TaskConfig, rows: int) -> int:

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 import strategies
-from strategies.algebra.tensors import added
-from strategies.exchange.contract import EQUAL_RANKS, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
+from strategies.algebra.tensors import Tensors, added
+from strategies.exchange.contract import EQUAL_RANKS, EXACT, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
 from strategies.exchange.vocabulary import Profile, State, Update
 from task.base import Base
 from task.config import TaskConfig
 from task.model import TunedModel
 
+FACTORS = ("m0.lora_B.weight", "m0.lora_A.weight")
 INPUTS, OUTPUTS, LABELS = 4, 5, 3  # of the toy's adapted layer and of its head
 
 
@@ -76,7 +77,8 @@ def toy_model(strategy: Strategy, rank: int, seed: int, config: TaskConfig | Non
         factor.requires_grad_(lora)
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     config = config or TaskConfig(tuning="lora" if lora else "full")
-    return TunedModel(module, Base("toy", Path("toy"), "toy"), config, rank if lora else 0, dict(trained))
+    fresh = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    return TunedModel(module, Base("toy", Path("toy"), "toy"), config, rank if lora else 0, dict(trained), fresh)
 
 
 @st.composite
@@ -99,7 +101,7 @@ def scene(strategy: Strategy, plan: Plan) -> Scene:
     updates = []
     for node in plan.cohort:
         ticket = tickets[str(node)]
-        like = strategy.expected(strategy.start_of(state, ticket))
+        like = strategy.expected(strategy.start_of(state, ticket), ticket)
         delta = {n: (torch.randn(t.shape, generator=generator) / 4).to(t.dtype) for n, t in like.items()}
         updates.append(Update(str(node), ticket, delta, float(plan.weights[node])))
     return Scene(strategy, state, updates)
@@ -153,10 +155,34 @@ def from_fedavg(strategy: Strategy, plan: Plan) -> float:
     return distance(drawn.next(), replace(drawn, strategy=strategies.load("fedavg")).next())
 
 
+def from_mean_product(strategy: Strategy, plan: Plan) -> float:
+    """B A of the next state against the weighted mean of the nodes' products, as matrices in float64.
+
+    A factor that does not travel is the toy's, the same for all.
+    """
+    drawn = scene(strategy, plan)
+    own = toy_model(strategy, max(plan.budgets), plan.seed).fresh
+    if FACTORS[0] not in own:
+        return 0.0
+
+    def product(tensors: Tensors) -> torch.Tensor:
+        rank = min(t.shape[0 if name == FACTORS[1] else 1] for name, t in tensors.items() if name in FACTORS)
+        b, a = (tensors.get(name, own[name]).double() for name in FACTORS)
+        return b[:, :rank] @ a[:rank]
+
+    total = sum(update.weight for update in drawn.updates)
+    mean = torch.zeros(OUTPUTS, INPUTS, dtype=torch.float64)
+    for update in drawn.updates:
+        start = strategy.start_of(drawn.state, update.ticket).tensors
+        mean += update.weight / total * product(added(start, update.delta))
+    return float((product(drawn.next().tensors) - mean).abs().max())
+
+
 LAWS: dict[str, Callable[[Strategy, Plan], float]] = {
     IDENTITY: from_identity,
     FIXED_POINT: from_fixed_point,
     ORDER: from_order,
     WEIGHTS: from_weights,
     EQUAL_RANKS: from_fedavg,
+    EXACT: from_mean_product,
 }

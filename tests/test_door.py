@@ -70,7 +70,7 @@ def test_a_good_reply_becomes_an_update(instruction):
 @pytest.mark.parametrize("name", strategies.names())
 def test_every_strategy_admits_what_it_expects(instruction, name):
     strategy = strategies.load(name)
-    expected = strategy.expected(strategy.start_of(STATE, TICKET))
+    expected = strategy.expected(strategy.start_of(STATE, TICKET), TICKET)
     update = admit(reply(instruction, {key: torch.zeros_like(like) for key, like in expected.items()}), strategy)
     assert set(update.delta) == set(expected)
 

@@ -76,8 +76,9 @@ def test_only_what_is_trained_crosses_the_wire(outcome: Outcome) -> None:
     model = build(outcome.base, outcome.task, 8, "cpu")
     initial = strategy.initial(model)
     for exchange, line in zip(outcome.grid.of("train"), lines, strict=True):
-        start = strategy.start_of(initial, read_ticket(exchange.request.config_records["ticket"]))
-        expected = strategy.expected(start)
+        ticket = read_ticket(exchange.request.config_records["ticket"])
+        start = strategy.start_of(initial, ticket)
+        expected = strategy.expected(start, ticket)
         assert exchange.reply is not None
         down, up = sent(exchange.request), sent(exchange.reply)
         assert down.keys() == start.tensors.keys()

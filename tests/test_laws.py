@@ -264,7 +264,7 @@ def test_a_nodes_update_has_the_shapes_that_the_door_expects(name, rank):
     start = strategy.start_of(state, ticket)
     strategy.install(model, start)
     delta, metrics = strategy.train(model, trainer(), ticket)
-    expected = strategy.expected(start)
+    expected = strategy.expected(start, ticket)
     assert {n: (t.shape, t.dtype) for n, t in delta.items()} == {n: (t.shape, t.dtype) for n, t in expected.items()}
     assert all(isinstance(value, int | float) for value in metrics.values())
     assert any(bool(tensor.any()) for tensor in delta.values())

@@ -205,7 +205,7 @@ class Traffic:
 
 
 def _reply(strategy: Strategy, start: State, ticket: Ticket) -> RecordDict:
-    delta = _filled(State(dict(strategy.expected(start)))).tensors
+    delta = _filled(State(dict(strategy.expected(start, ticket)))).tensors
     for wrapper in strategy.wrappers:
         delta = wrapper.outgoing(delta, ticket)
     reply = wire.pack(State(delta))

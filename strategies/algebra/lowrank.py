@@ -1,6 +1,6 @@
 """Pairs of low-rank factors: A is rank x inputs, B is outputs x rank, the adapter adds scaling * B A."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -20,3 +20,89 @@ def truncated(tensors: Mapping[str, torch.Tensor], rank: int) -> Tensors:
         keep = tensor.shape[axis] if axis is not None else 0
         small[name] = tensor if axis is None or rank >= keep else tensor.narrow(axis, 0, rank)
     return small
+
+
+def modules(names: Iterable[str]) -> list[str]:
+    """The modules that factors among `names` belong to, in order of first appearance."""
+    found = (name.split(".lora_", 1)[0] for name in names if rank_axis(name) is not None)
+    return list(dict.fromkeys(found))
+
+
+def factor_names(module: str) -> tuple[str, str]:
+    """The names of B and A of a module."""
+    return f"{module}.lora_B.weight", f"{module}.lora_A.weight"
+
+
+NEGLIGIBLE = 1e-10  # of the largest singular value: below it is rounding
+INDEPENDENT = 1e-3  # length of what a row adds to others; less would be mostly rounding
+
+
+class ProductSum:
+    """A running sum of c * B A that is kept as factors, never as a matrix.
+
+    Terms are stacked: [c_1 B_1, c_2 B_2, ...] [A_1; A_2; ...]. Where the stack grows beyond twice the smaller side
+    of the product it is rewritten by QR with that side as its rank, so memory does not grow with the
+    number of terms. Everything is float64.
+    """
+
+    def __init__(self) -> None:
+        self._left: list[torch.Tensor] = []  # each outputs x rank
+        self._right: list[torch.Tensor] = []  # each rank x inputs
+
+    def add(self, coefficient: float, b: torch.Tensor, a: torch.Tensor) -> None:
+        """Add `coefficient` * b @ a; b is outputs x rank, a is rank x inputs."""
+        self._left.append(coefficient * b.detach().cpu().double())
+        self._right.append(a.detach().cpu().double())
+        if sum(part.shape[0] for part in self._right) > 2 * min(b.shape[0], a.shape[1]):
+            self._rewrite()
+
+    def norm(self) -> float:
+        """Frobenius norm of the sum."""
+        _, core, _ = self._reduced()
+        return float(torch.linalg.matrix_norm(core))
+
+    def plus(self, coefficient: float, b: torch.Tensor, a: torch.Tensor) -> "ProductSum":
+        """A sum with one more term; this one stays as it is."""
+        longer = ProductSum()
+        longer._left, longer._right = list(self._left), list(self._right)
+        longer.add(coefficient, b, a)
+        return longer
+
+    def split(self, rank: int, spare: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The best B (outputs x rank) and A (rank x inputs) of this rank: B = U S, A = V^T (Eckart and Young).
+
+        Rows of A are orthonormal, with their largest entry positive. Where the sum lacks ranks, B is zero and A has
+        what the rows of `spare` add to the directions there are, so that these ranks can learn.
+        """
+        left, core, right = self._reduced()
+        u, s, vh = torch.linalg.svd(core)
+        kept = min(rank, int((s > NEGLIGIBLE * s.max()).sum()))
+        rows = vh[:kept] @ right
+        signs = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True)).sign()
+        b = left.new_zeros(left.shape[0], rank)
+        b[:, :kept] = left @ u[:, :kept] * s[:kept] * signs.T
+        return b, _completed(signs * rows, rank, spare.detach().cpu().double())
+
+    def _reduced(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Orthonormal left, a small core, orthonormal right, whose product is the sum."""
+        left, left_core = torch.linalg.qr(torch.cat(self._left, dim=1))
+        right, right_core = torch.linalg.qr(torch.cat(self._right, dim=0).T)
+        return left, left_core @ right_core.T, right.T
+
+    def _rewrite(self) -> None:
+        left, core, right = self._reduced()
+        self._left, self._right = [left @ core], [right]
+
+
+def _completed(rows: torch.Tensor, rank: int, spare: torch.Tensor) -> torch.Tensor:
+    """`rows` (orthonormal) and as many more as make `rank`: from `spare`, then from the axes, by Gram and Schmidt."""
+    candidates = iter(torch.cat([spare, torch.eye(rows.shape[1], dtype=rows.dtype)]))
+    while rows.shape[0] < rank:
+        row = next(candidates, None)
+        if row is None:  # more ranks than inputs: nothing is left to add
+            return torch.cat([rows, rows.new_zeros(rank - rows.shape[0], rows.shape[1])])
+        for _ in range(2):  # twice is enough for full precision
+            row = row - (row @ rows.T) @ rows
+        if float(row.norm()) > INDEPENDENT:
+            rows = torch.cat([rows, row[None] / row.norm()])
+    return rows

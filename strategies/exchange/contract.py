@@ -33,6 +33,7 @@ FIXED_POINT = "updates of zero leave the state as it is"
 ORDER = "the order of updates does not matter"
 WEIGHTS = "only the proportions of weights matter"
 EQUAL_RANKS = "with equal ranks it is federated averaging"
+EXACT = "the product of the factors becomes the weighted mean of the nodes' products"
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ class Strategy(FlowerStrategy):
         """What the node of this ticket starts from. Pure: the server calls it again to check an update."""
         return State(truncated(state.tensors, ticket.rank), state.journal)
 
-    def expected(self, start: State) -> Tensors:
+    def expected(self, start: State, ticket: Ticket) -> Tensors:
         """Tensors of the names, shapes and dtypes that an update to this start must have."""
-        return start.tensors
+        return {name: tensor for name, tensor in start.tensors.items() if self.trains(name, ticket.round)}
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
         """One change of the state from the updates of a round, which are read once, as they come."""
@@ -80,16 +81,21 @@ class Strategy(FlowerStrategy):
         """The state of the next round."""
         return State(added(state.tensors, combined), state.journal)
 
+    # ------------------------------------------------------------------ both halves
+
+    def trains(self, name: str, round: int) -> bool:
+        """Does the exchanged tensor of this name change in this round? Updates hold those that do."""
+        return True
+
     # ------------------------------------------------------------------ the node's half
 
     def exchanged(self, model: TunedModel) -> Mapping[str, torch.Tensor]:
-        """The live tensors of the model that this strategy exchanges, by their names on the wire."""
+        """The tensors of the model that this strategy exchanges, by their names on the wire."""
         return model.trained
 
     def install(self, model: TunedModel, start: State) -> None:
         """Make the model what the server holds: write tensors, replay entries in order, from the base on."""
-        if start.journal or start.tensors.keys() != model.trained.keys():
-            model.reset()  # what is not written over would keep another node's training
+        model.reset(model.trained.keys() - start.tensors.keys())  # they would keep another node's training
         model.write(start.tensors)
         for entry in start.journal:
             self.replay(model, entry)
@@ -100,9 +106,14 @@ class Strategy(FlowerStrategy):
 
     def train(self, model: TunedModel, trainer: Trainer, ticket: Ticket) -> tuple[Tensors, Metrics]:
         """Train on the node's rows; returns the update (after - before) and what to report."""
-        before = snapshot(self.exchanged(model))
-        metrics = trainer.fit(model)
-        return difference(self.exchanged(model), before), metrics
+        live = self.live(model, ticket)
+        before = snapshot(live)
+        metrics = trainer.fit(model, live)
+        return difference(live, before), metrics
+
+    def live(self, model: TunedModel, ticket: Ticket) -> dict[str, torch.Tensor]:
+        """The tensors of the model that change in the ticket's round."""
+        return {name: t for name, t in self.exchanged(model).items() if self.trains(name, ticket.round)}
 
     # ------------------------------------------------------------------ Flower's side
 

@@ -30,7 +30,7 @@ def admit_update(strategy: "Strategy", message: Message | None, node: str, ticke
     sent = wire.unpack(records)
     if sent.journal:
         raise Refused("an update has no journal")
-    expected = strategy.expected(start)
+    expected = strategy.expected(start, ticket)
     delta = sent.tensors
     for wrapper in reversed(strategy.wrappers):
         delta = wrapper.incoming(delta, expected)

@@ -29,6 +29,7 @@ class Round:
     seconds: float = 0.0
     failed: str = ""  # the reason, where the state did not change
     train: Metrics = field(default_factory=dict)  # means over nodes, weighted by rows
+    inexactness: dict[str, float] = field(default_factory=dict)  # see meter.py; overall and by module
     evaluated_by_nodes: Metrics = field(default_factory=dict)
     evaluated_by_server: Metrics = field(default_factory=dict)
     bytes_up: int = 0

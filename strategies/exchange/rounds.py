@@ -16,8 +16,10 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
+from strategies.algebra.tensors import added
 from strategies.exchange import checkpoint, cohort, door, order, post, wire
 from strategies.exchange.federation import Federation, NodeLine, Round
+from strategies.exchange.meter import Meter
 from strategies.exchange.opening import Meeting, Opening, meet, open_run
 from strategies.exchange.vocabulary import Metrics, Profile, Refused, RunFailed, State, Ticket, Update
 from task.config import TaskConfig
@@ -155,9 +157,11 @@ class _Run:
             report.failed = f"{len(chosen)} nodes are there, min-train-nodes is {self.federation.min_train_nodes}"
             return state, report
         sent = self._send("train", number, state, [(profile, tickets[profile.name]) for profile in chosen], report)
-        updates = self._updates(state, sent, chosen, tickets, report)
+        meter = Meter()
+        updates = self._updates(state, sent, chosen, tickets, report, meter)
         state = self._combined(state, updates, len(chosen), report)
         if not report.failed:
+            report.inexactness = meter.read(state.tensors)
             self._evaluate(report, state)
         report.seconds = time.monotonic() - began
         return state, report
@@ -180,7 +184,13 @@ class _Run:
         return self.strategy.apply(state, combined, report.number)
 
     def _updates(
-        self, state: State, sent: list[post.Sent], chosen: list[Profile], tickets: dict[str, Ticket], report: Round
+        self,
+        state: State,
+        sent: list[post.Sent],
+        chosen: list[Profile],
+        tickets: dict[str, Ticket],
+        report: Round,
+        meter: Meter,
     ) -> Iterator[Update]:
         """Good updates in cohort order as their replies come; the others are logged with node and reason."""
         arrivals = post.replies(self.grid, sent, time.monotonic() + self.timeout)
@@ -198,6 +208,7 @@ class _Run:
                 LOG.warning("round %d: dropped the reply of node %s: %s", report.number, profile.name, reason)
                 continue
             line.metrics = dict(update.metrics)
+            meter.see(added(start.tensors, update.delta), update.weight)
             yield update
 
     def _evaluate(self, report: Round, state: State) -> None:

@@ -70,7 +70,8 @@ class State:
     @property
     def rank(self) -> int:
         """Largest rank among the factors; 0 without adapters."""
-        return max((t.shape[0] for name, t in self.tensors.items() if rank_axis(name) == 0), default=0)
+        axes = ((tensor, rank_axis(name)) for name, tensor in self.tensors.items())
+        return max((tensor.shape[axis] for tensor, axis in axes if axis is not None), default=0)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Signs(Strategy):
     def initial(self, model: TunedModel) -> State:
         return State({})
 
-    def expected(self, start: State) -> Tensors:
+    def expected(self, start: State, ticket: Ticket) -> Tensors:
         return STEP
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:

@@ -1,0 +1,48 @@
+"""FlexLoRA: the mean of the products, split anew into factors by SVD.
+
+Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources", arXiv
+2402.11505 (NeurIPS 2024): DW = sum_i p_i s_i B_i A_i with DW = U S V^T; a node of rank r is sent B = U_r S_r / s and
+A = V_r^T, the best it can hold of the mean (Eckart and Young). The scaling s is the same for all ranks here, so it
+cancels. Tensors that are no factors are averaged as in FedAvg.
+
+The mean has a rank of up to sum_i r_i and is cut to the largest rank that anyone trains: the rule is exact only where that
+is enough. Factors turn with every SVD, so zero updates keep the product, not the factors. The SVD is taken of
+the small core between the QR factors of the stacked B_i and A_i; DW itself is never formed.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from strategies.algebra.lowrank import ProductSum, factor_names, modules, rank_axis, truncated
+from strategies.algebra.mean import WeightedSum
+from strategies.algebra.tensors import Tensors, added, difference
+from strategies.exchange.contract import ORDER, WEIGHTS, Strategy
+from strategies.exchange.vocabulary import State, Update
+
+
+@dataclass(frozen=True)
+class FlexLora(Strategy):
+    """The mean of products of any ranks; every node gets its best approximation."""
+
+    tunings = frozenset({"lora"})
+    ragged = True
+    mean = False
+    laws = frozenset({ORDER, WEIGHTS})
+
+    def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
+        products: dict[str, ProductSum] = defaultdict(ProductSum)
+        others = WeightedSum({name: t for name, t in state.tensors.items() if rank_axis(name) is None})
+        for update in updates:
+            trained = added(truncated(state.tensors, update.ticket.rank), update.delta)
+            others.add({name: trained[name] for name in others.sums}, update.weight)
+            for module in modules(trained):
+                b, a = (trained[name] for name in factor_names(module))
+                products[module].add(update.weight, b, a)
+        mean = others.mean()
+        for module, product in products.items():
+            b_name, a_name = factor_names(module)
+            b, a = state.tensors[b_name], state.tensors[a_name]
+            new_b, new_a = product.split(a.shape[0], spare=a)
+            mean |= {b_name: (new_b / others.total).to(b.dtype), a_name: new_a.to(a.dtype)}
+        return difference(mean, state.tensors)
