@@ -264,11 +264,12 @@ def test_a_nodes_update_has_the_shapes_that_the_door_expects(name, rank):
     start = strategy.start_of(state, ticket)
     strategy.install(model, start)
     delta, metrics = strategy.train(model, trainer(), ticket)
-    expected = strategy.expected(start, ticket)
+    rank = int(metrics.get("rank", ticket.rank))
+    expected = truncated(strategy.expected(start, ticket), rank)
     assert {n: (t.shape, t.dtype) for n, t in delta.items()} == {n: (t.shape, t.dtype) for n, t in expected.items()}
     assert all(isinstance(value, int | float) for value in metrics.values())
     assert any(bool(tensor.any()) for tensor in delta.values())
-    if IDENTITY in strategy.laws and ticket.rank == state.rank:
+    if IDENTITY in strategy.laws and rank == state.rank:
         combined = strategy.combine(state, [Update("0", ticket, delta, 10.0)])
         after = strategy.apply(state, combined, 1)
         assert distance(after, State({n: t.detach() for n, t in strategy.exchanged(model).items()})) <= CLOSE

@@ -44,6 +44,7 @@ class Strategy(FlowerStrategy):
 
     tunings: ClassVar[frozenset[str] | None] = None  # tunings it is meant for; None: any
     ragged: ClassVar[bool] = False  # may nodes of one cohort hold different ranks?
+    prunes: ClassVar[bool] = False  # may a node answer with fewer ranks than its ticket, and keep to them?
     mean: ClassVar[bool] = True  # is `combine` the weighted mean of the updates?
     laws: ClassVar[frozenset[str]] = frozenset({IDENTITY, FIXED_POINT, ORDER, WEIGHTS, EQUAL_RANKS})
 

@@ -3,11 +3,13 @@
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from flwr.app import Message, RecordDict
 
+from strategies.algebra.lowrank import truncated
 from strategies.exchange import wire
 from strategies.exchange.vocabulary import Metrics, Refused, State, Ticket, Update
 
@@ -30,12 +32,20 @@ def admit_update(strategy: "Strategy", message: Message | None, node: str, ticke
     sent = wire.unpack(records)
     if sent.journal:
         raise Refused("an update has no journal")
-    expected = strategy.expected(start, ticket)
+    ticket = _lowered(ticket, metrics.pop("rank", ticket.rank), strategy.prunes)
+    expected = truncated(strategy.expected(start, ticket), ticket.rank)
     delta = sent.tensors
     for wrapper in reversed(strategy.wrappers):
         delta = wrapper.incoming(delta, expected)
     _check_tensors(delta, expected)
     return Update(node, ticket, delta, float(weight), metrics)
+
+
+def _lowered(ticket: Ticket, rank: int | float, prunes: bool) -> Ticket:
+    """The ticket with the rank that the node says its update has."""
+    if rank != ticket.rank and not (prunes and type(rank) is int and 0 < rank <= ticket.rank):
+        raise Refused(f"its rank is {rank}, its ticket says {ticket.rank}")
+    return replace(ticket, rank=int(rank))
 
 
 def admit_metrics(message: Message | None) -> Metrics:

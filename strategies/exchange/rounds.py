@@ -16,6 +16,7 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
+from strategies.algebra.lowrank import truncated
 from strategies.algebra.tensors import added
 from strategies.exchange import checkpoint, cohort, door, order, post, wire
 from strategies.exchange.federation import Federation, NodeLine, Round
@@ -208,7 +209,10 @@ class _Run:
                 LOG.warning("round %d: dropped the reply of node %s: %s", report.number, profile.name, reason)
                 continue
             line.metrics = dict(update.metrics)
-            meter.see(added(start.tensors, update.delta), update.weight)
+            if update.ticket.rank != ticket.rank:
+                self.known[profile.node_id] = replace(profile, rank=update.ticket.rank)
+                LOG.info("round %d: node %s goes on at rank %d", report.number, profile.name, update.ticket.rank)
+            meter.see(added(truncated(start.tensors, update.ticket.rank), update.delta), update.weight)
             yield update
 
     def _evaluate(self, report: Round, state: State) -> None:

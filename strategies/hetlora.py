@@ -1,0 +1,87 @@
+"""HetLoRA: nodes prune ranks that they do not use; products of larger norm weigh more.
+
+Cho, Liu, Xu, Fahrezi, Joshi, "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models", arXiv
+2401.06432 (EMNLP 2024).
+
+Node i of rank r adds lambda ||B[:, k:]|| ||A[k:, :]|| to its loss, with k = floor(gamma r). Where that tail is smaller after
+training than before, it answers with its first k ranks and keeps to them. The server fills up with zeros and
+averages with weights p_i = s_i / sum_j s_j, s_i = ||B_i A_i||_F; rows do not count. Tensors that are no factors are averaged
+by rows as in FedAvg.
+
+The paper has one adapter. For several layers, here s_i is taken layer by layer, the tails of all layers are added up,
+and a node has one rank for all of them.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from strategies.algebra.lowrank import ProductSum, factor_names, modules, rank_axis, truncated
+from strategies.algebra.mean import WeightedSum
+from strategies.algebra.tensors import Tensors, added, difference, snapshot
+from strategies.exchange.contract import IDENTITY, ORDER, WEIGHTS, Strategy
+from strategies.exchange.vocabulary import Metrics, State, Ticket, Update
+from task.model import TunedModel
+from task.schema import option
+from task.train import Trainer
+
+
+@dataclass(frozen=True)
+class HetLora(Strategy):
+    """`gamma` is the share of ranks that stay when a node prunes, `penalty` is lambda."""
+
+    gamma: float = option(0.99, low=0.01, high=1.0)
+    penalty: float = option(1e-3, low=0.0)
+
+    tunings = frozenset({"lora"})
+    ragged = True
+    prunes = True
+    mean = False
+    laws = frozenset({IDENTITY, ORDER, WEIGHTS})
+
+    # ------------------------------------------------------------------ the server's half
+
+    def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
+        others = WeightedSum({name: t for name, t in state.tensors.items() if rank_axis(name) is None})
+        factors = {
+            module: WeightedSum({name: state.tensors[name] for name in factor_names(module)})
+            for module in modules(state.tensors)
+        }
+        for update in updates:
+            trained = added(truncated(state.tensors, update.ticket.rank), update.delta)
+            others.add({name: trained[name] for name in others.sums}, update.weight)
+            for module, total in factors.items():
+                b, a = (trained[name] for name in factor_names(module))
+                total.add({name: trained[name] for name in factor_names(module)}, _norm(b, a))
+        mean = others.mean()
+        for total in factors.values():
+            mean |= total.mean() if total.total else {name: state.tensors[name] for name in total.sums}
+        return difference(mean, state.tensors)
+
+    # ------------------------------------------------------------------ the node's half
+
+    def train(self, model: TunedModel, trainer: Trainer, ticket: Ticket) -> tuple[Tensors, Metrics]:
+        live = self.live(model, ticket)
+        before = snapshot(live)
+        kept = max(1, int(self.gamma * ticket.rank))
+        tail_before = float(_tails(live, kept).detach())
+        metrics: Metrics = dict(trainer.fit(model, live, penalty=lambda: self.penalty * _tails(live, kept)))
+        rank = kept if float(_tails(live, kept).detach()) < tail_before else ticket.rank
+        return truncated(difference(live, before), rank), metrics | {"rank": rank}
+
+
+def _norm(b: torch.Tensor, a: torch.Tensor) -> float:
+    product = ProductSum()
+    product.add(1.0, b, a)
+    return product.norm()
+
+
+def _tails(live: dict[str, torch.Tensor], kept: int) -> torch.Tensor:
+    """Over all modules, ||B[:, kept:]|| ||A[kept:, :]||; a zero with gradients where nothing is beyond `kept`."""
+    total = torch.zeros(())
+    for module in modules(live):
+        b, a = (live[name] for name in factor_names(module))
+        if kept < a.shape[0]:
+            total = total.to(a.device) + torch.linalg.matrix_norm(b[:, kept:]) * torch.linalg.matrix_norm(a[kept:])
+    return total
