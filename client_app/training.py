@@ -7,7 +7,7 @@ from flwr.app import MetricRecord, RecordDict
 
 from client_app.local import Local
 from strategies.exchange import wire
-from strategies.exchange.contract import Strategy
+from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.order import RANK, read_ticket, strategy_of
 from strategies.exchange.vocabulary import State, Ticket
 from task.model import TunedModel, tuned_model
@@ -41,7 +41,7 @@ def evaluated(local: Local, content: RecordDict) -> RecordDict:
     return RecordDict({"metrics": MetricRecord({"num-examples": len(kept), **metrics})})
 
 
-def _installed(local: Local, content: RecordDict) -> tuple[Strategy, Ticket, TunedModel]:
+def _installed(local: Local, content: RecordDict) -> tuple[Algorithm, Ticket, TunedModel]:
     """The process's model as the server wants this node to have it."""
     torch.set_num_threads(local.config.threads)
     strategy = strategy_of(local.order)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from task.schema import ConfigError, Flat, Schema, build, flatten, key_of, read, schema, unknown
 
 if TYPE_CHECKING:
+    from strategies.exchange.algorithm import Algorithm
     from strategies.exchange.contract import Strategy
     from strategies.exchange.wrapper import Wrapper
 
@@ -83,7 +84,7 @@ def from_values(values: Mapping[str, Any]) -> "Strategy":
     return _with_wrappers(build(strategy_class(values["strategy"]), values, f"{values['strategy']}."), chain)
 
 
-def to_flat(strategy: "Strategy") -> Flat:
+def to_flat(strategy: "Algorithm") -> Flat:
     """What a message must say so that a node makes the same strategy."""
     flat: Flat = {"strategy": strategy.name, **flatten(strategy, f"{strategy.name}.", changed_only=True)}
     for wrapper in strategy.wrappers:

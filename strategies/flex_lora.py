@@ -5,9 +5,9 @@ Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous 
 A = V_r^T, the best it can hold of the mean (Eckart and Young). The scaling s is the same for all ranks here, so it
 cancels. Tensors that are no factors are averaged as in FedAvg.
 
-The mean has a rank of up to sum_i r_i and is cut to the largest rank that anyone trains: the rule is exact only where that
-is enough. Factors turn with every SVD, so zero updates keep the product, not the factors. The SVD is taken of
-the small core between the QR factors of the stacked B_i and A_i; DW itself is never formed.
+The mean has a rank of up to sum_i r_i and is cut to the largest rank that anyone trains: the rule is exact only where
+that is enough. Factors turn with every SVD, so zero updates keep the product, not the factors. The SVD is taken of the
+small core between the QR factors of the stacked B_i and A_i; DW itself is never formed.
 """
 
 from collections import defaultdict

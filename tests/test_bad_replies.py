@@ -194,7 +194,7 @@ def test_every_kind_of_bad_reply_is_named(tmp_path: Path, first: int) -> None:
 
 # ------------------------------------------------------------------------------- too many are bad
 def test_all_bad_fails_the_run(tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match=r"2 rounds in a row failed.*0 of 8 replies were good.*the disk is full"):
+    with pytest.raises(RunFailed, match=r"2 failed rounds in a row.*0 of 8 replies were good.*the disk is full"):
         hold(tmp_path, EIGHT, spoil=spoiling(dict.fromkeys(range(8), raises)))
     summary, rounds = left(tmp_path)
     assert summary["status"] == "failed"
@@ -255,7 +255,7 @@ def test_a_good_round_forgives_failed_ones(tmp_path: Path) -> None:
     options = EIGHT | {"num-server-rounds": 5, "max-failed-rounds": 3, "simulation.num-supernodes": 2}
     outcome = hold(tmp_path, options, spoil=spoil)
     assert outcome.summary["failed-rounds"] == 4
-    with pytest.raises(RunFailed, match="2 rounds in a row failed"):
+    with pytest.raises(RunFailed, match="2 failed rounds in a row"):
         hold(tmp_path, options | {"max-failed-rounds": 2}, spoil=spoil)
 
 

@@ -91,7 +91,8 @@ class ProductSum:
 
     def _rewrite(self) -> None:
         left, core, right = self._reduced()
-        self._left, self._right = [left @ core], [right]
+        narrow = left.shape[1] <= right.shape[0]
+        self._left, self._right = ([left], [core @ right]) if narrow else ([left @ core], [right])
 
 
 def _completed(rows: torch.Tensor, rank: int, spare: torch.Tensor) -> torch.Tensor:

@@ -4,23 +4,20 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from flwr.app import Message, RecordDict
 
 from strategies.algebra.lowrank import truncated
 from strategies.exchange import wire
+from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.vocabulary import Metrics, Refused, State, Ticket, Update
-
-if TYPE_CHECKING:
-    from strategies.exchange.contract import Strategy
 
 MAX_ROWS = 10**12
 SHOWN = 3  # names that a reason lists before it says how many more there are
 
 
-def admit_update(strategy: "Strategy", message: Message | None, node: str, ticket: Ticket, start: State) -> Update:
+def admit_update(strategy: Algorithm, message: Message | None, node: str, ticket: Ticket, start: State) -> Update:
     """The update in a reply to `ticket`, whose node started from `start`. Raises Refused."""
     records = content(message)
     metrics = _metrics(records.metric_records.get("metrics"))

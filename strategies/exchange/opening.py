@@ -4,13 +4,13 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from strategies.exchange import door, order, post, wire
+from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import Federation
 from strategies.exchange.vocabulary import Profile, Refused, RunFailed, State
 from task.base import Base, files, server_base
@@ -18,9 +18,6 @@ from task.config import TaskConfig
 from task.data import Outline, outline
 from task.partition import partition, table
 from task.store import Store, server_store
-
-if TYPE_CHECKING:
-    from strategies.exchange.contract import Strategy
 
 LOG = logging.getLogger("flwr")
 POLL = 0.2  # seconds between looks for nodes
@@ -46,7 +43,7 @@ class Meeting:
     bytes_base: int = 0
 
 
-def open_run(strategy: "Strategy", grid: Grid, config: TaskConfig, federation: Federation, timeout: float) -> Opening:
+def open_run(strategy: Algorithm, grid: Grid, config: TaskConfig, federation: Federation, timeout: float) -> Opening:
     """Everything up to the first round. Raises ConfigError, RunFailed and the task's own errors.
 
     Nodes are asked before the base is settled: training the embedded one, or reading a large one, then
@@ -65,7 +62,7 @@ def open_run(strategy: "Strategy", grid: Grid, config: TaskConfig, federation: F
     return Opening(config, base, meeting)
 
 
-def meet(grid: Grid, node_ids: Iterable[int], strategy: "Strategy", opening: Opening, timeout: float) -> Meeting:
+def meet(grid: Grid, node_ids: Iterable[int], strategy: Algorithm, opening: Opening, timeout: float) -> Meeting:
     """Nodes that connect later: asked in the same way, given the base if they lack it. Raises RunFailed."""
     meeting = _met(grid, _ask(grid, node_ids, opening.config), timeout)
     return _offered(grid, meeting, strategy, opening.config, opening.base, timeout)
@@ -131,7 +128,7 @@ def _met(grid: Grid, asked: list[post.Sent], timeout: float) -> Meeting:
 
 
 def _offered(
-    grid: Grid, meeting: Meeting, strategy: "Strategy", config: TaskConfig, base: Base, timeout: float
+    grid: Grid, meeting: Meeting, strategy: Algorithm, config: TaskConfig, base: Base, timeout: float
 ) -> Meeting:
     """The meeting after sending the base once to every store that lacks it. Raises RunFailed where one refuses."""
     lacking = {p.store: p for p in meeting.profiles.values() if base.fingerprint not in p.bases}

@@ -2,23 +2,19 @@
 configuration of its own and works under any ServerApp. Only what differs from the defaults travels.
 """
 
-from typing import TYPE_CHECKING
-
 from flwr.app import ConfigRecord
 
 import strategies
+from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.vocabulary import Ticket
 from task.config import TaskConfig
 from task.schema import ConfigError, Option, flatten, read, schema
-
-if TYPE_CHECKING:
-    from strategies.exchange.contract import Strategy
 
 CHOICE = {"strategy": Option(str, "fedavg"), "wrappers": Option(tuple[str, ...], ())}
 BASE, RANK = "base-fingerprint", "global-rank"  # what the server adds to the settings
 
 
-def write(config: TaskConfig, strategy: "Strategy", fingerprint: str, rank: int = 0) -> ConfigRecord:
+def write(config: TaskConfig, strategy: Algorithm, fingerprint: str, rank: int = 0) -> ConfigRecord:
     """The record `order`: settings, the base they refer to, and the rank that adapters are built with."""
     record = write_task(config)
     record.update({BASE: fingerprint, RANK: rank})
@@ -39,7 +35,7 @@ def task_of(record: ConfigRecord) -> TaskConfig:
     return TaskConfig.read({key: value for key, value in record.items() if key in keys})
 
 
-def strategy_of(record: ConfigRecord) -> "Strategy":
+def strategy_of(record: ConfigRecord) -> Algorithm:
     """The strategy and its wrappers in an order. Raises ConfigError."""
     task = schema(TaskConfig)
     rest = {k: v for k, v in record.items() if k not in task and k not in (BASE, RANK)}

@@ -9,7 +9,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
@@ -18,23 +17,22 @@ from flwr.serverapp.strategy import Result
 
 from strategies.algebra.lowrank import truncated
 from strategies.algebra.tensors import added
-from strategies.exchange import checkpoint, cohort, door, order, post, wire
+from strategies.exchange import checkpoint, door, order, post, wire
+from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import Federation, NodeLine, Round
 from strategies.exchange.meter import Meter
-from strategies.exchange.opening import Meeting, Opening, meet, open_run
+from strategies.exchange.opening import Opening, open_run
+from strategies.exchange.roll import Roll
 from strategies.exchange.vocabulary import Metrics, Profile, Refused, RunFailed, State, Ticket, Update
 from task.config import TaskConfig
 from task.model import build
 from task.schema import ConfigError, flatten
 
-if TYPE_CHECKING:
-    from strategies.exchange.contract import Strategy
-
 LOG = logging.getLogger("flwr")
 
 
 def run(
-    strategy: "Strategy",
+    strategy: Algorithm,
     grid: Grid,
     *,
     initial_arrays: ArrayRecord | None,
@@ -51,7 +49,7 @@ def run(
     if problems := misfits(strategy, config):
         raise ConfigError(problems)
     torch.set_num_threads(config.threads)
-    strategy.summary()
+    log_strategy(strategy)
     opening = open_run(strategy, grid, config, federation, timeout)
     session = _Run(strategy, grid, opening, federation, num_rounds, timeout, evaluate_config, evaluate_fn)
     state = session.initial(initial_arrays)
@@ -67,7 +65,7 @@ def run(
     return result
 
 
-def misfits(strategy: "Strategy", config: TaskConfig) -> list[str]:
+def misfits(strategy: Algorithm, config: TaskConfig) -> list[str]:
     """Why a strategy cannot run with these settings, if so."""
     found = []
     if strategy.tunings is not None and config.tuning not in strategy.tunings:
@@ -81,7 +79,7 @@ def misfits(strategy: "Strategy", config: TaskConfig) -> list[str]:
     return found
 
 
-def log_strategy(strategy: "Strategy") -> None:
+def log_strategy(strategy: Algorithm) -> None:
     """Say what a strategy is, and with which options."""
     from strategies import to_flat
 
@@ -90,9 +88,9 @@ def log_strategy(strategy: "Strategy") -> None:
 
 @dataclass
 class _Run:
-    """One run in progress: what stays the same from round to round, and who is there."""
+    """One run in progress: what stays the same from round to round."""
 
-    strategy: "Strategy"
+    strategy: Algorithm
     grid: Grid
     opening: Opening
     federation: Federation
@@ -100,13 +98,10 @@ class _Run:
     timeout: float
     evaluate_config: dict[str, object]
     evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None
-    known: dict[int, Profile] = field(default_factory=dict)  # every node that ever fitted
-    left_out: set[int] = field(default_factory=set)
-    profiles: dict[int, Profile] = field(default_factory=dict)  # those of them that are connected
+    roll: Roll = field(init=False)
 
     def __post_init__(self) -> None:
-        self._welcome(self.opening.meeting, set())
-        self.profiles = dict(self.known)
+        self.roll = Roll(self.strategy, self.grid, self.opening, self.federation, self.timeout)
 
     # ------------------------------------------------------------------ before and after a round
 
@@ -114,7 +109,7 @@ class _Run:
         """The state that somebody handed over, or the strategy's own at the largest rank that anyone trains."""
         if arrays is not None:
             return wire.from_arrays(arrays)
-        rank = max(ticket.rank for ticket in self._tickets(0).values())
+        rank = max(ticket.rank for ticket in self.roll.tickets(0, self.rounds).values())
         model = build(self.opening.base, self.opening.config, rank, "cpu")
         return self.strategy.initial(model)
 
@@ -150,12 +145,13 @@ class _Run:
         began = time.monotonic()
         LOG.info("[ROUND %d/%d]", number, self.rounds)
         report = Round(number)
-        self._call_roll(report)
-        tickets = self._tickets(number, state)
-        chosen = self._cohort("train", self.federation.fraction_train, number)
-        LOG.info("configure_train: Sampled %d nodes (out of %d)", len(chosen), len(self.profiles))
-        if len(chosen) < self.federation.min_train_nodes:
-            report.failed = f"{len(chosen)} nodes are there, min-train-nodes is {self.federation.min_train_nodes}"
+        self.roll.call(report)
+        tickets = self.roll.tickets(number, self.rounds, state)
+        minimum = self.federation.min_train_nodes
+        chosen = self.roll.cohort("train", self.federation.fraction_train, minimum, number)
+        LOG.info("configure_train: Sampled %d nodes (out of %d)", len(chosen), len(self.roll.present))
+        if len(chosen) < minimum:
+            report.failed = f"{len(chosen)} nodes are there, min-train-nodes is {minimum}"
             return state, report
         sent = self._send("train", number, state, [(profile, tickets[profile.name]) for profile in chosen], report)
         meter = Meter()
@@ -210,7 +206,7 @@ class _Run:
                 continue
             line.metrics = dict(update.metrics)
             if update.ticket.rank != ticket.rank:
-                self.known[profile.node_id] = replace(profile, rank=update.ticket.rank)
+                self.roll.lower(profile, update.ticket.rank)
                 LOG.info("round %d: node %s goes on at rank %d", report.number, profile.name, update.ticket.rank)
             meter.see(added(truncated(start.tensors, update.ticket.rank), update.delta), update.weight)
             yield update
@@ -219,8 +215,8 @@ class _Run:
         """Ask nodes to score the state on rows they keep for it, where the settings say so."""
         if self.opening.config.evaluate == "server":
             return
-        tickets = self._tickets(report.number, state)
-        chosen = self._cohort("evaluate", self.federation.fraction_evaluate, report.number)
+        tickets = self.roll.tickets(report.number, self.rounds, state)
+        chosen = self.roll.cohort("evaluate", self.federation.fraction_evaluate, 1, report.number)
         pairs = [(profile, tickets[profile.name]) for profile in chosen]
         scratch = Round(report.number)
         sent = self._send("evaluate", report.number, state, pairs, scratch)
@@ -258,37 +254,6 @@ class _Run:
             report.bytes_down += item.bytes
             sent.append(item)
         return sent
-
-    def _cohort(self, purpose: str, fraction: float, number: int) -> list[Profile]:
-        everyone = list(self.profiles.values())
-        minimum = self.federation.min_train_nodes if purpose == "train" else 1
-        return cohort.draw(everyone, fraction, minimum, self.federation.seed, purpose, number)
-
-    def _tickets(self, number: int, state: State | None = None) -> dict[str, Ticket]:
-        """The strategy's assignment, no rank above what the state holds."""
-        known = sorted(self.profiles.values(), key=lambda profile: profile.order)
-        tickets = self.strategy.assign(known, number, self.rounds, self.federation.seed)
-        if state is None:
-            return tickets
-        return {name: replace(ticket, rank=min(ticket.rank, state.rank)) for name, ticket in tickets.items()}
-
-    def _call_roll(self, report: Round) -> None:
-        """Who is connected now; nodes never seen before are asked what they are."""
-        there = set(self.grid.get_node_ids())
-        if strangers := sorted(there - set(self.known) - self.left_out):
-            meeting = meet(self.grid, strangers, self.strategy, self.opening, self.timeout)
-            self._welcome(meeting, there)
-            report.bytes_up, report.bytes_down = meeting.bytes_up, meeting.bytes_down
-            report.bytes_base = meeting.bytes_base
-        self.profiles = {node_id: profile for node_id, profile in self.known.items() if node_id in there}
-
-    def _welcome(self, meeting: Meeting, there: set[int]) -> None:
-        """Remember new nodes. A restarted node has a new id but its old name, and takes its own place again."""
-        names = {profile.name for node_id, profile in self.known.items() if node_id in there}
-        new = {node_id: profile for node_id, profile in meeting.profiles.items() if profile.name not in names}
-        back = {profile.name for profile in new.values()}
-        self.known = {node_id: p for node_id, p in self.known.items() if p.name not in back} | new
-        self.left_out |= set(meeting.left_out)
 
 
 def _means(answers: list[Metrics]) -> Metrics:

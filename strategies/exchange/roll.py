@@ -1,0 +1,66 @@
+"""Who is there: nodes that fitted when they were asked, and which of them are connected now."""
+
+from dataclasses import dataclass, field, replace
+
+from flwr.serverapp import Grid
+
+from strategies.exchange import cohort
+from strategies.exchange.algorithm import Algorithm
+from strategies.exchange.federation import Federation, Round
+from strategies.exchange.opening import Meeting, Opening, meet
+from strategies.exchange.vocabulary import Profile, State, Ticket
+
+
+@dataclass
+class Roll:
+    """The nodes of a run, from its opening on."""
+
+    strategy: Algorithm
+    grid: Grid
+    opening: Opening
+    federation: Federation
+    timeout: float
+    known: dict[int, Profile] = field(default_factory=dict)  # every node that ever fitted, by Flower's id
+    left_out: set[int] = field(default_factory=set)
+    present: list[Profile] = field(default_factory=list)  # in the order of names
+
+    def __post_init__(self) -> None:
+        self._welcome(self.opening.meeting, set())
+        self._see(set(self.known))
+
+    def call(self, report: Round) -> None:
+        """Look who is connected; nodes never seen before are asked what they are. Raises RunFailed."""
+        there = set(self.grid.get_node_ids())
+        if strangers := sorted(there - set(self.known) - self.left_out):
+            meeting = meet(self.grid, strangers, self.strategy, self.opening, self.timeout)
+            self._welcome(meeting, there)
+            report.bytes_up, report.bytes_down = meeting.bytes_up, meeting.bytes_down
+            report.bytes_base = meeting.bytes_base
+        self._see(there)
+
+    def lower(self, profile: Profile, rank: int) -> None:
+        """From now on this node trains no more than `rank`."""
+        self.known[profile.node_id] = replace(profile, rank=rank)
+
+    def cohort(self, purpose: str, fraction: float, minimum: int, round: int) -> list[Profile]:
+        """Who takes part in `purpose` in this round."""
+        return cohort.draw(self.present, fraction, minimum, self.federation.seed, purpose, round)
+
+    def tickets(self, round: int, rounds: int, state: State | None = None) -> dict[str, Ticket]:
+        """The strategy's assignment to all who are there, no rank above what the state holds."""
+        tickets = self.strategy.assign(self.present, round, rounds, self.federation.seed)
+        if state is None:
+            return tickets
+        return {name: replace(ticket, rank=min(ticket.rank, state.rank)) for name, ticket in tickets.items()}
+
+    def _see(self, there: set[int]) -> None:
+        connected = [profile for node_id, profile in self.known.items() if node_id in there]
+        self.present = sorted(connected, key=lambda profile: profile.order)
+
+    def _welcome(self, meeting: Meeting, there: set[int]) -> None:
+        """Remember new nodes. A restarted node has a new id but its old name, and takes its own place again."""
+        names = {profile.name for node_id, profile in self.known.items() if node_id in there}
+        new = {node_id: profile for node_id, profile in meeting.profiles.items() if profile.name not in names}
+        back = {profile.name for profile in new.values()}
+        self.known = {node_id: p for node_id, p in self.known.items() if p.name not in back} | new
+        self.left_out |= set(meeting.left_out)
