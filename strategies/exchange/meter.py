@@ -13,8 +13,8 @@ from collections import defaultdict
 
 import torch
 
-from strategies.algebra.lowrank import ProductSum, factor_names, modules
-from strategies.algebra.tensors import Tensors
+from strategies.algebra.lowrank import ProductSum, factor_names, modules, rank_axis, truncated
+from strategies.algebra.tensors import Tensors, added
 
 OVERALL = "overall"
 
@@ -41,6 +41,12 @@ class Meter:
             if norm:
                 errors[module] = off / norm
         return {OVERALL: math.sqrt(sums[0] / sums[1]), **errors} if sums[1] else {}
+
+
+def factors_after(start: Tensors, delta: Tensors, rank: int) -> Tensors:
+    """The factors that a node holds after training `rank` ranks; other tensors are left out."""
+    factors = {name: tensor for name, tensor in start.items() if rank_axis(name) is not None}
+    return added(truncated(factors, rank), delta)
 
 
 def _pair(tensors: Tensors, module: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,12 +15,10 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from strategies.algebra.lowrank import truncated
-from strategies.algebra.tensors import added
 from strategies.exchange import checkpoint, door, order, post, wire
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import Federation, NodeLine, Round
-from strategies.exchange.meter import Meter
+from strategies.exchange.meter import Meter, factors_after
 from strategies.exchange.opening import Opening, open_run
 from strategies.exchange.roll import Roll
 from strategies.exchange.vocabulary import Metrics, Profile, Refused, RunFailed, State, Ticket, Update
@@ -208,7 +206,7 @@ class _Run:
             if update.ticket.rank != ticket.rank:
                 self.roll.lower(profile, update.ticket.rank)
                 LOG.info("round %d: node %s goes on at rank %d", report.number, profile.name, update.ticket.rank)
-            meter.see(added(truncated(start.tensors, update.ticket.rank), update.delta), update.weight)
+            meter.see(factors_after(start.tensors, update.delta, update.ticket.rank), update.weight)
             yield update
 
     def _evaluate(self, report: Round, state: State) -> None:
