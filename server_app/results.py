@@ -55,15 +55,24 @@ class Results:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
+        if error is not None:
+            self._end("failed", str(error))
+            return
+        try:
             self._export()
-        summary = self._summarise("completed" if error is None else "failed", str(error or ""))
+        except Exception as failure:
+            self._end("failed", f"the tuned model could not be written: {failure}")
+            raise
+        self._end("completed")
+
+    def _end(self, status: str, error: str = "") -> None:
+        summary = self._summarise(status, error)
         if self.rounds:
             write_report(self.folder / "report.html", summary, self.rounds)
-        if error is None:
-            LOG.info("finished in %.0f s, results in %s", summary["seconds"], self.folder)
-        else:
+        if error:
             LOG.error("the run failed: %s", error)
+        else:
+            LOG.info("finished in %.0f s, results in %s", summary["seconds"], self.folder)
 
     def begin(self, task: TaskConfig) -> None:
         """The settings as the data completed them."""
