@@ -56,7 +56,7 @@ class Results:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self._end("failed", str(error))
+            self._end("failed", str(error) or repr(error))
             return
         try:
             self._export()

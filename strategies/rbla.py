@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from strategies.algebra.lowrank import rank_axis
 from strategies.algebra.mean import WeightedSum
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.contract import Strategy
@@ -32,11 +33,19 @@ class RBLA(Strategy):
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
         changes = WeightedSum(state.tensors)
-        owners = WeightedSum(state.tensors)
+        owners = WeightedSum(_slices(state.tensors))
         for update in updates:
             changes.add(update.delta, update.weight)
-            owners.add({name: torch.ones_like(delta) for name, delta in update.delta.items()}, update.weight)
+            owners.add(_slices(update.delta), update.weight)
         return {
             name: torch.where(owned > 0, changes.sums[name] / owned, 0.0).to(state.tensors[name].dtype)
             for name, owned in owners.sums.items()
         }
+
+
+def _slices(tensors: Tensors) -> Tensors:
+    """A one for every rank slice of a tensor, in its place: r x 1 for A, 1 x r for B, a single one for others."""
+    return {
+        name: tensor.new_ones([n if axis == rank_axis(name) else 1 for axis, n in enumerate(tensor.shape)])
+        for name, tensor in tensors.items()
+    }

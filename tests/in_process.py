@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
@@ -46,6 +47,9 @@ SMALL: dict[str, Any] = {
     "local-steps": 1,
     "batch-size": 8,
 }
+
+# Changes to it: adapters of two layers a block, two steps.
+QV = {"lora.targets": "q_proj,v_proj", "local-steps": 2}
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,27 @@ def through_wire(message: Message) -> Message:
     back = inflate_object_from_contents(message.object_id, contents)
     back.metadata.__dict__["_message_id"] = message.metadata.message_id
     return back
+
+
+def sent(record: Any) -> Tensors:
+    return wire.unpack(record).tensors
+
+
+def raw_bytes(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def equal(one: Tensors, other: Tensors) -> bool:
+    """Same names, same bits."""
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def retold(reply: Message, change: Callable[[Tensors], Tensors]) -> Message:
+    """The same reply with other tensors in it."""
+    state = State(change(wire.unpack(reply.content).tensors))
+    for name, record in wire.pack(state).items():
+        reply.content[name] = record
+    return reply
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from hypothesis import strategies as st
 from torch import nn
@@ -20,6 +21,8 @@ from strategies.exchange.vocabulary import Profile, State, Update
 from task.base import Base
 from task.config import TaskConfig
 from task.model import TunedModel
+from task.rows import Pixels, Rows
+from task.train import Trainer
 
 FACTORS = ("m0.lora_B.weight", "m0.lora_A.weight")
 INPUTS, OUTPUTS, LABELS = 4, 5, 3  # of the toy's adapted layer and of its head
@@ -79,6 +82,15 @@ def toy_model(strategy: Strategy, rank: int, seed: int, config: TaskConfig | Non
     config = config or TaskConfig(tuning="lora" if lora else "full")
     fresh = {name: parameter.detach().clone() for name, parameter in trained.items()}
     return TunedModel(module, Base("toy", Path("toy"), "toy"), config, rank if lora else 0, dict(trained), fresh)
+
+
+def trainer(**settings: object) -> Trainer:
+    """Ten random images of 2 x 2 pixels."""
+    numbers = np.random.default_rng(5)
+    pixels = Pixels(numbers.integers(0, 256, (10, 1, 2, INPUTS // 2), dtype=np.uint8), 1 / 255, (0.5,), (0.5,))
+    names = tuple("abc"[:LABELS])
+    rows = Rows(pixels, numbers.integers(0, LABELS, 10), names)
+    return Trainer(TaskConfig(**({"batch_size": 4} | settings)), rows, seed=11)  # type: ignore[arg-type]
 
 
 @st.composite

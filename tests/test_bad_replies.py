@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
-from in_process import Outcome, hold, left
+from in_process import Outcome, hold, left, retold
 
 from strategies.exchange import wire
-from strategies.exchange.vocabulary import Entry, RunFailed, State, Tensors
+from strategies.exchange.vocabulary import Entry, RunFailed, State
 
 EIGHT = {
     "simulation.num-supernodes": 8,
@@ -23,14 +23,6 @@ EIGHT = {
     "round-timeout": 0.5,
 }
 WEIGHT, BIAS = "classifier.weight", "classifier.bias"
-
-
-def retold(reply: Message, change: Callable[[Tensors], Tensors]) -> Message:
-    """The same reply with other tensors in it."""
-    state = State(change(wire.unpack(reply.content).tensors))
-    for name, record in wire.pack(state).items():
-        reply.content[name] = record
-    return reply
 
 
 def with_metric(name: str, value: Any) -> Callable[[Message], Message]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from in_process import SMALL, InProcessGrid, Outcome, hold, retrained
+from in_process import SMALL, InProcessGrid, Outcome, equal, hold, raw_bytes, retrained, sent
 
 import client_app
 import strategies
@@ -18,7 +18,7 @@ from strategies.exchange import wire
 from strategies.exchange.contract import Strategy
 from strategies.exchange.order import read_ticket
 from strategies.exchange.rounds import misfits
-from strategies.exchange.vocabulary import State, Tensors
+from strategies.exchange.vocabulary import State
 from task.config import TUNINGS, TaskConfig
 from task.data import prepare
 from task.digits import digits_part
@@ -35,19 +35,6 @@ SUMMARY = {
     "status", "metric", "metric-source", "base", "final", "best", "rounds", "ranks",
     "bytes_up", "bytes_down", "bytes_base", "seconds",
 }  # fmt: skip
-
-
-def equal(one: Tensors, other: Tensors) -> bool:
-    """Same names, same bits."""
-    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-
-
-def sent(record: Any) -> Tensors:
-    return wire.unpack(record).tensors
-
-
-def raw_bytes(tensors: Any) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 # ------------------------------------------------------------------------------- every strategy x tuning

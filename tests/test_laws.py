@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import Phase, find, given, settings
-from laws import INPUTS, LABELS, LAWS, Scene, distance, plans, scene, toy_model
+from laws import LAWS, Scene, distance, plans, scene, toy_model, trainer
 from numpy.typing import NDArray
 
 import strategies
@@ -18,8 +18,6 @@ from strategies.algebra.lowrank import rank_axis, truncated
 from strategies.algebra.tensors import Tensors, added
 from strategies.exchange.contract import IDENTITY, Strategy
 from strategies.exchange.vocabulary import State, Ticket, Update
-from task.config import TaskConfig
-from task.rows import Pixels, Rows
 from task.train import Trainer
 
 CLOSE = 1e-5  # float32 sums of a few numbers of size 1
@@ -239,15 +237,6 @@ def test_the_smallest_rank_is_sent_fedavg_of_everyones_first_slices(plan):
 
 
 # ---------------------------------------------------------------------- the node's half, with a real model
-
-
-def trainer(**settings: object) -> Trainer:
-    """Ten random images of 2 x 2 pixels."""
-    numbers = np.random.default_rng(5)
-    pixels = Pixels(numbers.integers(0, 256, (10, 1, 2, INPUTS // 2), dtype=np.uint8), 1 / 255, (0.5,), (0.5,))
-    names = tuple("abc"[:LABELS])
-    rows = Rows(pixels, numbers.integers(0, LABELS, 10), names)
-    return Trainer(TaskConfig(**({"batch_size": 4} | settings)), rows, seed=11)  # type: ignore[arg-type]
 
 
 def trained(strategy: Strategy, local: Trainer) -> Tensors:

@@ -25,7 +25,7 @@ class WeightedSum:
     def add(self, term: Mapping[str, torch.Tensor], weight: float) -> None:
         """Add `weight` times `term`; names that the sum lacks are an error."""
         for name, tensor in term.items():
-            corner(self.sums[name], tensor.shape).add_(tensor.detach().cpu().double(), alpha=weight)
+            corner(self.sums[name], tensor.shape).add_(tensor.detach().cpu(), alpha=weight)
         self.total += weight
 
     def mean(self) -> Tensors:

@@ -1,0 +1,231 @@
+"""The meter of inexactness against dense matrices, by hand, and in what a run writes down."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Message
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from in_process import QV, Exchange, hold, retold, sent
+from laws import FACTORS, INPUTS, OUTPUTS, Plan, Scene, plans, scene, toy_model
+from matrices import Matrix, dense, mean_product, product, tail, terms
+
+import strategies
+from strategies.algebra.lowrank import factor_names, modules
+from strategies.algebra.tensors import Tensors, added
+from strategies.exchange.meter import Meter
+from strategies.exchange.vocabulary import State, Ticket, Update
+
+CLOSE = 1e-5  # float32 factors of size 1
+EXAMPLES = settings(max_examples=60)
+FLEX, FFA, ROLORA = strategies.load("flex-lora"), strategies.load("ffa-lora"), strategies.load("rolora")
+LOW_RANK = [n for n in strategies.names() if "lora" in (strategies.load(n).tunings or {"lora"})]
+
+
+# ---------------------------------------------------------------------- readings
+
+
+def reading(drawn: Scene) -> dict[str, float]:
+    """What the meter says of a scene, used as the round loop uses it."""
+    meter = Meter()
+    for update in drawn.updates:
+        meter.see(added(drawn.strategy.start_of(drawn.state, update.ticket).tensors, update.delta), update.weight)
+    return meter.read(drawn.next().tensors)
+
+
+def relative(off: Matrix, mean: Matrix) -> float:
+    return float(np.linalg.norm(off) / np.linalg.norm(mean))
+
+
+def with_own(tensors: Tensors, plan: Plan, scene_of: Scene) -> Tensors:
+    """The factors of a scene; one that is not exchanged is the model's own."""
+    return {**toy_model(scene_of.strategy, scene_of.state.rank or min(plan.budgets), plan.seed).fresh, **tensors}
+
+
+@pytest.mark.parametrize("name", LOW_RANK)
+@EXAMPLES
+@given(plan=plans())
+def test_readings_are_those_of_dense_matrices(name, plan):
+    drawn = scene(strategies.load(name), plan)
+    rows = sum(update.weight for update in drawn.updates)
+    mean = np.zeros((OUTPUTS, INPUTS))
+    for update in drawn.updates:
+        start = drawn.strategy.start_of(drawn.state, update.ticket).tensors
+        mean += update.weight / rows * product(with_own(added(start, update.delta), plan, drawn))
+    off = product(with_own(drawn.next().tensors, plan, drawn)) - mean
+    read = reading(drawn)
+    assert read.keys() == {"overall", "m0"}
+    assert read["overall"] == pytest.approx(read["m0"], rel=1e-12)
+    assert read["m0"] == pytest.approx(relative(off, mean), rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("strategy", [FFA, ROLORA], ids=["ffa-lora", "rolora"])
+@EXAMPLES
+@given(plan=plans())
+def test_exact_rules_read_as_nothing(strategy, plan):
+    assert reading(scene(strategy, plan))["overall"] < CLOSE
+
+
+@EXAMPLES
+@given(plans(), st.integers(min(INPUTS, OUTPUTS), 6))
+def test_flex_lora_reads_as_nothing_where_the_rank_suffices(plan, largest):
+    assert reading(scene(FLEX, replace(plan, budgets=(largest, *plan.budgets[1:]))))["overall"] < CLOSE
+
+
+def test_flex_lora_reads_as_what_the_rank_lacks():
+    drawn = scene(FLEX, Plan((2, 2, 1), (0, 1, 2), (3, 1, 2), 5))
+    mean = mean_product(drawn)
+    lacking = math.sqrt(tail(mean, 2)) / np.linalg.norm(mean)
+    assert lacking > 1e-2
+    assert reading(drawn)["overall"] == pytest.approx(lacking, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["rbla", "zero-pad"])
+@pytest.mark.parametrize("seed", range(5))
+def test_mixed_ranks_make_factor_averages_inexact(name, seed):
+    assert reading(scene(strategies.load(name), Plan((1, 3, 6), (0, 1, 2), (2, 1, 3), seed)))["overall"] > 1e-2
+
+
+def by_hand(name: str, *nodes: tuple[float, list[int]]) -> dict[str, float]:
+    """Two nodes from zero: each has a weight and the axes whose e e^T its product is the sum of."""
+    strategy = strategies.load(name)
+    rank = max(len(axes) for _, axes in nodes)
+    state = State({FACTORS[0]: torch.zeros(OUTPUTS, rank), FACTORS[1]: torch.zeros(rank, INPUTS)})
+    updates = [
+        Update(
+            str(i),
+            Ticket(1, 3, 0, len(axes)),
+            {FACTORS[0]: torch.eye(OUTPUTS)[:, axes], FACTORS[1]: torch.eye(INPUTS)[axes]},
+            w,
+        )
+        for i, (w, axes) in enumerate(nodes)
+    ]
+    return reading(Scene(strategy, state, updates))
+
+
+@pytest.mark.parametrize(("weights", "expected"), [((1.0, 1.0), 1 / math.sqrt(2)), ((3.0, 1.0), 3 / math.sqrt(40))])
+def test_two_orthogonal_nodes_under_fedavg(weights, expected):
+    """The mean is p e1 e1^T + q e2 e2^T; of the means comes (p e1 + q e2)(p e1 + q e2)^T. Every one of four entries is
+    off by p q, so the reading is 2 p q / sqrt(p^2 + q^2)."""
+    read = by_hand("fedavg", (weights[0], [0]), (weights[1], [1]))
+    assert read == {"overall": pytest.approx(expected, rel=1e-7), "m0": pytest.approx(expected, rel=1e-7)}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("rbla", 1 / math.sqrt(5)), ("zero-pad", 1 / math.sqrt(20)), ("flex-lora", 0.0)]
+)
+def test_two_nodes_of_ranks_one_and_two(name, expected):
+    """e1 e1^T and e1 e1^T + e2 e2^T have the mean e1 e1^T + e2 e2^T / 2. RBLA keeps the owner's e2 e2^T whole,
+    zero padding halves both of its factors; FlexLoRA has the rank that it takes."""
+    read = by_hand(name, (1.0, [0]), (1.0, [0, 1]))
+    assert read["overall"] == pytest.approx(expected, rel=1e-7, abs=1e-7)
+
+
+@EXAMPLES
+@given(st.lists(terms(), min_size=1, max_size=3), st.lists(st.integers(1, 50), min_size=1, max_size=4))
+def test_overall_is_all_modules_as_one_vector(shapes, weights):
+    """Module i has the factors of the i-th list's terms, scaled anew by every node."""
+    meter, numbers = Meter(), torch.Generator().manual_seed(len(weights))
+    means = [np.zeros((t[0][1].shape[0], t[0][2].shape[1])) for t in shapes]
+    state: Tensors = {}
+    for weight in weights:
+        trained: Tensors = {"head.weight": torch.ones(2, 2)}
+        for i, (_, b, a) in enumerate(t[0] for t in shapes):
+            b_name, a_name = factor_names(f"m{i}")
+            for name, factor in ((b_name, b), (a_name, a)):
+                trained[name] = factor * torch.randn(factor.shape, generator=numbers, dtype=factor.dtype)
+            means[i] += weight / sum(weights) * dense([(1.0, trained[b_name], trained[a_name])])
+            state |= {b_name: b, a_name: a}
+        meter.see(trained, weight)
+    read = meter.read(state)
+    offs = [dense([(1.0, t[0][1], t[0][2])]) - mean for t, mean in zip(shapes, means, strict=True)]
+    assert read == pytest.approx(
+        {f"m{i}": relative(off, mean) for i, (off, mean) in enumerate(zip(offs, means, strict=True))}
+        | {"overall": math.sqrt(sum((off**2).sum() for off in offs) / sum((mean**2).sum() for mean in means))},
+        rel=1e-9,
+    )
+
+
+def test_nothing_learned_reads_as_nothing_said():
+    meter = Meter()
+    assert meter.read({}) == {}
+    meter.see({"head.weight": torch.ones(2, 2)}, 3.0)
+    assert meter.read({"head.weight": torch.ones(2, 2)}) == {}
+    idle = {FACTORS[0]: torch.zeros(OUTPUTS, 2), FACTORS[1]: torch.ones(2, INPUTS)}
+    meter.see(idle, 3.0)
+    assert meter.read(idle) == {}
+
+
+# ---------------------------------------------------------------------- what is written down
+
+
+def measured(exchanges: Iterable[Exchange], state: Tensors) -> dict[str, float]:
+    """The readings from what went over the wire, as dense float64 matrices."""
+    pairs = [(sent(e.request), sent(e.reply), e.reply) for e in exchanges if e.reply is not None]
+    weights = [float(reply["metrics"]["num-examples"]) for *_, reply in pairs]  # type: ignore[index,arg-type]
+    trained = [added(start, delta) for start, delta, _ in pairs]
+    offs, means, read = 0.0, 0.0, {}
+    for module in modules(state):
+        names = factor_names(module)
+        mean = dense((w / sum(weights), t[names[0]], t[names[1]]) for w, t in zip(weights, trained, strict=True))
+        off = dense([(1.0, state[names[0]], state[names[1]])]) - mean
+        read[module] = relative(off, mean)
+        offs, means = offs + float((off**2).sum()), means + float((mean**2).sum())
+    return read | {"overall": math.sqrt(offs / means)}
+
+
+@pytest.mark.parametrize("name", ["fedavg", "rbla", "zero-pad", "flex-lora"])
+def test_a_runs_readings_are_those_of_its_messages(name: str, tmp_path: Path) -> None:
+    outcome = hold(
+        tmp_path, QV | {"strategy": name, "lora.ranks": "2,4,8", "num-server-rounds": 2, "learning-rate": 0.05}
+    )
+    exchanges = outcome.grid.of("train")
+    # A node of full rank is sent the whole state; where ranks are equal everybody is.
+    states = [sent(exchanges[5].request), outcome.state().tensors]
+    assert outcome.rounds[0]["inexactness"] == {}
+    for number, state in enumerate(states, 1):
+        read = outcome.rounds[number]["inexactness"]
+        assert read.keys() == {"overall", *modules(state)}
+        assert len(read) == 1 + 8
+        assert read == pytest.approx(measured(exchanges[3 * number - 3 : 3 * number], state), rel=1e-6, abs=1e-6)
+    assert outcome.rounds[2]["inexactness"]["overall"] > 1e-2
+
+
+@pytest.mark.parametrize("tuning", ["bias", "head"])
+def test_without_adapters_there_is_nothing_to_read(tuning: str, tmp_path: Path) -> None:
+    assert [line["inexactness"] for line in hold(tmp_path, {"tuning": tuning}).rounds] == [{}, {}]
+
+
+def not_a_number(reply: Message) -> Message:
+    return retold(reply, lambda tensors: {name: torch.full_like(t, float("nan")) for name, t in tensors.items()})
+
+
+def test_a_refused_node_does_not_count(tmp_path: Path) -> None:
+    def spoil(partition: int, kind: str, reply: Message) -> Message:
+        return not_a_number(reply) if (partition, kind) == (1, "train") else reply
+
+    outcome = hold(tmp_path, QV, spoil=spoil)
+    line = outcome.rounds[1]
+    assert [bool(entry["refused"]) for entry in line["nodes"]] == [False, True, False]
+    good = [exchange for exchange in outcome.grid.of("train") if exchange.partition != 1]
+    assert line["inexactness"] == pytest.approx(measured(good, outcome.state().tensors), rel=1e-6, abs=1e-6)
+    assert line["inexactness"]["overall"] > 1e-4
+
+
+def test_a_failed_round_has_no_readings(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def spoil(partition: int, kind: str, reply: Message) -> Message:
+        seen.extend([partition] if kind == "train" else [])
+        return not_a_number(reply) if kind == "train" and len(seen) <= 2 else reply
+
+    _, failed, good = hold(tmp_path, QV | {"num-server-rounds": 2}, spoil=spoil).rounds
+    assert failed["failed"]
+    assert failed["inexactness"] == {}
+    assert not good["failed"]
+    assert good["inexactness"]["overall"] > 0
