@@ -48,7 +48,7 @@ SMALL: dict[str, Any] = {
     "batch-size": 8,
 }
 
-# Changes to it: adapters of two layers a block, two steps.
+# On top of it: adapters on queries and values, and two steps.
 QV = {"lora.targets": "q_proj,v_proj", "local-steps": 2}
 
 
