@@ -1,5 +1,5 @@
 # thistledown: `make run` federates the embedded default, `make test` tests, `make check` lints and types.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .PHONY: help venv run test check bench-aggregation clean

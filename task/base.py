@@ -8,7 +8,7 @@ finds the same fingerprint in its own store, or by the same name, or is offered 
 import hashlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ FILES = re.compile(r"[\w.\-]+\.(json|safetensors|txt|model|jinja)")
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # the same, for the hub
 LOG = logging.getLogger("flwr")
 HUB_ID = re.compile(r"\w[\w.\-]*(/\w[\w.\-]*)?")
+CHUNK = 2**22  # bytes read at once
 FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 
 
@@ -104,26 +105,36 @@ def fingerprint(folder: Path, store: Store) -> str:
     key = recipe_hash(stats)
     with store.made("fingerprints", key) as draft:
         if draft is not None:
-            (draft / "fingerprint").write_text(_hash({name: path.read_bytes() for name, path in parts.items()}))
+            sized = {name: (path.stat().st_size, _chunks(path)) for name, path in parts.items()}
+            (draft / "fingerprint").write_text(_hash(sized))
     return (store.path("fingerprints", key) / "fingerprint").read_text()
 
 
 def accept_offer(contents: Mapping[str, bytes], wanted: str, store: Store) -> None:
     """Keep a base that the server sent. Raises BaseError where names or fingerprint are not as announced."""
     bad = [name for name in contents if not FILES.fullmatch(name)]
-    if bad or _hash(contents) != wanted:
+    if bad or _hash({name: (len(data), [data]) for name, data in contents.items()}) != wanted:
         raise BaseError(f"the offered base is not {wanted}" + (f": bad file names {bad}" if bad else ""))
     with store.made("bases", wanted) as draft:
         for name, data in contents.items() if draft is not None else ():
             (draft / name).write_bytes(data)  # type: ignore[operator]
 
 
-def _hash(contents: Mapping[str, bytes]) -> str:
+def _hash(contents: Mapping[str, tuple[int, Iterable[bytes]]]) -> str:
+    """Of every file its name, its size and its bytes, in pieces: models may be larger than memory."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(contents):
-        digest.update(f"{name}\0{len(contents[name])}\0".encode())
-        digest.update(contents[name])
+        size, chunks = contents[name]
+        digest.update(f"{name}\0{size}\0".encode())
+        for chunk in chunks:
+            digest.update(chunk)
     return digest.hexdigest()
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            yield chunk
 
 
 def _checked(folder: Path) -> Path:
