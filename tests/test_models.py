@@ -270,8 +270,9 @@ def test_an_offered_file_of_a_bad_name_is_refused(base: Base, tmp_path: Path, na
     from task.base import _hash
 
     offered = contents(base) | {name: b"{}"}
+    announced = _hash({file: (len(data), [data]) for file, data in offered.items()})
     with pytest.raises(BaseError, match="bad file names"):
-        accept_offer(offered, _hash(offered), Store(tmp_path / "store"))
+        accept_offer(offered, announced, Store(tmp_path / "store"))
     assert not list(tmp_path.rglob("*.json"))
 
 
