@@ -35,21 +35,13 @@ def wrapper_names() -> list[str]:
 def load(name: str, wrappers: Iterable["Wrapper"] = (), **options: object) -> "Strategy":
     """The strategy `name` with `options` (run-config spelling or Python's: `mu=0.1`). Raises ConfigError."""
     require("strategy", name, names())
-    cls = strategy_class(name)
-    values, problems = read({key_of(key): value for key, value in options.items()}, schema(cls))
-    if problems:
-        raise ConfigError([f"{name}: {problem}" for problem in problems])
-    return _with_wrappers(build(cls, values), wrappers)
+    return _with_wrappers(_with_options(name, strategy_class(name), options), wrappers)
 
 
 def load_wrapper(name: str, **options: object) -> "Wrapper":
     """The wrapper `name` with `options`. Raises ConfigError."""
     require("wrapper", name, wrapper_names())
-    cls = wrapper_class(name)
-    values, problems = read({key_of(key): value for key, value in options.items()}, schema(cls))
-    if problems:
-        raise ConfigError([f"{name}: {problem}" for problem in problems])
-    return build(cls, values)
+    return _with_options(name, wrapper_class(name), options)
 
 
 def strategy_class(name: str) -> type["Strategy"]:
@@ -97,6 +89,13 @@ def to_flat(strategy: "Algorithm") -> Flat:
 def wrapper_name(wrapper: "Wrapper") -> str:
     """The key of a wrapper: the name of its file."""
     return type(wrapper).__module__.rsplit(".", 1)[-1].replace("_", "-")
+
+
+def _with_options(name: str, cls: type[T], options: Mapping[str, object]) -> T:
+    values, problems = read({key_of(key): value for key, value in options.items()}, schema(cls))
+    if problems:
+        raise ConfigError([f"{name}: {problem}" for problem in problems])
+    return build(cls, values)
 
 
 def _with_wrappers(strategy: "Strategy", wrappers: Iterable["Wrapper"]) -> "Strategy":

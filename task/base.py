@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from task.config import EMBEDDED_MODEL, Model
@@ -83,14 +84,19 @@ def named_folder(model: Model) -> Path:
         return _checked(folder)
     if not HUB_ID.fullmatch(name):
         raise BaseError(f"model.name = '{name}': there is no such folder, and it is not a hub id")
+    return _checked(_fetched(name, model.trust_remote_code))
+
+
+@lru_cache
+def _fetched(name: str, with_code: bool) -> Path:
+    """The hub is asked once per process, not at every message and evaluation."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        fetched = snapshot_download(name, allow_patterns=[*WANTED, *(["*.py"] if model.trust_remote_code else [])])
+        return Path(snapshot_download(name, allow_patterns=[*WANTED, *(["*.py"] if with_code else [])]))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise BaseError(f"model.name = '{name}': no such folder, and the hub did not give it: {error}") from error
-    return _checked(Path(fetched))
 
 
 def files(folder: Path) -> dict[str, Path]:

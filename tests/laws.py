@@ -106,7 +106,7 @@ def plans(draw: st.DrawFn) -> Plan:
 def scene(strategy: Strategy, plan: Plan) -> Scene:
     """What the plan comes to under a strategy."""
     budgets = plan.budgets if strategy.ragged else (min(plan.budgets),) * len(plan.budgets)
-    profiles = [Profile(1000 + i, str(i), rank, plan.weights[i], "store", True) for i, rank in enumerate(budgets)]
+    profiles = [Profile(1000 + i, str(i), rank, plan.weights[i], "store") for i, rank in enumerate(budgets)]
     tickets = strategy.assign(profiles, 1, 3, plan.seed)
     state = strategy.initial(toy_model(strategy, max(ticket.rank for ticket in tickets.values()), plan.seed))
     generator = torch.Generator().manual_seed(plan.seed + 1)

@@ -18,7 +18,7 @@ SEEDS = st.integers(0, 2**63 - 1)
 
 
 def node(name: str, node_id: int = 1) -> Profile:
-    return Profile(node_id, name, 8, 10, "store", True)
+    return Profile(node_id, name, 8, 10, "store")
 
 
 def names(profiles: list[Profile]) -> list[str]:
@@ -89,7 +89,7 @@ def test_profiles_are_handed_on_as_they_are():
 def test_another_process_draws_the_same():
     program = (
         "from strategies.exchange.cohort import draw; from strategies.exchange.vocabulary import Profile;"
-        "there = [Profile(i, str(i), 8, 10, 's', True) for i in range(20)];"
+        "there = [Profile(i, str(i), 8, 10, 's') for i in range(20)];"
         "print(*(p.name for p in draw(there, 0.3, 1, 5, 'train', 7)))"
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()

@@ -103,8 +103,8 @@ def settled(config: TaskConfig, store: Store, num_nodes: int) -> TaskConfig:
 
 def _ask(grid: Grid, node_ids: Iterable[int], config: TaskConfig) -> list[post.Sent]:
     """Ask every node what it is."""
-    records = RecordDict({"order": order.write_task(config)})
-    sent = [post.send(grid, node_id, "query.profile", records, "0") for node_id in node_ids]
+    question = post.Parcel.of(RecordDict({"order": order.write_task(config)}))
+    sent = [post.send(grid, node_id, "query.profile", "0", question) for node_id in node_ids]
     LOG.info("asked %d nodes for their profiles", len(sent))
     return sent
 
@@ -143,7 +143,8 @@ def _offered(
     }
     records = wire.pack(State(contents))
     records["order"] = order.write(config, strategy, base.fingerprint)
-    sent = [post.send(grid, profile.node_id, "query.base", records, "0") for profile in lacking.values()]
+    parcel = post.Parcel.of(records)
+    sent = [post.send(grid, profile.node_id, "query.base", "0", parcel) for profile in lacking.values()]
     LOG.info("offered the base '%s' to %d stores that lack it, %d bytes each", base.name, len(sent), sent[0].bytes)
     answers = post.replies(grid, sent, time.monotonic() + timeout)
     for (_, reply), profile in zip(answers, lacking.values(), strict=True):

@@ -38,13 +38,13 @@ class Parcel:
         return cls(records, wire.size(records) - wire.head(tuple(records)))
 
 
-def send(grid: Grid, node_id: int, kind: str, records: RecordDict, group: str, shared: Parcel | None = None) -> Sent:
-    """Push one message with its own records and those it shares with others; its size is that of all records."""
-    own, common = Parcel.of(records), shared or Parcel.of(RecordDict())
-    content = RecordDict({**common.records, **own.records})
+def send(grid: Grid, node_id: int, kind: str, group: str, shared: Parcel, own: RecordDict | None = None) -> Sent:
+    """Push one message with records that it shares with others and its own; its size is that of all of them."""
+    mine = Parcel.of(own or RecordDict())
+    content = RecordDict({**shared.records, **mine.records})
     message = Message(content, dst_node_id=node_id, message_type=kind, group_id=group)
     ids = [message_id for message_id in grid.push_messages([message]) if message_id]
-    return Sent(node_id, ids[0] if ids else "", own.bytes + common.bytes + wire.head(tuple(content)))
+    return Sent(node_id, ids[0] if ids else "", shared.bytes + mine.bytes + wire.head(tuple(content)))
 
 
 def replies(grid: Grid, sent: list[Sent], deadline: float) -> Iterator[tuple[Sent, Message | None]]:

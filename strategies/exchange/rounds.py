@@ -247,7 +247,7 @@ class _Run:
             if ticket.rank not in packed:
                 packed[ticket.rank] = post.Parcel.of(wire.pack(self.strategy.start_of(state, ticket)))
             own = RecordDict({"order": instruction, "ticket": order.write_ticket(ticket)})
-            item = post.send(self.grid, profile.node_id, kind, own, str(number), packed[ticket.rank])
+            item = post.send(self.grid, profile.node_id, kind, str(number), packed[ticket.rank], own)
             report.nodes.append(NodeLine(profile.name, ticket.rank, bytes_down=item.bytes))
             report.bytes_down += item.bytes
             sent.append(item)
