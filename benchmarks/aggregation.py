@@ -44,11 +44,10 @@ def ours(name: str, messages: Iterator[Message]) -> None:
     """Check and combine as the round loop does."""
     strategy = strategies.load(name)
     state = State(adapter(0))
-    start = strategy.start_of(state, TICKET)
 
     def admitted() -> Iterator[Update]:
         for message in messages:
-            yield admit_update(strategy, message, "0", TICKET, start)
+            yield admit_update(strategy, message, "0", TICKET, state)
 
     strategy.apply(state, strategy.combine(state, admitted()), 1)
 
@@ -91,7 +90,7 @@ def peak() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=1000)
-    parser.add_argument("--rules", default="fedavg,rbla,zero-pad,hetlora,flex-lora")
+    parser.add_argument("--rules", default="fedavg,rbla,zero-pad,hetlora,flex-lora,flora,fedex-lora")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1

@@ -1,4 +1,5 @@
-"""Which rows of the train part each simulated node gets, by flwr-datasets; computed once and kept."""
+"""Which rows of the train part each simulated node gets, by flwr-datasets or by our own staircase; computed once
+and kept."""
 
 import logging
 import warnings
@@ -58,13 +59,22 @@ def table(parts: list[Positions], labels: Positions, names: tuple[str, ...]) -> 
 
 
 def _divide(config: TaskConfig, labels: Positions, ids: Positions | None, nodes: int) -> list[Positions]:
-    import datasets
-
     if not 0 < nodes <= len(labels):
         raise SplitError(f"{len(labels)} rows cannot be divided among {nodes} nodes; each needs at least one")
     if config.data.partitioner == "shards" and nodes * config.data.shards_per_node > len(labels):
         raise SplitError(_refusal(config, len(labels), nodes))
     seed = derive(config.seed, "partition") % 2**32
+    if config.data.partitioner == "staircase":
+        parts = _staircase(labels, nodes, seed)
+    else:
+        parts = _dealt(_by_flower(config, labels, ids, nodes, seed), nodes)
+    _check(parts, len(labels), config, nodes)
+    return parts
+
+
+def _by_flower(config: TaskConfig, labels: Positions, ids: Positions | None, nodes: int, seed: int) -> list[Positions]:
+    import datasets
+
     order = np.random.default_rng(seed).permutation(len(labels))  # else partitioners that cut would keep file order
     columns = {"position": order, "label": labels[order]} | ({} if ids is None else {"id": ids[order]})
     partitioner = _partitioner(config, ids, nodes, seed)
@@ -73,12 +83,27 @@ def _divide(config: TaskConfig, labels: Positions, ids: Positions | None, nodes:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of every attempt; the outcome says it all
             warnings.simplefilter("error", RuntimeWarning)  # proportions that do not add up
-            found = [_positions(partitioner.load_partition(number)) for number in range(partitioner.num_partitions)]
+            return [_positions(partitioner.load_partition(number)) for number in range(partitioner.num_partitions)]
     except (ValueError, RuntimeWarning) as error:
         raise SplitError(_refusal(config, len(labels), nodes)) from error
-    parts = _dealt(found, nodes)
-    _check(parts, len(labels), config, nodes)
-    return parts
+
+
+def _staircase(labels: Positions, nodes: int, seed: int) -> list[Positions]:
+    """Rows and labels grow together: of C classes and N nodes, class c goes in equal shares to the nodes from
+    floor(c N / C) on, so with as many nodes as classes node i holds the classes 0 to i.
+
+    Chen et al., arXiv 2408.08699, as in the repository of the first author. Of rows that do not divide evenly the
+    last nodes get one more each.
+    """
+    random = np.random.default_rng(seed)
+    classes = np.unique(labels)
+    shares: list[list[Positions]] = [[] for _ in range(nodes)]
+    for number, label in enumerate(classes):
+        owners = range(nodes - 1, number * nodes // len(classes) - 1, -1)
+        rows = random.permutation(np.flatnonzero(labels == label))
+        for node, share in zip(owners, np.array_split(rows, len(owners)), strict=True):
+            shares[node].append(share)
+    return [np.sort(np.concatenate(node)) for node in shares]
 
 
 def _positions(rows: Any) -> Positions:

@@ -3,17 +3,20 @@
 import logging
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from task.config import TaskConfig
 from task.digits import digits_part
 from task.partition import SplitError, partition, table
 from task.store import Store
 
-SPLITS = ["iid", "dirichlet", "shards", "natural", "linear", "square", "exponential"]
+SPLITS = ["iid", "dirichlet", "shards", "natural", "linear", "square", "exponential", "staircase"]
 
 
 def config(partitioner: str, seed: int = 0, **options: object) -> TaskConfig:
@@ -137,6 +140,7 @@ def test_a_split_that_cannot_be_says_what_to_change(labels: np.ndarray, store: S
         ("iid", 751): "750 rows cannot be divided among 751 nodes",
         ("shards", 400): "shards-per-node = 2; use fewer nodes or fewer shards",
         ("exponential", 50): "50 nodes by the exponential split: some would get none",
+        ("staircase", 100): "100 nodes by the staircase split: some would get none",
         ("none", 5): "nodes bring their own rows",
     }
     for (kind, nodes), problem in refused.items():
@@ -153,3 +157,25 @@ def test_a_table_of_a_split(labels: np.ndarray, store: Store) -> None:
     assert lines[1].split()[:2] == ["0", "25"]
     assert lines[-1] == "... and 10 more; 25 to 25 rows a node"
     assert max(map(len, lines)) <= 100
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(12, 30), st.integers(0, 9))
+def test_a_staircase_gives_growing_labels_and_rows(classes: int, nodes: int, rows: int, seed: int) -> None:
+    """Laws: disjoint, every row given, node i holds the classes up to its step and no fewer rows than node i - 1."""
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(classes), rows))
+    with tempfile.TemporaryDirectory() as folder:
+        parts = partition(config("staircase", seed=seed), labels, None, nodes, Store(Path(folder)))
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(labels)))
+    for node, part in enumerate(parts):
+        assert np.unique(labels[part]).tolist() == [c for c in range(classes) if c * nodes // classes <= node]
+    sizes = [len(part) for part in parts]
+    assert sizes == sorted(sizes)
+
+
+def test_a_staircase_of_as_many_nodes_as_labels(labels: np.ndarray, store: Store) -> None:
+    parts = partition(config("staircase"), labels, None, 10, store)
+    for node, part in enumerate(parts):
+        assert np.unique(labels[part]).tolist() == list(range(node + 1))
+    zeros = [np.count_nonzero(labels[part] == 0) for part in parts]
+    assert max(zeros) - min(zeros) <= 1

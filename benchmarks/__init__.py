@@ -1,0 +1,1 @@
+"""Measurements: what the project claims, and the code that measures it."""

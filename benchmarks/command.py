@@ -1,0 +1,169 @@
+"""Runs what a study declares and has not measured yet, a few federations at a time, and writes its page.
+
+The JSON file is written after every run, so an interrupted study goes on where it stopped. Exit codes: 0 done, 1 a
+federation did not begin, 2 something is missing or wrong in what is asked, 130 interrupted.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks import pages, records
+from benchmarks.federation import ROOT, Federation, NotMeasured
+from benchmarks.study import Measured, Run, Study, run_of
+
+DONE, BROKEN, WRONG, INTERRUPTED = 0, 1, 2, 130
+PAUSE = 0.5  # seconds between looks at the federations
+
+
+def main(study: Study, prepare: Callable[[], None] = lambda: None) -> int:
+    """Run the study by the process's command line and return the exit code; `prepare` makes what its runs read."""
+    arguments = _parser(study).parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave through `finally`, as on Ctrl-C
+    jobs = arguments.jobs
+    if not 1 <= jobs <= (os.cpu_count() or 1):
+        return _refused(f"--jobs {jobs}: this machine has {os.cpu_count()} cores, and every job needs one")
+    try:
+        chosen = selected(study, arguments.only)
+    except ValueError as error:
+        return _refused(str(error))
+    prepare()
+    if problems := missing(chosen) or refused(chosen):
+        return _refused("\n".join(problems))
+    path = records.RESULTS / f"{study.name}.json"
+    try:
+        with tempfile.TemporaryDirectory(prefix="results-") as scratch:
+            Progress(study, chosen, path).run(jobs, arguments.outputs or Path(scratch), keep=bool(arguments.outputs))
+    except NotMeasured as error:
+        print(error, file=sys.stderr)
+        return BROKEN
+    except KeyboardInterrupt:
+        print("interrupted; what was measured is kept", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        pages.write(path)  # of a study that stopped half-way too: page and numbers always agree
+    print(f"written: {path} and {path.with_suffix('.md')}")
+    return DONE
+
+
+def selected(study: Study, names: list[str]) -> Study:
+    """The study with the named settings or methods alone; no names: all. ValueError for a strange name."""
+    settings = {setting.name for setting in study.settings}
+    methods = {method.name for _, method in study.contests()}
+    if strange := [name for name in names if name not in settings | methods]:
+        raise ValueError(
+            f"--only {','.join(strange)}: there are {', '.join(sorted(settings))}, {', '.join(sorted(methods))}"
+        )
+    settings, methods = settings & set(names) or settings, methods & set(names) or methods
+    left = [
+        replace(setting, methods=tuple(method for method in setting.methods if method.name in methods))
+        for setting in study.settings
+        if setting.name in settings
+    ]
+    return replace(study, settings=tuple(left))
+
+
+def missing(study: Study) -> list[str]:
+    """What has to be there and is not."""
+    return [
+        f"setting {setting.name} needs {asset}, and there is no {ROOT / asset}"
+        for setting in study.settings
+        for asset in setting.assets
+        if not (ROOT / asset).exists()
+    ]
+
+
+def refused(study: Study) -> list[str]:
+    """What `thistledown run` would not take, before hours are spent on the rest."""
+    from task.schema import ConfigError
+    from thistledown.settings import Settings
+
+    problems = []
+    for setting, method in study.contests():
+        run = run_of(setting, method, study.seeds[0], setting.grid(method)[0])
+        try:
+            Settings.read(ROOT, run.preset or None, [run.arguments[-1]], ROOT)
+        except ConfigError as error:
+            problems += [f"{setting.name}, {method.name}: {problem}" for problem in error.problems]
+    return problems
+
+
+class Progress:
+    """The part `chosen` of a study on its way: what is measured, what is next, and how long it will take."""
+
+    def __init__(self, study: Study, chosen: Study, path: Path) -> None:
+        self.study, self.chosen, self.path = study, chosen, path
+        self.done: dict[str, Measured] = records.load(path)
+        self.ran = 0  # federations of this call
+        self._running: list[Federation] = []
+
+    def run(self, jobs: int, outputs: Path, *, keep: bool) -> None:
+        """Until nothing is left; whatever ends it, no federation stays behind. Raises NotMeasured."""
+        records.save(self.path, self.study, self.done)
+        try:
+            while (pending := self._pending()) or self._running:
+                for run in pending[: jobs - len(self._running)]:
+                    self.ran += 1
+                    folder = outputs / f"{time.strftime('%Y%m%d-%H%M%S')}-{self.ran}-{run.setting}-{run.method}"
+                    self._running.append(Federation(run, folder.absolute(), cpus=jobs))
+                time.sleep(PAUSE)
+                for federation in [federation for federation in self._running if federation.over()]:
+                    self._keep(federation, jobs)
+                    federation.clear(everything=not keep)
+        finally:
+            for federation in self._running:
+                federation.stop()
+
+    def _pending(self) -> list[Run]:
+        """What can be started."""
+        started = {federation.run.key for federation in self._running}
+        return [run for run in self.chosen.runs(self.done) if run.key not in self.done and run.key not in started]
+
+    def _keep(self, federation: Federation, jobs: int) -> None:
+        self._running.remove(federation)
+        run, measured = federation.run, federation.measured()
+        self.done[run.key] = measured
+        records.save(self.path, self.study, self.done)
+        got = f"failed: {measured['error']}" if measured["error"] else f"accuracy {measured['accuracy'][-1]:.3f}"
+        count, left = self._left(jobs)
+        print(
+            f"[{count}/{self.chosen.size}] {run.setting} {run.method} seed {run.seed} rate {run.rate:g}: "
+            f"{got}, {measured['seconds']:.0f} s, ETA {left // 3600:.0f}:{left // 60 % 60:02.0f}",
+            flush=True,
+        )
+
+    def _left(self, jobs: int) -> tuple[int, float]:
+        """How many runs are done, and the seconds that the others will take if they are like those of their setting."""
+        total, count, every = 0.0, 0, self._seconds(self.chosen, self.done)
+        for setting in self.chosen.settings:
+            alone = replace(self.chosen, settings=(setting,))
+            seconds = self._seconds(alone, self.done)
+            count += len(seconds)
+            known = seconds or every
+            total += (alone.size - len(seconds)) * sum(known) / len(known)
+        return count, total / jobs
+
+    @staticmethod
+    def _seconds(study: Study, done: Mapping[str, Measured]) -> list[float]:
+        return [done[run.key]["seconds"] for run in study.runs(done) if run.key in done]
+
+
+def _parser(study: Study) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{study.name.replace('-', '_')}", description=__doc__)
+    parser.add_argument("--jobs", type=int, default=1, help="federations at a time (default: 1)")
+    parser.add_argument(
+        "--only", type=lambda text: text.split(","), default=[], help="settings or methods to run, separated by commas"
+    )
+    parser.add_argument("--outputs", type=Path, help="keep the results folders of the runs here, without their models")
+    return parser
+
+
+def _refused(text: str) -> int:
+    print(text, file=sys.stderr)
+    return WRONG

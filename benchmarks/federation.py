@@ -1,0 +1,89 @@
+"""One federation as a process of its own: `thistledown run`, and what it left, read into lists by round."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study import Measured, Run
+
+ROOT = Path(__file__).parent.parent  # where relative paths of a run's options begin
+COMPLETED, FAILED = 0, 3  # exit codes of `thistledown run` that say something about the method
+BY_ROUND = (
+    "accuracy",
+    "chosen-by",
+    "loss",
+    "inexactness",
+    "bytes_up",
+    "bytes_down",
+    "parameters_up",
+    "parameters_down",
+)
+DIGITS = 6  # decimals that are kept
+BULKY = ("model", "checkpoints")
+
+
+class NotMeasured(RuntimeError):
+    """A federation that ended before its first round: nothing that could be held against a method."""
+
+
+class Federation:
+    """A run under way; `cpus` CPUs are promised to each of its nodes, so that jobs beside it have cores too."""
+
+    def __init__(self, run: Run, outputs: Path, cpus: int) -> None:
+        self.run, self.folder = run, outputs
+        self.began = time.monotonic()
+        place = ["-c", f"output-dir='{outputs}' simulation.num-cpus={cpus}"]
+        outputs.mkdir(parents=True)
+        self._said, self._results = outputs / "said.txt", outputs / "latest"
+        with self._said.open("wb") as said:
+            self._process = subprocess.Popen(
+                [str(Path(sys.executable).with_name("thistledown")), "run", *run.arguments, *place],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+            )
+
+    def over(self) -> bool:
+        """Whether the process ended."""
+        return self._process.poll() is not None
+
+    def stop(self) -> None:
+        """End it, with all that it started."""
+        self._process.terminate()
+        self._process.wait()
+
+    def measured(self) -> Measured:
+        """What it left. Raises NotMeasured for a run that was stopped, refused or did not begin."""
+        said = self._said.read_text(encoding="utf-8", errors="replace")
+        metrics = self._results / "metrics.jsonl"
+        if self._process.returncode not in (COMPLETED, FAILED) or not metrics.exists():
+            raise NotMeasured(f"exit code {self._process.returncode} of thistledown run:\n{said[-3000:]}")
+        lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        summary = json.loads((self._results / "summary.json").read_text(encoding="utf-8"))
+        error = summary.get("error") or _not_finite(lines)
+        if self._process.returncode == FAILED and not error:
+            raise NotMeasured(f"a failed run without a cause:\n{said[-3000:]}")
+        seconds = round(time.monotonic() - self.began, 1)
+        return {"error": error, "seconds": seconds, **{name: _by_round(lines, name) for name in BY_ROUND}}
+
+    def clear(self, *, everything: bool) -> None:
+        """Remove what it wrote: everything, or the models only."""
+        for path in [self.folder] if everything else [self._results / name for name in BULKY]:
+            shutil.rmtree(path, ignore_errors=True)  # a run that failed early has no model
+
+
+def _by_round(lines: list[dict[str, Any]], name: str) -> list[float | None]:
+    """The value of every round, the state before training first; None for what is not finite or does not apply."""
+    values = [line[name].get("overall") if name == "inexactness" else line.get(name) for line in lines]
+    return [round(v, DIGITS) if v is not None and math.isfinite(v) else None for v in values]
+
+
+def _not_finite(lines: list[dict[str, Any]]) -> str:
+    broken = [line["round"] for line in lines if not math.isfinite(line["loss"])]
+    return f"the loss is not finite from round {broken[0]} on" if broken else ""

@@ -1,0 +1,71 @@
+"""Numbers of a page: the runs of a study that count, and means and errors over seeds."""
+
+import math
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+Content = dict[str, Any]  # of a study's JSON file
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A method in a setting at the learning rate that its search chose; `runs` are those that completed."""
+
+    setting: Content
+    method: str
+    rate: float | None  # None: the search goes on, or no rate works
+    searched: bool
+    runs: list[Content]
+    failed: int
+
+    def values(self, name: str) -> list[float]:
+        """`final` or `last-5`, by seed."""
+        return [run[name] for run in self.runs]
+
+    def lists(self, name: str) -> list[list[float]]:
+        """What was measured round by round, the state before training left out, by seed."""
+        return [run["measured"][name][1:] for run in self.runs]
+
+    @property
+    def rounds_to_target(self) -> float:
+        """Mean over seeds; infinite if a run did not get there, or failed."""
+        reached = [run["rounds-to-target"] for run in self.runs]
+        return math.inf if self.failed or None in reached or not reached else statistics.mean(reached)
+
+    def total(self, name: str) -> float:
+        """Sum over rounds, mean over seeds."""
+        return statistics.mean(sum(values) for values in self.lists(name))
+
+
+def outcomes(content: Content, setting: Content) -> list[Outcome]:
+    """Those of a setting, best mean of the last rounds first; methods without a completed run last."""
+    searches = {search["method"]: search for search in content["search"] if search["setting"] == setting["name"]}
+    found = []
+    for method in setting["methods"]:
+        search = searches[method]
+        rate, searched = search["chosen"], len(search["scores"]) == len(search["grid"])
+        own = [run for run in content["runs"] if (run["setting"], run["method"]) == (setting["name"], method)]
+        runs = [run for run in own if run["rate"] == rate]
+        good = [run for run in runs if run["status"] == "completed"]
+        found.append(Outcome(setting, method, rate, searched, good, len(runs) - len(good)))
+    return sorted(found, key=lambda outcome: -statistics.mean(outcome.values("last-5") or [-1.0]))
+
+
+def error_of_mean(values: list[float]) -> float:
+    """Standard error; not a number for a single value."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def difference(one: list[float], other: list[float]) -> tuple[float, float]:
+    """Difference of the means, and its pooled standard error: the root of the sum of both squared errors."""
+    return statistics.mean(one) - statistics.mean(other), math.hypot(error_of_mean(one), error_of_mean(other))
+
+
+def verdict(gap: float, error: float) -> str:
+    """What a difference says."""
+    if math.isnan(error):
+        return "one seed"
+    if abs(gap) <= error:
+        return "within one error"
+    return "ahead" if gap > 0 else "behind"

@@ -1,0 +1,207 @@
+"""The page of a study: `<study>.md` and a plot for every setting, from the study's JSON file alone."""
+
+import json
+import math
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks.figures import Content, Outcome, difference, outcomes, verdict
+from benchmarks.plots import draw
+from benchmarks.savings import savings
+
+
+def write(path: Path) -> None:
+    """The page and the plots beside the JSON file at `path`."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.with_suffix(".md").write_text(page(content), encoding="utf-8")
+    for setting in content["settings"]:
+        if ran := _ran(content, setting):
+            plot = path.with_name(_plot(content, setting))
+            draw(plot, ran, setting["target"], by_parameters=content["savings"])
+
+
+def page(content: Content) -> str:
+    """The page as Markdown."""
+    sections = [_head(content), *(_section(content, setting) for setting in content["settings"])]
+    return "\n\n".join([*sections, _search(content), _failures(content), _published(content)]).rstrip() + "\n"
+
+
+def _head(content: Content) -> str:
+    machine = f"{content['machine']['cores']} cores ({content['machine']['cpu']})"
+    versions = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
+    facts = (
+        f"`{content['command']}` repeats it and goes on where it was interrupted; the numbers are in "
+        f"[{content['study']}.json]({content['study']}.json), with the command of every run. Seeds "
+        f"{', '.join(map(str, content['seeds']))}. Measured on {machine} with {versions}."
+    )
+    reading = (
+        "± is the standard deviation over seeds. Accuracy is that of the test part. Tables are sorted by the mean of "
+        "the last five rounds; the best value of a column is bold. The first round at the target is given for every "
+        "seed; `> N` did not get there in N rounds. Inexactness is the distance of the aggregate from the mean of the "
+        "nodes' products, relative to the latter, mean over rounds and seeds. Bytes are those of all nodes and "
+        "rounds, without offers of the base."
+    )
+    return "\n\n".join([f"# {content['title']}", *content["about"], facts, reading])
+
+
+def _section(content: Content, setting: Content) -> str:
+    found = outcomes(content, setting)
+    ran = _ran(content, setting)
+    parts = [f"## {setting['name']}", setting["about"]]
+    if not ran:
+        return "\n\n".join([*parts, "Not run yet."])
+    parts += [f"![accuracy by round]({_plot(content, setting)})", _results(found, ran, setting)]
+    reference = next((outcome for outcome in ran if outcome.method == content["reference"]), None)
+    if reference is not None:
+        parts.append(_comparison(ran, reference))
+        parts += [_savings(ran, reference)] if content["savings"] else []
+        parts.append(f"One of the runs: `{reference.runs[0]['command']}`")
+    return "\n\n".join(filter(None, parts))
+
+
+def _ran(content: Content, setting: Content) -> list[Outcome]:
+    return [outcome for outcome in outcomes(content, setting) if outcome.runs]
+
+
+def _plot(content: Content, setting: Content) -> str:
+    return f"{content['study']}-{setting['name']}.svg"
+
+
+def _results(found: list[Outcome], ran: list[Outcome], setting: Content) -> str:
+    best = max(statistics.mean(outcome.values("last-5")) for outcome in ran)
+    soonest = min(outcome.rounds_to_target for outcome in ran)
+    heads = ["method", f"first round at {_share(setting['target'], 2)}", "mean of last 5", "last round"]
+    heads += ["MB up", "MB down", "inexactness", "rate", "runs"]
+    rows = []
+    for outcome in found:
+        if not outcome.runs:
+            rows.append([outcome.method, *[""] * 7, _count(outcome)])
+            continue
+        last_5 = outcome.values("last-5")
+        rows.append(
+            [
+                outcome.method,
+                _bold(_rounds(outcome), outcome.rounds_to_target == soonest < math.inf),
+                _bold(_spread(last_5), statistics.mean(last_5) == best),
+                _spread(outcome.values("final")),
+                f"{outcome.total('bytes_up') / 1e6:.1f}",
+                f"{outcome.total('bytes_down') / 1e6:.1f}",
+                _inexactness(outcome),
+                f"{outcome.rate:g}",
+                _count(outcome),
+            ]
+        )
+    return _table(heads, rows)
+
+
+def _comparison(ran: list[Outcome], reference: Outcome) -> str:
+    """Every method against the reference."""
+    rows = []
+    for outcome in ran:
+        if outcome is reference:
+            continue
+        gap, error = difference(outcome.values("last-5"), reference.values("last-5"))
+        sooner = reference.rounds_to_target - outcome.rounds_to_target  # nan where neither gets there
+        rounds = f"{-sooner:+.1f}" if math.isfinite(sooner) else ""
+        rows.append([outcome.method, f"{_signed(gap)} ± {_share(error)}", verdict(gap, error), rounds])
+    heads = [
+        f"against {reference.method}",
+        "mean of last 5 ± pooled standard error",
+        "so it is",
+        "rounds to target, difference",
+    ]
+    return _table(heads, rows) if rows else ""
+
+
+def _savings(ran: list[Outcome], reference: Outcome) -> str:
+    rows = []
+    for outcome in ran:
+        if outcome is reference:
+            continue
+        saved = savings(outcome, reference)
+        shares = [f"{100 * share:.2f} %" for share in (saved.annealed, saved.whole, saved.counted)]
+        rows.append([outcome.method, *shares, f"{saved.handover / 1e6:.2f} M"])
+    heads = [f"parameters saved against {reference.method}", "without the initiating stage", "with it"]
+    return _table([*heads, "with it and the hand-over", "hand-over"], rows) if rows else ""
+
+
+def _search(content: Content) -> str:
+    rows = []
+    for search in content["search"]:
+        scores = search["scores"]
+        shown = (_bold(f"{rate:g}: {_score(scores, rate)}", rate == search["chosen"]) for rate in search["grid"])
+        rows.append([search["setting"], search["method"], ", ".join(shown)])
+    rule = f"Chosen by {content['search'][0]['by']}; a failed run loses. Bold is what was used for all seeds."
+    return f"## Learning rates\n\n{rule}\n\n" + _table(["setting", "method", "rate: validation accuracy"], rows)
+
+
+def _score(scores: dict[str, float | None], rate: float) -> str:
+    if str(rate) not in scores:
+        return "not run yet"
+    score = scores[str(rate)]
+    return "failed" if score is None else _share(score)
+
+
+def _failures(content: Content) -> str:
+    failed = [
+        f"- {run['setting']}, {run['method']}, seed {run['seed']}, rate {run['rate']:g}: {run['measured']['error']}"
+        for run in content["runs"]
+        if run["status"] == "failed"
+    ]
+    return "## Runs that failed\n\n" + ("\n".join(failed) or "None.")
+
+
+def _published(content: Content) -> str:
+    return "\n\n".join(["## Published, not reproduced here", *content["published"]])
+
+
+def _rounds(outcome: Outcome) -> str:
+    """By seed, and the mean where all got there."""
+    reached = [run["rounds-to-target"] for run in outcome.runs]
+    by_seed = ", ".join(
+        f"> {len(run['measured']['accuracy']) - 1}" if r is None else str(r) for run, r in zip(outcome.runs, reached)
+    )
+    mean = outcome.rounds_to_target
+    return f"{mean:.1f} ({by_seed})" if math.isfinite(mean) and len(reached) > 1 else by_seed
+
+
+def _inexactness(outcome: Outcome) -> str:
+    values = [value for run in outcome.lists("inexactness") for value in run if value is not None]
+    return f"{statistics.mean(values):.2f}" if values else ""
+
+
+def _count(outcome: Outcome) -> str:
+    if outcome.rate is None:
+        return "failed at every rate" if outcome.searched else "search not finished"
+    return str(len(outcome.runs)) + (f", {outcome.failed} failed" if outcome.failed else "")
+
+
+def _spread(values: list[float]) -> str:
+    mean = _share(statistics.mean(values))
+    return f"{mean} ± {_share(statistics.stdev(values))}" if len(values) > 1 else mean
+
+
+def _share(value: float, digits: int = 3) -> str:
+    """.834 for 0.834"""
+    return "?" if math.isnan(value) else f"{value:.{digits}f}".removeprefix("0")
+
+
+def _signed(value: float) -> str:
+    return ("-" if value < 0 else "+") + _share(abs(value))
+
+
+def _bold(text: str, really: bool) -> str:
+    return f"**{text}**" if really else text
+
+
+def _table(heads: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+if __name__ == "__main__":
+    from benchmarks.records import RESULTS
+
+    for file in sorted(RESULTS.glob("*.json")):
+        write(file)

@@ -1,0 +1,107 @@
+"""The JSON file of a study: what it declared, on what it ran, and every run with its numbers. It is also the memory
+of the study: a run that is in it is not run again.
+"""
+
+import json
+import os
+import platform
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study import CHOSEN_BY, Measured, Method, Run, Setting, Study, key, mean_of_last, validation
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+PACKAGES = ("torch", "flwr", "peft", "transformers", "ray", "thistledown")
+
+
+def load(path: Path) -> dict[str, Measured]:
+    """What was measured, by run key; empty where there is no file."""
+    if not path.exists():
+        return {}
+    return {key(run["preset"], run["options"]): run["measured"] for run in json.loads(path.read_text())["runs"]}
+
+
+def save(path: Path, study: Study, done: dict[str, Measured]) -> None:
+    """Write the whole file, so that a reader never sees half of it. Runs that are not declared are dropped."""
+    settings = {setting.name: setting for setting in study.settings}
+    content = {
+        "study": study.name,
+        "title": study.title,
+        "about": study.about,
+        "published": study.published,
+        "command": f"make results-{study.name}",
+        "reference": study.reference,
+        "savings": study.savings,
+        "seeds": study.seeds,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "machine": {"cores": os.cpu_count(), "cpu": _cpu()},
+        "settings": [_setting(setting) for setting in study.settings],
+        "search": [_search(study, setting, method, done) for setting, method in study.contests()],
+        "runs": [_run(run, settings[run.setting], done[run.key]) for run in study.runs(done) if run.key in done],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".draft")
+    draft.write_text(_lists_on_a_line(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)) + "\n")
+    draft.replace(path)
+
+
+def _setting(setting: Setting) -> dict[str, Any]:
+    return {
+        "name": setting.name,
+        "about": setting.about,
+        "preset": setting.preset,
+        "options": setting.options,
+        "target": setting.target,
+        "methods": {method.name: method.options for method in setting.methods},
+    }
+
+
+def _search(study: Study, setting: Setting, method: Method, done: dict[str, Measured]) -> dict[str, Any]:
+    """`scores` are by rate; null for a run that failed."""
+    return {
+        "setting": setting.name,
+        "method": method.name,
+        "grid": setting.grid(method),
+        "tied": method.tied,
+        "scores": {str(rate): score for rate, score in study.scores(setting, method, done).items()},
+        "chosen": study.chosen(setting, method, done),
+        "by": CHOSEN_BY,
+    }
+
+
+def _run(run: Run, setting: Setting, measured: Measured) -> dict[str, Any]:
+    """What the run was, what follows from its numbers, and the numbers."""
+    failed, accuracy = bool(measured["error"]), measured["accuracy"]
+    reached = (number for number, value in enumerate(accuracy) if number and value >= setting.target)
+    return {
+        "setting": run.setting,
+        "method": run.method,
+        "seed": run.seed,
+        "rate": run.rate,
+        "preset": run.preset,
+        "options": run.options,
+        "command": f".venv/bin/thistledown run {' '.join(_quoted(part) for part in run.arguments)}",
+        "status": "failed" if failed else "completed",
+        "rounds-to-target": None if failed else next(reached, None),
+        "final": None if failed else accuracy[-1],
+        "last-5": None if failed else mean_of_last(accuracy),
+        "validation": validation(measured),
+        "measured": measured,
+    }
+
+
+def _quoted(argument: str) -> str:
+    return f'"{argument}"' if " " in argument or "'" in argument else argument
+
+
+def _cpu() -> str:
+    listed = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.+)", listed.read_text()) if listed.exists() else []
+    return names[0] if names else platform.processor()
+
+
+def _lists_on_a_line(text: str) -> str:
+    """Lists of numbers on one line each, so that a run takes few lines."""
+    return re.sub(r"\[\s+([-\d.,\snule+]*?)\s+\]", lambda found: "[" + " ".join(found[1].split()) + "]", text)

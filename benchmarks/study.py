@@ -1,0 +1,148 @@
+"""What a study declares: settings, methods, a grid of learning rates and seeds; and the runs that follow from it.
+
+The learning rate is searched for every method alike: on the first seed each rate of the grid is run, and the one with
+the best mean validation accuracy over the last rounds is used for the other seeds.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Option = str | int | float | bool
+Options = Mapping[str, Option]
+Measured = dict[str, Any]  # what one run left, see benchmarks.federation
+LAST = 5  # rounds at the end that are averaged
+CHOSEN_BY = f"mean validation accuracy of the last {LAST} rounds, first seed"
+
+
+@dataclass(frozen=True)
+class Method:
+    """`options` are run-config keys, `strategy` and `tuning` among them; `tied` are rates given as multiples of
+    `learning-rate`."""
+
+    name: str
+    options: Options
+    tied: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A task on which methods compete. `{seed}` in a text option stands for the seed of the run.
+
+    `rates` are the grids of `learning-rate` by tuning, `target` the accuracy whose first round is reported, `assets`
+    the files and folders that must be there, from the root of the clone.
+    """
+
+    name: str
+    about: str
+    options: Options
+    methods: tuple[Method, ...]
+    rates: Mapping[str, tuple[float, ...]]
+    target: float
+    preset: str = ""
+    assets: tuple[str, ...] = ()
+
+    def grid(self, method: Method) -> tuple[float, ...]:
+        """The learning rates that are tried for a method."""
+        return self.rates[str(method.options["tuning"])]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One federation; `options` and `preset` say all that it depends on."""
+
+    setting: str
+    method: str
+    seed: int
+    rate: float
+    preset: str
+    options: Options
+
+    @property
+    def key(self) -> str:
+        """What the run is known by: other options are another run."""
+        return key(self.preset, self.options)
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of `thistledown run`."""
+        return [*([self.preset] if self.preset else []), "-c", " ".join(map(_pair, self.options.items()))]
+
+
+@dataclass(frozen=True)
+class Study:
+    """`about` and `published` are paragraphs of its page; other methods are compared to `reference`."""
+
+    name: str
+    title: str
+    about: tuple[str, ...]
+    published: tuple[str, ...]
+    settings: tuple[Setting, ...]
+    reference: str
+    savings: bool = False  # report parameters saved against the reference
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    @property
+    def size(self) -> int:
+        """How many runs there are if every search finds a rate."""
+        return sum(len(setting.grid(method)) + len(self.seeds) - 1 for setting, method in self.contests())
+
+    def contests(self) -> Iterator[tuple[Setting, Method]]:
+        """Every method in every setting."""
+        return ((setting, method) for setting in self.settings for method in setting.methods)
+
+    def runs(self, done: Mapping[str, Measured]) -> Iterator[Run]:
+        """All runs that are known, in the order they are wanted: the searches, then seed by seed.
+
+        The later seeds of a method are known when its search is over and found a rate that works.
+        """
+        first, *others = self.seeds
+        for setting, method in self.contests():
+            for rate in setting.grid(method):
+                yield run_of(setting, method, first, rate)
+        rates = [(setting, method, self.chosen(setting, method, done)) for setting, method in self.contests()]
+        for seed in others:
+            for setting, method, chosen in rates:
+                if chosen is not None:
+                    yield run_of(setting, method, seed, chosen)
+
+    def scores(self, setting: Setting, method: Method, done: Mapping[str, Measured]) -> dict[float, float | None]:
+        """Validation accuracy by rate, for the rates that were run; None where the run failed."""
+        runs = [run_of(setting, method, self.seeds[0], rate) for rate in setting.grid(method)]
+        return {run.rate: validation(done[run.key]) for run in runs if run.key in done}
+
+    def chosen(self, setting: Setting, method: Method, done: Mapping[str, Measured]) -> float | None:
+        """The best rate; None while the search goes on, or if every run of it failed. Ties go to the first."""
+        scores = self.scores(setting, method, done)
+        worked = {rate: score for rate, score in scores.items() if score is not None}
+        return max(worked, key=worked.__getitem__) if worked and len(scores) == len(setting.grid(method)) else None
+
+
+def run_of(setting: Setting, method: Method, seed: int, rate: float) -> Run:
+    """The run of a method in a setting at a learning rate."""
+    tied = {name: rate * factor for name, factor in method.tied.items()}
+    options = {**setting.options, **method.options, "learning-rate": rate, **tied, "seed": seed}
+    filled = {name: v.format(seed=seed) if isinstance(v, str) else v for name, v in options.items()}
+    return Run(setting.name, method.name, seed, rate, setting.preset, filled)
+
+
+def key(preset: str, options: Options) -> str:
+    """Preset and options as one text."""
+    return json.dumps([preset, options], sort_keys=True)
+
+
+def validation(measured: Measured) -> float | None:
+    """Mean validation accuracy of the last rounds; None for a run that failed."""
+    return None if measured["error"] else mean_of_last(measured["chosen-by"])
+
+
+def mean_of_last(values: list[float]) -> float:
+    """Over the last rounds; a run that is shorter has the round before training (the first value) left out."""
+    last = values[1:][-LAST:]
+    return round(sum(last) / len(last), 6)
+
+
+def _pair(option: tuple[str, Option]) -> str:
+    name, value = option
+    return f"{name}={repr(value).lower() if isinstance(value, bool) else repr(value)}"
