@@ -5,20 +5,18 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 
 import torch
-from flwr.app import MetricRecord, RecordDict
 
 import strategies
 from server_app.config import RunConfig
 from server_app.results import human
-from strategies.exchange import order, wire
-from strategies.exchange.contract import Strategy
+from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.opening import needs_no_data, settled
-from strategies.exchange.vocabulary import Profile, State, Ticket
+from strategies.exchange.ranks import MEMORY_SHARE, TIME_SHARE
+from strategies.exchange.vocabulary import Profile
 from task.base import Base, BaseError, server_base
-from task.config import EMBEDDED_MODEL, TaskConfig
+from task.config import AUTO, EMBEDDED_MODEL, TaskConfig
 from task.data import DataError, Parts, holdout, prepare
 from task.model import tuned_model
 from task.partition import Positions, SplitError, partition, table
@@ -28,19 +26,10 @@ from task.store import Store, StoreError, server_store
 from task.train import steps_of
 from task.tuning import TuningError
 from thistledown.settings import Settings
+from thistledown.traffic import Leg, Traffic
 
 Say = Callable[[str], None]
 SHOWN = 20  # nodes that are listed
-
-
-@dataclass(frozen=True)
-class Node:
-    """A simulated node: its name, the rows it has and those it trains on, its rank (0: none)."""
-
-    name: str
-    rows: int
-    trained: int
-    rank: int
 
 
 def check(settings: Settings, say: Say) -> None:
@@ -78,10 +67,9 @@ def _explained(run: RunConfig, store: Store) -> Iterator[str]:
     yield f"base      {base.name}, fingerprint {base.fingerprint}"
     parts = None if needs_no_data(task) else prepare(task, base.folder, store)
     split = _split(run, task, parts, store)
-    nodes = _nodes(run, task, parts, split)
     yield from _sizes(parts)
-    yield from _costs(run, task, base, nodes)
-    if parts and nodes:
+    yield from _costs(run, task, base, parts, split)
+    if parts and split:
         yield table(split, parts.train.labels, parts.labels)
 
 
@@ -108,9 +96,18 @@ def _choices(run: RunConfig) -> Iterator[str]:
         yield f"wrapper   {_with_options(strategies.wrapper_name(wrapper), flatten(wrapper))}"
     yield f"tuning    {_with_options(run.task.tuning, flatten(run.task.lora) if run.task.tuning == 'lora' else {})}"
     task = run.task
+    if task.tuning == "lora" and not task.lora.ranks:
+        yield from _automatic(task)
     length = f"{task.local_steps} steps" if task.local_steps else f"{task.local_epochs} epochs"
     rate = f"{task.optimizer}, learning rate {task.learning_rate:g}"
     yield f"training  {length} of {task.batch_size} rows a round, {rate}"
+
+
+def _automatic(task: TaskConfig) -> Iterator[str]:
+    first, last = task.lora.auto_ranks[0], task.lora.auto_ranks[-1]
+    fits = f"{MEMORY_SHARE:.0%} of its free memory and {TIME_SHARE:.0%} of round-timeout"
+    yield f"ranks     {AUTO}: a node trains a few steps at ranks {first} and {last}, and gets the largest"
+    yield f"          of lora.auto-ranks that fits {fits}; what follows is for rank {last}"
 
 
 def _with_options(name: str, options: Flat) -> str:
@@ -133,89 +130,79 @@ def _split(run: RunConfig, task: TaskConfig, parts: Parts | None, store: Store) 
     return partition(task, parts.train.labels, parts.train.ids, run.server.simulation.num_supernodes, store)
 
 
-def _nodes(run: RunConfig, task: TaskConfig, parts: Parts | None, split: list[Positions]) -> list[Node]:
-    if parts is None:
-        return []
-    profiles = [
-        Profile(number, str(number), budget, len(rows), "", frozenset())
-        for number, (rows, budget) in enumerate(zip(split, itertools.cycle(_budgets(task))))
+def _profiles(run: RunConfig, task: TaskConfig, split: list[Positions]) -> list[Profile]:
+    """The nodes as they would say what they are; where they bring their own data, one for each rank."""
+    budgets = _budgets(task)
+    sizes = [len(rows) for rows in split] or [0] * len(budgets)
+    return [
+        Profile(number, str(number), budget, size, "", frozenset())
+        for number, (size, budget) in enumerate(zip(sizes, itertools.cycle(budgets)))
     ]
-    tickets = run.strategy.assign(profiles, 1, run.server.num_server_rounds, task.seed)
-    nodes = []
-    for profile, rows in zip(profiles, split, strict=True):
-        own = parts.train.select(rows)
-        if task.evaluate != "server":
-            own, _ = holdout(own, task.data.holdout, derive(task.seed, "holdout", profile.name))
-        nodes.append(Node(profile.name, len(rows), len(own), tickets[profile.name].rank))
-    return nodes
 
 
 def _budgets(task: TaskConfig) -> tuple[int, ...]:
-    return task.lora.ranks if task.tuning == "lora" else (0,)
+    """Ranks as they are dealt; where they are automatic, the largest that a node can get."""
+    return (task.lora.ranks or task.lora.auto_ranks[-1:]) if task.tuning == "lora" else (0,)
 
 
-def _costs(run: RunConfig, task: TaskConfig, base: Base, nodes: list[Node]) -> Iterator[str]:
+def _costs(run: RunConfig, task: TaskConfig, base: Base, parts: Parts | None, split: list[Positions]) -> Iterator[str]:
     """What trains, and what a round and the run send."""
-    ranks = sorted({node.rank for node in nodes} or set(_budgets(task)))
-    model = tuned_model(base, task, ranks[-1], "cpu")
-    state = run.strategy.initial(model)
+    profiles = _profiles(run, task, split)
+    before = run.strategy.assign(profiles, 0, run.server.num_server_rounds, task.seed)
+    rank = max(ticket.rank for ticket in before.values())
+    model = tuned_model(base, task, rank, "cpu")
     total = sum(parameter.numel() for parameter in model.module.parameters())
     own = sum(tensor.numel() for tensor in model.trained.values())
     yield f"trains    {own:,} of {total:,} parameters ({own / total:.2%}) in {len(model.trained)} tensors"
-    if len(set(_budgets(task))) > len(ranks):
-        yield f"ranks     {run.strategy.name} needs equal ranks: every node trains rank {ranks[0]}, the smallest budget"
-    traffic = {rank: Traffic.of(run.strategy, task, base, state, rank) for rank in ranks}
-    for rank, cost in traffic.items():
-        who = f"a node of rank {rank}" if rank else "a node"
-        yield f"a round   sends {who} {human(cost.down)} and gets {human(cost.up)} back"
-    if not nodes:
+    if not run.strategy.ragged and len({profile.rank for profile in profiles}) > 1:
+        yield f"ranks     {run.strategy.name} needs equal ranks: every node trains rank {rank}, the smallest budget"
+    legs = Traffic(run, task, base, {}).legs(profiles, run.strategy.initial(model))
+    spans = ["a round"] if len(legs) == 1 else [_rounds(leg.rounds) for leg in legs]
+    width = max(9, *map(len, spans))
+    for leg, which in zip(legs, spans, strict=True):
+        for own_rank, cost in leg.costs.items():
+            who = f"a node of rank {own_rank}" if own_rank else "a node"
+            yield f"{which:<{width}} sends {who} {human(cost.down)} and gets {human(cost.up)} back"
+    if not split or parts is None:
         yield "nodes     bring their own data (data-path in their node config)"
         return
-    rounds = run.server.num_server_rounds
-    trained = run.server.fraction_train * rounds
-    scored = run.server.fraction_evaluate * (rounds + 1) if task.evaluate != "server" else 0
-    down = sum(traffic[node.rank].down for node in nodes) * (trained + scored)
-    up = sum(traffic[node.rank].up for node in nodes) * trained
-    yield f"the run   about {human(down)} down and {human(up)} up, without Flower's envelopes and an offer of the base"
-    yield f"nodes     {len(nodes)}, each with rows, rows it trains on, steps a round, rank, bytes down and up a round:"
-    for node in nodes[:SHOWN]:
-        steps = steps_of(task, node.trained)
-        numbers = f"{node.name:>4} {node.rows:>6} {node.trained:>6} {steps:>5} {node.rank or '-':>5}"
-        yield f"{numbers} {human(traffic[node.rank].down):>9} {human(traffic[node.rank].up):>9}"
-    if len(nodes) > SHOWN:
-        yield f"... and {len(nodes) - SHOWN} more"
+    yield _run_cost(run, task, legs)
+    yield f"nodes     {len(split)}, each with rows, rows it trains on, steps a round, its rank at first and at last:"
+    yield from _nodes(task, parts, split, legs)
 
 
-@dataclass(frozen=True)
-class Traffic:
-    """Bytes of one node's messages in a round, as Flower encodes their records."""
-
-    down: int
-    up: int
-
-    @classmethod
-    def of(cls, strategy: Strategy, task: TaskConfig, base: Base, state: State, rank: int) -> "Traffic":
-        """From records that are really packed. Values are made up: equal chunks would be counted once."""
-        ticket = Ticket(1, 1, task.seed, rank)
-        start = strategy.start_of(_filled(state), ticket)
-        records = wire.pack(start)
-        records["order"] = order.write(task, strategy, base.fingerprint, state.rank)
-        records["ticket"] = order.write_ticket(ticket)
-        return cls(wire.size(records), wire.size(_reply(strategy, start, ticket)))
+def _run_cost(run: RunConfig, task: TaskConfig, legs: list[Leg]) -> str:
+    """Bytes of all rounds, as far as they are known before."""
+    down = up = 0.0
+    for leg in legs:
+        costs = [leg.costs[rank] for rank in leg.ranks.values()]
+        down += len(leg.rounds) * sum(cost.down for cost in costs) * run.server.fraction_train
+        up += len(leg.rounds) * sum(cost.up for cost in costs) * run.server.fraction_train
+        if task.evaluate != "server":
+            down += len(leg.rounds) * sum(cost.down for cost in costs) * run.server.fraction_evaluate
+    grows = type(run.strategy).replay is not Algorithm.replay
+    left_out = "Flower's envelopes, an offer of the base" + (" and what rounds put into the base" if grows else "")
+    return f"the run   about {human(down)} down and {human(up)} up, without {left_out}"
 
 
-def _reply(strategy: Strategy, start: State, ticket: Ticket) -> RecordDict:
-    delta = _filled(State(dict(strategy.expected(start, ticket)))).tensors
-    for wrapper in strategy.wrappers:
-        delta = wrapper.outgoing(delta, ticket)
-    reply = wire.pack(State(delta))
-    reply["metrics"] = MetricRecord(
-        {"num-examples": 1, "server-round": 1, "seconds": 1.0, "train-loss": 1.0, "steps": 1}
-    )
-    return reply
+def _nodes(task: TaskConfig, parts: Parts, split: list[Positions], legs: list[Leg]) -> Iterator[str]:
+    for number, rows in enumerate(split[:SHOWN]):
+        name, own = str(number), parts.train.select(rows)
+        if task.evaluate != "server":
+            own, _ = holdout(own, task.data.holdout, derive(task.seed, "holdout", name))
+        first, last = (leg.ranks[name] or "-" for leg in (legs[0], legs[-1]))
+        yield f"{name:>4} {len(rows):>6} {len(own):>6} {steps_of(task, len(own)):>5} {first:>5} {last:>5}"
+    if len(split) > SHOWN:
+        yield f"... and {len(split) - SHOWN} more"
 
 
-def _filled(state: State) -> State:
-    noise = torch.Generator().manual_seed(0)
-    tensors = {n: torch.rand(t.shape, generator=noise).to(t.dtype) for n, t in state.tensors.items()}
-    return replace(state, tensors=tensors)
+def _rounds(numbers: tuple[int, ...]) -> str:
+    """1-3, 7: runs of rounds."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    word = "round " if len(numbers) == 1 else "rounds "
+    return word + ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in spans)

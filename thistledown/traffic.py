@@ -1,0 +1,97 @@
+"""What a run sends, worked out by packing what would be packed, round by round."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from flwr.app import MetricRecord, RecordDict
+
+from server_app.config import RunConfig
+from strategies.algebra.tensors import Tensors
+from strategies.exchange import order, wire
+from strategies.exchange.contract import Strategy
+from strategies.exchange.vocabulary import BASE_MARK, Profile, State, Ticket
+from task.base import Base
+from task.config import TaskConfig
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes of one node's messages in a round, as Flower encodes their records."""
+
+    down: int
+    up: int
+
+
+@dataclass(frozen=True)
+class Leg:
+    """Rounds in which every node does the same: its rank by name, what a node of each rank costs."""
+
+    rounds: tuple[int, ...]
+    ranks: Mapping[str, int]
+    costs: Mapping[int, Cost]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Packs records of a run, each form of them once."""
+
+    run: RunConfig
+    task: TaskConfig
+    base: Base
+    known: dict[object, Cost]
+
+    def legs(self, profiles: Sequence[Profile], state: State) -> list[Leg]:
+        """All rounds, those of the same cost together. Every node takes part in all; what a round's updates put
+        into a journal is not known before, and left out."""
+        found: dict[object, Leg] = {}
+        for number, ranks, costs in self._rounds(profiles, state):
+            form = (tuple(ranks.items()), tuple(costs.items()))
+            leg = found.get(form, Leg((), ranks, costs))
+            found[form] = replace(leg, rounds=(*leg.rounds, number))
+        return list(found.values())
+
+    def _rounds(
+        self, profiles: Sequence[Profile], state: State
+    ) -> Iterator[tuple[int, dict[str, int], dict[int, Cost]]]:
+        strategy, rounds, built, mark = self.run.strategy, self.run.server.num_server_rounds, state.rank, BASE_MARK
+        for number in range(1, rounds + 1):
+            tickets = strategy.assign(list(profiles), number, rounds, self.task.seed)
+            ranks = {name: min(ticket.rank, state.rank) for name, ticket in tickets.items()}
+            state = strategy.begin(state, number, max(ranks.values()))
+            tickets_by_rank = {rank: Ticket(number, rounds, self.task.seed, rank) for rank in sorted({*ranks.values()})}
+            yield number, ranks, {r: self._cost(state, ticket, mark, built) for r, ticket in tickets_by_rank.items()}
+            mark = state.marks[-1]
+
+    def _cost(self, state: State, ticket: Ticket, mark: str, built: int) -> Cost:
+        strategy = self.run.strategy
+        share, expected = strategy.start_of(state, ticket).after(mark), strategy.expected(state, ticket)
+        form = (*_forms(share.tensors), *(_forms(entry.tensors) for entry in share.journal), "up", *_forms(expected))
+        if form not in self.known:
+            records = wire.pack(_filled(share))
+            records["order"] = order.write(self.task, strategy, self.base.fingerprint, built)
+            records["ticket"] = order.write_ticket(ticket)
+            self.known[form] = Cost(wire.size(records), wire.size(_reply(strategy, expected, ticket)))
+        return self.known[form]
+
+
+def _reply(strategy: Strategy, expected: Tensors, ticket: Ticket) -> RecordDict:
+    delta = _filled(State(dict(expected))).tensors
+    for wrapper in strategy.wrappers:
+        delta = wrapper.outgoing(delta, ticket)
+    reply = wire.pack(State(delta))
+    reply["metrics"] = MetricRecord(
+        {"num-examples": 1, "server-round": 1, "seconds": 1.0, "train-loss": 1.0, "steps": 1}
+    )
+    return reply
+
+
+def _forms(tensors: Tensors) -> tuple[object, ...]:
+    return tuple((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items())
+
+
+def _filled(state: State) -> State:
+    """Other numbers in the same places: equal chunks would be counted once."""
+    noise = torch.Generator().manual_seed(0)
+    tensors = {n: torch.rand(t.shape, generator=noise).to(t.dtype) for n, t in state.tensors.items()}
+    return replace(state, tensors=tensors)
