@@ -1,7 +1,8 @@
 """What this node has: a name, a store, a device, rows of its own. Node config decides; the rest is the order's.
 
 Node config keys: `partition-id` and `num-partitions` (a simulated share of the data), or `data-path`
-(also `dataset-path`: the node's own file or folder), `name`, `rank`, `device`, `store-path`.
+(also `dataset-path`: the node's own file or folder), `name`, `rank` (a whole number, or "auto"), `device`,
+`store-path`.
 """
 
 import os
@@ -15,7 +16,7 @@ from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.app.typing import ConfigRecordValues
 
 from task.base import Base, accept_offer, node_base, node_bases
-from task.config import TaskConfig
+from task.config import AUTO, TaskConfig
 from task.seeds import derive
 from task.store import Store, node_store
 
@@ -37,13 +38,14 @@ class Local:
     node_id: int
     order: ConfigRecord
     config: TaskConfig
+    state: RecordDict  # Flower's, which it keeps for this node from message to message
 
     @classmethod
     def of(cls, context: Context, order: ConfigRecord) -> "Local":
         """From Flower's context and the order in a message. Raises ConfigError for an order that is not valid."""
         from strategies.exchange.order import task_of
 
-        return cls(tuple(sorted(context.node_config.items())), context.node_id, order, task_of(order))
+        return cls(tuple(sorted(context.node_config.items())), context.node_id, order, task_of(order), context.state)
 
     @property
     def name(self) -> str:
@@ -57,15 +59,24 @@ class Local:
         return node_store(str(dict(self.node).get("store-path", "")))
 
     @property
+    def automatic(self) -> bool:
+        """Is the node's rank to be found by a trial?"""
+        return self.config.tuning == "lora" and self._said_rank == AUTO
+
+    @property
     def rank(self) -> int:
-        """The node's rank budget: its own `rank`, else its turn in `lora.ranks`; 0 where nothing has a rank."""
-        if self.config.tuning != "lora":
+        """The node's rank budget: its own `rank`, else its turn in `lora.ranks`; 0 where there is none, or none yet."""
+        if self.config.tuning != "lora" or self.automatic:
             return 0
-        own, ranks = dict(self.node), self.config.lora.ranks
-        rank = own.get("rank", ranks[int(own.get("partition-id", 0)) % len(ranks)])
+        rank = self._said_rank
         if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-            raise NodeError(f"node config rank = {rank!r} must be a whole number above 0")
+            raise NodeError(f"node config rank = {rank!r} must be a whole number above 0, or '{AUTO}'")
         return rank
+
+    @property
+    def _said_rank(self) -> bool | int | float | str:
+        own, ranks = dict(self.node), self.config.lora.ranks
+        return own.get("rank", ranks[int(own.get("partition-id", 0)) % len(ranks)] if ranks else AUTO)
 
     @cached_property
     def base(self) -> Base:
@@ -75,16 +86,9 @@ class Local:
     @property
     def device(self) -> str:
         """The node's own `device`, else the order's; auto takes the first accelerator there is."""
-        wanted = str(dict(self.node).get("device", self.config.device))
-        if wanted != "auto":
-            return wanted
-        import torch
+        from client_app.device import found
 
-        for name in ("cuda", "xpu", "mps"):
-            backend = getattr(torch, name, None) or getattr(torch.backends, name)
-            if backend.is_available():
-                return name
-        return "cpu"
+        return found(str(dict(self.node).get("device", self.config.device)))
 
     @property
     def num_examples(self) -> int:
@@ -109,14 +113,18 @@ class Local:
 
     def profile(self) -> ConfigRecord:
         """What the node answers when asked what it is. Raises DataError, NodeError, SplitError."""
+        from client_app.device import dtypes, free_memory
+
         answers: dict[str, ConfigRecordValues] = {
             "name": self.name,
             "rank": self.rank,
+            "automatic": self.automatic,
             "num-examples": self.num_examples,
             "store": self.store.id,
             "bases": node_bases(self.config.model, self.store),
-            "device": str(dict(self.node).get("device", self.config.device)),
-            "memory": os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+            "device": self.device,
+            "dtypes": dtypes(self.device),
+            "memory": free_memory(self.device),
             "cores": os.cpu_count() or 1,
             "versions": f"python {platform.python_version()}",
         }
@@ -124,9 +132,10 @@ class Local:
 
     def accept_base(self, records: RecordDict) -> int:
         """Keep the files of an offered base; returns how many there were. Raises BaseError, Refused."""
+        from strategies.algebra.tensors import raw
         from strategies.exchange import wire
 
-        contents = {name: wire.raw(tensor) for name, tensor in wire.unpack(records).tensors.items()}
+        contents = {name: raw(tensor) for name, tensor in wire.unpack(records).tensors.items()}
         accept_offer(contents, str(self.order["base-fingerprint"]), self.store)
         return len(contents)
 

@@ -1,7 +1,6 @@
 """The ClientApp. All it does is said in the message; what the node itself knows is in `client_app.local`.
 
-Imports that take seconds (torch, transformers, peft) happen when a message needs them, so that the first
-profile is answered at once.
+Imports that take seconds (torch, transformers, peft) happen when a message needs them: a profile needs torch alone.
 """
 
 from flwr.app import Context, Message, MetricRecord, RecordDict
@@ -25,6 +24,15 @@ def base(message: Message, context: Context) -> Message:
     local = Local.of(context, message.content.config_records["order"])
     kept = local.accept_base(message.content)
     return Message(RecordDict({"metrics": MetricRecord({"files": kept})}), reply_to=message)
+
+
+@app.query("trial")
+def trial(message: Message, context: Context) -> Message:
+    """A few steps of training, timed, at the smallest and the largest rank that this node can train."""
+    from client_app.trial import tried
+
+    local = Local.of(context, message.content.config_records["order"])
+    return Message(RecordDict({"trial": tried(local).record()}), reply_to=message)
 
 
 @app.train()

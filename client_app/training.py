@@ -3,24 +3,35 @@
 import time
 
 import torch
-from flwr.app import MetricRecord, RecordDict
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
+from client_app.device import within_memory
 from client_app.local import Local
+from client_app.memory import Memory
 from strategies.exchange import wire
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.order import RANK, read_ticket, strategy_of
-from strategies.exchange.vocabulary import State, Ticket
+from strategies.exchange.vocabulary import OutOfMemory, State, Ticket
 from task.model import TunedModel, tuned_model
 from task.train import Trainer, evaluate
 
 
 def trained(local: Local, content: RecordDict) -> RecordDict:
-    """The reply to a `train` message: the update, and `num-examples`, `train-loss` and so on."""
+    """The reply to a `train` message: the update, `num-examples`, `train-loss` and so on; or that memory ran out."""
+    try:
+        return within_memory(local.device, lambda: _update(local, content))
+    except OutOfMemory as error:
+        return RecordDict({OutOfMemory.RECORD: ConfigRecord({"said": str(error)})})
+
+
+def _update(local: Local, content: RecordDict) -> RecordDict:
     began = time.monotonic()
     strategy, ticket, model = _installed(local, content)
     rows, _ = local.rows()
-    trainer = Trainer(local.config, rows, ticket.seed, local.device)
+    regularisers = tuple(wrapper.penalty for wrapper in strategy.wrappers)
+    trainer = Trainer(local.config, rows, ticket.seed, local.device, regularisers)
     delta, metrics = strategy.train(model, trainer, ticket)
+    Memory(local).keep(strategy.private(model))
     for wrapper in strategy.wrappers:
         delta = wrapper.outgoing(delta, ticket)
     reply = wire.pack(State(delta))
@@ -48,5 +59,5 @@ def _installed(local: Local, content: RecordDict) -> tuple[Algorithm, Ticket, Tu
     ticket = read_ticket(content.config_records["ticket"])
     rank = int(local.order[RANK])  # type: ignore[arg-type]
     model = tuned_model(local.base, local.config, rank, local.device)
-    strategy.install(model, wire.unpack(content))
+    model = Memory(local).installed(strategy, model, wire.unpack(content))
     return strategy, ticket, model

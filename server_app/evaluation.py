@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
-from flwr.app import ArrayRecord, MetricRecord
-
-from strategies.exchange import wire
+from strategies.exchange import journal
 from strategies.exchange.contract import Strategy
-from strategies.exchange.vocabulary import State, Ticket
+from strategies.exchange.vocabulary import Metrics, State, Ticket
 from task.base import Base, server_base
 from task.config import TaskConfig
 from task.data import prepare
@@ -17,16 +15,16 @@ from task.train import evaluate
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Flower's `evaluate_fn`: loss and accuracy on the validation part (which chooses) and the test part."""
+    """Loss and accuracy of a state on the validation part (which chooses) and the test part."""
 
     strategy: Strategy
     config: TaskConfig
 
-    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
+    def __call__(self, state: State) -> Metrics:
         base = server_base(self.config.model, server_store())
-        model = installed(self.strategy, base, self.config, wire.from_arrays(arrays))
+        model = installed(self.strategy, base, self.config, state)
         parts = prepare(self.config, base.folder, server_store())
-        scores = MetricRecord()
+        scores: Metrics = {}
         for name, rows in (("validation", parts.validation), ("test", parts.test)):
             for metric, value in evaluate(model, rows, "cpu").items():
                 scores[f"{name}-{metric}"] = value
@@ -37,5 +35,4 @@ def installed(strategy: Strategy, base: Base, config: TaskConfig, state: State) 
     """This process's model with the whole state in it."""
     model = tuned_model(base, config, state.rank, "cpu")
     whole = Ticket(round=0, rounds=0, seed=0, rank=state.rank)
-    strategy.install(model, strategy.start_of(state, whole))
-    return model
+    return journal.installed(strategy, model, strategy.start_of(state, whole))

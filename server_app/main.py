@@ -46,8 +46,12 @@ def federate(grid: Grid, run: RunConfig, results: Results) -> None:
         num_rounds=run.server.num_server_rounds,
         timeout=run.server.round_timeout,
         train_config=ConfigRecord(dict(flatten(task, changed_only=True))),
-        evaluate_fn=Evaluator(run.strategy, task) if scores else None,
-        federation=replace(federation, checkpoint=results.checkpoints, on_round=results.on_round),
+        federation=replace(
+            federation,
+            checkpoint=results.checkpoints,
+            on_round=results.on_round,
+            score=Evaluator(run.strategy, task) if scores else None,
+        ),
     )
 
 

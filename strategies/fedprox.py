@@ -7,9 +7,7 @@ mu = 0 it is FedAvg.
 
 from dataclasses import dataclass
 
-import torch
-
-from strategies.algebra.tensors import Tensors, difference, snapshot
+from strategies.algebra.tensors import Tensors, difference, snapshot, squared_distance
 from strategies.exchange.contract import Strategy
 from strategies.exchange.vocabulary import Metrics, Ticket
 from task.model import TunedModel
@@ -27,10 +25,5 @@ class FedProx(Strategy):
         live = self.live(model, ticket)
         before = snapshot(live)
         anchor = {name: tensor.detach().clone() for name, tensor in live.items()}
-
-        def proximal() -> torch.Tensor:
-            distances = [(live[name] - anchor[name]).square().sum() for name in anchor]
-            return self.mu / 2 * torch.stack(distances).sum()
-
-        metrics = trainer.fit(model, live, penalty=proximal)
+        metrics = trainer.fit(model, live, penalty=lambda: self.mu / 2 * squared_distance(live, anchor))
         return difference(live, before), metrics

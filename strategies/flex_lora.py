@@ -14,9 +14,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from strategies.algebra.lowrank import ProductSum, factor_names, modules, rank_axis, truncated
+from strategies.algebra.lowrank import ProductSum, factor_names, modules, others
 from strategies.algebra.mean import WeightedSum
-from strategies.algebra.tensors import Tensors, added, difference
+from strategies.algebra.tensors import Tensors, difference
 from strategies.exchange.contract import ORDER, WEIGHTS, Strategy
 from strategies.exchange.vocabulary import State, Update
 
@@ -32,17 +32,17 @@ class FlexLora(Strategy):
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
         products: dict[str, ProductSum] = defaultdict(ProductSum)
-        others = WeightedSum({name: t for name, t in state.tensors.items() if rank_axis(name) is None})
+        rest = WeightedSum(others(state.tensors))
         for update in updates:
-            trained = added(truncated(state.tensors, update.ticket.rank), update.delta)
-            others.add({name: trained[name] for name in others.sums}, update.weight)
+            trained = self.trained(state, update)
+            rest.add({name: trained[name] for name in rest.sums}, update.weight)
             for module in modules(trained):
                 b, a = (trained[name] for name in factor_names(module))
                 products[module].add(update.weight, b, a)
-        mean = others.mean()
+        mean = rest.mean()
         for module, product in products.items():
             b_name, a_name = factor_names(module)
             b, a = state.tensors[b_name], state.tensors[a_name]
             new_b, new_a = product.split(a.shape[0], spare=a)
-            mean |= {b_name: (new_b / others.total).to(b.dtype), a_name: new_a.to(a.dtype)}
+            mean |= {b_name: (new_b / rest.total).to(b.dtype), a_name: new_a.to(a.dtype)}
         return difference(mean, state.tensors)

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import torch
 
-from strategies.algebra.lowrank import ProductSum, factor_names, modules, rank_axis, truncated
+from strategies.algebra.lowrank import ProductSum, factor_names, modules, others, truncated
 from strategies.algebra.mean import WeightedSum
-from strategies.algebra.tensors import Tensors, added, difference, snapshot
+from strategies.algebra.tensors import Tensors, difference, snapshot
 from strategies.exchange.contract import IDENTITY, ORDER, WEIGHTS, Strategy
 from strategies.exchange.vocabulary import Metrics, State, Ticket, Update
 from task.model import TunedModel
@@ -43,18 +43,18 @@ class HetLora(Strategy):
     # ------------------------------------------------------------------ the server's half
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
-        others = WeightedSum({name: t for name, t in state.tensors.items() if rank_axis(name) is None})
+        rest = WeightedSum(others(state.tensors))
         factors = {
             module: WeightedSum({name: state.tensors[name] for name in factor_names(module)})
             for module in modules(state.tensors)
         }
         for update in updates:
-            trained = added(truncated(state.tensors, update.ticket.rank), update.delta)
-            others.add({name: trained[name] for name in others.sums}, update.weight)
+            trained = self.trained(state, update)
+            rest.add({name: trained[name] for name in rest.sums}, update.weight)
             for module, total in factors.items():
                 b, a = (trained[name] for name in factor_names(module))
                 total.add({name: trained[name] for name in factor_names(module)}, _norm(b, a))
-        mean = others.mean()
+        mean = rest.mean()
         for total in factors.values():
             mean |= total.mean() if total.total else {name: state.tensors[name] for name in total.sums}
         return difference(mean, state.tensors)

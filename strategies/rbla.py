@@ -11,6 +11,7 @@ a node fewer slices than it asked for. The scaling of the product does not depen
 alpha / r_i, slices trained under different scales would be mixed.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -33,19 +34,15 @@ class RBLA(Strategy):
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
         changes = WeightedSum(state.tensors)
-        owners = WeightedSum(_slices(state.tensors))
+        weights: dict[int, float] = defaultdict(float)  # by rank
         for update in updates:
             changes.add(update.delta, update.weight)
-            owners.add(_slices(update.delta), update.weight)
-        return {
-            name: torch.where(owned > 0, changes.sums[name] / owned, 0.0).to(state.tensors[name].dtype)
-            for name, owned in owners.sums.items()
-        }
-
-
-def _slices(tensors: Tensors) -> Tensors:
-    """A one for every rank slice of a tensor, in its place: r x 1 for A, 1 x r for B, a single one for others."""
-    return {
-        name: tensor.new_ones([n if axis == rank_axis(name) else 1 for axis, n in enumerate(tensor.shape)])
-        for name, tensor in tensors.items()
-    }
+            weights[update.ticket.rank] += update.weight
+        owned = [sum(weight for rank, weight in weights.items() if rank > k) for k in range(state.rank)]
+        slices = torch.tensor(owned, dtype=torch.float64)
+        change: Tensors = {}
+        for name, total in changes.sums.items():
+            axis = rank_axis(name)
+            owners = torch.tensor(changes.total) if axis is None else slices.unsqueeze(1 - axis)
+            change[name] = torch.where(owners > 0, total / owners, 0.0).to(state.tensors[name].dtype)
+        return change

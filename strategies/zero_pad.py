@@ -9,9 +9,8 @@ round, and the product of both factors by c_k^2. That is the method, and a test 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from strategies.algebra.lowrank import truncated
 from strategies.algebra.mean import WeightedSum
-from strategies.algebra.tensors import Tensors, added, difference
+from strategies.algebra.tensors import Tensors, difference
 from strategies.exchange.contract import EQUAL_RANKS, IDENTITY, ORDER, WEIGHTS, Strategy
 from strategies.exchange.vocabulary import State, Update
 
@@ -28,6 +27,5 @@ class ZeroPad(Strategy):
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
         total = WeightedSum(state.tensors)
         for update in updates:
-            trained = added(truncated(state.tensors, update.ticket.rank), update.delta)
-            total.add(trained, update.weight)
+            total.add(self.trained(state, update), update.weight)
         return difference(total.mean(), state.tensors)

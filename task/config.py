@@ -11,7 +11,8 @@ from task.schema import ConfigError, build, group, option, read, schema
 
 KINDS = ("image-classification", "text-classification")
 TUNINGS = ("full", "lora", "bias", "head")
-PARTITIONERS = ("iid", "dirichlet", "shards", "natural", "linear", "square", "exponential", "none")
+PARTITIONERS = ("iid", "dirichlet", "shards", "natural", "linear", "square", "exponential", "staircase", "none")
+AUTO = "auto"  # instead of a rank: found by a trial on the node
 EMBEDDED_MODEL = "embedded"
 EMBEDDED_DATA = "digits"
 
@@ -56,7 +57,8 @@ class Data:
 
 @dataclass(frozen=True)
 class Lora:
-    ranks: tuple[int, ...] = option((8,), low=1)
+    ranks: tuple[int, ...] = option((8,), low=1, empty=AUTO)
+    auto_ranks: tuple[int, ...] = option((2, 4, 8, 16, 32, 64), low=1)
     scaling: float = option(2.0, low=1e-6)
     dropout: float = option(0.0, low=0.0, high=0.9)
     targets: tuple[str, ...] = option(("all-linear",))
@@ -107,8 +109,9 @@ class TaskConfig:
             found.append("data.partitioner = 'natural' needs data.id-column, the column that names a row's client")
         if self.data.partitioner == "natural" and self.data.name == EMBEDDED_DATA:
             found.append("data.partitioner = 'natural' needs data with an id column; the digits have none")
-        if not self.lora.ranks:
-            found.append("lora.ranks is empty; give one rank, or several separated by commas")
+        candidates = self.lora.auto_ranks
+        if not candidates or list(candidates) != sorted(set(candidates)):
+            found.append(f"lora.auto-ranks must be ascending ranks, such as '2,4,8', not '{candidates!r}'")
         if self.optimizer == "adamw" and self.momentum:
             found.append("momentum is an option of optimizer = 'sgd'; adamw has its own")
         if self.data.validation_fraction + self.data.test_fraction >= 1:

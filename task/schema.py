@@ -47,7 +47,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Option:
-    """One run-config key: its type, its default and what it accepts."""
+    """One run-config key: its type, its default and what it accepts; `empty` is the word for a list without items."""
 
     type: Any
     default: Any
@@ -55,6 +55,7 @@ class Option:
     low: float | None = None
     high: float | None = None
     separator: str = ","
+    empty: str = ""
 
     def parse(self, value: object) -> Any:
         """The value in this option's type; ValueError says what would be accepted instead."""
@@ -70,6 +71,8 @@ class Option:
 
     def flat(self, value: Any) -> Scalar:
         """The value as Flower can carry it: tuples become text."""
+        if value == () and self.empty:
+            return self.empty
         if isinstance(value, tuple):
             text = self.separator.join(str(item) for item in value)
             if self._items(text) != value:
@@ -94,11 +97,17 @@ class Option:
         if isinstance(value, bool) or not isinstance(value, int | str):
             raise ValueError(f"must be text with items separated by '{self.separator}', not {value!r}")
         items = [item.strip() for item in str(value).split(self.separator) if item.strip()]
+        if self.empty and items == [self.empty]:
+            return ()
         try:
-            return tuple(kind(item) for item in items)
+            found = tuple(kind(item) for item in items)
         except ValueError:
+            found = None
+        if found is None or (self.empty and not found):
             form = f"whole numbers separated by '{self.separator}', such as '2,4,8'"
-            raise ValueError(f"must be {form}, not '{value}'") from None
+            word = f", or '{self.empty}'" if self.empty else ""
+            raise ValueError(f"must be {form}{word}, not '{value}'")
+        return found
 
     def _bounded(self, number: float) -> None:
         if number != number or number in (float("inf"), float("-inf")):
@@ -126,9 +135,10 @@ def option(
     low: float | None = None,
     high: float | None = None,
     separator: str = ",",
+    empty: str = "",
 ) -> Any:
     """A dataclass field that is a run-config key."""
-    limits = {"choices": choices, "low": low, "high": high, "separator": separator}
+    limits = {"choices": choices, "low": low, "high": high, "separator": separator, "empty": empty}
     return field(default=default, metadata={"option": limits})
 
 

@@ -13,6 +13,7 @@ from task.rows import Rows
 
 EVALUATION_BATCH = 256
 Penalty = Callable[[], torch.Tensor]
+Regulariser = Callable[[Mapping[str, torch.Tensor]], Penalty | None]
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,12 @@ class Trainer:
     rows: Rows
     seed: int
     device: str = "cpu"
+    regularisers: tuple[Regulariser, ...] = ()  # of every fit: each makes a penalty for the tensors that train
 
     def fit(
         self, model: TunedModel, live: Mapping[str, torch.Tensor] | None = None, penalty: Penalty | None = None
     ) -> dict[str, float]:
-        """Train in place by the task's own optimiser; `penalty` is added to every loss.
+        """Train in place by the task's own optimiser; `penalty` and those of `regularisers` are added to every loss.
 
         `live` are those of `model.trained` that change, None all of them; the others are frozen meanwhile.
         Returns the mean loss per row over the last pass (`train-loss`) and the number of steps.
@@ -36,14 +38,15 @@ class Trainer:
         chosen = model.trained if live is None else live
         parameters = [tensor for tensor in chosen.values() if isinstance(tensor, torch.nn.Parameter)]
         optimizer = self._optimizer(parameters)
+        penalties = [penalty, *(regulariser(chosen) for regulariser in self.regularisers)]
         losses = []
         model.module.train()
-        with _frozen(model, parameters):
+        with _only(model, parameters):
             for positions in self._batches():
                 loss = model.module(**self.rows.batch(positions, self.device)).loss
                 losses.append(loss.detach())
-                if penalty is not None:
-                    loss = loss + penalty()
+                for extra in penalties:
+                    loss = loss if extra is None else loss + extra()
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 if self.config.max_grad_norm:
@@ -70,17 +73,18 @@ class Trainer:
 
 
 @contextmanager
-def _frozen(model: TunedModel, live: list[torch.nn.Parameter]) -> Iterator[None]:
-    """Within this block only `live` asks for gradients; what others would get is not computed."""
+def _only(model: TunedModel, live: list[torch.nn.Parameter]) -> Iterator[None]:
+    """Within this block `live` and nothing else asks for gradients; what others would get is not computed."""
+    everything = list(model.module.parameters())
+    before = [parameter.requires_grad for parameter in everything]
     ids = {id(parameter) for parameter in live}
-    still = [t for t in model.trained.values() if t.requires_grad and id(t) not in ids]
-    for tensor in still:
-        tensor.requires_grad_(False)
+    for parameter in everything:
+        parameter.requires_grad_(id(parameter) in ids)
     try:
         yield
     finally:
-        for tensor in still:
-            tensor.requires_grad_(True)
+        for parameter, asked in zip(everything, before, strict=True):
+            parameter.requires_grad_(asked)
 
 
 def steps_of(config: TaskConfig, rows: int) -> int:

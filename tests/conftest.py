@@ -1,10 +1,12 @@
 """Once per session: a store of our own (so that the embedded base is trained once), one thread, Flower's identity.
 
-Fixtures of more than one file: an empty store, and the bases that rows are prepared for.
+Fixtures of more than one file: an empty store, the bases that rows are prepared for, and strategies in other folders.
 """
 
+import importlib
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,10 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import settings
 from samples import WORDS, vision_base
 
+import strategies
 from task.store import Store
+
+TOYS = Path(__file__).parent / "toys"
 
 settings.register_profile("here", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
@@ -59,3 +64,24 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=200, **names).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
+    """Makes the files of a folder strategies, for one test."""
+    before = set(sys.modules)
+
+    def find(folder: Path) -> None:
+        monkeypatch.setattr(strategies, "__path__", [*strategies.__path__, str(folder)])
+        importlib.invalidate_caches()
+
+    yield find
+    for name in set(sys.modules) - before:
+        if name.startswith("strategies.") and name.count(".") == 1:
+            del sys.modules[name]
+            delattr(strategies, name.removeprefix("strategies."))
+
+
+@pytest.fixture
+def toys(found: Callable[[Path], None]) -> None:
+    found(TOYS)

@@ -8,12 +8,12 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
@@ -21,17 +21,21 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.task_identity import TaskIdentity
 
 import client_app
+import strategies
 from client_app.local import Local
 from client_app.training import trained
 from server_app.config import RunConfig
 from server_app.main import federate, output_folder
 from server_app.results import Results
 from strategies.exchange import checkpoint, wire
+from strategies.exchange.contract import Strategy
+from strategies.exchange.federation import Federation, Round
 from strategies.exchange.opening import settled
 from strategies.exchange.vocabulary import State, Tensors
 from task.base import Base, server_base
 from task.config import TaskConfig
 from task.model import kept_model
+from task.schema import flatten
 from task.store import server_store
 
 SERVER = 1
@@ -88,6 +92,7 @@ class InProcessGrid(Grid):
             )
         self.partitions = dict(zip(node_ids, range(num_nodes), strict=True))
         self.lingering: set[int] = set()
+        self.away: set[int] = set()  # partitions that are not connected
         self.waiting: dict[str, Message | None] = {}
         self.exchanges: list[Exchange] = []
         self._counter = itertools.count()
@@ -128,7 +133,8 @@ class InProcessGrid(Grid):
         return [message for message in found if message is not None]
 
     def get_node_ids(self) -> list[int]:
-        return [*self.lingering, *self.contexts]
+        there = [node_id for node_id in self.contexts if self.partitions[node_id] not in self.away]
+        return [*self.lingering, *there]
 
     def _answer(self, message: Message) -> Message | None:
         node_id = message.metadata.dst_node_id
@@ -238,6 +244,35 @@ def hold(
     return Outcome(grid, run, place)
 
 
+def watched(
+    strategy: Strategy, options: dict[str, Any], rounds: int, grid: InProcessGrid, heard: Callable[[int], object] = int
+) -> list[tuple[Round, State]]:
+    """Report and state of every round, 0 first, of a strategy that is started on `grid` by itself.
+
+    `options` are the task's; `heard` is told the number of every round that is over.
+    """
+    task = RunConfig.read({**SMALL, **options, "strategy": strategy.name}).task
+    seen: list[tuple[Round, State]] = []
+
+    def on_round(report: Round, state: State) -> None:
+        seen.append((report, state))
+        heard(report.number)
+
+    settings = ConfigRecord(dict(flatten(task, changed_only=True)))
+    strategy.start(grid, num_rounds=rounds, train_config=settings, federation=Federation(on_round=on_round))
+    return seen
+
+
+def spoiled(reply: Message) -> Message:
+    """The reply with NaN in every tensor, which the door refuses."""
+    return retold(reply, lambda tensors: {name: torch.full_like(t, float("nan")) for name, t in tensors.items()})
+
+
+def suiting(strategy: str) -> dict[str, Any]:
+    """What a strategy needs beside the defaults."""
+    return {"evaluate": "nodes"} if strategies.strategy_class(strategy).personal else {}
+
+
 def left(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Summary and rounds of the newest run in `folder`, however it ended."""
     place = folder / "latest"
@@ -247,10 +282,13 @@ def left(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def retrained(outcome: Outcome, exchange: Exchange) -> Tensors:
-    """The update that a node makes of the same message in a process that has done nothing before."""
+    """The update that a node without a past makes of the same message, in a process that has done nothing before."""
     kept_model.cache_clear()
-    context = next(
-        c for node, c in outcome.grid.contexts.items() if outcome.grid.partitions[node] == exchange.partition
-    )
-    reply = trained(Local.of(context, exchange.request.config_records["order"]), exchange.request)
+    reply = trained(local(outcome.grid, exchange), exchange.request)
     return wire.unpack(reply).tensors
+
+
+def local(grid: InProcessGrid, exchange: Exchange) -> Local:
+    """The node that a message went to, with nothing kept in Flower's state for it."""
+    context = next(c for node, c in grid.contexts.items() if grid.partitions[node] == exchange.partition)
+    return replace(Local.of(context, exchange.request.config_records["order"]), state=RecordDict())

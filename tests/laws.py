@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import strategies
+from strategies.algebra.lowrank import products
 from strategies.algebra.tensors import Tensors, added
 from strategies.exchange.contract import EQUAL_RANKS, EXACT, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
-from strategies.exchange.vocabulary import Profile, State, Update
+from strategies.exchange.vocabulary import Entry, Profile, State, Ticket, Update
 from task.base import Base
 from task.config import TaskConfig
 from task.model import TunedModel
@@ -25,6 +26,7 @@ from task.rows import Pixels, Rows
 from task.train import Trainer
 
 FACTORS = ("m0.lora_B.weight", "m0.lora_A.weight")
+WEIGHT = "m0.weight"  # what they are added to
 INPUTS, OUTPUTS, LABELS = 4, 5, 3  # of the toy's adapted layer and of its head
 
 
@@ -52,23 +54,33 @@ class Scene:
         return self.strategy.apply(self.state, combined, 1)
 
 
+class Adapted(nn.Linear):
+    """A frozen linear layer with the factors of an adapter."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(INPUTS, OUTPUTS)
+        self.requires_grad_(False)
+        self.lora_A = nn.Linear(INPUTS, rank, bias=False)
+        self.lora_B = nn.Linear(rank, OUTPUTS, bias=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        adapted: torch.Tensor = super().forward(inputs) + self.lora_B(self.lora_A(inputs))
+        return adapted
+
+
 class Toy(nn.Module):
-    """An adapted linear layer over frozen weights, and a head. Factors are named as on the wire."""
+    """An adapted layer and a head, all tensors named as on the wire."""
 
     def __init__(self, rank: int, seed: int) -> None:
         super().__init__()
-        self.base = nn.Linear(INPUTS, OUTPUTS).requires_grad_(False)
-        self.m0 = nn.ModuleDict(
-            {"lora_A": nn.Linear(INPUTS, rank, bias=False), "lora_B": nn.Linear(rank, OUTPUTS, bias=False)}
-        )
+        self.m0 = Adapted(rank)
         self.classifier = nn.Linear(OUTPUTS, LABELS, bias=False)
         generator = torch.Generator().manual_seed(seed)
         for parameter in self.parameters():
             parameter.data.normal_(generator=generator)
 
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> SimpleNamespace:
-        inputs = pixel_values.flatten(1)
-        logits = self.classifier(torch.tanh(self.base(inputs) + self.m0["lora_B"](self.m0["lora_A"](inputs))))
+        logits = self.classifier(torch.tanh(self.m0(pixel_values.flatten(1))))
         return SimpleNamespace(loss=nn.functional.cross_entropy(logits, labels), logits=logits)
 
 
@@ -76,12 +88,20 @@ def toy_model(strategy: Strategy, rank: int, seed: int, config: TaskConfig | Non
     """The toy as a strategy is given it; without adapters where the strategy is not meant for them."""
     lora = strategy.tunings is None or "lora" in strategy.tunings
     module = Toy(rank, seed)
-    for factor in module.m0.values():
+    for factor in (module.m0.lora_A, module.m0.lora_B):
         factor.requires_grad_(lora)
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    config = config or TaskConfig(tuning="lora" if lora else "full")
-    fresh = {name: parameter.detach().clone() for name, parameter in trained.items()}
-    return TunedModel(module, Base("toy", Path("toy"), "toy"), config, rank if lora else 0, dict(trained), fresh)
+    named = dict(module.named_parameters())
+    trained = {name: p for name, p in named.items() if p.requires_grad}
+    frozen = {name: p for name, p in named.items() if name not in trained}
+    return TunedModel(
+        module,
+        Base("toy", Path("toy"), "toy"),
+        config or TaskConfig(tuning="lora" if lora else "full"),
+        rank if lora else 0,
+        trained=trained,
+        frozen=frozen,
+        fresh={name: parameter.detach().clone() for name, parameter in trained.items()},
+    )
 
 
 def trainer(**settings: object) -> Trainer:
@@ -107,36 +127,61 @@ def scene(strategy: Strategy, plan: Plan) -> Scene:
     """What the plan comes to under a strategy."""
     budgets = plan.budgets if strategy.ragged else (min(plan.budgets),) * len(plan.budgets)
     profiles = [Profile(1000 + i, str(i), rank, plan.weights[i], "store") for i, rank in enumerate(budgets)]
+    state = _unsent_zeroed(strategy, strategy.initial(toy_model(strategy, max(budgets), plan.seed)))
     tickets = strategy.assign(profiles, 1, 3, plan.seed)
-    state = strategy.initial(toy_model(strategy, max(ticket.rank for ticket in tickets.values()), plan.seed))
+    tickets = {name: replace(ticket, rank=min(ticket.rank, state.rank)) for name, ticket in tickets.items()}
+    state = strategy.begin(state, 1, max(ticket.rank for ticket in tickets.values()))
     generator = torch.Generator().manual_seed(plan.seed + 1)
     updates = []
     for node in plan.cohort:
         ticket = tickets[str(node)]
-        like = strategy.expected(strategy.start_of(state, ticket), ticket)
+        like = strategy.expected(state, ticket)
         delta = {n: (torch.randn(t.shape, generator=generator) / 4).to(t.dtype) for n, t in like.items()}
         updates.append(Update(str(node), ticket, delta, float(plan.weights[node])))
     return Scene(strategy, state, updates)
 
 
+def _unsent_zeroed(strategy: Strategy, state: State) -> State:
+    """Where nodes draw both factors afresh, those in the state have a product of zero, as a fresh adapter has."""
+    b, a = FACTORS
+    start = strategy.start_of(state, Ticket(1, 3, 0, state.rank)).tensors
+    unsent = {b, a} <= state.tensors.keys() and not {b, a} & start.keys()
+    return replace(state, tensors=state.tensors | {b: torch.zeros_like(state.tensors[b])}) if unsent else state
+
+
+def variants(name: str) -> list[Strategy]:
+    """A strategy as it is by default; one of two stages in the second too."""
+    options: list[dict[str, object]] = [{}, {"initiating_rounds": 0}] if name == "sa-fedlora" else [{}]
+    return [strategies.load(name, **chosen) for chosen in options]
+
+
+def merged(journal: Sequence[Entry]) -> Tensors:
+    """What entries of matrices add to the base altogether, in float64, by the weight that they are added to.
+
+    Factors of an entry may be turned or change sign; what they add may not.
+    """
+    totals: Tensors = {}
+    for entry in journal:
+        for name, product in products(entry.tensors):
+            totals[name] = totals[name] + product if name in totals else product
+    return totals
+
+
 def distance(one: State, other: State) -> float:
-    """Largest difference between two states, journals included; infinite where names or shapes differ."""
-    if len(one.journal) != len(other.journal):
+    """Largest difference between two states and what their journals add; infinite where names or shapes differ."""
+    if {n: t.shape for n, t in one.tensors.items()} != {n: t.shape for n, t in other.tensors.items()}:
         return float("inf")
-    sections = [(one.tensors, other.tensors)]
-    sections += [(a.tensors, b.tensors) for a, b in zip(one.journal, other.journal, strict=True)]
-    gaps = [torch.zeros(1, dtype=torch.float64)]
-    for a, b in sections:
-        if {n: t.shape for n, t in a.items()} != {n: t.shape for n, t in b.items()}:
-            return float("inf")
-        gaps += [(a[name].double() - b[name].double()).abs().flatten() for name in a]
-    return float(torch.cat(gaps).max())  # NaN where there is one
+    gaps = [(t.double() - other.tensors[name].double()).abs() for name, t in one.tensors.items()]
+    mine, theirs = merged(one.journal), merged(other.journal)
+    gaps += [(mine.get(n, 0.0) - theirs.get(n, torch.zeros(()))).abs() for n in mine.keys() | theirs.keys()]
+    return float(torch.cat([torch.zeros(1), *(gap.flatten() for gap in gaps)]).max())  # NaN where there is one
 
 
 def from_identity(strategy: Strategy, plan: Plan) -> float:
     """One node, which holds all ranks: the state against what the node trained."""
     drawn = scene(strategy, plan)
-    lone = [update for update in drawn.updates if update.ticket.rank == drawn.state.rank][:1]
+    shapes = {name: tensor.shape for name, tensor in drawn.state.tensors.items()}
+    lone = [u for u in drawn.updates if all(delta.shape == shapes[n] for n, delta in u.delta.items())][:1]
     if not lone:
         return 0.0
     return distance(drawn.next(lone), State(added(drawn.state.tensors, lone[0].delta), drawn.state.journal))
@@ -167,27 +212,36 @@ def from_fedavg(strategy: Strategy, plan: Plan) -> float:
     return distance(drawn.next(), replace(drawn, strategy=strategies.load("fedavg")).next())
 
 
-def from_mean_product(strategy: Strategy, plan: Plan) -> float:
-    """B A of the next state against the weighted mean of the nodes' products, as matrices in float64.
+def product_of(strategy: Strategy, tensors: Tensors, seed: int) -> torch.Tensor:
+    """B A in float64. One factor may be missing: it is the toy's. Both: the adapter is fresh, its product zero."""
+    ranks = [t.shape[0 if name == FACTORS[1] else 1] for name, t in tensors.items() if name in FACTORS]
+    if not ranks:
+        return torch.zeros(OUTPUTS, INPUTS, dtype=torch.float64)
+    own = toy_model(strategy, min(ranks), seed).fresh
+    b, a = (tensors.get(name, own[name]).double() for name in FACTORS)
+    return b @ a
 
-    A factor that does not travel is the toy's, the same for all.
+
+def products_of(drawn: Scene, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the round makes of the nodes' products, entries that it puts into the base included, and their mean.
+
+    A factor that does not travel is the same for all, but under a personal strategy each node's own.
     """
-    drawn = scene(strategy, plan)
-    own = toy_model(strategy, max(plan.budgets), plan.seed).fresh
-    if FACTORS[0] not in own:
-        return 0.0
-
-    def product(tensors: Tensors) -> torch.Tensor:
-        rank = min(t.shape[0 if name == FACTORS[1] else 1] for name, t in tensors.items() if name in FACTORS)
-        b, a = (tensors.get(name, own[name]).double() for name in FACTORS)
-        return b[:, :rank] @ a[:rank]
-
-    total = sum(update.weight for update in drawn.updates)
-    mean = torch.zeros(OUTPUTS, INPUTS, dtype=torch.float64)
+    strategy, mean = drawn.strategy, torch.zeros(OUTPUTS, INPUTS, dtype=torch.float64)
     for update in drawn.updates:
-        start = strategy.start_of(drawn.state, update.ticket).tensors
-        mean += update.weight / total * product(added(start, update.delta))
-    return float((product(drawn.next().tensors) - mean).abs().max())
+        own = plan.seed + 1 + int(update.node) if strategy.personal else plan.seed
+        mean += update.weight * product_of(strategy, strategy.trained(drawn.state, update), own)
+    after = drawn.next()
+    start = strategy.start_of(after, Ticket(1, 3, 0, after.rank)).tensors
+    made = product_of(strategy, start, plan.seed)
+    made = made + merged(after.journal[len(drawn.state.journal) :]).get(WEIGHT, 0.0)
+    return made, mean / sum(update.weight for update in drawn.updates)
+
+
+def from_mean_product(strategy: Strategy, plan: Plan) -> float:
+    """The product that comes of a round against the weighted mean of the nodes' products, as matrices in float64."""
+    made, mean = products_of(scene(strategy, plan), plan)
+    return float((made - mean).abs().max())
 
 
 LAWS: dict[str, Callable[[Strategy, Plan], float]] = {

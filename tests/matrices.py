@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from laws import FACTORS, Scene
 from numpy.typing import NDArray
 
-from strategies.algebra.tensors import Tensors, added
+from strategies.algebra.tensors import Tensors
 
 Matrix = NDArray[np.float64]
 Term = tuple[float, torch.Tensor, torch.Tensor]  # coefficient, B, A
@@ -59,6 +59,5 @@ def product(tensors: Tensors) -> Matrix:
 def mean_product(drawn: Scene) -> Matrix:
     """sum_i p_i B_i A_i of what the nodes of a scene trained."""
     rows = sum(update.weight for update in drawn.updates)
-    starts = [drawn.strategy.start_of(drawn.state, update.ticket).tensors for update in drawn.updates]
-    trained = [added(start, update.delta) for start, update in zip(starts, drawn.updates, strict=True)]
+    trained = [drawn.strategy.trained(drawn.state, update) for update in drawn.updates]
     return np.sum([u.weight / rows * product(t) for u, t in zip(drawn.updates, trained, strict=True)], axis=0)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from strategies.algebra.tensors import raw
 from strategies.exchange import checkpoint, wire
 from strategies.exchange.vocabulary import Entry, State, Tensors
 
@@ -22,7 +23,7 @@ STATE = State(
 
 
 def bits(tensors: Tensors) -> dict[str, object]:
-    return {name: (t.dtype, tuple(t.shape), wire.raw(t)) for name, t in tensors.items()}
+    return {name: (t.dtype, tuple(t.shape), raw(t)) for name, t in tensors.items()}
 
 
 def assert_same(one: State, other: State) -> None:

@@ -1,9 +1,7 @@
 """A strategy is one file: put where strategies are looked for, it has a name, options and federations at once."""
 
-import importlib
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,30 +15,8 @@ from strategies.exchange import order, wire
 from task.model import build
 from task.schema import ConfigError
 
-TOYS = Path(__file__).parent / "toys"
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
 EXAMPLE = re.compile(r"```python\n(# strategies/(\w+)\.py\n.*?)```", re.DOTALL)
-
-
-@pytest.fixture
-def found(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
-    """Makes the files of a folder strategies, for one test."""
-    before = set(sys.modules)
-
-    def find(folder: Path) -> None:
-        monkeypatch.setattr(strategies, "__path__", [*strategies.__path__, str(folder)])
-        importlib.invalidate_caches()
-
-    yield find
-    for name in set(sys.modules) - before:
-        if name.startswith("strategies.") and name.count(".") == 1:
-            del sys.modules[name]
-            delattr(strategies, name.removeprefix("strategies."))
-
-
-@pytest.fixture
-def toys(found: Callable[[Path], None]) -> None:
-    found(TOYS)
 
 
 # ------------------------------------------------------------------------------- a name and options

@@ -3,25 +3,21 @@
 import math
 import tomllib
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from in_process import SMALL, InProcessGrid, Outcome, equal, hold, raw_bytes, retrained, sent
+from exports import exported
+from in_process import SMALL, Outcome, equal, hold, raw_bytes, retrained, sent, suiting
 
-import client_app
 import strategies
 from server_app.config import RunConfig
 from server_app.evaluation import installed
 from strategies.exchange import wire
-from strategies.exchange.contract import Strategy
 from strategies.exchange.order import read_ticket
 from strategies.exchange.rounds import misfits
 from strategies.exchange.vocabulary import State
 from task.config import TUNINGS, TaskConfig
 from task.data import prepare
-from task.digits import digits_part
 from task.model import build
 from task.store import server_store
 
@@ -29,7 +25,7 @@ FITTING = [
     (name, tuning)
     for name in strategies.names()
     for tuning in TUNINGS
-    if not misfits(strategies.load(name), TaskConfig.read({"tuning": tuning}))
+    if not misfits(strategies.load(name), TaskConfig.read({"tuning": tuning} | suiting(name)))
 ]
 SUMMARY = {
     "status", "metric", "metric-source", "base", "final", "best", "rounds", "ranks",
@@ -41,7 +37,7 @@ SUMMARY = {
 @pytest.fixture(scope="module", params=FITTING, ids="-".join)
 def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     strategy, tuning = request.param
-    return hold(tmp_path_factory.mktemp("run"), {"strategy": strategy, "tuning": tuning})
+    return hold(tmp_path_factory.mktemp("run"), {"strategy": strategy, "tuning": tuning} | suiting(strategy))
 
 
 def test_all_replies_are_good_and_metrics_finite(outcome: Outcome) -> None:
@@ -54,8 +50,10 @@ def test_all_replies_are_good_and_metrics_finite(outcome: Outcome) -> None:
         assert all(math.isfinite(value) for value in line["metrics"].values())
     for entry in (start, trained):
         assert all(math.isfinite(entry[name]) for name in ("accuracy", "loss", "chosen-by"))
-    assert sum(line["metrics"]["num-examples"] for line in trained["nodes"]) == SMALL["data.train-rows"]
-    assert outcome.state().tensors.keys() == sent(outcome.grid.of("train")[0].request).keys()
+    kept = trained.get("nodes-num-examples", 0)
+    assert sum(line["metrics"]["num-examples"] for line in trained["nodes"]) + kept == SMALL["data.train-rows"]
+    initial = outcome.run.strategy.initial(build(outcome.base, outcome.task, 8, "cpu"))
+    assert outcome.state().tensors.keys() == initial.tensors.keys()
 
 
 def test_only_what_is_trained_crosses_the_wire(outcome: Outcome) -> None:
@@ -65,16 +63,16 @@ def test_only_what_is_trained_crosses_the_wire(outcome: Outcome) -> None:
     for exchange, line in zip(outcome.grid.of("train"), lines, strict=True):
         ticket = read_ticket(exchange.request.config_records["ticket"])
         start = strategy.start_of(initial, ticket)
-        expected = strategy.expected(start, ticket)
+        expected = strategy.expected(initial, ticket)
+        live = strategy.live(model, ticket)
         assert exchange.reply is not None
         down, up = sent(exchange.request), sent(exchange.reply)
         assert down.keys() == start.tensors.keys()
-        assert down.keys() <= model.trained.keys()
+        assert down.keys() <= strategy.exchanged(model).keys() | live.keys()
         for name, tensor in expected.items():
             assert (up[name].shape, up[name].dtype) == (tensor.shape, tensor.dtype)
         assert up.keys() == expected.keys()
-        if type(strategy).expected is Strategy.expected:
-            assert up.keys() <= model.trained.keys()
+        assert up.keys() <= live.keys()
         assert raw_bytes(up) < line["bytes_up"] == wire.size(exchange.reply) < 1.05 * raw_bytes(up) + 3000
         assert raw_bytes(down) < line["bytes_down"] == wire.size(exchange.request) < 1.05 * raw_bytes(down) + 3000
 
@@ -112,19 +110,11 @@ def test_the_results_folder_is_complete(outcome: Outcome) -> None:
 
 @pytest.mark.parametrize("which", ["last", "best"])
 def test_the_tuned_model_loads_elsewhere(outcome: Outcome, which: str) -> None:
-    from peft import PeftModel
-    from transformers import AutoModelForImageClassification
-
-    folder = outcome.folder / "model"
-    if outcome.run.task.tuning == "lora":
-        base = AutoModelForImageClassification.from_pretrained(folder / "base")
-        loaded = PeftModel.from_pretrained(base, folder / which)
-    else:
-        loaded = AutoModelForImageClassification.from_pretrained(folder / which)
+    """In plain transformers and peft, with the base that the folder names; fedsa-lora's is the shared part."""
     model = installed(outcome.run.strategy, outcome.base, outcome.task, outcome.state(which)).module
     batch = prepare(outcome.task, outcome.base.folder, server_store()).test.batch(torch.arange(20), "cpu")
     with torch.no_grad():
-        assert torch.equal(loaded.eval()(**batch).logits, model.eval()(**batch).logits)
+        assert torch.equal(exported(outcome, which)(**batch).logits, model.eval()(**batch).logits)
     assert outcome.state("last").tensors.keys() == outcome.state("best").tensors.keys()
 
 
@@ -137,8 +127,10 @@ def ranks_sent(outcome: Outcome) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("name", [n for n in strategies.names() if strategies.strategy_class(n).ragged])
 def test_every_node_trains_its_own_rank(name: str, tmp_path: Path) -> None:
-    outcome = hold(tmp_path, {"strategy": name, "lora.ranks": "2,4,8"})
-    assert ranks_sent(outcome) == [(2, 2), (4, 4), (8, 8)]
+    annealing = {"sa-fedlora.initiating-rounds": 0, "sa-fedlora.final-rank": 8}
+    outcome = hold(tmp_path, {"strategy": name, "lora.ranks": "2,4,8"} | annealing)
+    downs = [0, 0, 0] if name == "flora" else [2, 4, 8]  # its nodes draw their factors themselves
+    assert ranks_sent(outcome) == list(zip(downs, [2, 4, 8], strict=True))
     assert [line["rank"] for line in outcome.rounds[1]["nodes"]] == [2, 4, 8]
     assert outcome.summary["ranks"] == {"0": 2, "1": 4, "2": 8}
     assert outcome.state().rank == 8
@@ -213,11 +205,13 @@ def test_half_precision_halves_what_goes_up(tmp_path: Path) -> None:
 def test_one_seed_gives_one_result(name: str, tmp_path: Path) -> None:
     """Whatever ids Flower draws, and whatever this process did before."""
     options = {"strategy": name, "lora.ranks": "2,8", "num-server-rounds": 2, "simulation.num-supernodes": 2}
+    options |= suiting(name)
     first = hold(tmp_path, options, ids=0)
     hold(tmp_path, {"tuning": "bias", "num-server-rounds": 1})
     second = hold(tmp_path, options, ids=1)
     assert first.grid.get_node_ids() != second.grid.get_node_ids()
     assert equal(first.state().tensors, second.state().tensors)
+    assert first.state().marks == second.state().marks
     assert not equal(first.state().tensors, hold(tmp_path, options | {"seed": 1}).state().tensors)
 
 
@@ -233,83 +227,3 @@ def test_the_order_of_node_ids_does_not_matter(tmp_path: Path) -> None:
             break
     one, other = states.values()
     assert equal(one.tensors, other.tensors)
-
-
-# ------------------------------------------------------------------------------- base and data of nodes
-def test_the_base_is_offered_once_to_every_store(tmp_path: Path) -> None:
-    stores = {0: tmp_path / "a", 1: tmp_path / "a", 2: tmp_path / "b"}
-    own = {partition: {"store-path": str(path)} for partition, path in stores.items()}
-    first = hold(tmp_path, {"tuning": "head"}, node_configs=own)
-    offered = [stores[partition] for partition, kind in first.grid.log if kind == "query.base"]
-    assert sorted(offered) == [tmp_path / "a", tmp_path / "b"]
-    assert first.summary["bytes_base"] > 2 * 4 * 136_138
-    second = hold(tmp_path, {"tuning": "head"}, node_configs=own)
-    assert "query.base" not in [kind for _, kind in second.grid.log]
-    assert second.summary["bytes_base"] == 0
-    assert equal(first.state().tensors, second.state().tensors)
-
-
-def test_without_an_offer_a_lacking_node_ends_the_run(tmp_path: Path) -> None:
-    own = {2: {"store-path": str(tmp_path / "empty")}}
-    with pytest.raises(RuntimeError, match=r"nodes 2 lack the base 'embedded'.*model\.offer is false"):
-        hold(tmp_path, {"model.offer": False, "tuning": "head"}, node_configs=own)
-
-
-@pytest.mark.parametrize("key", ["data-path", "dataset-path"])
-def test_a_node_trains_on_its_own_file(tmp_path: Path, key: str) -> None:
-    images, labels = digits_part("public")
-    np.savez(tmp_path / "own.npz", images=images[:37], labels=labels[:37])
-    own = {1: {key: str(tmp_path / "own.npz"), "name": "hospital"}}
-    outcome = hold(tmp_path, {"tuning": "head"}, node_configs=own)
-    lines = {line["node"]: line for line in outcome.rounds[1]["nodes"]}
-    assert lines.keys() == {"0", "2", "hospital"}
-    assert lines["hospital"]["metrics"]["num-examples"] == 37
-    assert not lines["hospital"]["refused"]
-
-
-def test_no_node_needs_a_partition(tmp_path: Path) -> None:
-    images, labels = digits_part("public")
-    own: dict[int, dict[str, Any]] = {}
-    for partition in range(2):
-        np.savez(tmp_path / f"{partition}.npz", images=images[partition::9], labels=labels[partition::9])
-        own[partition] = {"data-path": str(tmp_path / f"{partition}.npz"), "name": f"site {partition}"}
-    grid = InProcessGrid(client_app.app, 2, own)
-    for context in grid.contexts.values():
-        del context.node_config["partition-id"], context.node_config["num-partitions"]
-    outcome = hold(tmp_path, {"tuning": "head", "data.partitioner": "none"}, grid)
-    assert outcome.summary["ranks"].keys() == {"site 0", "site 1"}
-    assert not any(line["refused"] for line in outcome.rounds[1]["nodes"])
-
-
-# ------------------------------------------------------------------------------- nodes that go and come
-class Restless(InProcessGrid):
-    """Node 0 restarts after the first round; its old id lingers for as many rounds as said."""
-
-    rolls, lingers = 0, 0
-
-    def get_node_ids(self) -> list[int]:
-        self.rolls += 1
-        if self.rolls == FIRST_ROLL + 1:
-            self.restart(0, lingers=bool(self.lingers))
-        if self.rolls == FIRST_ROLL + 1 + self.lingers:
-            self.lingering.clear()
-        return super().get_node_ids()
-
-
-FIRST_ROLL = 3  # twice before round 1, then once a round
-
-
-def test_a_node_that_restarts_under_a_new_id_goes_on(tmp_path: Path) -> None:
-    options = {"num-server-rounds": 2, "tuning": "head"}
-    outcome = hold(tmp_path, options, Restless(client_app.app, 3))
-    assert [line["node"] for line in outcome.rounds[2]["nodes"]] == ["0", "1", "2"]
-    assert equal(outcome.state().tensors, hold(tmp_path, options).state().tensors)
-
-
-def test_a_restarted_node_waits_until_its_old_id_is_gone(tmp_path: Path) -> None:
-    """Flower lists the old id until its heartbeat is missed; until then there are two nodes of one name."""
-    grid = Restless(client_app.app, 3)
-    grid.lingers = 1
-    rounds = hold(tmp_path, {"num-server-rounds": 3, "tuning": "head"}, grid).rounds
-    good = [[line["node"] for line in entry["nodes"] if not line["refused"]] for entry in rounds[1:]]
-    assert good == [["0", "1", "2"], ["1", "2"], ["0", "1", "2"]]

@@ -11,39 +11,17 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_process import through_wire
+from random_states import states
 
+from strategies.algebra.tensors import raw
 from strategies.exchange import wire
 from strategies.exchange.vocabulary import Entry, Refused, State, Tensors
 
-DTYPES = [getattr(torch, name) for name in wire.DTYPES]
 EMPTY = {"tensors": [], "journal": []}
 
 
-@st.composite
-def tensors(draw: st.DrawFn) -> torch.Tensor:
-    """Any dtype, 0 to 3 axes, any bits: NaN payloads, infinities, -0.0 and subnormals among them."""
-    dtype = draw(st.sampled_from(DTYPES))
-    shape = draw(st.lists(st.integers(0, 4), max_size=3))
-    count = int(torch.Size(shape).numel())
-    if dtype == torch.bool:
-        return torch.tensor(draw(st.lists(st.booleans(), min_size=count, max_size=count)), dtype=dtype).reshape(shape)
-    data = draw(st.binary(min_size=count * dtype.itemsize, max_size=count * dtype.itemsize))
-    flat = torch.frombuffer(bytearray(data), dtype=dtype) if count else torch.empty(0, dtype=dtype)
-    tensor = flat.reshape(shape)
-    return tensor.transpose(0, -1) if len(shape) > 1 and draw(st.booleans()) else tensor
-
-
-def sections(smallest: int = 0) -> st.SearchStrategy[Tensors]:
-    return st.dictionaries(st.text(min_size=1, max_size=8), tensors(), min_size=smallest, max_size=4)
-
-
-def states(smallest: int = 0) -> st.SearchStrategy[State]:
-    entries = st.builds(Entry, st.integers(0, 99), st.integers(0, 2**63 - 1), sections(smallest))
-    return st.builds(State, sections(), st.lists(entries, max_size=3).map(tuple))
-
-
 def described(tensors: Tensors) -> dict[str, object]:
-    return {name: (t.dtype, tuple(t.shape), wire.raw(t)) for name, t in tensors.items()}
+    return {name: (t.dtype, tuple(t.shape), raw(t)) for name, t in tensors.items()}
 
 
 def assert_same(one: State, other: State) -> None:
@@ -77,7 +55,7 @@ SPECIAL = {
 def test_nan_payloads_signed_zeros_and_subnormals_keep_their_bits(dtype):
     bits = b"".join(pattern.to_bytes(dtype.itemsize, "little") for pattern in SPECIAL[dtype])
     state = State({"odd": torch.frombuffer(bytearray(bits), dtype=dtype), "scalar": torch.tensor(-0.0, dtype=dtype)})
-    assert wire.raw(wire.unpack(wire.pack(state)).tensors["odd"]) == bits
+    assert raw(wire.unpack(wire.pack(state)).tensors["odd"]) == bits
     assert_same(wire.from_arrays(wire.to_arrays(state)), state)
 
 

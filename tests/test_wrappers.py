@@ -181,6 +181,6 @@ def test_a_chain_is_undone_from_its_end(chain):
 def test_a_wrapper_of_means_needs_a_strategy_that_takes_the_mean(name):
     strategy = strategies.load(name, wrappers=[Central()])
     tuning = min(strategy.tunings) if strategy.tunings else "lora"
-    found = misfits(strategy, TaskConfig(tuning=tuning))
+    found = misfits(strategy, TaskConfig(tuning=tuning, evaluate="nodes" if strategy.personal else "server"))
     assert bool(found) != strategy.mean
     assert all("Central" in problem and name in problem for problem in found)

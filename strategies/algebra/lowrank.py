@@ -1,6 +1,6 @@
 """Pairs of low-rank factors: A is rank x inputs, B is outputs x rank, the adapter adds scaling * B A."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
@@ -22,6 +22,21 @@ def truncated(tensors: Mapping[str, torch.Tensor], rank: int) -> Tensors:
     return small
 
 
+def silenced(tensors: Mapping[str, torch.Tensor], rank: int) -> Tensors:
+    """The same tensors with B zero beyond `rank`, so that the slices there add nothing."""
+    return {
+        name: tensor.index_fill(1, torch.arange(rank, tensor.shape[1]), 0.0)
+        if rank_axis(name) == 1 and tensor.shape[1] > rank
+        else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def others(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """The tensors that are no factors."""
+    return {name: tensor for name, tensor in tensors.items() if rank_axis(name) is None}
+
+
 def modules(names: Iterable[str]) -> list[str]:
     """The modules that factors among `names` belong to, in order of first appearance."""
     found = (name.split(".lora_", 1)[0] for name in names if rank_axis(name) is not None)
@@ -35,6 +50,24 @@ def factor_names(module: str) -> tuple[str, str]:
 
 NEGLIGIBLE = 1e-10  # of the largest singular value: below it is rounding
 INDEPENDENT = 1e-3  # length of what a row adds to others; less would be mostly rounding
+
+
+def products(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """What `ProductSum.parts` wrote: the name of a linear layer's weight, and a matrix (float64) to add to it."""
+    for module in modules(tensors):
+        b, a = (tensors[name].double() for name in factor_names(module))
+        yield f"{module}.weight", b @ a
+    for name, tensor in tensors.items():
+        if rank_axis(name) is None:
+            yield name, tensor.double()
+
+
+def merged_pair(tensors: Mapping[str, torch.Tensor], module: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What `ProductSum.parts` wrote for a module, as B and A; None where it wrote nothing."""
+    if (matrix := tensors.get(f"{module}.weight")) is not None:
+        return matrix, torch.eye(matrix.shape[1])
+    b, a = (tensors.get(name) for name in factor_names(module))
+    return None if b is None or a is None else (b, a)
 
 
 class ProductSum:
@@ -67,6 +100,19 @@ class ProductSum:
         longer._left, longer._right = list(self._left), list(self._right)
         longer.add(coefficient, b, a)
         return longer
+
+    def parts(self, module: str, coefficient: float = 1.0, floor: float = 0.0) -> Tensors:
+        """`coefficient` times the sum in float32, by names of `module`: as factors, as one matrix where that is
+        smaller, as nothing where no singular value is above `floor`. `products` reads it back."""
+        left, core, right = self._reduced()
+        u, s, vh = torch.linalg.svd(core)
+        kept = int((s > max(floor, NEGLIGIBLE * float(s.max()))).sum())
+        if not kept:
+            return {}
+        b, a = (left @ u[:, :kept] * (coefficient * s[:kept])), vh[:kept] @ right
+        if b.numel() + a.numel() < b.shape[0] * a.shape[1]:
+            return dict(zip(factor_names(module), (b.float(), a.float()), strict=True))
+        return {f"{module}.weight": (b @ a).float()}
 
     def split(self, rank: int, spare: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The best B (outputs x rank) and A (rank x inputs) of this rank: B = U S, A = V^T (Eckart and Young).

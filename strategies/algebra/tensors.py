@@ -28,6 +28,19 @@ def difference(after: Mapping[str, torch.Tensor], before: Mapping[str, torch.Ten
     return {n: (after[n].detach().cpu().double() - b.double()).to(b.dtype) for n, b in before.items()}
 
 
+def squared_distance(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Over all tensors of `other`, the sum of squared differences; a number with gradients."""
+    return torch.stack([(one[name] - tensor).square().sum() for name, tensor in other.items()]).sum()
+
+
+def raw(tensor: torch.Tensor) -> bytes:
+    """The tensor's bytes in row-major order."""
+    if not tensor.numel():
+        return b""  # an empty tensor may have strides that no view of bytes allows
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes()
+
+
 def snapshot(tensors: Mapping[str, torch.Tensor]) -> Tensors:
     """Copies on the CPU that later training does not change."""
     return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}

@@ -9,11 +9,12 @@ from typing import ClassVar
 
 import torch
 
-from strategies.algebra.lowrank import truncated
+from strategies.algebra.lowrank import silenced, truncated
 from strategies.algebra.mean import WeightedSum
 from strategies.algebra.tensors import Tensors, added, difference, snapshot
 from strategies.exchange.vocabulary import Entry, Metrics, Profile, State, Ticket, Update
 from strategies.exchange.wrapper import Wrapper
+from task.config import TaskConfig
 from task.model import TunedModel
 from task.seeds import derive
 from task.train import Trainer
@@ -36,7 +37,12 @@ class Algorithm:
     ragged: ClassVar[bool] = False  # may nodes of one cohort hold different ranks?
     prunes: ClassVar[bool] = False  # may a node answer with fewer ranks than its ticket, and keep to them?
     mean: ClassVar[bool] = True  # is `combine` the weighted mean of the updates?
+    personal: ClassVar[bool] = False  # does every node end with a model of its own, which only it can score?
     laws: ClassVar[frozenset[str]] = frozenset({IDENTITY, FIXED_POINT, ORDER, WEIGHTS, EQUAL_RANKS})
+
+    def problems(self, config: TaskConfig) -> list[str]:
+        """What is wrong between this strategy's options and the task's settings."""
+        return []
 
     @property
     def name(self) -> str:
@@ -58,13 +64,25 @@ class Algorithm:
             for name, own in budgets.items()
         }
 
+    def begin(self, state: State, round: int, rank: int) -> State:
+        """The state that a round starts from; `rank` is the largest that anyone trains in it.
+
+        Where ranks are equal, the slices beyond it are silenced, for everybody trains without them.
+        """
+        return state if self.ragged or not rank else State(silenced(state.tensors, rank), state.journal)
+
     def start_of(self, state: State, ticket: Ticket) -> State:
         """What the node of this ticket starts from. Pure: the server calls it again to check an update."""
         return State(truncated(state.tensors, ticket.rank), state.journal)
 
-    def expected(self, start: State, ticket: Ticket) -> Tensors:
-        """Tensors of the names, shapes and dtypes that an update to this start must have."""
+    def expected(self, state: State, ticket: Ticket) -> Tensors:
+        """Tensors of the names, shapes and dtypes that an update on this ticket must have."""
+        start = self.start_of(state, ticket)
         return {name: tensor for name, tensor in start.tensors.items() if self.trains(name, ticket.round)}
+
+    def trained(self, state: State, update: Update) -> Tensors:
+        """The tensors that the node held after training, by its update."""
+        return added(self.start_of(state, update.ticket).tensors, update.delta)
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
         """One change of the state from the updates of a round, which are read once, as they come."""
@@ -85,19 +103,24 @@ class Algorithm:
 
     # ------------------------------------------------------------------ the node's half
 
+    def private(self, model: TunedModel) -> Mapping[str, torch.Tensor]:
+        """The tensors that stay on a node, from one of its rounds to the next."""
+        return {}
+
     def exchanged(self, model: TunedModel) -> Mapping[str, torch.Tensor]:
         """The tensors of the model that this strategy exchanges, by their names on the wire."""
         return model.trained
 
     def install(self, model: TunedModel, start: State) -> None:
-        """Make the model what the server holds: write tensors, replay entries in order, from the base on."""
-        model.reset(model.trained.keys() - start.tensors.keys())  # they would keep another node's training
+        """Make a model that has caught up with the journal what the server holds."""
+        own = model.trained.keys() - start.tensors.keys()
+        model.reset(own)  # they would keep another node's training
+        if start.rank:  # factors that stay have as many ranks as those that come
+            model.write(truncated({name: model.trained[name] for name in own}, start.rank))
         model.write(start.tensors)
-        for entry in start.journal:
-            self.replay(model, entry)
 
     def replay(self, model: TunedModel, entry: Entry) -> None:
-        """Change the base by one entry of the journal."""
+        """Change what the model stands on (`TunedModel.ground`) by one entry of the journal."""
         raise TypeError(f"the strategy '{self.name}' keeps no journal, but was sent an entry of round {entry.round}")
 
     def train(self, model: TunedModel, trainer: Trainer, ticket: Ticket) -> tuple[Tensors, Metrics]:

@@ -11,15 +11,17 @@ from flwr.app import Message, RecordDict
 from strategies.algebra.lowrank import truncated
 from strategies.exchange import wire
 from strategies.exchange.algorithm import Algorithm
-from strategies.exchange.vocabulary import Metrics, Refused, State, Ticket, Update
+from strategies.exchange.vocabulary import Metrics, OutOfMemory, Refused, State, Ticket, Update
 
 MAX_ROWS = 10**12
 SHOWN = 3  # names that a reason lists before it says how many more there are
 
 
-def admit_update(strategy: Algorithm, message: Message | None, node: str, ticket: Ticket, start: State) -> Update:
-    """The update in a reply to `ticket`, whose node started from `start`. Raises Refused."""
+def admit_update(strategy: Algorithm, message: Message | None, node: str, ticket: Ticket, state: State) -> Update:
+    """The update in a reply to `ticket`, whose node started from its share of `state`. Raises Refused."""
     records = content(message)
+    if (ran_out := records.config_records.get(OutOfMemory.RECORD)) is not None:
+        raise OutOfMemory(f"out of memory at rank {ticket.rank}: {plain_reason(str(ran_out.get('said', '')))}")
     metrics = _metrics(records.metric_records.get("metrics"))
     if metrics.pop("server-round", None) != ticket.round:
         raise Refused(f"it answers another round than {ticket.round}")
@@ -27,10 +29,10 @@ def admit_update(strategy: Algorithm, message: Message | None, node: str, ticket
     if type(weight) is not int or not 0 < weight <= MAX_ROWS:
         raise Refused(f"num-examples must be a positive whole number, not {weight!r}")
     sent = wire.unpack(records)
-    if sent.journal:
+    if sent.journal or sent.since:
         raise Refused("an update has no journal")
     ticket = _lowered(ticket, metrics.pop("rank", ticket.rank), strategy.prunes)
-    expected = truncated(strategy.expected(start, ticket), ticket.rank)
+    expected = truncated(strategy.expected(state, ticket), ticket.rank)
     delta = sent.tensors
     for wrapper in reversed(strategy.wrappers):
         delta = wrapper.incoming(delta, expected)

@@ -35,10 +35,13 @@ class Round:
     bytes_up: int = 0
     bytes_down: int = 0
     bytes_base: int = 0  # offers of the base, counted apart from what training moves
-    parameters: int = 0  # numbers in the state, beside the bytes
+    parameters_up: int = 0  # numbers that crossed, beside the bytes
+    parameters_down: int = 0
+    parameters: int = 0  # numbers in the state
 
 
 OnRound = Callable[[Round, State], None]
+Score = Callable[[State], Metrics]
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Federation:
 
     base: what to start from and to offer; None: found by `model.name`.
     checkpoint: folder that holds the newest state after each round; None: none is kept.
+    score: evaluates the state on the server after every round; beside Flower's `evaluate_fn` it spares a copy.
     on_round: called after every round with its report and the state, round 0 included.
     """
 
@@ -60,4 +64,5 @@ class Federation:
     max_failed_rounds: int = 3
     base: Base | None = None
     checkpoint: Path | None = None
+    score: Score | None = None
     on_round: OnRound | None = None

@@ -10,11 +10,13 @@ through QR of the stacked factors; no matrix of a layer's size is ever formed.
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 
-from strategies.algebra.lowrank import ProductSum, factor_names, modules, rank_axis, truncated
-from strategies.algebra.tensors import Tensors, added
+from strategies.algebra.lowrank import ProductSum, factor_names, merged_pair, modules
+from strategies.algebra.tensors import Tensors
+from strategies.exchange.vocabulary import Entry
 
 OVERALL = "overall"
 
@@ -27,26 +29,35 @@ class Meter:
         self._weight = 0.0
 
     def see(self, trained: Tensors, weight: float) -> None:
-        """One node's factors after training, at whatever rank it trains."""
+        """What one node held after training, at whatever rank it trains; only factors count."""
         for module in modules(trained):
             self._means[module].add(weight, *_pair(trained, module))
         self._weight += weight
 
-    def read(self, state: Tensors) -> dict[str, float]:
-        """Relative errors by module, and `overall`; empty where there are no factors or nothing was learned."""
+    def read(self, state: Tensors, merged: Sequence[Entry] = ()) -> dict[str, float]:
+        """Relative errors by module, and `overall`; empty where there are no factors or nothing was learned.
+
+        `merged` are the entries that this round has put into the base: they count with the factors.
+        """
         errors, sums = {}, [0.0, 0.0]
         for module, mean in self._means.items():
-            off, norm = mean.plus(-self._weight, *_pair(state, module)).norm(), mean.norm()
+            off, norm = self._gap(mean, module, state, merged).norm(), mean.norm()
             sums = [sums[0] + off**2, sums[1] + norm**2]
             if norm:
                 errors[module] = off / norm
         return {OVERALL: math.sqrt(sums[0] / sums[1]), **errors} if sums[1] else {}
 
+    def _gap(self, mean: ProductSum, module: str, state: Tensors, merged: Sequence[Entry]) -> ProductSum:
+        """The sum of the nodes' products less what the state makes of it."""
+        gap = mean.plus(-self._weight, *_pair(state, module)) if _factors(state, module) else mean
+        for entry in merged:
+            if pair := merged_pair(entry.tensors, module):
+                gap = gap.plus(-self._weight, *pair)
+        return gap
 
-def factors_after(start: Tensors, delta: Tensors, rank: int) -> Tensors:
-    """The factors that a node holds after training `rank` ranks; other tensors are left out."""
-    factors = {name: tensor for name, tensor in start.items() if rank_axis(name) is not None}
-    return added(truncated(factors, rank), delta)
+
+def _factors(tensors: Tensors, module: str) -> bool:
+    return any(name in tensors for name in factor_names(module))
 
 
 def _pair(tensors: Tensors, module: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,6 @@
-"""Before round 1: wait for nodes, settle base, labels and split, ask every node what it is, offer the base."""
+"""Before round 1: wait for nodes, settle base, labels and split, ask every node what it is, offer the base, and let
+nodes try ranks where nobody has said theirs.
+"""
 
 import logging
 import time
@@ -9,7 +11,7 @@ import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from strategies.exchange import door, order, post, wire
+from strategies.exchange import door, order, post, ranks, wire
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import Federation
 from strategies.exchange.vocabulary import Profile, Refused, RunFailed, State
@@ -54,7 +56,8 @@ def open_run(strategy: Algorithm, grid: Grid, config: TaskConfig, federation: Fe
         config = settled(config, server_store(), len(node_ids))
     asked = _ask(grid, node_ids, config)
     base = federation.base or server_base(config.model, server_store())
-    meeting = _offered(grid, _met(grid, asked, timeout), strategy, config, base, timeout)
+    meeting = _offered(grid, _met(grid, asked, config, timeout), strategy, config, base, timeout)
+    meeting = _tried(grid, meeting, strategy, config, base, timeout)
     if not meeting.profiles:
         reasons = list(meeting.left_out.values()) or ["none is connected"]
         raise RunFailed(f"none of {len(node_ids)} nodes can take part; {reasons[0]}")
@@ -64,8 +67,9 @@ def open_run(strategy: Algorithm, grid: Grid, config: TaskConfig, federation: Fe
 
 def meet(grid: Grid, node_ids: Iterable[int], strategy: Algorithm, opening: Opening, timeout: float) -> Meeting:
     """Nodes that connect later: asked in the same way, given the base if they lack it. Raises RunFailed."""
-    meeting = _met(grid, _ask(grid, node_ids, opening.config), timeout)
-    return _offered(grid, meeting, strategy, opening.config, opening.base, timeout)
+    config, base = opening.config, opening.base
+    meeting = _met(grid, _ask(grid, node_ids, config), config, timeout)
+    return _tried(grid, _offered(grid, meeting, strategy, config, base, timeout), strategy, config, base, timeout)
 
 
 def wait_for_nodes(grid: Grid, federation: Federation) -> list[int]:
@@ -109,7 +113,7 @@ def _ask(grid: Grid, node_ids: Iterable[int], config: TaskConfig) -> list[post.S
     return sent
 
 
-def _met(grid: Grid, asked: list[post.Sent], timeout: float) -> Meeting:
+def _met(grid: Grid, asked: list[post.Sent], config: TaskConfig, timeout: float) -> Meeting:
     """Profiles of the nodes that answer and fit; the others are left out with a reason."""
     profiles: dict[int, Profile] = {}
     left_out: dict[int, str] = {}
@@ -120,6 +124,8 @@ def _met(grid: Grid, asked: list[post.Sent], timeout: float) -> Meeting:
             up += wire.size(door.content(reply))
             if any(profile.name == other.name for other in profiles.values()):
                 raise Refused(f"there is a node named '{profile.name}' already")
+            if profile.dtypes and (dtype := config.model.dtype) not in profile.dtypes:
+                raise Refused(f"its device, {profile.device}, does not train in model.dtype = '{dtype}'")
             profiles[item.node_id] = profile
         except Refused as reason:
             left_out[item.node_id] = str(reason)
@@ -155,6 +161,50 @@ def _offered(
     return replace(meeting, bytes_base=sum(item.bytes for item in sent))
 
 
+def _tried(
+    grid: Grid, meeting: Meeting, strategy: Algorithm, config: TaskConfig, base: Base, timeout: float
+) -> Meeting:
+    """The meeting with a rank for every node whose rank is automatic, from a trial on that node."""
+    automatic = sorted((p for p in meeting.profiles.values() if p.automatic), key=lambda profile: profile.order)
+    if not automatic:
+        return meeting
+    parcel = post.Parcel.of(RecordDict({"order": order.write(config, strategy, base.fingerprint)}))
+    sent = [post.send(grid, profile.node_id, "query.trial", "0", parcel) for profile in automatic]
+    candidates = config.lora.auto_ranks
+    LOG.info("%d nodes try ranks %d to %d", len(sent), candidates[0], candidates[-1])
+    lines, found, up = [], {}, 0
+    answers = post.replies(grid, sent, time.monotonic() + timeout)
+    for (_, reply), profile in zip(answers, automatic, strict=True):
+        trial, choice = _choice(profile, reply, candidates, timeout)
+        lines.append((profile, trial, choice))
+        found[profile.node_id] = replace(profile, rank=choice.rank)
+        up += wire.size(reply.content) if reply is not None and not reply.has_error() else 0
+    for line in ranks.table(lines).splitlines():
+        LOG.info("%s", line)
+    down = sum(item.bytes for item in sent)
+    return replace(
+        meeting,
+        profiles=meeting.profiles | found,
+        bytes_up=meeting.bytes_up + up,
+        bytes_down=meeting.bytes_down + down,
+    )
+
+
+def _choice(
+    profile: Profile, reply: Message | None, candidates: tuple[int, ...], timeout: float
+) -> tuple[ranks.Trial | None, ranks.Choice]:
+    """What a node's trial says, and the rank that follows; the smallest where there is no trial."""
+    try:
+        trial = ranks.Trial.read(door.content(reply).config_records.get("trial", {}), candidates)
+    except Refused as reason:
+        LOG.warning("node %s: no trial: %s", profile.name, reason)
+        return None, ranks.Choice(candidates[0], ranks.UNKNOWN)
+    choice = ranks.choose(trial, candidates, timeout)
+    if not choice.fits:
+        LOG.warning("node %s: not even rank %d fits its %s", profile.name, choice.rank, choice.limit)
+    return trial, choice
+
+
 def _check_split(config: TaskConfig, plan: Outline, store: Store, num_nodes: int) -> None:
     split = partition(config, plan.train.labels, plan.train.ids, num_nodes, store)
     for line in table(split, plan.train.labels, plan.labels).splitlines():
@@ -177,6 +227,8 @@ def _profile(node_id: int, reply: Message | None) -> Profile:
             memory=int(said["memory"]),  # type: ignore[arg-type]
             cores=int(said["cores"]),  # type: ignore[arg-type]
             versions=str(said["versions"]),
+            automatic=said["automatic"] is True,
+            dtypes=frozenset(said["dtypes"]),  # type: ignore[arg-type]
         )
     except (KeyError, TypeError, ValueError) as error:
         raise Refused(f"its profile is unreadable: {error!r}") from error

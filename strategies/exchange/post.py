@@ -23,6 +23,7 @@ class Sent:
     node_id: int
     message_id: str  # empty where the SuperLink did not take it
     bytes: int
+    numbers: int = 0  # parameters among its content
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,12 @@ class Parcel:
 
     records: RecordDict
     bytes: int
+    numbers: int = 0
 
     @classmethod
-    def of(cls, records: RecordDict) -> "Parcel":
-        """Measure `records`, without the dictionary that holds them."""
-        return cls(records, wire.size(records) - wire.head(tuple(records)))
+    def of(cls, records: RecordDict, numbers: int = 0) -> "Parcel":
+        """Measure `records`, without the dictionary that holds them; `numbers` is how many parameters are in them."""
+        return cls(records, wire.size(records) - wire.head(tuple(records)), numbers)
 
 
 def send(grid: Grid, node_id: int, kind: str, group: str, shared: Parcel, own: RecordDict | None = None) -> Sent:
@@ -44,7 +46,8 @@ def send(grid: Grid, node_id: int, kind: str, group: str, shared: Parcel, own: R
     content = RecordDict({**shared.records, **mine.records})
     message = Message(content, dst_node_id=node_id, message_type=kind, group_id=group)
     ids = [message_id for message_id in grid.push_messages([message]) if message_id]
-    return Sent(node_id, ids[0] if ids else "", shared.bytes + mine.bytes + wire.head(tuple(content)))
+    size = shared.bytes + mine.bytes + wire.head(tuple(content))
+    return Sent(node_id, ids[0] if ids else "", size, shared.numbers)
 
 
 def replies(grid: Grid, sent: list[Sent], deadline: float) -> Iterator[tuple[Sent, Message | None]]:

@@ -1,5 +1,6 @@
 """Who is there: nodes that fitted when they were asked, and which of them are connected now."""
 
+import logging
 from dataclasses import dataclass, field, replace
 
 from flwr.serverapp import Grid
@@ -8,7 +9,10 @@ from strategies.exchange import cohort
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import Federation, Round
 from strategies.exchange.opening import Meeting, Opening, meet
-from strategies.exchange.vocabulary import Profile, State, Ticket
+from strategies.exchange.ranks import below
+from strategies.exchange.vocabulary import BASE_MARK, OutOfMemory, Profile, Refused, State, Ticket
+
+LOG = logging.getLogger("flwr")
 
 
 @dataclass
@@ -23,6 +27,7 @@ class Roll:
     known: dict[int, Profile] = field(default_factory=dict)  # every node that ever fitted, by Flower's id
     left_out: set[int] = field(default_factory=set)
     present: list[Profile] = field(default_factory=list)  # in the order of names
+    marks: dict[int, str] = field(default_factory=dict)  # how much of the journal each node is known to hold, by id
 
     def __post_init__(self) -> None:
         self._welcome(self.opening.meeting, set())
@@ -40,7 +45,27 @@ class Roll:
 
     def lower(self, profile: Profile, rank: int) -> None:
         """From now on this node trains no more than `rank`."""
+        LOG.info("node %s goes on at rank %d", profile.name, rank)
         self.known[profile.node_id] = replace(profile, rank=rank)
+
+    def share(self, profile: Profile, ticket: Ticket, state: State) -> State:
+        """What this node is sent: its start, without the part of the journal that it holds."""
+        return self.strategy.start_of(state, ticket).after(self.marks.get(profile.node_id, BASE_MARK))
+
+    def answered(self, profile: Profile, state: State) -> None:
+        """A good reply: the node holds the journal that was sent to it."""
+        self.marks[profile.node_id] = state.marks[-1]
+
+    def failed(self, profile: Profile) -> None:
+        """No good reply: what the node holds is not known, so it will be sent everything."""
+        self.marks.pop(profile.node_id, None)
+
+    def refused(self, profile: Profile, ticket: Ticket, reason: Refused) -> None:
+        """No good update. A node that ran out of memory goes on at a smaller rank, where there is one."""
+        self.failed(profile)
+        candidates = self.opening.config.lora.auto_ranks if profile.automatic else ()
+        if isinstance(reason, OutOfMemory) and (rank := below(ticket.rank, candidates)):
+            self.lower(profile, rank)
 
     def cohort(self, purpose: str, fraction: float, minimum: int, round: int) -> list[Profile]:
         """Who takes part in `purpose` in this round."""

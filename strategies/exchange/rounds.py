@@ -15,10 +15,11 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
+from strategies.algebra.lowrank import truncated
 from strategies.exchange import checkpoint, door, order, post, wire
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import Federation, NodeLine, Round
-from strategies.exchange.meter import Meter, factors_after
+from strategies.exchange.meter import Meter
 from strategies.exchange.opening import Opening, open_run
 from strategies.exchange.roll import Roll
 from strategies.exchange.vocabulary import Metrics, Profile, Refused, RunFailed, State, Ticket, Update
@@ -51,6 +52,7 @@ def run(
     opening = open_run(strategy, grid, config, federation, timeout)
     session = _Run(strategy, grid, opening, federation, num_rounds, timeout, evaluate_config, evaluate_fn)
     state = session.initial(initial_arrays)
+    session.rank = state.rank
     result = Result()
     failures = 0
     for number in range(num_rounds + 1):
@@ -65,7 +67,7 @@ def run(
 
 def misfits(strategy: Algorithm, config: TaskConfig) -> list[str]:
     """Why a strategy cannot run with these settings, if so."""
-    found = []
+    found = strategy.problems(config)
     if strategy.tunings is not None and config.tuning not in strategy.tunings:
         fits = " or ".join(f"'{tuning}'" for tuning in sorted(strategy.tunings))
         found.append(f"strategy = '{strategy.name}' needs tuning = {fits}, not '{config.tuning}'")
@@ -74,6 +76,8 @@ def misfits(strategy: Algorithm, config: TaskConfig) -> list[str]:
             found.append(
                 f"wrapper {type(wrapper).__name__} acts on a mean of updates; strategy = '{strategy.name}' has none"
             )
+    if strategy.personal and config.evaluate != "nodes":
+        found.append(f"strategy = '{strategy.name}' leaves a model of its own on every node: set evaluate = 'nodes'")
     return found
 
 
@@ -97,6 +101,7 @@ class _Run:
     evaluate_config: dict[str, object]
     evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None
     roll: Roll = field(init=False)
+    rank: int = 0  # that nodes build adapters with, whatever rank they train
 
     def __post_init__(self) -> None:
         self.roll = Roll(self.strategy, self.grid, self.opening, self.federation, self.timeout)
@@ -121,6 +126,10 @@ class _Run:
     def close(self, report: Round, state: State, result: Result) -> None:
         """After a round: score it on the server, keep it, report it."""
         report.parameters = sum(tensor.numel() for tensor in state.tensors.values())
+        if self.federation.score is not None:
+            report.evaluated_by_server = self.federation.score(state)
+            scores = MetricRecord(dict(report.evaluated_by_server))
+            result.evaluate_metrics_serverapp[report.number] = scores
         if self.evaluate_fn is not None:
             scored = self.evaluate_fn(report.number, wire.to_arrays(state))
             if scored is not None:
@@ -145,6 +154,8 @@ class _Run:
         report = Round(number)
         self.roll.call(report)
         tickets = self.roll.tickets(number, self.rounds, state)
+        rank = max((ticket.rank for ticket in tickets.values()), default=0)
+        state = self.strategy.begin(state, number, rank)
         minimum = self.federation.min_train_nodes
         chosen = self.roll.cohort("train", self.federation.fraction_train, minimum, number)
         LOG.info("configure_train: Sampled %d nodes (out of %d)", len(chosen), len(self.roll.present))
@@ -154,9 +165,10 @@ class _Run:
         sent = self._send("train", number, state, [(profile, tickets[profile.name]) for profile in chosen], report)
         meter = Meter()
         updates = self._updates(state, sent, chosen, tickets, report, meter)
+        started = len(state.journal)
         state = self._combined(state, updates, len(chosen), report)
         if not report.failed:
-            report.inexactness = meter.read(state.tensors)
+            report.inexactness = meter.read(truncated(state.tensors, rank), state.journal[started:])
             self._evaluate(report, state)
         report.seconds = time.monotonic() - began
         return state, report
@@ -196,17 +208,19 @@ class _Run:
                 line.bytes_up = wire.size(reply.content)
                 report.bytes_up += line.bytes_up
             try:
-                start = self.strategy.start_of(state, ticket)
-                update = door.admit_update(self.strategy, reply, profile.name, ticket, start)
+                update = door.admit_update(self.strategy, reply, profile.name, ticket, state)
             except Refused as reason:
                 line.refused = str(reason)
                 LOG.warning("round %d: dropped the reply of node %s: %s", report.number, profile.name, reason)
+                self.roll.refused(profile, ticket, reason)
                 continue
             line.metrics = dict(update.metrics)
+            report.parameters_up += sum(delta.numel() for delta in update.delta.values())
+            self.roll.answered(profile, state)
             if update.ticket.rank != ticket.rank:
                 self.roll.lower(profile, update.ticket.rank)
-                LOG.info("round %d: node %s goes on at rank %d", report.number, profile.name, update.ticket.rank)
-            meter.see(factors_after(start.tensors, update.delta, update.ticket.rank), update.weight)
+            if not self.strategy.personal:
+                meter.see(self.strategy.trained(state, update), update.weight)
             yield update
 
     def _evaluate(self, report: Round, state: State) -> None:
@@ -225,10 +239,13 @@ class _Run:
             try:
                 answers.append(door.admit_metrics(reply))
                 scratch.bytes_up += wire.size(reply.content)  # type: ignore[union-attr]
+                self.roll.answered(profile, state)
             except Refused as reason:
+                self.roll.failed(profile)
                 LOG.warning("round %d: node %s did not evaluate: %s", report.number, profile.name, reason)
         report.bytes_down += scratch.bytes_down
         report.bytes_up += scratch.bytes_up
+        report.parameters_down += scratch.parameters_down
         report.evaluated_by_nodes = _means(answers)
 
     # ------------------------------------------------------------------ who and what
@@ -237,19 +254,22 @@ class _Run:
         self, kind: str, number: int, state: State, pairs: list[tuple[Profile, Ticket]], report: Round
     ) -> list[post.Sent]:
         """One message a node, encoded once per distinct content; fills in the lines of the report."""
-        packed: dict[int, post.Parcel] = {}
+        packed: dict[tuple[int, str], post.Parcel] = {}
         config = self.opening.config
         if kind == "evaluate":
             config = replace(TaskConfig.read({**flatten(config), **self.evaluate_config}), data=config.data)
-        instruction = order.write(config, self.strategy, self.opening.base.fingerprint, state.rank)
+        instruction = order.write(config, self.strategy, self.opening.base.fingerprint, self.rank)
         sent = []
         for profile, ticket in pairs:
-            if ticket.rank not in packed:
-                packed[ticket.rank] = post.Parcel.of(wire.pack(self.strategy.start_of(state, ticket)))
+            share = self.roll.share(profile, ticket, state)
+            content = (ticket.rank, share.since)
+            if content not in packed:
+                packed[content] = post.Parcel.of(wire.pack(share), share.numbers)
             own = RecordDict({"order": instruction, "ticket": order.write_ticket(ticket)})
-            item = post.send(self.grid, profile.node_id, kind, str(number), packed[ticket.rank], own)
+            item = post.send(self.grid, profile.node_id, kind, str(number), packed[content], own)
             report.nodes.append(NodeLine(profile.name, ticket.rank, bytes_down=item.bytes))
             report.bytes_down += item.bytes
+            report.parameters_down += item.numbers
             sent.append(item)
         return sent
 

@@ -2,11 +2,13 @@
 appends entries to a journal that everyone replays. A node answers with an additive update.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from strategies.algebra.lowrank import rank_axis
-from strategies.algebra.tensors import Tensors
+from strategies.algebra.tensors import Tensors, raw
 
 Metrics = dict[str, int | float]
 
@@ -19,13 +21,19 @@ class Refused(ValueError):
     """A reply, or a node, that does not fit; the message is the reason that is logged."""
 
 
+class OutOfMemory(Refused):
+    """A node whose memory does not do for what it was asked; it may do at a smaller rank."""
+
+    RECORD = "out-of-memory"  # of such a node's reply; `said` in it is the error
+
+
 @dataclass(frozen=True)
 class Profile:
     """What a node says of itself when asked."""
 
     node_id: int  # Flower's, random in every run
     name: str  # stable: seeds, order and logs go by it
-    rank: int  # the largest adapter rank the node can train; 0: has no opinion
+    rank: int  # the largest adapter rank the node can train; 0: there is none, or it is still to be found
     num_examples: int  # rows it trains on
     store: str  # identity of the disk it keeps bases on; nodes may share one
     bases: frozenset[str] = frozenset()  # fingerprints of the bases it could start from
@@ -33,6 +41,8 @@ class Profile:
     memory: int = 0  # bytes free where it would train
     cores: int = 1
     versions: str = ""
+    automatic: bool = False  # is its rank found by a trial?
+    dtypes: frozenset[str] = frozenset()  # that its device trains in; empty: it did not say
 
     @property
     def order(self) -> tuple[bool, int, str]:
@@ -59,6 +69,23 @@ class Entry:
     seed: int
     tensors: Tensors
 
+    @cached_property
+    def digest(self) -> str:
+        """A hash of all there is to the entry."""
+        hashed = hashlib.blake2b(f"{self.round} {self.seed}".encode(), digest_size=16)
+        for name, tensor in sorted(self.tensors.items()):
+            hashed.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+            hashed.update(raw(tensor))
+        return hashed.hexdigest()
+
+
+BASE_MARK = ""  # before the first entry
+
+
+def mark_after(mark: str, entry: Entry) -> str:
+    """The mark of a journal that goes one entry beyond `mark`. Equal marks: equal entries, from the base on."""
+    return hashlib.blake2b(f"{mark} {entry.digest}".encode(), digest_size=16).hexdigest()
+
 
 @dataclass(frozen=True)
 class State:
@@ -66,12 +93,32 @@ class State:
 
     tensors: Tensors
     journal: tuple[Entry, ...] = ()
+    since: str = BASE_MARK  # the mark of entries that were cut off in front, because the receiver has them
 
     @property
     def rank(self) -> int:
         """Largest rank among the factors; 0 without adapters."""
         axes = ((tensor, rank_axis(name)) for name, tensor in self.tensors.items())
         return max((tensor.shape[axis] for tensor, axis in axes if axis is not None), default=0)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers there are in tensors and journal."""
+        sections = [self.tensors, *(entry.tensors for entry in self.journal)]
+        return sum(tensor.numel() for section in sections for tensor in section.values())
+
+    @property
+    def marks(self) -> list[str]:
+        """The mark before each entry, and after the last."""
+        marks = [self.since]
+        for entry in self.journal:
+            marks.append(mark_after(marks[-1], entry))
+        return marks
+
+    def after(self, mark: str) -> "State":
+        """Without the entries up to `mark`; whole where the journal does not know that mark."""
+        marks = self.marks
+        return State(self.tensors, self.journal[marks.index(mark) :], mark) if mark in marks else self
 
 
 @dataclass(frozen=True)

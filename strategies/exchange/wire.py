@@ -7,6 +7,7 @@ alone. Nothing here unpickles; what is read is checked before it is believed.
 """
 
 import json
+import re
 import zlib
 from collections.abc import Iterable
 from functools import lru_cache
@@ -20,12 +21,13 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 
-from strategies.algebra.tensors import Tensors
-from strategies.exchange.vocabulary import Entry, Refused, State
+from strategies.algebra.tensors import Tensors, raw
+from strategies.exchange.vocabulary import BASE_MARK, Entry, Refused, State
 
 STYPE = "thistledown.flat"
 INDEX_LIMIT = 16 * 2**20  # bytes an index may take when decompressed
 MAX_AXES, MAX_EXTENT = 16, 2**48  # of a tensor; what torch itself says to more is slow and long
+MARK = re.compile(r"[0-9a-f]{32}")
 SHOWN = 200  # characters of an error that a reason repeats
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -43,6 +45,7 @@ def pack(state: State) -> RecordDict:
     index = {
         "tensors": _lines(sections[0]),
         "journal": [[e.round, e.seed, _lines(s)] for e, s in zip(state.journal, sections[1:], strict=True)],
+        **({"since": state.since} if state.since else {}),
     }
     data = b"".join(raw(tensor) for section in sections for _, tensor in section)
     arrays = {"flat": Array("uint8", (len(data),), STYPE, data)} if data else {}
@@ -59,11 +62,12 @@ def unpack(records: RecordDict) -> State:
         reader = _Reader(data)
         tensors = reader.section(index["tensors"])
         journal = tuple(Entry(_whole(r), _whole(s), reader.section(lines)) for r, s, lines in index["journal"])
+        since = _mark(index.get("since", BASE_MARK))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise Refused(f"unreadable record: {type(error).__name__}: {str(error)[:SHOWN]}") from error
     if reader.offset != len(data):
         raise Refused(f"record holds {len(data)} bytes, its index accounts for {reader.offset}")
-    return State(tensors, journal)
+    return State(tensors, journal, since)
 
 
 def size(record: InflatableObject) -> int:
@@ -98,14 +102,6 @@ def from_arrays(arrays: ArrayRecord) -> State:
         else:
             tensors[name] = tensor
     return State(tensors, tuple(Entry(*entries[number]) for number in sorted(entries)))
-
-
-def raw(tensor: torch.Tensor) -> bytes:
-    """The tensor's bytes in row-major order."""
-    if not tensor.numel():
-        return b""  # an empty tensor may have strides that no view of bytes allows
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes()
 
 
 def _array(tensor: torch.Tensor) -> Array:
@@ -160,6 +156,12 @@ def _whole(number: object) -> int:
     if type(number) is not int:
         raise ValueError(f"{number!r} is no whole number")
     return number
+
+
+def _mark(text: object) -> str:
+    if not isinstance(text, str) or (text != BASE_MARK and not MARK.fullmatch(text)):
+        raise ValueError(f"{text!r:.80} marks no place in a journal")  # on a node it becomes a folder's name
+    return text
 
 
 class _Reader:

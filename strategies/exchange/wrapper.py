@@ -5,7 +5,7 @@ A wrapper is one frozen dataclass in one file of `strategies/wrappers/`, its opt
 applied in order; the server undoes it in reverse.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,10 @@ from strategies.exchange.vocabulary import Ticket
 @dataclass(frozen=True)
 class Wrapper:
     """The identity; subclasses replace what they need."""
+
+    def penalty(self, live: Mapping[str, torch.Tensor]) -> Callable[[], torch.Tensor] | None:
+        """On the node: what is added to every loss while the tensors `live` train from where they are; or nothing."""
+        return None
 
     def outgoing(self, update: Tensors, ticket: Ticket) -> Tensors:
         """On the node: what is sent instead of `update`."""

@@ -31,7 +31,7 @@ class Signs(Strategy):
     def initial(self, model: TunedModel) -> State:
         return State({})
 
-    def expected(self, start: State, ticket: Ticket) -> Tensors:
+    def expected(self, state: State, ticket: Ticket) -> Tensors:
         return STEP
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
@@ -48,7 +48,7 @@ class Signs(Strategy):
 
     def replay(self, model: TunedModel, entry: Entry) -> None:
         for name, sign in _signs(model, entry.seed):
-            model.trained[name].data.add_(sign * entry.tensors["step"])
+            model.shift(name, sign * entry.tensors["step"])
 
     def train(self, model: TunedModel, trainer: Trainer, ticket: Ticket) -> tuple[Tensors, Metrics]:
         before = snapshot(model.trained)

@@ -1,0 +1,75 @@
+"""Where a node trains: which device, what it computes in, what memory is free there, and what happens without it."""
+
+import gc
+from collections.abc import Callable
+from typing import TypeVar
+
+import psutil
+import torch
+
+from strategies.exchange.vocabulary import OutOfMemory
+from task.model import kept_model
+
+ACCELERATORS = ("cuda", "xpu", "mps")  # in the order that auto looks for them
+OWN_MEMORY = ("cuda", "xpu")  # those with memory apart from the machine's, which torch counts
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Of RuntimeErrors: torch's CPU allocator; mps and drivers; cuBLAS. CUDA's allocator has a class of its own.
+RAN_OUT = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
+T = TypeVar("T")
+
+
+def found(wanted: str) -> str:
+    """The device by its name; `auto` is the first accelerator there is, else the CPU."""
+    if wanted != "auto":
+        return wanted
+    for name in ACCELERATORS:
+        backend = getattr(torch, name, None) or getattr(torch.backends, name)
+        if backend.is_available():
+            return name
+    return "cpu"
+
+
+def kind(device: str) -> str:
+    """`cuda` of `cuda:1`."""
+    return device.split(":")[0]
+
+
+def free_memory(device: str) -> int:
+    """Bytes that are free for training: the accelerator's own, else the machine's available RAM.
+
+    A container's limit below the machine's is not seen.
+    """
+    if kind(device) in OWN_MEMORY:
+        torch.get_device_module(kind(device)).empty_cache()  # what torch keeps for later is free too
+        return int(torch.get_device_module(kind(device)).mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def dtypes(device: str) -> list[str]:
+    """Names of the dtypes that the device trains in: those of a small product and its gradient."""
+    return [str(dtype).removeprefix("torch.") for dtype in DTYPES if _trains(dtype, device)]
+
+
+def within_memory(device: str, work: Callable[[], T]) -> T:
+    """What `work` returns. Raises OutOfMemory where it runs out; nothing that it had allocated is kept then, nor
+    is the process's model, which may be half trained or half built."""
+    try:
+        return work()
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(w in str(error) for w in RAN_OUT):
+            raise
+        said = str(error) or type(error).__name__
+    kept_model.cache_clear()  # after the except clause: its traceback holds what training had allocated
+    gc.collect()
+    if kind(device) != "cpu":
+        torch.get_device_module(kind(device)).empty_cache()
+    raise OutOfMemory(said)
+
+
+def _trains(dtype: torch.dtype, device: str) -> bool:
+    try:
+        matrix = torch.ones(2, 2, dtype=dtype, device=device, requires_grad=True)
+        torch.nn.functional.layer_norm(matrix @ matrix, (2,)).sum().backward()  # type: ignore[no-untyped-call]
+    except (RuntimeError, TypeError):  # how torch says that a device lacks a dtype or an operation in it
+        return False
+    return True

@@ -1,0 +1,90 @@
+"""What a node keeps from one message to the next: the journal in its store, private tensors in Flower's own state.
+
+An entry is kept once per store, in a folder named by the mark that it leads to, with the mark that it follows on.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from client_app.local import Local, NodeError
+from strategies.algebra.lowrank import truncated
+from strategies.algebra.tensors import corner, snapshot
+from strategies.exchange import checkpoint, journal, wire
+from strategies.exchange.algorithm import Algorithm
+from strategies.exchange.vocabulary import BASE_MARK, Entry, State, mark_after
+from task.model import TunedModel
+
+KIND = "journals"
+ENTRY, BEFORE = "entry.safetensors", "before"
+PRIVATE = "private-"  # in front of the names of records in the node's state
+KEPT_FOR = 14 * 24 * 3600  # seconds that an entry stays in a store; whoever still wants it is sent it again
+
+
+class Memory:
+    """The memory of one node."""
+
+    def __init__(self, local: Local) -> None:
+        self.store, self.state = local.store, local.state
+
+    def installed(self, strategy: Algorithm, model: TunedModel, start: State) -> TunedModel:
+        """The model as the server wants this node to have it, private tensors included. Raises NodeError."""
+        marks = self._path_to(self._added(start))
+        model = journal.installed_from(strategy, model, start, marks, lambda n: self._entry(marks[n + 1]))
+        own = {name.removeprefix(PRIVATE): record for name, record in self.state.items() if name.startswith(PRIVATE)}
+        kept = wire.unpack(type(self.state)(own)).tensors if own else {}
+        for name, tensor in truncated(kept, start.rank or model.rank).items():
+            corner(model.trained[name].data, tensor.shape).copy_(tensor)  # this round's rank may be another
+        return model
+
+    def keep(self, private: Mapping[str, torch.Tensor]) -> None:
+        """Keep tensors that stay on this node."""
+        if private:
+            for name, record in wire.pack(State(snapshot(private))).items():
+                self.state[PRIVATE + name] = record
+
+    # ------------------------------------------------------------------ the journal
+
+    def _added(self, start: State) -> str:
+        """Keep the entries that came; the mark after the last."""
+        mark = start.since
+        for entry in start.journal:
+            following = mark_after(mark, entry)
+            with self.store.made(KIND, following) as folder:
+                if folder is not None:
+                    self._forget_old()
+                    checkpoint.save(folder / ENTRY, State({}, (entry,)), {})
+                    (folder / BEFORE).write_text(json.dumps(mark))
+            mark = following
+        return mark
+
+    def _path_to(self, mark: str) -> list[str]:
+        """All marks from the base to this one. Raises NodeError where the store has lost a part."""
+        path = [mark]
+        while path[-1] != BASE_MARK:
+            place = self.store.path(KIND, path[-1]) / BEFORE
+            if not place.exists():
+                raise NodeError(f"the store {self.store.root} lacks a part of the journal, up to {path[-1]}")
+            path.append(json.loads(place.read_text()))
+        return path[::-1]
+
+    def _entry(self, mark: str) -> Entry:
+        state, _ = checkpoint.load(self.store.path(KIND, mark) / ENTRY)
+        return state.journal[0]
+
+    def _forget_old(self) -> None:
+        """Remove old entries: a journal can be as large as a model."""
+        for folder in self.store.path(KIND, "").glob("*"):
+            if _idle(folder) > KEPT_FOR:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _idle(folder: Path) -> float:
+    try:
+        return time.time() - folder.stat().st_mtime
+    except FileNotFoundError:  # another process was faster
+        return 0.0

@@ -1,0 +1,120 @@
+"""What a node can train, found by training: a few steps at the smallest and at the largest candidate rank.
+
+Bytes, on an accelerator with memory of its own: the most that torch has allocated there beyond the idle model
+(measured), and the trained tensors. Elsewhere the larger of two numbers, as each is too small by itself:
+
+- what training must hold: the activations that autograd keeps for the backward pass (measured), and of all that trains
+  itself, a gradient, the optimiser's moments and the copy that an update is the difference to (computed);
+- what the process has taken from the machine since its model was idle (measured). It keeps what it frees, in pieces,
+  and so takes more than it holds; but what it has kept from before, another node's trial perhaps, does not show.
+
+It is plain local training of all that the tuning trains. What a strategy adds to that is not seen; the share of
+memory that the server leaves free is meant for it.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+
+import psutil
+import torch
+
+from client_app.device import OWN_MEMORY, free_memory, kind, within_memory
+from client_app.local import Local
+from strategies.algebra.lowrank import rank_axis
+from strategies.algebra.tensors import Tensors
+from strategies.exchange.order import strategy_of
+from strategies.exchange.ranks import Trial
+from strategies.exchange.vocabulary import OutOfMemory
+from task.config import TaskConfig
+from task.model import TunedModel, tuned_model
+from task.seeds import derive
+from task.train import Trainer, steps_of
+
+TIMED = 2  # steps, after one to warm up
+COPIES = 3  # of all that trains: itself, a gradient, and what an update is the difference to
+
+
+def tried(local: Local) -> Trial:
+    """The trial of this node. Only tensors that train change in the process's model, as in a round."""
+    torch.set_num_threads(local.config.threads)
+    rows, _ = local.rows()
+    regularisers = tuple(wrapper.penalty for wrapper in strategy_of(local.order).wrappers)
+    seed = derive(local.config.seed, "trial", local.name)
+    trainer = Trainer(local.config, rows, seed, local.device, regularisers)
+    candidates = local.config.lora.auto_ranks
+    for largest in reversed(candidates):
+        ends = sorted({candidates[0], largest})
+        try:
+            free, points = within_memory(local.device, partial(_measured, local, trainer, ends))
+        except OutOfMemory:
+            continue
+        seconds, sizes = zip(*points, strict=True)
+        return Trial(tuple(ends), seconds, sizes, free, steps_of(local.config, len(rows)))
+    return Trial((), (), (), free_memory(local.device), steps_of(local.config, len(rows)))
+
+
+def _measured(local: Local, trainer: Trainer, ranks: list[int]) -> tuple[int, list[tuple[float, int]]]:
+    """Bytes that are free beside the idle model, which is built for the last of `ranks`, and a point for each."""
+    model = tuned_model(local.base, local.config, ranks[-1], local.device)
+    free, resident = free_memory(local.device), _resident()
+    return free, [_point(model, trainer, rank, resident) for rank in ranks]
+
+
+def _point(model: TunedModel, trainer: Trainer, rank: int, resident: int) -> tuple[float, int]:
+    """Seconds of a step at this rank, and bytes that training takes beside the idle model."""
+    model.module.zero_grad(set_to_none=True)
+    model.write(_zeros(model.trained, rank))
+    counter = torch.get_device_module(kind(model.device)) if kind(model.device) in OWN_MEMORY else None
+    if counter:
+        idle = counter.memory_allocated(model.device)
+        counter.reset_peak_memory_stats(model.device)
+    kept = _activations(model, partial(_steps, trainer, model, 1))
+    began = time.monotonic()
+    _steps(trainer, model, TIMED)
+    seconds = (time.monotonic() - began) / TIMED
+    own = sum(tensor.nbytes for tensor in model.trained.values())
+    if counter:
+        return seconds, own + counter.max_memory_allocated(model.device) - idle
+    return seconds, max(own * (COPIES + _moments(trainer.config)) + kept, _resident() - resident)
+
+
+def _zeros(trained: Mapping[str, torch.Tensor], rank: int) -> Tensors:
+    """Factors of this rank, whatever rank an earlier message has left in the model."""
+    zeros: Tensors = {}
+    for name, tensor in trained.items():
+        axis = rank_axis(name)
+        if axis is not None:
+            zeros[name] = tensor.new_zeros([rank if number == axis else n for number, n in enumerate(tensor.shape)])
+    return zeros
+
+
+def _steps(trainer: Trainer, model: TunedModel, count: int) -> None:
+    replace(trainer, config=replace(trainer.config, local_steps=count)).fit(model)
+
+
+def _activations(model: TunedModel, work: Callable[[], None]) -> int:
+    """Bytes that autograd keeps during one step for its backward pass, without the model's own."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.module.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        work()
+    return sum(kept.values())
+
+
+def _resident() -> int:
+    """Bytes of the machine's memory that this process has."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def _moments(config: TaskConfig) -> int:
+    """Tensors that the optimiser keeps for each that trains."""
+    return 2 if config.optimizer == "adamw" else int(config.momentum > 0)

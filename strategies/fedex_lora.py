@@ -1,0 +1,62 @@
+"""FedEx-LoRA: FedAvg of the factors, and what that leaves out goes into the base.
+
+Singhal et al., "FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of Large Language Models",
+arXiv 2410.09432 (ACL 2025): A and B are averaged apart, and W_0 <- W_0 + scaling * (sum_i p_i B_i A_i - B A) with the
+averages B and A. The effective weights are then exactly the mean of the nodes'. The paper's mean is uniform; here p_i
+= n_i / n as everywhere.
+
+The residual has a rank of up to (N + 1) r. It travels as an entry of the journal, in factors by SVD or as one matrix,
+whichever is smaller: a node is sent it once and keeps it.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from strategies.algebra.lowrank import ProductSum, factor_names, modules, products
+from strategies.algebra.tensors import Tensors, added
+from strategies.exchange.contract import EXACT, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
+from strategies.exchange.vocabulary import Entry, State, Update
+from task.model import TunedModel
+
+ROUNDING = 1e-7  # of the mean product: a residual below it is what float32 rounds off
+RESIDUAL = "residual "  # in front of names, where the residual lies beside the change of the factors
+
+
+@dataclass(frozen=True)
+class FedExLora(Strategy):
+    """FedAvg with LoRA, made exact."""
+
+    tunings = frozenset({"lora"})
+    mean = False
+    laws = frozenset({IDENTITY, FIXED_POINT, ORDER, WEIGHTS, EXACT})
+
+    def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
+        means: dict[str, ProductSum] = defaultdict(ProductSum)
+        weight = 0.0
+
+        def seen() -> Iterator[Update]:
+            nonlocal weight
+            for update in updates:
+                trained = self.trained(state, update)
+                for module in modules(trained):
+                    means[module].add(update.weight, *(trained[name] for name in factor_names(module)))
+                weight += update.weight
+                yield update
+
+        change = super().combine(state, seen())
+        averaged = added(state.tensors, change)
+        for module, mean in means.items():
+            residual = mean.plus(-weight, *(averaged[name] for name in factor_names(module)))
+            parts = residual.parts(module, 1 / weight, floor=ROUNDING * mean.norm())
+            change |= {RESIDUAL + name: part for name, part in parts.items()}
+        return change
+
+    def apply(self, state: State, combined: Tensors, round: int) -> State:
+        residual = {n.removeprefix(RESIDUAL): t for n, t in combined.items() if n.startswith(RESIDUAL)}
+        entries = (Entry(round, 0, residual),) if residual else ()
+        return State(added(state.tensors, combined), state.journal + entries)
+
+    def replay(self, model: TunedModel, entry: Entry) -> None:
+        for name, product in products(entry.tensors):
+            model.shift(name, model.config.lora.scaling * product)

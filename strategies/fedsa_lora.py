@@ -1,0 +1,48 @@
+"""FedSA-LoRA: A is shared, B stays on the node.
+
+Guo et al., "Selective Aggregation for Low-Rank Adaptation in Federated Learning", arXiv 2410.01463 (ICLR 2025): both
+factors train on every node, A is averaged, B never leaves it. A learns what nodes have in common, B what is a node's
+own; so every node ends with a model of its own, and only nodes can score it (`evaluate = "nodes"`). The head is a
+node's own too where `head` is "private"; with "shared" it is averaged like A.
+
+What the server writes at the end is the shared part with fresh B: the start for a node that joins.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from strategies.algebra.lowrank import rank_axis
+from strategies.algebra.tensors import Tensors, difference, snapshot
+from strategies.exchange.contract import Strategy
+from strategies.exchange.vocabulary import Metrics, Ticket
+from task.model import TunedModel
+from task.schema import option
+from task.train import Trainer
+
+
+@dataclass(frozen=True)
+class FedSALora(Strategy):
+    """FedAvg of A."""
+
+    head: str = option("private", choices=("private", "shared"))
+
+    tunings = frozenset({"lora"})
+    personal = True
+
+    def exchanged(self, model: TunedModel) -> Mapping[str, torch.Tensor]:
+        return {name: tensor for name, tensor in model.trained.items() if self._shared(name)}
+
+    def private(self, model: TunedModel) -> Mapping[str, torch.Tensor]:
+        return {name: tensor for name, tensor in model.trained.items() if not self._shared(name)}
+
+    def train(self, model: TunedModel, trainer: Trainer, ticket: Ticket) -> tuple[Tensors, Metrics]:
+        shared = dict(self.exchanged(model))
+        before = snapshot(shared)
+        metrics = trainer.fit(model)
+        return difference(shared, before), metrics
+
+    def _shared(self, name: str) -> bool:
+        axis = rank_axis(name)
+        return axis == 0 or (axis is None and self.head == "shared")

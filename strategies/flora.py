@@ -1,0 +1,112 @@
+"""FLoRA: adapters of all nodes are stacked, and the stack is merged into the base.
+
+Wang et al., "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank Adaptations", arXiv
+2409.05976 (NeurIPS 2024): with B = [B_1 .. B_N] and A = [p_1 A_1; ..; p_N A_N], B A = sum_i p_i B_i A_i, whatever the
+ranks. Everybody is sent the stack, adds scaling * B A to the base and begins the next round with a fresh adapter.
+
+The stack is an entry of the journal: a node is sent it once and keeps it. It is as large as the adapters of the whole
+cohort together; it is sent as one matrix where that is smaller. A node sends B_i and A_i whole: the fresh B is zero,
+so a product of zero is what it sends if it learns nothing. Fresh A are drawn by every node for itself. Tensors that
+are no factors are averaged as in FedAvg.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from strategies.algebra.lowrank import (
+    ProductSum,
+    factor_names,
+    modules,
+    others,
+    products,
+    rank_axis,
+    silenced,
+    truncated,
+)
+from strategies.algebra.mean import WeightedSum
+from strategies.algebra.tensors import Tensors, added, difference, snapshot
+from strategies.exchange.contract import EXACT, FIXED_POINT, ORDER, WEIGHTS, Strategy
+from strategies.exchange.vocabulary import Entry, Metrics, State, Ticket, Update
+from task.model import TunedModel
+from task.train import Trainer
+
+
+@dataclass(frozen=True)
+class Flora(Strategy):
+    """The exact mean of products of any ranks, put into the base."""
+
+    tunings = frozenset({"lora"})
+    ragged = True
+    mean = False
+    laws = frozenset({FIXED_POINT, ORDER, WEIGHTS, EXACT})
+
+    # ------------------------------------------------------------------ the server's half
+
+    def begin(self, state: State, round: int, rank: int) -> State:
+        """Adapters that somebody handed over are put into the base; those of a round already are."""
+        merged: Tensors = {}
+        for module in modules(state.tensors):
+            product = ProductSum()
+            product.add(1.0, *(state.tensors[name] for name in factor_names(module)))
+            merged |= product.parts(module)
+        if not merged:
+            return state
+        return State(silenced(state.tensors, 0), (*state.journal, Entry(round - 1, 0, merged)))
+
+    def start_of(self, state: State, ticket: Ticket) -> State:
+        return State(others(state.tensors), state.journal)  # the factors in the state only say what shape they have
+
+    def expected(self, state: State, ticket: Ticket) -> Tensors:
+        return truncated(state.tensors, ticket.rank)
+
+    def trained(self, state: State, update: Update) -> Tensors:
+        return update.delta | added(others(state.tensors), update.delta)
+
+    def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
+        stacks: dict[str, ProductSum] = defaultdict(ProductSum)
+        rest = WeightedSum(others(state.tensors))
+        for update in updates:
+            rest.add(others(update.delta), update.weight)
+            for module in modules(update.delta):
+                b, a = (update.delta[name] for name in factor_names(module))
+                stacks[module].add(update.weight, b, a)
+        combined = rest.mean()
+        for module, stack in stacks.items():
+            combined |= stack.parts(module, 1 / rest.total)
+        return combined
+
+    def apply(self, state: State, combined: Tensors, round: int) -> State:
+        rest = others(state.tensors)
+        merged = {name: tensor for name, tensor in combined.items() if name not in rest}
+        entries = (Entry(round, 0, merged),) if merged else ()
+        return State(state.tensors | added(rest, combined), state.journal + entries)
+
+    # ------------------------------------------------------------------ the node's half
+
+    def replay(self, model: TunedModel, entry: Entry) -> None:
+        for name, product in products(entry.tensors):
+            model.shift(name, model.config.lora.scaling * product)
+
+    def train(self, model: TunedModel, trainer: Trainer, ticket: Ticket) -> tuple[Tensors, Metrics]:
+        model.write(_drawn(truncated(model.trained, ticket.rank), ticket.seed))
+        before = snapshot(others(model.trained))
+        metrics = trainer.fit(model)
+        factors = {name: tensor for name, tensor in model.trained.items() if name not in before}
+        return snapshot(factors) | difference(model.trained, before), metrics
+
+
+def _drawn(tensors: Tensors, seed: int) -> Tensors:
+    """Fresh factors of the same shapes: A as peft draws it (uniform, Kaiming's bound for a = sqrt 5), B zero."""
+    source = torch.Generator().manual_seed(seed)
+    fresh: Tensors = {}
+    for name, tensor in tensors.items():
+        if rank_axis(name) == 0:
+            bound = 1 / math.sqrt(tensor.shape[1])
+            fresh[name] = torch.empty(tensor.shape).uniform_(-bound, bound, generator=source)
+        elif rank_axis(name) == 1:
+            fresh[name] = torch.zeros(tensor.shape)
+    return fresh

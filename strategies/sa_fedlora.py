@@ -1,0 +1,194 @@
+"""SA-FedLoRA (after the abstract): regularised rounds on the whole model, then LoRA whose rank is annealed.
+
+Yang, Liu, Gao, Xu, Wang, "SA-FedLoRA: Adaptive Parameter Allocation for Efficient Federated Learning with LoRA Tuning",
+arXiv 2405.09394 **v1** (v2 under that number is another paper). The paper gives two stages and no formulas:
+
+1. Initiating: nodes train all weights with a parameter regularisation against client drift; FedAvg.
+2. Annealing: LoRA. As in simulated annealing the rank is high at first (heating), shrinks (annealing) and stays
+   low (cooling), and with it what is communicated.
+
+Ours is everything else. In stage 1 node i minimises F_i(w) + (mu / 2) ||w - w^t||^2, with w^t the weights it was sent
+(FedProx). Of T rounds, T_init = `initiating-rounds` belong to stage 1; of the T' others the first floor(`heating` T')
+heat and the last max(1, ceil(`cooling` T')) cool. With r_0 the largest rank budget, r_T = `final-rank`, x from 0 to 1
+over the rounds between heating and cooling:
+
+    r = r_0 while heating, r_T while cooling, between them r_T + (r_0 - r_T) f(x), rounded, with
+    f(x) = (1 - x)^3 (cubic), 1 - x (linear), (1 + cos(pi x)) / 2 (cosine);  exponential: r = r_0 (r_T / r_0)^x
+
+The hand-over: w^T_init becomes the base, as an entry of the journal, so every node is sent it once; adapters begin
+with B = 0, and the function does not change. The shrink: the product B A is split anew by SVD of its small core, the
+best of its rank (Eckart and Young), with the roots of the singular values in B and in A. What it cuts off is put into
+the base (`remainder` = merge: an entry of the journal, as large as the ranks that went, and the function does not
+change) or lost (drop). The scaling is the same at every rank. Where budgets differ, a node trains the leading ranks
+that it can, at most r; its update leaves the others as they are. Factors are averaged as in FedAvg.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from strategies.algebra.lowrank import ProductSum, factor_names, modules, others, products
+from strategies.algebra.tensors import Tensors, difference, snapshot, squared_distance
+from strategies.exchange.contract import EQUAL_RANKS, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
+from strategies.exchange.vocabulary import Entry, Metrics, Profile, RunFailed, State, Ticket
+from task.config import TaskConfig
+from task.model import TunedModel
+from task.schema import option
+from task.train import Trainer
+
+SCHEDULES = ("cubic", "linear", "cosine", "exponential")
+FLOAT = 1e-7  # of a product: a remainder below it is what float32 rounds off
+ROUNDING = 1e-9  # of a number of rounds: 0.28 of 25 is 7, not a little more
+WAITING = "waiting "  # in front of names: what adapters will train once the initiating rounds are over
+
+
+@dataclass(frozen=True)
+class SAFedLora(Strategy):
+    """FedAvg of all weights, then of adapters of falling rank."""
+
+    initiating_rounds: int = option(1, low=0)
+    mu: float = option(0.01, low=0.0)
+    initiating_rate: float = option(0.0, low=0.0)
+    final_rank: int = option(2, low=1)
+    schedule: str = option("cubic", choices=SCHEDULES)
+    heating: float = option(0.2, low=0.0, high=1.0)
+    cooling: float = option(0.2, low=0.0, high=1.0)
+    remainder: str = option("merge", choices=("merge", "drop"))
+
+    tunings = frozenset({"lora"})
+    ragged = True
+    laws = frozenset({IDENTITY, FIXED_POINT, ORDER, WEIGHTS, EQUAL_RANKS})
+
+    # ------------------------------------------------------------------ the schedule
+
+    def initiates(self, round: int) -> bool:
+        """Is this a round of the whole model?"""
+        return 1 <= round <= self.initiating_rounds
+
+    def annealed(self, round: int, rounds: int, highest: int) -> int:
+        """The rank of a round after the initiating ones: from `highest` to the final rank, never rising."""
+        lowest = min(self.final_rank, highest)
+        total = rounds - self.initiating_rounds
+        first = math.floor(self.heating * total + ROUNDING)
+        last = total - max(1, math.ceil(self.cooling * total - ROUNDING))
+        done = round - self.initiating_rounds - 1
+        if done >= last:
+            return lowest
+        x = max(0.0, (done - first) / (last - first)) if last > first else 0.0
+        if self.schedule == "exponential":
+            return int(highest * (lowest / highest) ** x + 0.5)
+        share = {"cubic": (1 - x) ** 3, "linear": 1 - x, "cosine": (1 + math.cos(math.pi * x)) / 2}[self.schedule]
+        return int(lowest + (highest - lowest) * share + 0.5)
+
+    def problems(self, config: TaskConfig) -> list[str]:
+        if self.heating + self.cooling <= 1:
+            return []
+        return [
+            f"sa-fedlora.heating = {self.heating:g} and sa-fedlora.cooling = {self.cooling:g} are more than all rounds"
+        ]
+
+    # ------------------------------------------------------------------ the server's half
+
+    def initial(self, model: TunedModel) -> State:
+        """What the adapters train; and where there are initiating rounds, all weights, while the former waits."""
+        tensors = dict(model.trained)
+        if self.initiating_rounds:
+            waiting = {WAITING + name: tensor for name, tensor in tensors.items()}
+            tensors = model.frozen | others(tensors) | waiting
+        return State(snapshot(tensors))
+
+    def assign(self, profiles: list[Profile], round: int, rounds: int, seed: int) -> dict[str, Ticket]:
+        tickets = super().assign(profiles, round, rounds, seed)
+        highest = max((ticket.rank for ticket in tickets.values()), default=0)
+        if round == 0 or not highest:
+            return tickets
+        ceiling = 0 if self.initiates(round) else self.annealed(round, rounds, highest)
+        return {name: replace(ticket, rank=min(ticket.rank, ceiling)) for name, ticket in tickets.items()}
+
+    def begin(self, state: State, round: int, rank: int) -> State:
+        """The hand-over, once, and the shrink to this round's rank."""
+        if self.initiates(round):
+            if not _weights(state):
+                raise RunFailed(
+                    "the state holds adapters only: set sa-fedlora.initiating-rounds = 0 to go on with them"
+                )
+            return state
+        state = _handed_over(state, round)
+        if not 0 < rank < state.rank:
+            return state
+        small = shrunk(state.tensors, rank)
+        rest = remainder(state.tensors, small) if self.remainder == "merge" else {}
+        return State(small, state.journal + ((Entry(round, 0, rest),) if rest else ()))
+
+    def start_of(self, state: State, ticket: Ticket) -> State:
+        weights = _weights(state)
+        return State(weights) if weights else super().start_of(state, ticket)
+
+    # ------------------------------------------------------------------ the node's half
+
+    def replay(self, model: TunedModel, entry: Entry) -> None:
+        if self.initiates(entry.round):  # the hand-over, which comes of the last of them
+            for name, tensor in entry.tensors.items():
+                model.ground(name).copy_(tensor)
+        else:
+            for name, product in products(entry.tensors):
+                model.shift(name, model.config.lora.scaling * product)
+
+    def live(self, model: TunedModel, ticket: Ticket) -> dict[str, torch.Tensor]:
+        return model.frozen | others(model.trained) if self.initiates(ticket.round) else model.trained
+
+    def train(self, model: TunedModel, trainer: Trainer, ticket: Ticket) -> tuple[Tensors, Metrics]:
+        if not self.initiates(ticket.round):
+            return super().train(model, trainer, ticket)
+        live = self.live(model, ticket)
+        before = snapshot(live)
+        anchor = {name: tensor.detach().clone() for name, tensor in live.items()}
+        if self.initiating_rate:
+            trainer = replace(trainer, config=replace(trainer.config, learning_rate=self.initiating_rate))
+        metrics = trainer.fit(model, live, penalty=lambda: self.mu / 2 * squared_distance(live, anchor))
+        return difference(live, before), metrics
+
+
+def _weights(state: State) -> Tensors:
+    """All weights of the model, while initiating rounds train them; nothing after the hand-over."""
+    weights = {name: tensor for name, tensor in state.tensors.items() if not name.startswith(WAITING)}
+    return weights if len(weights) < len(state.tensors) else {}
+
+
+def _handed_over(state: State, round: int) -> State:
+    """The weights as the base, and what adapters train in the state; the head goes on as it is."""
+    weights = _weights(state)
+    if not weights:
+        return state
+    waiting = {n.removeprefix(WAITING): t for n, t in state.tensors.items() if n.startswith(WAITING)}
+    base = {name: tensor for name, tensor in weights.items() if name not in waiting}
+    tensors = {name: weights.get(name, tensor) for name, tensor in waiting.items()}
+    return State(tensors, (*state.journal, Entry(round - 1, 0, base)))
+
+
+def shrunk(tensors: Tensors, rank: int) -> Tensors:
+    """The same tensors with every product B A as close as factors of this rank can be: B U S^(1/2), A S^(1/2) V^T."""
+    small = dict(tensors)
+    for module in modules(tensors):
+        names = factor_names(module)
+        b, a = (tensors[name] for name in names)
+        product = ProductSum()
+        product.add(1.0, b, a)
+        left, right = product.split(rank, spare=a)
+        root = torch.linalg.vector_norm(left, dim=0).sqrt()  # 0 where the product has no such rank: A alone is kept
+        even = torch.where(root > 0, root, 1.0)
+        small |= {names[0]: (left / even).to(b.dtype), names[1]: (right * even[:, None]).to(a.dtype)}
+    return small
+
+
+def remainder(tensors: Tensors, small: Tensors) -> Tensors:
+    """The products of `tensors` less those of `small`, as an entry holds them."""
+    parts: Tensors = {}
+    for module in modules(tensors):
+        names = factor_names(module)
+        product = ProductSum()
+        product.add(1.0, *(tensors[name] for name in names))
+        floor = FLOAT * product.norm()
+        parts |= product.plus(-1.0, *(small[name] for name in names)).parts(module, floor=floor)
+    return parts

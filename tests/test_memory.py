@@ -1,0 +1,202 @@
+"""What a node keeps: entries once per store, private tensors for itself alone."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from entries import Listening, at_the_base, fresh_at, same, state_of, values
+from flwr.app import ConfigRecord, RecordDict
+from in_process import QV, InProcessGrid, Outcome, equal, hold, local, sent, watched
+
+import client_app
+import strategies
+from client_app.local import Local, NodeError
+from client_app.memory import KEPT_FOR, Memory
+from server_app.config import RunConfig
+from strategies.algebra.lowrank import rank_axis
+from strategies.algebra.tensors import Tensors
+from strategies.exchange import wire
+from strategies.exchange.vocabulary import State
+from strategies.flora import Flora
+from task.config import TaskConfig
+from task.model import TunedModel, kept_model
+from task.schema import ConfigError
+
+
+@pytest.fixture
+def strategy() -> Listening:
+    return Listening()
+
+
+@pytest.fixture
+def model() -> Iterator[TunedModel]:
+    """The process's model, at the base; tests after this one get a fresh one."""
+    yield at_the_base()
+    kept_model.cache_clear()
+
+
+def node(store: Path) -> Local:
+    """A node with an empty state of its own."""
+    return Local((("store-path", str(store)),), 1, ConfigRecord(), TaskConfig(), RecordDict())
+
+
+def kept(store: Path) -> list[Path]:
+    return sorted(store.glob("journals/*"))
+
+
+# ---------------------------------------------------------------------- the journal
+
+
+def test_entries_come_in_parts_and_are_replayed_from_the_base(tmp_path: Path, strategy: Flora, model: TunedModel):
+    whole = state_of(1, 2, 3)
+    memory = Memory(node(tmp_path))
+    for place in range(1, 4):
+        start = State(whole.tensors, whole.journal[:place]).after(whole.marks[place - 1])
+        assert len(start.journal) == 1
+        memory.installed(strategy, model, start)
+    assert {path.name for path in kept(tmp_path)} == set(whole.marks[1:])
+    another = at_the_base()  # another process: it has the store alone
+    again = Memory(node(tmp_path)).installed(strategy, another, whole.after(whole.marks[3]))
+    assert same(values(again), fresh_at(strategy, whole))
+
+
+def test_an_entry_is_kept_once_for_all_nodes_of_a_store(tmp_path: Path, strategy: Flora, model: TunedModel):
+    state = state_of(1, 2)
+    Memory(node(tmp_path)).installed(strategy, model, state)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(before) == 2 * 2
+    Memory(node(tmp_path)).installed(strategy, model, state)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_two_runs_keep_their_own_entries_and_share_equal_ones(tmp_path: Path, strategy: Flora, model: TunedModel):
+    for numbers in ((1, 2), (1, 3)):
+        model = Memory(node(tmp_path)).installed(strategy, model, state_of(*numbers))
+        assert same(values(model), fresh_at(strategy, state_of(*numbers)))
+    assert len(kept(tmp_path)) == 3
+
+
+def test_a_missing_entry_is_said(tmp_path: Path, strategy: Flora, model: TunedModel):
+    state = state_of(1, 2)
+    with pytest.raises(NodeError, match=f"store {tmp_path} lacks a part of the journal, up to {state.marks[1]}"):
+        Memory(node(tmp_path)).installed(strategy, model, state.after(state.marks[1]))
+    found = Memory(node(tmp_path)).installed(strategy, model, state)
+    assert same(values(found), fresh_at(strategy, state))
+
+
+def test_old_entries_go_when_one_comes(tmp_path: Path, strategy: Flora, model: TunedModel):
+    Memory(node(tmp_path)).installed(strategy, model, state_of(1))
+    (old,) = kept(tmp_path)
+    os.utime(old, (time.time() - KEPT_FOR - 60,) * 2)
+    Memory(node(tmp_path)).installed(strategy, model, state_of(1))
+    assert kept(tmp_path) == [old]  # nothing came
+    Memory(node(tmp_path)).installed(strategy, model, state_of(4))
+    assert [path.name for path in kept(tmp_path)] == state_of(4).marks[1:]
+
+
+def test_a_start_without_a_journal_leaves_the_store_alone(tmp_path: Path, strategy: Flora, model: TunedModel):
+    Memory(node(tmp_path)).installed(strategy, model, state_of())
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------- private tensors, in real federations
+
+
+def shared(name: str, head: str) -> bool:
+    return rank_axis(name) == 0 or (rank_axis(name) is None and head == "shared")
+
+
+@pytest.fixture(scope="module", params=["private", "shared"])
+def fedsa(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    options = {"strategy": "fedsa-lora", "evaluate": "nodes", "num-server-rounds": 2, "fedsa-lora.head": request.param}
+    return hold(tmp_path_factory.mktemp("fedsa"), QV | options)
+
+
+def own(outcome: Outcome, partition: int) -> Tensors:
+    """What a node kept, in its own state."""
+    grid = outcome.grid
+    context = next(c for node_id, c in grid.contexts.items() if grid.partitions[node_id] == partition)
+    named = {name.removeprefix("private-"): record for name, record in context.state.items()}
+    return wire.unpack(RecordDict(named)).tensors
+
+
+def test_nothing_but_what_is_shared_crosses_the_wire(fedsa: Outcome) -> None:
+    head = str(fedsa.run.flat["fedsa-lora.head"])
+    assert len(fedsa.grid.of("train")) == 6
+    assert len(fedsa.grid.of("evaluate")) == 9
+    for exchange in [*fedsa.grid.of("train"), *fedsa.grid.of("evaluate")]:
+        names = sent(exchange.request).keys()
+        assert len(names) == 8 + 2 * (head == "shared")
+        assert all(shared(name, head) for name in names)
+    for exchange in fedsa.grid.of("train"):
+        assert sent(exchange.reply).keys() == sent(exchange.request).keys()
+
+
+def test_every_node_keeps_what_is_its_own(fedsa: Outcome) -> None:
+    head = str(fedsa.run.flat["fedsa-lora.head"])
+    tensors = [own(fedsa, partition) for partition in range(3)]
+    for one in tensors:
+        assert len(one) == 8 + 2 * (head == "private")
+        assert not any(shared(name, head) for name in one)
+        assert all(bool(tensor.any()) for tensor in one.values())
+    assert all(not torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+
+
+def test_private_tensors_come_back_to_the_same_node(fedsa: Outcome) -> None:
+    """The second round's update, made again from what the first one left on this node, is the one that was sent; with
+    another node's, or none, it is not."""
+    first, second = ([e for e in fedsa.grid.of("train") if e.partition == 1][number] for number in range(2))
+    other = next(e for e in fedsa.grid.of("train") if e.partition == 2)
+    assert second.reply is not None
+
+    def again(*before: Any) -> Tensors:
+        from client_app.training import trained
+
+        state = RecordDict()
+        for exchange in before:
+            past = local(fedsa.grid, exchange)
+            past.state.update(state)
+            trained(past, exchange.request)
+            state = past.state
+        here = local(fedsa.grid, second)
+        here.state.update(state)
+        return sent(trained(here, second.request))
+
+    assert equal(again(first), sent(second.reply))
+    assert not equal(again(other), sent(second.reply))
+    assert not equal(again(), sent(second.reply))
+
+
+def test_what_the_server_writes_is_the_shared_part(fedsa: Outcome) -> None:
+    from server_app.evaluation import installed
+
+    model = installed(fedsa.run.strategy, fedsa.base, fedsa.task, fedsa.state())
+    assert all(not tensor.any() for name, tensor in model.trained.items() if rank_axis(name) == 1)
+    assert all(torch.equal(model.trained[name].detach(), t) for name, t in fedsa.state().tensors.items())
+
+
+@pytest.mark.parametrize("evaluate", ["server", "both"])
+def test_only_nodes_can_score_models_of_their_own(evaluate: str) -> None:
+    with pytest.raises(ConfigError, match="leaves a model of its own on every node: set evaluate = 'nodes'"):
+        RunConfig.read({"strategy": "fedsa-lora", "evaluate": evaluate})
+
+
+@pytest.mark.parametrize("name", ["fedsa-lora", "ffa-lora"])
+def test_a_late_node_of_a_smaller_budget_lowers_the_rank_for_all_and_leaves_again(name: str) -> None:
+    """Factors that stay on the nodes have as many ranks as those that come, round by round."""
+    grid = InProcessGrid(client_app.app, 3, {2: {"rank": 3}})
+    grid.away = {2}
+
+    def coming_and_going(number: int) -> None:
+        grid.away = {2} if number != 1 else set()
+
+    options = QV | {"evaluate": "nodes", "lora.ranks": "4"}
+    seen = watched(strategies.load(name), options, 3, grid, coming_and_going)
+    ranks = [[line.rank for line in report.nodes] for report, _ in seen[1:]]
+    assert ranks == [[4, 4], [3, 3, 3], [4, 4]]
+    assert not any(line.refused for report, _ in seen for line in report.nodes)
+    assert all(report.evaluated_by_nodes for report, _ in seen)
