@@ -1,0 +1,47 @@
+"""`thistledown check`: what a run would do and send."""
+
+from pathlib import Path
+
+from thistledown.check import check
+from thistledown.settings import Settings
+
+APP = Path(__file__).parent.parent
+
+
+def explained(tmp_path: Path, *overrides: str) -> str:
+    lines: list[str] = []
+    check(Settings.read(APP, None, overrides, tmp_path), lines.append)
+    return "\n".join(lines)
+
+
+def test_check_says_what_each_node_would_do(tmp_path: Path) -> None:
+    text = explained(tmp_path, "strategy='rbla' lora.ranks='2,4,8' simulation.num-supernodes=3 local-steps=7")
+    assert "strategy  rbla" in text
+    assert "29,322 of 165,460 parameters" in text
+    for rank in (2, 4, 8):
+        assert f"a round   sends a node of rank {rank} " in text
+    nodes = [line.split() for line in text.split("rank at first and at last:\n")[1].splitlines()[:3]]
+    assert [(node[0], node[3], node[4]) for node in nodes] == [("0", "7", "2"), ("1", "7", "4"), ("2", "7", "8")]
+    assert sum(int(node[1]) for node in nodes) == 750
+
+
+def test_check_says_what_changes_from_round_to_round(tmp_path: Path) -> None:
+    said = "strategy='sa-fedlora' sa-fedlora.final-rank=4 num-server-rounds=4 simulation.num-supernodes=2"
+    lines = explained(tmp_path, said).splitlines()
+    sends = [line for line in lines if line.startswith("round")]
+    assert [line.split(" sends")[0].strip() for line in sends] == ["round 1", "round 2", "round 3", "round 4"]
+    full, eight, five, four = (float(line.split("gets ")[1].split()[0]) for line in sends)
+    assert full > 3 * eight > 3 * five > 3 * four
+    assert "and what rounds put into the base" in "\n".join(lines)
+    assert next(line.split()[4:] for line in lines if line.startswith("   0 ")) == ["-", "4"]
+
+
+def test_check_says_when_ranks_are_evened_out(tmp_path: Path) -> None:
+    text = explained(tmp_path, "lora.ranks='4,8' simulation.num-supernodes=3")
+    assert "fedavg needs equal ranks: every node trains rank 4, the smallest budget" in text
+
+
+def test_check_needs_no_data_where_nodes_bring_all(tmp_path: Path) -> None:
+    text = explained(tmp_path, "data.partitioner='none' data.labels='a|b' evaluate='nodes' data.name='/nowhere'")
+    assert "data      none on the server" in text
+    assert "bring their own data" in text

@@ -1,0 +1,122 @@
+"""What the command shows of a run's log."""
+
+from thistledown.console import Console
+
+GOOD = """\
+Using SuperLink: simulation (127.0.0.1:44017)
+Successfully started run 491138605137914210
+\x1b[92mINFO \x1b[0m:      Starting logstream for run_id `491138605137914210`
+\x1b[92mINFO \x1b[0m:      Starting Flower Simulation
+\x1b[93mWARNING \x1b[0m:   Since flwr 1.32, default simulated SuperNodes changed from 10 to 2.
+\x1b[92mINFO \x1b[0m:      Federation `@none/default` (2 simulated SuperNodes)
+\x1b[92mINFO \x1b[0m:      To change federation size, use the following command:
+\x1b[92mINFO \x1b[0m:      \tflwr federation simulation-config @none/default <superlink> --num-supernodes <N>
+Successfully installed thistledown to /tmp/home/apps/thistledown.thistledown.0.1.0.607c2ace.
+\x1b[92mINFO \x1b[0m:      results go to /home/me/outputs/20261121-021209-fedavg
+\x1b[92mINFO \x1b[0m:      preparing data 'digits'
+\x1b[92mINFO \x1b[0m:      node   rows      0     1     2     3     4     5     6     7     8     9
+\x1b[92mINFO \x1b[0m:         0    385     74     3    29    53    51    16    74     .    48    37
+\x1b[92mINFO \x1b[0m:         1    365      1    73    45    24    24    60     1    74    25    38
+Writing model shards:   0%|          | 0/1 [00:00<?, ?it/s]\rWriting model shards: 100%|##########| 1/1
+\x1b[92mINFO \x1b[0m:      Starting fedavg: strategy=fedavg
+\x1b[92mINFO \x1b[0m:      preparing data 'digits'
+\x1b[92mINFO \x1b[0m:      offered the base 'embedded' to 1 stores that lack it (554497 bytes each)
+/lib/transformers/modeling_utils.py:3303: FutureWarning: `is_gradient_checkpointing` is deprecated.
+  warnings.warn(
+\x1b[92mINFO \x1b[0m:      round 0/2  accuracy 0.118  loss 5.247  (before training)
+\x1b[92mINFO \x1b[0m:      [ROUND 1/2]
+\x1b[92mINFO \x1b[0m:      configure_train: Sampled 2 nodes (out of 2)
+\x1b[36m(ClientAppActor pid=6054)\x1b[0m /lib/modeling_utils.py:3303: FutureWarning: `is_gradient_checkpointing`
+\x1b[36m(ClientAppActor pid=6054)\x1b[0m   warnings.warn(
+\x1b[92mINFO \x1b[0m:      aggregate_train: Received 2 results and 0 failures
+\x1b[92mINFO \x1b[0m:      round 1/2  accuracy 0.273  loss 2.331  up 237.0 kB  down 237.5 kB  9.5 s  ETA 0:10
+\x1b[92mINFO \x1b[0m:      finished in 48 s, results in /home/me/outputs/20261121-021209-fedavg
+\x1b[92mINFO \x1b[0m:     \x20
+"""
+
+CLIENT_ERROR = """\
+\x1b[91mERROR \x1b[0m:     An exception was raised when processing a message by RayBackend
+\x1b[91mERROR \x1b[0m:     \x1b[36mray::ClientAppActor.run()\x1b[39m (pid=8148, ip=192.0.2.2, actor_id=221062d9950a)
+                  ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  File "/apps/thistledown/client_app/local.py", line 151, in _share
+    raise NodeError("data.partitioner = 'none', but the node config has no data-path")
+client_app.local.NodeError: data.partitioner = 'none', but the node config has no data-path
+
+The above exception was the direct cause of the following exception:
+
+\x1b[36mray::ClientAppActor.run()\x1b[39m (pid=8148, ip=192.0.2.2, actor_id=221062d9950a)
+    raise ClientAppException(str(ex)) from ex
+flwr.clientapp.client_app.ClientAppException:\x20
+Exception ClientAppException occurred. Message: data.partitioner = 'none', but the node config has no data-path
+\x1b[91mERROR \x1b[0m:     Traceback (most recent call last):
+  File "/lib/flwr/server/superlink/fleet/vce/vce_api.py", line 132, in worker
+    out_mssg, updated_context = backend.process_message(message, context)
+                                ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+ray.exceptions.RayTaskError(ClientAppException): \x1b[36mray::ClientAppActor.run()\x1b[39m (pid=8148)
+  File "/apps/thistledown/client_app/local.py", line 151, in _share
+    raise NodeError("data.partitioner = 'none', but the node config has no data-path")
+client_app.local.NodeError: data.partitioner = 'none', but the node config has no data-path
+
+The above exception was the direct cause of the following exception:
+
+\x1b[36mray::ClientAppActor.run()\x1b[39m (pid=8148, ip=192.0.2.2, actor_id=221062d9950a)
+    raise ClientAppException(str(ex)) from ex
+flwr.clientapp.client_app.ClientAppException:\x20
+Exception ClientAppException occurred. Message: data.partitioner = 'none', but the node config has no data-path
+
+"""
+
+SERVER_ERROR = """\
+\x1b[91mERROR \x1b[0m:     the run failed: none of 2 nodes can take part; node error 2: no data-path
+\x1b[91mERROR \x1b[0m:     Simulation raised an exception
+Traceback (most recent call last):
+  File "/lib/flwr/simulation/app.py", line 337, in run_simulation_process
+    simulation_result = _run_simulation(
+                        ^^^^^^^^^^^^^^^^
+strategies.exchange.vocabulary.RunFailed: none of 2 nodes can take part; node error 2: no data-path
+\x1b[91mERROR \x1b[0m:     Exit Code: 700
+
+An unhandled exception occurred when running the simulation.
+
+For more information, visit: <https://flower.ai/docs/framework/1.41/en/ref-exit-codes/700.html>
+"""
+
+
+def shown(log: str, console: Console) -> list[str]:
+    lines = [line for text in log.splitlines() for line in console.read(text)]
+    return lines + console.end()
+
+
+def test_console_shows_what_matters_of_a_good_run() -> None:
+    console = Console()
+    assert shown(GOOD, console) == [
+        "starting Ray (takes a while the first time)",
+        "results go to /home/me/outputs/20261121-021209-fedavg",
+        "preparing data 'digits'",
+        "offered the base 'embedded' to 1 stores that lack it (554497 bytes each)",
+        "round 0/2  accuracy 0.118  loss 5.247  (before training)",
+        "round 1/2  accuracy 0.273  loss 2.331  up 237.0 kB  down 237.5 kB  9.5 s  ETA 0:10",
+    ]
+    assert console.run_id == "491138605137914210"
+    assert console.folder == "/home/me/outputs/20261121-021209-fedavg"
+
+
+def test_console_shows_an_error_once_and_counts_it() -> None:
+    console = Console()
+    said = "error: NodeError: data.partitioner = 'none', but the node config has no data-path"
+    assert shown(CLIENT_ERROR * 10 + SERVER_ERROR, console) == [said, f"10 times in all: {said}"]
+    assert console.cause == "RunFailed: none of 2 nodes can take part; node error 2: no data-path"
+
+
+def test_console_counts_warnings_that_differ_by_numbers() -> None:
+    warnings = "".join(f"WARNING :   left out node {number}: node error 2: no rows\n" for number in range(200))
+    lines = shown(warnings, Console())
+    assert lines[:2] == [f"warning: left out node {number}: node error 2: no rows" for number in range(2)]
+    assert len(lines) == 6
+    assert lines[-1].startswith("200 times in all: warning: left out node ")
+
+
+def test_verbose_console_shows_everything_without_colours() -> None:
+    lines = shown(CLIENT_ERROR, Console(verbose=True))
+    assert len(lines) == len(CLIENT_ERROR.splitlines())
+    assert lines[1].startswith("ERROR :     ray::ClientAppActor.run() (pid=8148")
