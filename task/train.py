@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch.nn.modules.batchnorm import _NormBase
 
 from task.config import TaskConfig
 from task.model import TunedModel
@@ -40,7 +41,7 @@ class Trainer:
         optimizer = self._optimizer(parameters)
         penalties = [penalty, *(regulariser(chosen) for regulariser in self.regularisers)]
         losses = []
-        model.module.train()
+        _training_mode(model)
         with _only(model, parameters):
             for positions in self._batches():
                 loss = model.module(**self.rows.batch(positions, self.device)).loss
@@ -70,6 +71,16 @@ class Trainer:
             return torch.optim.SGD(parameters, config.learning_rate, config.momentum, weight_decay=config.weight_decay)
         fused = self.device.split(":")[0] in ("cpu", "cuda")  # one kernel for all of an adapter's small tensors
         return torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=fused)
+
+
+def _training_mode(model: TunedModel) -> None:
+    """Dropout is on. Running statistics move only where they are exchanged (full tuning): nothing would put them back,
+    and what a node learns would depend on the nodes that the process served before."""
+    model.module.train()
+    exchanged = {id(tensor) for tensor in model.trained.values()}
+    for module in model.module.modules():
+        if isinstance(module, _NormBase) and id(module.running_mean) not in exchanged:
+            module.eval()
 
 
 @contextmanager
