@@ -16,16 +16,13 @@ def corner(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
 
 
 def added(start: Mapping[str, torch.Tensor], change: Mapping[str, torch.Tensor]) -> Tensors:
-    """start + change where there is a change, summed in float64 and rounded once to start's dtype."""
-    return {
-        name: (tensor.double() + change[name].double()).to(tensor.dtype) if name in change else tensor
-        for name, tensor in start.items()
-    }
+    """start + change where there is a change, rounded once to start's dtype."""
+    return {name: (t + change[name]).to(t.dtype) if name in change else t for name, t in start.items()}
 
 
 def difference(after: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> Tensors:
     """after - before, in before's dtype, on the CPU."""
-    return {n: (after[n].detach().cpu().double() - b.double()).to(b.dtype) for n, b in before.items()}
+    return {name: (after[name].detach().cpu() - tensor).to(tensor.dtype) for name, tensor in before.items()}
 
 
 def squared_distance(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> torch.Tensor:

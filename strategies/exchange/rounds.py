@@ -219,7 +219,7 @@ class _Run:
             self.roll.answered(profile, state)
             if update.ticket.rank != ticket.rank:
                 self.roll.lower(profile, update.ticket.rank)
-            if not self.strategy.personal:
+            if state.rank and not self.strategy.personal:
                 meter.see(self.strategy.trained(state, update), update.weight)
             yield update
 
