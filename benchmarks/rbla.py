@@ -73,9 +73,9 @@ STUDY = Study(
         "missing slices with zeros. That gives the slices of few nodes their full length, where zero-padding shrinks "
         "them. The claim that is tested: fewer rounds to a target accuracy than zero-padding.",
         "The column inexactness tells what a rule pays: a slice that few nodes own acts at full length in everybody's "
-        "product, so that product is off the mean of what the nodes learned. Where the owners of these slices have rows "
-        "of all labels, as in the staircase, that is a gain; where rows are skewed over nodes whatever their ranks, the "
-        "slices carry the labels of their few owners.",
+        "product, so that product is off the mean of what the nodes learned. Where the owners of these slices have "
+        "rows of most labels, as in the staircase, that is a gain; where rows are skewed over nodes whatever their "
+        "ranks, the slices carry the labels of their few owners.",
     ),
     (
         "The paper's tables of rounds to target were not available to us, so there is nothing to compare to digit by "
