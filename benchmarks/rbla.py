@@ -7,18 +7,7 @@ import sys
 
 from benchmarks import command
 from benchmarks.federation import ROOT
-from benchmarks.settings import (
-    AG_NEWS,
-    MINILM,
-    MINILM_ABOUT,
-    MINILM_RATES,
-    MNIST,
-    VIT,
-    VIT_ABOUT,
-    VIT_RATES,
-    fashion_vit,
-    minilm,
-)
+from benchmarks.settings import MNIST, fashion_vit, minilm
 from benchmarks.study import Method, Setting, Study
 
 PERCEPTRON = "outputs/perceptron-{seed}"
@@ -86,25 +75,8 @@ STUDY = Study(
     (
         PAPER,
         DIGITS,
-        Setting(
-            "minilm",
-            MINILM_ABOUT + " Ranks 2, 4 and 8 in turn.",
-            minilm(rounds=8, ranks="2,4,8"),
-            METHODS,
-            MINILM_RATES,
-            target=0.75,
-            preset="ag-news",
-            assets=(MINILM, AG_NEWS),
-        ),
-        Setting(
-            "fashion-vit",
-            VIT_ABOUT + " Ranks 2, 4 and 8 in turn.",
-            fashion_vit(rounds=12, ranks="2,4,8"),
-            METHODS,
-            VIT_RATES,
-            target=0.75,
-            assets=(VIT, MNIST),
-        ),
+        minilm(8, "2,4,8", "Ranks 2, 4 and 8 in turn.", METHODS),
+        fashion_vit(12, "2,4,8", "Ranks 2, 4 and 8 in turn.", METHODS),
     ),
     reference="rbla",
 )

@@ -7,19 +7,8 @@ import sys
 
 from benchmarks import command
 from benchmarks.savings import INITIATING
-from benchmarks.settings import (
-    AG_NEWS,
-    MINILM,
-    MINILM_ABOUT,
-    MINILM_RATES,
-    MNIST,
-    VIT,
-    VIT_ABOUT,
-    VIT_RATES,
-    fashion_vit,
-    minilm,
-)
-from benchmarks.study import Method, Options, Setting, Study
+from benchmarks.settings import fashion_vit, minilm
+from benchmarks.study import Method, Options, Study
 
 FULL = Method("fedavg", {"strategy": "fedavg", "tuning": "full"})
 FULL_SHARE = 0.1  # of the adapters' learning rate that full weights bear: the ratio of both grids
@@ -51,25 +40,8 @@ STUDY = Study(
     ),
     ('"Up to 93.62 %" fewer communicated parameters than FedAvg, with better accuracy (the paper\'s abstract).',),
     (
-        Setting(
-            "minilm",
-            MINILM_ABOUT + " Ranks 8 to 2.",
-            minilm(rounds=30, ranks="8"),
-            (FULL, *(annealed(rounds) for rounds in (0, 1, 2))),
-            MINILM_RATES,
-            target=0.75,
-            preset="ag-news",
-            assets=(MINILM, AG_NEWS),
-        ),
-        Setting(
-            "fashion-vit",
-            VIT_ABOUT + " Ranks 4 to 2.",
-            fashion_vit(rounds=60, ranks="4"),
-            (FULL, annealed(1)),
-            VIT_RATES,
-            target=0.75,
-            assets=(VIT, MNIST),
-        ),
+        minilm(30, "8", "Ranks 8 to 2.", (FULL, *(annealed(rounds) for rounds in (0, 1, 2)))),
+        fashion_vit(60, "4", "Ranks 4 to 2.", (FULL, annealed(1))),
     ),
     reference="fedavg",
     savings=True,

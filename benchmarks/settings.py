@@ -1,6 +1,6 @@
 """The tasks that studies share: real data and pretrained models from ../shared/assets, ten nodes each."""
 
-from benchmarks.study import Options
+from benchmarks.study import Method, Options, Setting
 
 ASSETS = "../shared/assets"
 MNIST = f"{ASSETS}/mnist/mnist.npz"
@@ -8,8 +8,8 @@ VIT = f"{ASSETS}/vit-fashion-mnist-0.8m"
 MINILM = f"{ASSETS}/minilm-l6-v2"
 AG_NEWS = f"{ASSETS}/ag_news"
 
-MINILM_RATES = {"lora": (0.003, 0.01), "full": (0.0003, 0.001)}
-VIT_RATES = {"lora": (0.003, 0.01), "full": (0.0003, 0.001)}
+RATES = {"lora": (0.003, 0.01), "full": (0.0003, 0.001)}
+TARGET = 0.75
 
 MINILM_ABOUT = (
     "MiniLM (22.7 million parameters) learns the four topics of AG News: 2,000 articles of 40 tokens on ten nodes, "
@@ -22,26 +22,24 @@ VIT_ABOUT = (
 )
 
 
-def minilm(rounds: int, ranks: str) -> Options:
-    """On the preset `ag-news`."""
-    return {
+def minilm(rounds: int, ranks: str, said: str, methods: tuple[Method, ...]) -> Setting:
+    """On the preset `ag-news`; `said` is what there is to say of the ranks."""
+    options: Options = {
         "model.name": MINILM,
         "data.name": AG_NEWS,
         "data.max-length": 40,
         "data.train-rows": 2000,
         "data.validation-rows": 100,
         "data.test-rows": 400,
-        "lora.targets": "all-linear",
-        "lora.ranks": ranks,
-        "local-steps": 4,
-        "batch-size": 16,
-        "num-server-rounds": rounds,
+        **_federation(rounds, ranks, steps=4, batch=16),
     }
+    about, assets = f"{MINILM_ABOUT} {said}", (MINILM, AG_NEWS)
+    return Setting("minilm", about, options, methods, RATES, TARGET, preset="ag-news", assets=assets)
 
 
-def fashion_vit(rounds: int, ranks: str) -> Options:
-    """On the defaults."""
-    return {
+def fashion_vit(rounds: int, ranks: str, said: str, methods: tuple[Method, ...]) -> Setting:
+    """On the defaults; `said` is what there is to say of the ranks."""
+    options: Options = {
         "model.name": VIT,
         "data.name": MNIST,
         "data.train-rows": 3000,
@@ -49,9 +47,16 @@ def fashion_vit(rounds: int, ranks: str) -> Options:
         "data.test-rows": 1000,
         "data.partitioner": "dirichlet",
         "data.alpha": 0.5,
+        **_federation(rounds, ranks, steps=5, batch=8),
+    }
+    return Setting("fashion-vit", f"{VIT_ABOUT} {said}", options, methods, RATES, TARGET, assets=(VIT, MNIST))
+
+
+def _federation(rounds: int, ranks: str, steps: int, batch: int) -> Options:
+    return {
         "lora.targets": "all-linear",
         "lora.ranks": ranks,
-        "local-steps": 5,
-        "batch-size": 8,
+        "local-steps": steps,
+        "batch-size": batch,
         "num-server-rounds": rounds,
     }

@@ -13,6 +13,7 @@ from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.order import RANK, read_ticket, strategy_of
 from strategies.exchange.vocabulary import OutOfMemory, State, Ticket
 from task.model import TunedModel, tuned_model
+from task.rows import Rows
 from task.train import Trainer, evaluate
 
 
@@ -28,9 +29,7 @@ def _update(local: Local, content: RecordDict) -> RecordDict:
     began = time.monotonic()
     strategy, ticket, model = _installed(local, content)
     rows, _ = local.rows()
-    regularisers = tuple(wrapper.penalty for wrapper in strategy.wrappers)
-    trainer = Trainer(local.config, rows, ticket.seed, local.device, regularisers)
-    delta, metrics = strategy.train(model, trainer, ticket)
+    delta, metrics = strategy.train(model, trainer_of(local, strategy, rows, ticket.seed), ticket)
     Memory(local).keep(strategy.private(model))
     for wrapper in strategy.wrappers:
         delta = wrapper.outgoing(delta, ticket)
@@ -40,6 +39,12 @@ def _update(local: Local, content: RecordDict) -> RecordDict:
         {"num-examples": len(rows), "server-round": ticket.round, "seconds": seconds, **metrics}
     )
     return reply
+
+
+def trainer_of(local: Local, strategy: Algorithm, rows: Rows, seed: int) -> Trainer:
+    """What this node trains with, the penalties of wrappers included."""
+    regularisers = tuple(wrapper.penalty for wrapper in strategy.wrappers)
+    return Trainer(local.config, rows, seed, local.device, regularisers)
 
 
 def evaluated(local: Local, content: RecordDict) -> RecordDict:

@@ -22,6 +22,7 @@ import torch
 
 from client_app.device import OWN_MEMORY, free_memory, kind, within_memory
 from client_app.local import Local
+from client_app.training import trainer_of
 from strategies.algebra.lowrank import rank_axis
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.order import strategy_of
@@ -40,9 +41,8 @@ def tried(local: Local) -> Trial:
     """The trial of this node. Only tensors that train change in the process's model, as in a round."""
     torch.set_num_threads(local.config.threads)
     rows, _ = local.rows()
-    regularisers = tuple(wrapper.penalty for wrapper in strategy_of(local.order).wrappers)
     seed = derive(local.config.seed, "trial", local.name)
-    trainer = Trainer(local.config, rows, seed, local.device, regularisers)
+    trainer = trainer_of(local, strategy_of(local.order), rows, seed)
     candidates = local.config.lora.auto_ranks
     for largest in reversed(candidates):
         ends = sorted({candidates[0], largest})

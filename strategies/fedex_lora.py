@@ -13,13 +13,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from strategies.algebra.lowrank import ProductSum, factor_names, modules, products
+from strategies.algebra.lowrank import FLOAT32, ProductSum, modules, pair
 from strategies.algebra.tensors import Tensors, added
 from strategies.exchange.contract import EXACT, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
+from strategies.exchange.journal import merge
 from strategies.exchange.vocabulary import Entry, State, Update
 from task.model import TunedModel
 
-ROUNDING = 1e-7  # of the mean product: a residual below it is what float32 rounds off
 RESIDUAL = "residual "  # in front of names, where the residual lies beside the change of the factors
 
 
@@ -40,15 +40,15 @@ class FedExLora(Strategy):
             for update in updates:
                 trained = self.trained(state, update)
                 for module in modules(trained):
-                    means[module].add(update.weight, *(trained[name] for name in factor_names(module)))
+                    means[module].add(update.weight, *pair(trained, module))
                 weight += update.weight
                 yield update
 
         change = super().combine(state, seen())
         averaged = added(state.tensors, change)
         for module, mean in means.items():
-            residual = mean.plus(-weight, *(averaged[name] for name in factor_names(module)))
-            parts = residual.parts(module, 1 / weight, floor=ROUNDING * mean.norm())
+            residual = mean.plus(-weight, *pair(averaged, module))
+            parts = residual.parts(module, 1 / weight, floor=FLOAT32 * mean.norm())
             change |= {RESIDUAL + name: part for name, part in parts.items()}
         return change
 
@@ -58,5 +58,4 @@ class FedExLora(Strategy):
         return State(added(state.tensors, combined), state.journal + entries)
 
     def replay(self, model: TunedModel, entry: Entry) -> None:
-        for name, product in products(entry.tensors):
-            model.shift(name, model.config.lora.scaling * product)
+        merge(model, entry)

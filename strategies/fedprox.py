@@ -6,8 +6,9 @@ mu = 0 it is FedAvg.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
-from strategies.algebra.tensors import Tensors, difference, snapshot, squared_distance
+from strategies.algebra.tensors import Tensors, proximal
 from strategies.exchange.contract import Strategy
 from strategies.exchange.vocabulary import Metrics, Ticket
 from task.model import TunedModel
@@ -22,8 +23,4 @@ class FedProx(Strategy):
     mu: float = option(0.01, low=0.0)
 
     def train(self, model: TunedModel, trainer: Trainer, ticket: Ticket) -> tuple[Tensors, Metrics]:
-        live = self.live(model, ticket)
-        before = snapshot(live)
-        anchor = {name: tensor.detach().clone() for name, tensor in live.items()}
-        metrics = trainer.fit(model, live, penalty=lambda: self.mu / 2 * squared_distance(live, anchor))
-        return difference(live, before), metrics
+        return super().train(model, trainer.regularised(partial(proximal, mu=self.mu)), ticket)

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from strategies.algebra.lowrank import ProductSum, factor_names, modules, others
+from strategies.algebra.lowrank import ProductSum, factor_names, modules, others, pair
 from strategies.algebra.mean import WeightedSum
 from strategies.algebra.tensors import Tensors, difference
 from strategies.exchange.contract import ORDER, WEIGHTS, Strategy
@@ -37,8 +37,7 @@ class FlexLora(Strategy):
             trained = self.trained(state, update)
             rest.add({name: trained[name] for name in rest.sums}, update.weight)
             for module in modules(trained):
-                b, a = (trained[name] for name in factor_names(module))
-                products[module].add(update.weight, b, a)
+                products[module].add(update.weight, *pair(trained, module))
         mean = rest.mean()
         for module, product in products.items():
             b_name, a_name = factor_names(module)

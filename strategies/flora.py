@@ -17,19 +17,11 @@ from dataclasses import dataclass
 
 import torch
 
-from strategies.algebra.lowrank import (
-    ProductSum,
-    factor_names,
-    modules,
-    others,
-    products,
-    rank_axis,
-    silenced,
-    truncated,
-)
+from strategies.algebra.lowrank import ProductSum, modules, others, pair, rank_axis, silenced, truncated
 from strategies.algebra.mean import WeightedSum
 from strategies.algebra.tensors import Tensors, added, difference, snapshot
 from strategies.exchange.contract import EXACT, FIXED_POINT, ORDER, WEIGHTS, Strategy
+from strategies.exchange.journal import merge
 from strategies.exchange.vocabulary import Entry, Metrics, State, Ticket, Update
 from task.model import TunedModel
 from task.train import Trainer
@@ -50,9 +42,9 @@ class Flora(Strategy):
         """Adapters that somebody handed over are put into the base; those of a round already are."""
         merged: Tensors = {}
         for module in modules(state.tensors):
-            product = ProductSum()
-            product.add(1.0, *(state.tensors[name] for name in factor_names(module)))
-            merged |= product.parts(module)
+            b, a = pair(state.tensors, module)
+            if b.any():
+                merged |= ProductSum.of(b, a).parts(module)
         if not merged:
             return state
         return State(silenced(state.tensors, 0), (*state.journal, Entry(round - 1, 0, merged)))
@@ -72,8 +64,7 @@ class Flora(Strategy):
         for update in updates:
             rest.add(others(update.delta), update.weight)
             for module in modules(update.delta):
-                b, a = (update.delta[name] for name in factor_names(module))
-                stacks[module].add(update.weight, b, a)
+                stacks[module].add(update.weight, *pair(update.delta, module))
         combined = rest.mean()
         for module, stack in stacks.items():
             combined |= stack.parts(module, 1 / rest.total)
@@ -88,8 +79,7 @@ class Flora(Strategy):
     # ------------------------------------------------------------------ the node's half
 
     def replay(self, model: TunedModel, entry: Entry) -> None:
-        for name, product in products(entry.tensors):
-            model.shift(name, model.config.lora.scaling * product)
+        merge(model, entry)
 
     def train(self, model: TunedModel, trainer: Trainer, ticket: Ticket) -> tuple[Tensors, Metrics]:
         model.write(_drawn(truncated(model.trained, ticket.rank), ticket.seed))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from strategies.algebra.lowrank import ProductSum, factor_names, modules, others, truncated
+from strategies.algebra.lowrank import ProductSum, factor_names, modules, others, pair, truncated
 from strategies.algebra.mean import WeightedSum
 from strategies.algebra.tensors import Tensors, difference, snapshot
 from strategies.exchange.contract import IDENTITY, ORDER, WEIGHTS, Strategy
@@ -52,8 +52,8 @@ class HetLora(Strategy):
             trained = self.trained(state, update)
             rest.add({name: trained[name] for name in rest.sums}, update.weight)
             for module, total in factors.items():
-                b, a = (trained[name] for name in factor_names(module))
-                total.add({name: trained[name] for name in factor_names(module)}, _norm(b, a))
+                length = ProductSum.of(*pair(trained, module)).norm()
+                total.add({name: trained[name] for name in factor_names(module)}, length)
         mean = rest.mean()
         for total in factors.values():
             mean |= total.mean() if total.total else {name: state.tensors[name] for name in total.sums}
@@ -71,17 +71,11 @@ class HetLora(Strategy):
         return truncated(difference(live, before), rank), metrics | {"rank": rank}
 
 
-def _norm(b: torch.Tensor, a: torch.Tensor) -> float:
-    product = ProductSum()
-    product.add(1.0, b, a)
-    return product.norm()
-
-
 def _tails(live: dict[str, torch.Tensor], kept: int) -> torch.Tensor:
     """Over all modules, ||B[:, kept:]|| ||A[kept:, :]||; a zero with gradients where nothing is beyond `kept`."""
     total = torch.zeros(())
     for module in modules(live):
-        b, a = (live[name] for name in factor_names(module))
+        b, a = pair(live, module)
         if kept < a.shape[0]:
             total = total.to(a.device) + torch.linalg.matrix_norm(b[:, kept:]) * torch.linalg.matrix_norm(a[kept:])
     return total

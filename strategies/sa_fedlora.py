@@ -25,12 +25,14 @@ that it can, at most r; its update leaves the others as they are. Factors are av
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
-from strategies.algebra.lowrank import ProductSum, factor_names, modules, others, products
-from strategies.algebra.tensors import Tensors, difference, snapshot, squared_distance
+from strategies.algebra.lowrank import FLOAT32, ProductSum, factor_names, modules, others, pair
+from strategies.algebra.tensors import Tensors, proximal, snapshot
 from strategies.exchange.contract import EQUAL_RANKS, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
+from strategies.exchange.journal import merge
 from strategies.exchange.vocabulary import Entry, Metrics, Profile, RunFailed, State, Ticket
 from task.config import TaskConfig
 from task.model import TunedModel
@@ -38,7 +40,6 @@ from task.schema import option
 from task.train import Trainer
 
 SCHEDULES = ("cubic", "linear", "cosine", "exponential")
-FLOAT = 1e-7  # of a product: a remainder below it is what float32 rounds off
 ROUNDING = 1e-9  # of a number of rounds: 0.28 of 25 is 7, not a little more
 WAITING = "waiting "  # in front of names: what adapters will train once the initiating rounds are over
 
@@ -132,22 +133,17 @@ class SAFedLora(Strategy):
             for name, tensor in entry.tensors.items():
                 model.ground(name).copy_(tensor)
         else:
-            for name, product in products(entry.tensors):
-                model.shift(name, model.config.lora.scaling * product)
+            merge(model, entry)
 
     def live(self, model: TunedModel, ticket: Ticket) -> dict[str, torch.Tensor]:
         return model.frozen | others(model.trained) if self.initiates(ticket.round) else model.trained
 
     def train(self, model: TunedModel, trainer: Trainer, ticket: Ticket) -> tuple[Tensors, Metrics]:
-        if not self.initiates(ticket.round):
-            return super().train(model, trainer, ticket)
-        live = self.live(model, ticket)
-        before = snapshot(live)
-        anchor = {name: tensor.detach().clone() for name, tensor in live.items()}
-        if self.initiating_rate:
-            trainer = replace(trainer, config=replace(trainer.config, learning_rate=self.initiating_rate))
-        metrics = trainer.fit(model, live, penalty=lambda: self.mu / 2 * squared_distance(live, anchor))
-        return difference(live, before), metrics
+        if self.initiates(ticket.round):
+            trainer = trainer.regularised(partial(proximal, mu=self.mu))
+            if self.initiating_rate:
+                trainer = replace(trainer, config=replace(trainer.config, learning_rate=self.initiating_rate))
+        return super().train(model, trainer, ticket)
 
 
 def _weights(state: State) -> Tensors:
@@ -171,14 +167,12 @@ def shrunk(tensors: Tensors, rank: int) -> Tensors:
     """The same tensors with every product B A as close as factors of this rank can be: B U S^(1/2), A S^(1/2) V^T."""
     small = dict(tensors)
     for module in modules(tensors):
-        names = factor_names(module)
-        b, a = (tensors[name] for name in names)
-        product = ProductSum()
-        product.add(1.0, b, a)
-        left, right = product.split(rank, spare=a)
+        b, a = pair(tensors, module)
+        left, right = ProductSum.of(b, a).split(rank, spare=a)
         root = torch.linalg.vector_norm(left, dim=0).sqrt()  # 0 where the product has no such rank: A alone is kept
         even = torch.where(root > 0, root, 1.0)
-        small |= {names[0]: (left / even).to(b.dtype), names[1]: (right * even[:, None]).to(a.dtype)}
+        b_name, a_name = factor_names(module)
+        small |= {b_name: (left / even).to(b.dtype), a_name: (right * even[:, None]).to(a.dtype)}
     return small
 
 
@@ -186,9 +180,6 @@ def remainder(tensors: Tensors, small: Tensors) -> Tensors:
     """The products of `tensors` less those of `small`, as an entry holds them."""
     parts: Tensors = {}
     for module in modules(tensors):
-        names = factor_names(module)
-        product = ProductSum()
-        product.add(1.0, *(tensors[name] for name in names))
-        floor = FLOAT * product.norm()
-        parts |= product.plus(-1.0, *(small[name] for name in names)).parts(module, floor=floor)
+        product = ProductSum.of(*pair(tensors, module))
+        parts |= product.plus(-1.0, *pair(small, module)).parts(module, floor=FLOAT32 * product.norm())
     return parts

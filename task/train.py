@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.modules.batchnorm import _NormBase
@@ -26,6 +26,10 @@ class Trainer:
     seed: int
     device: str = "cpu"
     regularisers: tuple[Regulariser, ...] = ()  # of every fit: each makes a penalty for the tensors that train
+
+    def regularised(self, regulariser: Regulariser) -> "Trainer":
+        """The same trainer with one more penalty in every fit, before the others."""
+        return replace(self, regularisers=(regulariser, *self.regularisers))
 
     def fit(
         self, model: TunedModel, live: Mapping[str, torch.Tensor] | None = None, penalty: Penalty | None = None

@@ -1,6 +1,7 @@
 """Once per session: a store of our own (so that the embedded base is trained once), one thread, Flower's identity.
 
-Fixtures of more than one file: an empty store, the bases that rows are prepared for, and strategies in other folders.
+Fixtures of more than one file: an empty store, the bases that rows are prepared for, strategies in other folders, and
+a strategy with a journal beside a model for it.
 """
 
 import importlib
@@ -11,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from entries import Listening, at_the_base
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import settings
 from samples import WORDS, vision_base
 
 import strategies
+from task.model import TunedModel, kept_model
 from task.store import Store
 
 TOYS = Path(__file__).parent / "toys"
@@ -85,3 +88,16 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
 @pytest.fixture
 def toys(found: Callable[[Path], None]) -> None:
     found(TOYS)
+
+
+@pytest.fixture
+def strategy() -> Listening:
+    """One that keeps a journal and remembers what it replayed."""
+    return Listening()
+
+
+@pytest.fixture
+def model() -> Iterator[TunedModel]:
+    """The process's model, at the base; tests after this one get a fresh one."""
+    yield at_the_base()
+    kept_model.cache_clear()

@@ -1,12 +1,11 @@
 """The journal: marks name places in it, and a model is brought to a place from wherever it is."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from entries import ADAPTED, TASK, Listening, at_the_base, entry, fresh_at, same, state_of, values
+from entries import ADAPTED, TASK, Listening, entry, fresh_at, same, state_of, values
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from laws import FACTORS, INPUTS, OUTPUTS, WEIGHT, toy_model
@@ -19,7 +18,7 @@ from strategies.exchange.journal import NOWHERE
 from strategies.exchange.vocabulary import BASE_MARK, Entry, Refused, State, mark_after
 from task.base import server_base
 from task.config import Model
-from task.model import TunedModel, build, kept_model, tuned_model
+from task.model import TunedModel, build, tuned_model
 from task.store import server_store
 
 # ---------------------------------------------------------------------- marks
@@ -128,18 +127,6 @@ def test_a_since_that_is_no_mark_is_refused(since):
 
 
 # ---------------------------------------------------------------------- models that catch up
-
-
-@pytest.fixture
-def strategy() -> Listening:
-    return Listening()
-
-
-@pytest.fixture
-def model() -> Iterator[TunedModel]:
-    """The process's model, at the base; tests after this one get a fresh one."""
-    yield at_the_base()
-    kept_model.cache_clear()
 
 
 def test_a_model_goes_on_from_where_it_is(strategy: Listening, model: TunedModel) -> None:

@@ -2,13 +2,12 @@
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from entries import Listening, at_the_base, fresh_at, same, state_of, values
+from entries import at_the_base, fresh_at, same, state_of, values
 from flwr.app import ConfigRecord, RecordDict
 from in_process import QV, InProcessGrid, Outcome, equal, hold, local, sent, watched
 
@@ -23,20 +22,8 @@ from strategies.exchange import wire
 from strategies.exchange.vocabulary import State
 from strategies.flora import Flora
 from task.config import TaskConfig
-from task.model import TunedModel, kept_model
+from task.model import TunedModel
 from task.schema import ConfigError
-
-
-@pytest.fixture
-def strategy() -> Listening:
-    return Listening()
-
-
-@pytest.fixture
-def model() -> Iterator[TunedModel]:
-    """The process's model, at the base; tests after this one get a fresh one."""
-    yield at_the_base()
-    kept_model.cache_clear()
 
 
 def node(store: Path) -> Local:

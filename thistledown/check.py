@@ -156,7 +156,7 @@ def _costs(run: RunConfig, task: TaskConfig, base: Base, parts: Parts | None, sp
     yield f"trains    {own:,} of {total:,} parameters ({own / total:.2%}) in {len(model.trained)} tensors"
     if not run.strategy.ragged and len({profile.rank for profile in profiles}) > 1:
         yield f"ranks     {run.strategy.name} needs equal ranks: every node trains rank {rank}, the smallest budget"
-    legs = Traffic(run, task, base, {}).legs(profiles, run.strategy.initial(model))
+    legs = Traffic(run, task, base).legs(profiles, run.strategy.initial(model))
     spans = ["a round"] if len(legs) == 1 else [_rounds(leg.rounds) for leg in legs]
     width = max(9, *map(len, spans))
     for leg, which in zip(legs, spans, strict=True):

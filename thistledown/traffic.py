@@ -1,7 +1,7 @@
 """What a run sends, worked out by packing what would be packed, round by round."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from flwr.app import MetricRecord, RecordDict
@@ -39,7 +39,7 @@ class Traffic:
     run: RunConfig
     task: TaskConfig
     base: Base
-    known: dict[object, Cost]
+    known: dict[object, Cost] = field(default_factory=dict)
 
     def legs(self, profiles: Sequence[Profile], state: State) -> list[Leg]:
         """All rounds, those of the same cost together. Every node takes part in all; what a round's updates put

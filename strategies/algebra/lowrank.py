@@ -48,6 +48,13 @@ def factor_names(module: str) -> tuple[str, str]:
     return f"{module}.lora_B.weight", f"{module}.lora_A.weight"
 
 
+def pair(tensors: Mapping[str, torch.Tensor], module: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """B and A of a module."""
+    b, a = factor_names(module)
+    return tensors[b], tensors[a]
+
+
+FLOAT32 = 1e-7  # of a product's norm: what is left over below it is what float32 rounds off
 NEGLIGIBLE = 1e-10  # of the largest singular value: below it is rounding
 INDEPENDENT = 1e-3  # length of what a row adds to others; less would be mostly rounding
 
@@ -55,8 +62,8 @@ INDEPENDENT = 1e-3  # length of what a row adds to others; less would be mostly 
 def products(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
     """What `ProductSum.parts` wrote: the name of a linear layer's weight, and a matrix (float64) to add to it."""
     for module in modules(tensors):
-        b, a = (tensors[name].double() for name in factor_names(module))
-        yield f"{module}.weight", b @ a
+        b, a = pair(tensors, module)
+        yield f"{module}.weight", b.double() @ a.double()
     for name, tensor in tensors.items():
         if rank_axis(name) is None:
             yield name, tensor.double()
@@ -81,6 +88,13 @@ class ProductSum:
     def __init__(self) -> None:
         self._left: list[torch.Tensor] = []  # each outputs x rank
         self._right: list[torch.Tensor] = []  # each rank x inputs
+
+    @classmethod
+    def of(cls, b: torch.Tensor, a: torch.Tensor) -> "ProductSum":
+        """The sum of one term, b @ a."""
+        product = cls()
+        product.add(1.0, b, a)
+        return product
 
     def add(self, coefficient: float, b: torch.Tensor, a: torch.Tensor) -> None:
         """Add `coefficient` * b @ a; b is outputs x rank, a is rank x inputs."""

@@ -1,6 +1,6 @@
 """Named tensors, and the sums and differences of them that an exchange is made of."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -25,9 +25,13 @@ def difference(after: Mapping[str, torch.Tensor], before: Mapping[str, torch.Ten
     return {name: (after[name].detach().cpu() - tensor).to(tensor.dtype) for name, tensor in before.items()}
 
 
-def squared_distance(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Over all tensors of `other`, the sum of squared differences; a number with gradients."""
-    return torch.stack([(one[name] - tensor).square().sum() for name, tensor in other.items()]).sum()
+def proximal(live: Mapping[str, torch.Tensor], mu: float) -> Callable[[], torch.Tensor]:
+    """(mu / 2) ||w - w'||^2 over all of `live`, with w' where they are at this call; a number with gradients.
+
+    Li et al., arXiv 1812.06127.
+    """
+    anchor = {name: tensor.detach().clone() for name, tensor in live.items()}
+    return lambda: mu / 2 * torch.stack([(live[name] - tensor).square().sum() for name, tensor in anchor.items()]).sum()
 
 
 def raw(tensor: torch.Tensor) -> bytes:

@@ -6,11 +6,18 @@ mark it is at, so a process that has replayed a part goes on from there, whichev
 
 from collections.abc import Callable, Sequence
 
+from strategies.algebra.lowrank import products
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.vocabulary import Entry, State
 from task.model import TunedModel, pristine
 
 NOWHERE = "nowhere"  # where a replay that broke off leaves a model
+
+
+def merge(model: TunedModel, entry: Entry) -> None:
+    """Replay an entry of products: add scaling * B A to the weights that the model stands on."""
+    for name, product in products(entry.tensors):
+        model.shift(name, model.config.lora.scaling * product)
 
 
 def installed(strategy: Algorithm, model: TunedModel, start: State) -> TunedModel:

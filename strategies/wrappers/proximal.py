@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from strategies.algebra.tensors import squared_distance
+from strategies.algebra.tensors import proximal
 from strategies.exchange.wrapper import Wrapper
 from task.schema import option
 
@@ -21,5 +21,4 @@ class Proximal(Wrapper):
     mu: float = option(0.01, low=0.0)
 
     def penalty(self, live: Mapping[str, torch.Tensor]) -> Callable[[], torch.Tensor]:
-        anchor = {name: tensor.detach().clone() for name, tensor in live.items()}
-        return lambda: self.mu / 2 * squared_distance(live, anchor)
+        return proximal(live, self.mu)
