@@ -2,8 +2,11 @@
 
 import html
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from server_app.measure import written
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -13,18 +16,20 @@ svg { max-width: 100%; height: auto } .refused { color: #b00 }
 """
 
 
-def write_report(path: Path, summary: dict[str, Any], rounds: list[dict[str, Any]]) -> None:
-    """One self-contained HTML page from the summary and the lines of metrics.jsonl."""
+def write_report(path: Path, summary: dict[str, Any], rounds: list[dict[str, Any]], titles: Mapping[str, str]) -> None:
+    """One self-contained HTML page from the summary and the lines of metrics.jsonl; `titles` are what is measured, with
+    what people call it.
+    """
     rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(str(v))}</td></tr>" for k, v in summary.items())
     title = f"{summary['strategy']} with {summary['tuning']}"
     path.write_text(
         f"<!doctype html><meta charset='utf-8'><title>{title}</title><style>{STYLE}</style>"
-        f"<h1>{title}</h1>{_plots(summary['metric'], rounds)}<h2>Rounds</h2>{_round_table(summary['metric'], rounds)}"
+        f"<h1>{title}</h1>{_plots(summary['metric'], titles, rounds)}<h2>Rounds</h2>{_round_table(titles, rounds)}"
         f"{_refusals(rounds)}<h2>Summary</h2><table>{rows}</table>\n"
     )
 
 
-def _plots(metric: str, rounds: list[dict[str, Any]]) -> str:
+def _plots(metric: str, titles: Mapping[str, str], rounds: list[dict[str, Any]]) -> str:
     """Quality against rounds and against bytes moved so far, as inline SVG."""
     scored = [entry for entry in rounds if metric in entry]
     if not scored:
@@ -41,7 +46,7 @@ def _plots(metric: str, rounds: list[dict[str, Any]]) -> str:
         by_round, by_bytes = figure.subplots(1, 2, sharey=True)
         values = [entry[metric] for entry in scored]
         by_round.plot([entry["round"] for entry in scored], values, marker="o")
-        by_round.set(xlabel="round", ylabel=metric)
+        by_round.set(xlabel="round", ylabel=titles[metric])
         by_bytes.plot([moved[entry["round"]] for entry in scored], values, marker="o")
         by_bytes.set(xlabel="MB moved so far, up and down")
         for axes in (by_round, by_bytes):
@@ -51,12 +56,12 @@ def _plots(metric: str, rounds: list[dict[str, Any]]) -> str:
     return drawing.getvalue()[drawing.getvalue().index("<svg") :]
 
 
-def _round_table(metric: str, rounds: list[dict[str, Any]]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in ("round", metric, "loss", "up", "down", "seconds", "nodes"))
+def _round_table(titles: Mapping[str, str], rounds: list[dict[str, Any]]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in ("round", *titles.values(), "up", "down", "seconds", "nodes"))
     lines = []
     for entry in rounds:
         good = sum(not node["refused"] for node in entry["nodes"])
-        cells = [entry["round"], _number(entry.get(metric)), _number(entry.get("loss"))]
+        cells = [entry["round"], *(_number(entry.get(name)) for name in titles)]
         cells += [entry["bytes_up"], entry["bytes_down"], entry["seconds"], f"{good}/{len(entry['nodes'])}"]
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
@@ -73,4 +78,4 @@ def _refusals(rounds: list[dict[str, Any]]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    return "" if value is None else written(value, 4)

@@ -9,12 +9,19 @@ from dataclasses import dataclass
 
 from task.schema import ConfigError, build, group, option, read, schema
 
-KINDS = ("image-classification", "text-classification")
-TUNINGS = ("full", "lora", "bias", "head")
+CAUSAL = "causal-lm"
+KINDS = ("image-classification", "text-classification", CAUSAL)
+TUNINGS = ("full", "lora", "bias", "head", "norm", "dora", "ia3", "prompt", "prefix", "adapter", "ssf")
 PARTITIONERS = ("iid", "dirichlet", "shards", "natural", "linear", "square", "exponential", "staircase", "none")
+BY_LABEL = ("dirichlet", "shards", "staircase")  # partitioners that go by labels
+TEMPLATES = ("auto", "chat", "plain")
 AUTO = "auto"  # instead of a rank: found by a trial on the node
 EMBEDDED_MODEL = "embedded"
 EMBEDDED_DATA = "digits"
+TEXTUAL = {  # kinds of task that images cannot serve: the model and the data that can
+    "text-classification": ("a text model", "text data"),
+    CAUSAL: ("a causal language model", "data with a column of outputs"),
+}
 
 
 @dataclass(frozen=True)
@@ -44,9 +51,14 @@ class Data:
     test_rows: int = option(0, low=0)
     image_column: str = option("image")
     text_column: str = option("text")
+    instruction_column: str = option("instruction")
+    input_column: str = option("input")
+    output_column: str = option("output")
+    template: str = option("auto", choices=TEMPLATES)
     label_column: str = option("label")
     labels: tuple[str, ...] = option((), separator="|")
     max_length: int = option(128, low=2)
+    max_completion_length: int = option(0, low=0)
     holdout: float = option(0.1, low=0.0, high=0.9)
     partitioner: str = option("dirichlet", choices=PARTITIONERS)
     alpha: float = option(0.5, low=1e-3)
@@ -65,6 +77,28 @@ class Lora:
 
 
 @dataclass(frozen=True)
+class Ia3:
+    attention: tuple[str, ...] = option(("auto",))
+    feedforward: tuple[str, ...] = option(("auto",))
+
+
+@dataclass(frozen=True)
+class Prompt:
+    tokens: int = option(10, low=1)
+    deep: bool = option(True)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    tokens: int = option(10, low=1)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    width: int = option(16, low=1)
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     """Everything a node is told about the task. Field names are run-config keys in Python spelling."""
 
@@ -72,6 +106,10 @@ class TaskConfig:
     model: Model = group(Model)
     data: Data = group(Data)
     lora: Lora = group(Lora)
+    ia3: Ia3 = group(Ia3)
+    prompt: Prompt = group(Prompt)
+    prefix: Prefix = group(Prefix)
+    adapter: Adapter = group(Adapter)
     tuning: str = option("lora", choices=TUNINGS)
     seed: int = option(0, low=0)
     threads: int = option(1, low=1)
@@ -95,16 +133,41 @@ class TaskConfig:
             raise ConfigError(problems)
         return config
 
+    def shaping(self) -> "TaskConfig":
+        """The settings that shape a model; the others are set to their defaults, so that they do not build another."""
+        return TaskConfig(
+            task=self.task,
+            model=self.model,
+            data=Data() if self.causal else Data(labels=self.data.labels),  # what a split goes by shapes no model
+            lora=self.lora,
+            ia3=self.ia3,
+            prompt=self.prompt,
+            prefix=self.prefix,
+            adapter=self.adapter,
+            tuning=self.tuning,
+            seed=self.seed,
+        )
+
+    @property
+    def causal(self) -> bool:
+        """Is a causal language model tuned, rather than a classifier?"""
+        return self.task.kind == CAUSAL
+
     def problems(self) -> list[str]:
         """What is wrong between options that are each fine by themselves."""
         found = []
-        text = self.task.kind == "text-classification"
-        if text and self.model.name == EMBEDDED_MODEL:
+        model, data = TEXTUAL.get(self.task.kind, ("", ""))
+        if model and self.model.name == EMBEDDED_MODEL:
             found.append(
-                "model.name = 'embedded' is a model of images; name a text model for task.kind = 'text-classification'"
+                f"model.name = 'embedded' is a model of images; name {model} for task.kind = '{self.task.kind}'"
             )
-        if text and self.data.name == EMBEDDED_DATA:
-            found.append("data.name = 'digits' are images; name text data for task.kind = 'text-classification'")
+        if data and self.data.name == EMBEDDED_DATA:
+            found.append(f"data.name = 'digits' are images; name {data} for task.kind = '{self.task.kind}'")
+        if self.causal and self.data.max_completion_length >= self.data.max_length:
+            found.append(
+                f"data.max-completion-length = {self.data.max_completion_length} leaves none of data.max-length = "
+                f"{self.data.max_length} to the prompt; it must be less, or 0 for half of them"
+            )
         if self.data.partitioner == "natural" and not self.data.id_column:
             found.append("data.partitioner = 'natural' needs data.id-column, the column that names a row's client")
         if self.data.partitioner == "natural" and self.data.name == EMBEDDED_DATA:
@@ -112,6 +175,8 @@ class TaskConfig:
         candidates = self.lora.auto_ranks
         if not candidates or list(candidates) != sorted(set(candidates)):
             found.append(f"lora.auto-ranks must be ascending ranks, such as '2,4,8', not '{candidates!r}'")
+        if self.tuning == "dora" and len(self.lora.ranks) != 1:
+            found.append("tuning = 'dora' has one rank for all nodes; lora.ranks must be one number, such as '8'")
         if self.optimizer == "adamw" and self.momentum:
             found.append("momentum is an option of optimizer = 'sgd'; adamw has its own")
         if self.data.validation_fraction + self.data.test_fraction >= 1:

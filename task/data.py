@@ -5,20 +5,21 @@ adds the model's inputs, encoded for the base in a folder. The second time, eith
 memory maps.
 """
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from task.config import TaskConfig
+from task.completions import Columns, CompletionEncoder
+from task.config import BY_LABEL, TaskConfig
 from task.images import ImageEncoder
-from task.labels import label_codes, label_names
+from task.labels import category_names, label_codes, label_names
+from task.outline import Outline, Part, read_outline, write_outline
 from task.raw import DataError, Raw
-from task.rows import Rows, mapped
+from task.rows import Rows
 from task.seeds import derive
 from task.sources import Digits, Source, open_source, read_split
 from task.store import Store, recipe_hash
@@ -40,38 +41,6 @@ __all__ = [
 PARTS = ("train", "validation", "test")
 NATIVE_VALIDATION = "validation"
 _EDITION = 1  # of what is stored; another number makes everything anew
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows of one split: `rows` (N,) in it, `labels` (N,), `ids` (N,) of natural clients; all int64."""
-
-    split: str
-    rows: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    ids: NDArray[np.int64] | None = None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def take(self, positions: NDArray[np.int64]) -> "Part":
-        """The part with just these rows."""
-        ids = None if self.ids is None else self.ids[positions]
-        return Part(self.split, self.rows[positions], self.labels[positions], ids)
-
-
-@dataclass(frozen=True)
-class Outline:
-    """What is known of the data without a model. `key` is its name in the store."""
-
-    key: str
-    labels: tuple[str, ...]
-    parts: dict[str, Part]
-
-    @property
-    def train(self) -> Part:
-        """The rows that are divided among nodes."""
-        return self.parts["train"]
 
 
 @dataclass(frozen=True)
@@ -107,7 +76,8 @@ def _task_outline(config: TaskConfig, store: Store, source: Source) -> Outline:
 
 
 def outline_file(config: TaskConfig, store: Store, path: str | Path, labels: Sequence[str] = ()) -> Outline:
-    """The one part `train` of a node's own file or folder; its labels must be among `labels` (empty: any).
+    """The one part `train` of a node's own file or folder; its labels, if a classifier is tuned, must be among `labels`
+    (empty: any).
 
     Raises DataError as `outline` does.
     """
@@ -115,6 +85,8 @@ def outline_file(config: TaskConfig, store: Store, path: str | Path, labels: Seq
 
 
 def _own_outline(config: TaskConfig, store: Store, source: Source, labels: Sequence[str]) -> Outline:
+    config = replace(config, data=replace(config.data, partitioner="none"))  # nobody divides a node's own rows
+
     def parts() -> tuple[tuple[str, ...], dict[str, Part]]:
         splits = list(source.splits())
         part, names = _part(config, source, splits[0] if len(splits) == 1 else config.data.train_split, labels)
@@ -141,32 +113,13 @@ def _outline(
     choices: object,
     parts: Callable[[], tuple[tuple[str, ...], dict[str, Part]]],
 ) -> Outline:
-    columns = [_input_column(config), config.data.label_column, config.data.id_column, config.data.labels]
+    label_column = config.data.label_column if _has_labels(config) else ""
+    columns = [*_input_columns(config), label_column, config.data.id_column, config.data.labels]
     key = recipe_hash([_EDITION, config.task.kind, source.stamp(), columns, choices])
     with store.made("outlines", key) as folder:
         if folder is not None:
-            _write_outline(folder, *parts())
-    return _read_outline(store.path("outlines", key), key)
-
-
-def _write_outline(folder: Path, labels: tuple[str, ...], parts: dict[str, Part]) -> None:
-    for name, part in parts.items():
-        for field in ("rows", "labels", "ids"):
-            if (values := getattr(part, field)) is not None:
-                np.save(folder / f"{name}-{field}.npy", values)
-    splits = {name: part.split for name, part in parts.items()}
-    counts = {name: len(part) for name, part in parts.items()}
-    (folder / "outline.json").write_text(json.dumps({"labels": labels, "splits": splits, "rows": counts}))
-
-
-def _read_outline(folder: Path, key: str) -> Outline:
-    found = json.loads((folder / "outline.json").read_text())
-    parts = {}
-    for name, split in found["splits"].items():
-        ids = folder / f"{name}-ids.npy"
-        rows, labels = (mapped(folder / f"{name}-{field}.npy") for field in ("rows", "labels"))
-        parts[name] = Part(split, rows, labels, mapped(ids) if ids.exists() else None)
-    return Outline(key, tuple(found["labels"]), parts)
+            write_outline(folder, *parts())
+    return read_outline(store.path("outlines", key), key)
 
 
 def _parts(config: TaskConfig, source: Source) -> tuple[tuple[str, ...], dict[str, Part]]:
@@ -197,12 +150,34 @@ def _parts(config: TaskConfig, source: Source) -> tuple[tuple[str, ...], dict[st
 def _part(config: TaskConfig, source: Source, split: str, labels: Sequence[str]) -> tuple[Part, tuple[str, ...]]:
     """All rows of a split, and the label names (those given, if any)."""
     data, raw = config.data, read_split(source, split)
-    for column in (_input_column(config), data.label_column):
+    for column in _input_columns(config):
         raw.require(column)
-    names = label_names(raw, data.label_column, labels)
-    codes = label_codes(raw, data.label_column, names)
+    names, codes = _labels(config, raw, split, labels)
     ids = _ids(raw, data.id_column) if data.id_column and split == data.train_split else None
     return Part(split, np.arange(len(raw)), codes, ids), names
+
+
+def _labels(
+    config: TaskConfig, raw: Raw, split: str, given: Sequence[str]
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Label names and the label of every row. A causal language model has none, all rows are alike to it; but the split
+    that is divided by label has categories.
+    """
+    column = config.data.label_column
+    if config.causal and not (_has_labels(config) and split == config.data.train_split):
+        return (), np.zeros(len(raw), np.int64)
+    if config.causal and not raw.has(column):
+        raise DataError(
+            f"{raw.place} has no column '{column}', and data.partitioner = '{config.data.partitioner}' goes by labels: "
+            "use 'iid', or 'natural' with data.id-column, or name a column of categories by data.label-column"
+        )
+    raw.require(column)
+    names = (category_names if config.causal else label_names)(raw, column, given)
+    return names, label_codes(raw, column, names)
+
+
+def _has_labels(config: TaskConfig) -> bool:
+    return not config.causal or config.data.partitioner in BY_LABEL
 
 
 def _ids(raw: Raw, column: str) -> NDArray[np.int64]:
@@ -230,8 +205,11 @@ def _random(what: str) -> np.random.Generator:
     return np.random.default_rng(derive("data", what))
 
 
-def _input_column(config: TaskConfig) -> str:
-    return config.data.text_column if config.task.kind == "text-classification" else config.data.image_column
+def _input_columns(config: TaskConfig) -> list[str]:
+    """The columns that a model's inputs are made of, as far as data must have them."""
+    if config.causal:
+        return Columns.of(config.data).required
+    return [config.data.text_column if config.task.kind == "text-classification" else config.data.image_column]
 
 
 # ------------------------------------------------------------------------------------------------ inputs
@@ -274,7 +252,9 @@ def _encode(folder: Path, encoder: Any, source: Source, plan: Outline) -> None:
                 encoder.write(folder, name, raw, part.rows)
 
 
-def _encoder(config: TaskConfig, base: Path, digits: bool) -> ImageEncoder | TextEncoder:
+def _encoder(config: TaskConfig, base: Path, digits: bool) -> ImageEncoder | TextEncoder | CompletionEncoder:
+    if config.causal:
+        return CompletionEncoder.of(base, config.data)
     if config.task.kind == "text-classification":
         return TextEncoder(base, config.data.text_column, config.data.max_length)
     return ImageEncoder.of(base, config.data.image_column, digits)

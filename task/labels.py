@@ -11,6 +11,14 @@ SEPARATOR = "|"  # of label names in a configuration
 
 
 def label_names(raw: Raw, column: str, given: Sequence[str]) -> tuple[str, ...]:
+    """As `category_names`, of what a classifier learns to tell apart: two at least."""
+    names = category_names(raw, column, given)
+    if len(names) < 2:
+        raise DataError(f"{raw.place}, column '{column}': one label only ({_shown(names)}), nothing to tell apart")
+    return names
+
+
+def category_names(raw: Raw, column: str, given: Sequence[str]) -> tuple[str, ...]:
     """Label names in order: those given, else of the column's type, else its sorted distinct values."""
     names = tuple(given) or raw.class_names(column)
     if names is None:
@@ -19,8 +27,6 @@ def label_names(raw: Raw, column: str, given: Sequence[str]) -> tuple[str, ...]:
         raise DataError(f"data.labels names a label twice: {_shown(names)}")
     if bad := [name for name in names if SEPARATOR in name]:
         raise DataError(f"{raw.place}, column '{column}': a label may not hold '{SEPARATOR}', as {bad[0]!r} does")
-    if len(names) < 2:
-        raise DataError(f"{raw.place}, column '{column}': one label only ({_shown(names)}), nothing to tell apart")
     return names
 
 

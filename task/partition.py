@@ -45,12 +45,13 @@ def partition(
 
 
 def table(parts: list[Positions], labels: Positions, names: tuple[str, ...]) -> str:
-    """Rows per node and class as text, a line a node; of many nodes the first ones."""
+    """Rows per node and class (rows alone where classes have no names) as text, a line a node; of many nodes the first
+    ones."""
     counts = [np.bincount(labels[part], minlength=len(names)) for part in parts[:_SHOWN]]
     heads = [f"{name[:8]:>5}" for name in names]
     lines = ["node   rows  " + " ".join(heads)]
     for node, count in enumerate(counts):
-        cells = " ".join(f"{number or '.':>{len(head)}}" for number, head in zip(count, heads, strict=True))
+        cells = " ".join(f"{number or '.':>{len(head)}}" for number, head in zip(count, heads))
         lines.append(f"{node:>4} {count.sum():>6}  {cells}")
     if len(parts) > _SHOWN:
         sizes = [len(part) for part in parts]

@@ -36,6 +36,10 @@ class Arrays:
     def require(self, column: str) -> None:
         """Arrays have images and labels, whatever these are called elsewhere."""
 
+    def has(self, column: str) -> bool:
+        """Never: images and labels are no columns."""
+        return False
+
     def values(self, column: str, rows: NDArray[np.int64] | None = None) -> Iterator[object]:
         """Always a DataError: there is no column of text or of ids."""
         raise DataError(f"{self.place} holds images and labels only; there is no column '{column}'")
@@ -62,8 +66,12 @@ class Table:
 
     def require(self, column: str) -> None:
         """DataError unless the table has this column."""
-        if column not in self.dataset.column_names:
+        if not self.has(column):
             raise DataError(f"{self.place} {lacks('column', column, self.dataset.column_names)}")
+
+    def has(self, column: str) -> bool:
+        """Is there such a column?"""
+        return column in self.dataset.column_names
 
     def values(self, column: str, rows: NDArray[np.int64] | None = None) -> Iterator[object]:
         """The values of a column in the order of `rows` (None: all), images as they are stored."""

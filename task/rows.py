@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 Positions = NDArray[np.int64]
+IGNORED = -100  # instead of a label: transformers leaves such places out of the loss
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,38 @@ class Tokens:
         tensors = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
         return {name: torch.from_numpy(tensor).to(device) for name, tensor in tensors.items()}
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of every row (N,)."""
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True)
+class Completions:
+    """Rows of tokens that are learned from some place on: the first `prompts[i]` of row i, at least one and never
+    all, are given. prompts (N,) int64.
+    """
+
+    tokens: Tokens
+    prompts: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def batch(self, rows: Positions, device: "str | torch.device") -> "dict[str, torch.Tensor]":
+        """As of `Tokens`, and `labels` of the same shape, int64: the ids that are learned, `IGNORED` elsewhere."""
+        import torch
+
+        batch = self.tokens.batch(rows, device)
+        ids, given = batch["input_ids"], torch.from_numpy(self.prompts[rows]).to(device)
+        learned = (torch.arange(ids.shape[1], device=device) >= given[:, None]) & batch["attention_mask"].bool()
+        return batch | {"labels": ids.where(learned, IGNORED)}
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of every row (N,), prompt and completion."""
+        return self.tokens.lengths
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -76,7 +109,7 @@ class Rows:
     all rows of `inputs`; `indices` (M,) selects. `labels` and `ids` are those of the selection.
     """
 
-    inputs: Pixels | Tokens
+    inputs: Pixels | Tokens | Completions
     all_labels: NDArray[np.int64]
     names: tuple[str, ...]
     all_ids: NDArray[np.int64] | None = None
@@ -97,6 +130,13 @@ class Rows:
             return self.all_ids
         return self.all_ids[self.indices]
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of every row (M,). TypeError for images."""
+        if isinstance(self.inputs, Pixels):
+            raise TypeError("images have no tokens")
+        return self.inputs.lengths[self._rows(np.arange(len(self)))]
+
     def select(self, positions: "Sequence[int] | Positions | torch.Tensor") -> "Rows":
         """The rows at these positions, in this order."""
         return replace(self, indices=self._rows(positions))
@@ -104,11 +144,12 @@ class Rows:
     def batch(
         self, positions: "Sequence[int] | Positions | torch.Tensor", device: "str | torch.device" = "cpu"
     ) -> "dict[str, torch.Tensor]":
-        """The model's keyword arguments for the rows at these positions, `labels` (B,) int64 among them."""
+        """The model's keyword arguments for the rows at these positions, `labels` int64 among them: the rows' own (B,),
+        or those of every token where the inputs are `Completions`."""
         import torch
 
         rows = self._rows(positions)
-        return self.inputs.batch(rows, device) | {"labels": torch.from_numpy(self.all_labels[rows]).to(device)}
+        return {"labels": torch.from_numpy(self.all_labels[rows]).to(device)} | self.inputs.batch(rows, device)
 
     def _rows(self, positions: "Sequence[int] | Positions | torch.Tensor") -> Positions:
         chosen = np.asarray(positions, dtype=np.int64)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,52 +25,68 @@ class TextEncoder:
     max_length: int
 
     def recipe(self) -> object:
-        """All that the token ids depend on, beside the rows: every small file of the base, by content."""
-        files = [path for path in sorted(self.base.iterdir()) if path.suffix in (".json", ".txt", ".model")]
-        contents = {path.name: hashlib.blake2b(path.read_bytes(), digest_size=12).hexdigest() for path in files}
-        return [self.column, self.max_length, contents]
+        """All that the token ids depend on, beside the rows."""
+        return [self.column, self.max_length, small_files(self.base)]
 
     def write(self, folder: Path, part: str, raw: Raw, rows: NDArray[np.int64]) -> None:
         """Prepare these rows. Raises DataError for the first one that is no text."""
-        tokenizer = _tokenizer(self.base)
-        self._check_length(tokenizer)
-        texts = self._texts(raw, rows)
+        tokenizer = tokenizer_in(self.base)
+        check_length(self.max_length, tokenizer, self.base)
+        texts = read_texts(raw, self.column, rows)
         ids: list[NDArray[np.int32]] = []
         for start in range(0, len(texts), CHUNK):
             encoded = tokenizer(texts[start : start + CHUNK], truncation=True, max_length=self.max_length)
             ids += [np.array(row, np.int32) for row in encoded["input_ids"]]
-        lengths = np.array([len(row) for row in ids], np.int64)
-        if not lengths.all():
-            raise DataError.at(raw.place, int(rows[lengths.argmin()]), self.column, "the text has no tokens")
-        np.save(folder / f"{part}-ids.npy", np.concatenate([np.empty(0, np.int32), *ids]))
-        np.save(folder / f"{part}-offsets.npy", np.concatenate([[0], lengths.cumsum()]).astype(np.int64))
-        (folder / "tokens.json").write_text(json.dumps({"pad": _padding(tokenizer, self.base)}))
+        check_tokens(ids, raw, self.column, rows)
+        write_tokens(folder, part, ids, padding(tokenizer, self.base))
 
     def read(self, folder: Path, part: str) -> Tokens:
         """What `write` prepared."""
-        pad = json.loads((folder / "tokens.json").read_text())["pad"]
-        return Tokens(mapped(folder / f"{part}-ids.npy"), mapped(folder / f"{part}-offsets.npy"), pad)
-
-    def _texts(self, raw: Raw, rows: NDArray[np.int64]) -> list[str]:
-        texts: list[str] = []
-        for row, value in zip(rows, raw.values(self.column, rows), strict=True):
-            if isinstance(value, str) and value.strip():
-                texts.append(value)
-                continue
-            missing = value is None or isinstance(value, str)
-            problem = "the text is empty" if missing else f"no text, but {value!r:.60}"
-            raise DataError.at(raw.place, int(row), self.column, problem)
-        return texts
-
-    def _check_length(self, tokenizer: Any) -> None:
-        limit = min(tokenizer.model_max_length, _positions(self.base))
-        if self.max_length > limit:
-            raise DataError(
-                f"data.max-length = {self.max_length} is more than the {limit} tokens that {self.base} takes"
-            )
+        return read_tokens(folder, part)
 
 
-def _tokenizer(base: Path) -> Any:
+def read_texts(raw: Raw, column: str, rows: NDArray[np.int64]) -> list[str]:
+    """The texts of these rows. Raises DataError for the first one that is empty or no text."""
+    texts: list[str] = []
+    for row, value in zip(rows, raw.values(column, rows), strict=True):
+        if isinstance(value, str) and value.strip():
+            texts.append(value)
+            continue
+        missing = value is None or isinstance(value, str)
+        problem = "the text is empty" if missing else f"no text, but {value!r:.60}"
+        raise DataError.at(raw.place, int(row), column, problem)
+    return texts
+
+
+def check_tokens(ids: Sequence[Sequence[int] | NDArray[np.int32]], raw: Raw, column: str, rows: Any) -> None:
+    """DataError for the first text that the tokenizer finds nothing in; `ids` are those of `rows`."""
+    for row, tokens in zip(rows, ids, strict=True):
+        if not len(tokens):
+            raise DataError.at(raw.place, int(row), column, "the text has no tokens")
+
+
+def write_tokens(folder: Path, part: str, ids: Sequence[NDArray[np.int32]], pad: int) -> None:
+    """Keep rows of token ids (each int32) one after another, with the places where they begin."""
+    lengths = np.array([len(row) for row in ids], np.int64)
+    np.save(folder / f"{part}-ids.npy", np.concatenate([np.empty(0, np.int32), *ids]))
+    np.save(folder / f"{part}-offsets.npy", np.concatenate([[0], lengths.cumsum()]).astype(np.int64))
+    (folder / "tokens.json").write_text(json.dumps({"pad": pad}))
+
+
+def read_tokens(folder: Path, part: str) -> Tokens:
+    """What `write_tokens` kept, mapped into memory."""
+    pad = json.loads((folder / "tokens.json").read_text())["pad"]
+    return Tokens(mapped(folder / f"{part}-ids.npy"), mapped(folder / f"{part}-offsets.npy"), pad)
+
+
+def small_files(base: Path) -> dict[str, str]:
+    """Every file of the base that can shape its tokens, by name: a hash of its content."""
+    files = [path for path in sorted(base.iterdir()) if path.suffix in (".json", ".txt", ".model", ".jinja")]
+    return {path.name: hashlib.blake2b(path.read_bytes(), digest_size=12).hexdigest() for path in files}
+
+
+def tokenizer_in(base: Path) -> Any:
+    """The tokenizer in folder `base`. Raises DataError where there is none."""
     from transformers import AutoTokenizer
 
     try:
@@ -78,9 +95,24 @@ def _tokenizer(base: Path) -> Any:
         raise DataError(f"{base} has no tokenizer that can be read: {error}") from error
 
 
+def check_length(max_length: int, tokenizer: Any, base: Path) -> None:
+    """DataError where `data.max-length` is more than tokenizer and model take."""
+    limit = min(tokenizer.model_max_length, _positions(base))
+    if max_length > limit:
+        raise DataError(f"data.max-length = {max_length} is more than the {limit} tokens that {base} takes")
+
+
 def pad_id(base: Path) -> int:
     """The id that fills short rows, by the tokenizer in folder `base`."""
-    return _padding(_tokenizer(base), base)
+    return padding(tokenizer_in(base), base)
+
+
+def padding(tokenizer: Any, base: Path) -> int:
+    """The id that fills short rows; it is masked, so a tokenizer without one lends its end-of-text."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise DataError(f"the tokenizer in {base} has neither a padding nor an end token")
 
 
 def _positions(base: Path) -> int:
@@ -88,11 +120,3 @@ def _positions(base: Path) -> int:
     path = base / "config.json"
     config = json.loads(path.read_text()) if path.exists() else {}
     return int(config.get("max_position_embeddings") or config.get("n_positions") or 1 << 30)
-
-
-def _padding(tokenizer: Any, base: Path) -> int:
-    """The id that fills short rows; it is masked, so a tokenizer without one lends its end-of-text."""
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    raise DataError(f"the tokenizer in {base} has neither a padding nor an end token")

@@ -4,12 +4,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch.nn.modules.batchnorm import _NormBase
 
 from task.config import TaskConfig
 from task.model import TunedModel
+from task.perplexity import score_tokens
 from task.rows import Rows
 
 EVALUATION_BATCH = 256
@@ -45,6 +47,7 @@ class Trainer:
         optimizer = self._optimizer(parameters)
         penalties = [penalty, *(regulariser(chosen) for regulariser in self.regularisers)]
         losses = []
+        model.untouched = False
         _training_mode(model)
         with _only(model, parameters):
             for positions in self._batches():
@@ -59,6 +62,21 @@ class Trainer:
                 optimizer.step()
         last = losses[-math.ceil(len(self.rows) / self.config.batch_size) :]
         return {"train-loss": float(torch.stack(last).mean()), "steps": len(losses)}
+
+    def losses(self, model: TunedModel) -> Iterator[Callable[[], float]]:
+        """For every local step, what the loss of its batch is on the model as it stands: no gradients, no dropout,
+        penalties included. For methods that move the model by themselves.
+        """
+        penalties = [regulariser(model.trained) for regulariser in self.regularisers]
+        model.untouched = False
+        model.module.eval()
+        for positions in self._batches():
+            yield partial(self._loss, model, self.rows.batch(positions, self.device), penalties)
+
+    @torch.no_grad()
+    def _loss(self, model: TunedModel, batch: Mapping[str, torch.Tensor], penalties: list[Penalty | None]) -> float:
+        loss = model.module(**batch).loss
+        return float(loss + sum(extra() for extra in penalties if extra is not None))
 
     def _batches(self) -> list[torch.Tensor]:
         """Row positions of every local step: fresh orders of all rows, one after another."""
@@ -109,8 +127,11 @@ def steps_of(config: TaskConfig, rows: int) -> int:
 
 @torch.no_grad()
 def evaluate(model: TunedModel, rows: Rows, device: str) -> dict[str, float]:
-    """Mean cross-entropy (`loss`, nats) and `accuracy` (share of rows) of the model as it stands."""
+    """Mean cross-entropy (`loss`, nats) and `accuracy` (share of rows) of the model as it stands; of a causal language
+    model over tokens, and its `perplexity`: see `score_tokens`."""
     model.module.eval()
+    if model.config.causal:
+        return score_tokens(model.module, rows, device)
     loss, correct = 0.0, 0
     for positions in torch.split(torch.arange(len(rows)), EVALUATION_BATCH):
         batch = rows.batch(positions, device)

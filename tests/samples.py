@@ -10,6 +10,7 @@ from PIL import Image
 from task.config import TaskConfig
 
 WORDS = ["good", "bad", "film", "a", "very", "dull", "bright"]
+SENTENCES = ["Task : add one and two", "Input : one two", "Answer : three", "say cold hot night day not"]
 TEXTS = [("a good film", "good"), ("a very bad film", "bad"), ("bright", "good"), ("dull", "bad")] * 3
 
 
@@ -61,3 +62,25 @@ def png(pixels: np.ndarray) -> bytes:
 def cut(**options: object) -> dict[str, object]:
     """Options for data without splits of its own."""
     return {"test_split": "", "validation_fraction": 0.25, "test_fraction": 0.25, **options}
+
+
+def language_base(folder: Path, chat: str | None = None, *, tied: bool = True) -> Path:
+    """A random Llama and a tokenizer of whole words, which puts <s> in front."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    specials = ["<s>", "</s>", "<unk>", "<user>", "<model>"]
+    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.train_from_iterator(SENTENCES, trainers.WordLevelTrainer(special_tokens=specials, show_progress=False))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=64, chat_template=chat, **names
+    ).save_pretrained(folder)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    shape = LlamaConfig(vocab_size=32, max_position_embeddings=64, tie_word_embeddings=tied, **sizes)
+    LlamaForCausalLM(shape).save_pretrained(folder)
+    return folder

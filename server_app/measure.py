@@ -1,0 +1,43 @@
+"""What is measured of a kind of task, what people call it, and by what the best round is chosen."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from task.config import TaskConfig
+
+WIDE = 1e5  # from here on, all digits before the point are too many
+
+
+@dataclass(frozen=True)
+class Measure:
+    """`metric` chooses the best round and is the first that is said: the lowest where `lowest`, else the highest.
+
+    `titles` are all metrics with what people call them.
+    """
+
+    metric: str
+    lowest: bool
+    titles: Mapping[str, str]
+
+    def better(self, one: float, other: float) -> bool:
+        """Is `one` a better value of the metric than `other`?"""
+        return one < other if self.lowest else one > other
+
+    @property
+    def rule(self) -> str:
+        """How the best round is chosen, in words."""
+        return f"{'lowest' if self.lowest else 'highest'} {self.titles[self.metric]}"
+
+
+CLASSES = Measure("accuracy", lowest=False, titles={"accuracy": "accuracy", "loss": "loss"})
+TOKENS = Measure("loss", lowest=True, titles={"loss": "loss", "perplexity": "perplexity", "accuracy": "token accuracy"})
+
+
+def measure_of(config: TaskConfig) -> Measure:
+    """The measure of the task's kind."""
+    return TOKENS if config.causal else CLASSES
+
+
+def written(value: float, decimals: int = 3) -> str:
+    """A metric for people."""
+    return f"{value:.{decimals}f}" if abs(value) < WIDE else f"{value:.3g}"

@@ -1,0 +1,64 @@
+"""Prompts: what a model is given, made of an instruction and, where a row has one, the input that it is about.
+
+The tokenizer's own chat template gets one message of the user: the instruction, and after an empty line the input. The
+plain template is for models without one; a row without input has no part about it:
+
+    Task:
+    <instruction>
+
+    Input:
+    <input>
+
+    Answer:
+
+and a line break, after which the completion begins.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from task.raw import DataError
+
+
+def chats(template: str, tokenizer: Any, place: object) -> bool:
+    """Does `data.template` mean the tokenizer's own? DataError where it shall be and there is none."""
+    own = bool(tokenizer.chat_template)
+    if template == "chat" and not own:
+        raise DataError(f"data.template = 'chat', but the tokenizer in {place} has no chat template; use 'plain'")
+    return own and template != "plain"
+
+
+def chat_prompts(tokenizer: Any, instructions: Sequence[str], inputs: Sequence[str]) -> list[list[int]]:
+    """Token ids of every prompt, by the tokenizer's chat template. DataError where it takes no such message."""
+    from jinja2 import TemplateError
+
+    contents = [f"{task}\n\n{about}" if about else task for task, about in zip(instructions, inputs, strict=True)]
+    messages = [[{"role": "user", "content": content}] for content in contents]
+    try:
+        texts = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise DataError(f"the tokenizer's chat template does not take an instruction ({error}); use 'plain'") from error
+    return bare_ids(tokenizer, texts)  # the template has written the special tokens itself
+
+
+def plain_prompts(tokenizer: Any, instructions: Sequence[str], inputs: Sequence[str]) -> list[list[int]]:
+    """Token ids of every prompt, by the plain template, with what the tokenizer puts in front."""
+    return opening_ids(tokenizer, [_plain(task, about) for task, about in zip(instructions, inputs, strict=True)])
+
+
+def opening_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts that something follows on: special tokens in front, no end token."""
+    found = tokenizer(list(texts), verbose=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    return [ids[:-1] if len(ids) > 1 and ids[-1] == end else ids for ids in found]
+
+
+def bare_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts, without any special tokens but those that are written in them."""
+    found: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return found
+
+
+def _plain(instruction: str, about: str) -> str:
+    parts = [f"Task:\n{instruction}", *([f"Input:\n{about}"] if about else []), "Answer:\n"]
+    return "\n\n".join(parts)

@@ -1,0 +1,101 @@
+"""Tuned models as folders, for peft, for transformers, or for `restored`."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from task.base import Base, files, named_folder
+from task.config import TaskConfig
+from task.loading import loaded
+from task.naming import ADAPTER, by_peft, trained
+from task.scale_shift import folded
+from task.schema import ConfigError, build, flatten, read, schema
+from task.seeds import derive
+from task.tuning import TUNINGS, TuningError
+
+if TYPE_CHECKING:
+    from task.model import TunedModel
+
+OWN = ("adapter", "prompt")  # tunings that neither transformers nor peft can load
+SETTINGS, TENSORS, GROUND = "tuning.json", "tuning.safetensors", "base"
+
+
+def save(model: "TunedModel", folder: Path, base_name: str) -> None:
+    """Write what `TunedModel.save` says."""
+    if by_peft(model.module):
+        _save_peft(model, folder, _ground(model, folder, base_name))
+    elif model.config.tuning in OWN:
+        _save_own(model, folder, _ground(model, folder, base_name))
+    elif model.config.tuning == "ssf":
+        head = {name: tensor for name, tensor in model.trained.items() if ".ssf_" not in name}
+        _plain(model, model.frozen | head | folded(model.module)).save_pretrained(folder)  # type: ignore[operator]
+    else:
+        model.module.save_pretrained(folder)  # type: ignore[operator]
+
+
+def restored(folder: Path, base: str = "") -> nn.Module:
+    """The model of a folder with a `tuning.json`, ready to use: the base, and what was trained on it.
+
+    `base` is a folder or a hub id; empty: the one that the folder names, or has in it. Raises BaseError where it cannot
+    be had, ConfigError for settings that cannot be read, TuningError where the tensors do not fit the base.
+    """
+    about = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    values, problems = read(about["settings"], schema(TaskConfig))
+    if problems:
+        raise ConfigError([f"{folder / SETTINGS}: {problem}" for problem in problems])
+    config = build(TaskConfig, values)
+    beside = folder / GROUND
+    name = base or (str(beside) if beside.is_dir() else about["base"])
+    place = named_folder(replace(config.model, name=name))
+    with torch.random.fork_rng(devices=[]):
+        module, head = loaded(Base(name, place, ""), config)
+        module = TUNINGS[config.tuning](module, head, config, 0)
+    own, tensors = trained(module, config.tuning), load_file(folder / TENSORS)
+    if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in tensors.items()}:
+        raise TuningError(f"{folder / TENSORS} was not trained on {name}: names or shapes differ")
+    for key, tensor in tensors.items():
+        own[key].data.copy_(tensor)
+    return module.eval()
+
+
+def _ground(model: "TunedModel", folder: Path, base_name: str) -> str:
+    """Where the base is: it is written beside where the frozen weights are no longer those of the base."""
+    if not (model.mark or model.changed):
+        return base_name
+    place = folder / GROUND
+    _plain(model, model.frozen).save_pretrained(place)  # type: ignore[operator]
+    for name, path in files(model.base.folder).items():
+        if not (place / name).exists() and not name.endswith(".safetensors"):
+            shutil.copy(path, place / name)
+    return str(place)
+
+
+def _save_peft(model: "TunedModel", folder: Path, base_name: str) -> None:
+    model.module.peft_config[ADAPTER].base_model_name_or_path = base_name  # type: ignore
+    model.module.save_pretrained(folder)  # type: ignore[operator]
+
+
+def _save_own(model: "TunedModel", folder: Path, base_name: str) -> None:
+    """Like a peft folder: what was trained, the settings that shape it, and the name of the base."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"base": base_name, "settings": flatten(model.config.shaping(), changed_only=True)}
+    (folder / SETTINGS).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.trained.items()}, folder / TENSORS)
+
+
+def _plain(model: "TunedModel", tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+    """The model as transformers has it, with these tensors in it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(model.config.seed, "init"))  # a head that the base lacks is drawn
+        plain, _ = loaded(model.base, model.config)
+    values = plain.state_dict()
+    for name, tensor in tensors.items():
+        values[name].copy_(tensor)
+    return plain

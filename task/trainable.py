@@ -1,0 +1,90 @@
+"""What every tuning needs of a model: where it ends, its blocks and norm layers, and marking what trains."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Head:
+    """The names of the modules that a model ends in; does every tuning train them along?"""
+
+    modules: list[str]
+    along: bool
+
+    @property
+    def trained(self) -> list[str]:
+        """Those of them that train along."""
+        return self.modules if self.along else []
+
+
+class TuningError(ValueError):
+    """A tuning that does not fit a model."""
+
+
+def mark(module: nn.Module, trains: Callable[[str], bool]) -> nn.Module:
+    """Let the parameters train whose names are told, and no other. Raises TuningError where there are none."""
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(trains(name))
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise TuningError("this model has nothing that the tuning would train; use tuning = 'lora' or 'full'")
+    return module
+
+
+def inside(name: str, modules: Iterable[str]) -> bool:
+    """Is it the name of one of the modules, or of something in one?"""
+    return any(name == module or name.startswith(module + ".") for module in modules)
+
+
+def ends(name: str, ending: str) -> bool:
+    """Does a dotted name end in these whole parts?"""
+    return name == ending or name.endswith("." + ending)
+
+
+def linear_layers(module: nn.Module, head: Head, tuning: str) -> list[str]:
+    """Names of the linear layers outside the head. Raises TuningError where there are none."""
+    linear = [n for n, m in module.named_modules() if isinstance(m, nn.Linear) and not inside(n, head.modules)]
+    if not linear:
+        raise TuningError(
+            f"tuning = '{tuning}' needs linear layers (torch.nn.Linear), and this model has none; use 'full'"
+        )
+    return linear
+
+
+def chosen(linear: list[str], endings: tuple[str, ...], option: str) -> list[str]:
+    """The layers whose names have one of the endings. Raises TuningError for an ending that none has."""
+    unmatched = [ending for ending in endings if not any(ends(name, ending) for name in linear)]
+    if unmatched:
+        there = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
+        raise TuningError(f"{option}: no linear layer ends in {', '.join(unmatched)}; there are {there}")
+    return [name for name in linear if any(ends(name, ending) for ending in endings)]
+
+
+def is_norm(layer: nn.Module) -> bool:
+    """Is it a normalisation layer with weights of its own? transformers has dozens of classes, all so named."""
+    return "norm" in type(layer).__name__.lower() and any(True for _ in layer.parameters(recurse=False))
+
+
+def blocks(module: nn.Module, tuning: str) -> list[nn.Module]:
+    """The transformer blocks, first to last. Raises TuningError for a model of another kind."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    rows = [child for child in module.modules() if isinstance(child, nn.ModuleList)]
+    found = [block for row in rows for block in row if isinstance(block, GradientCheckpointingLayer)]
+    if not found:
+        raise TuningError(f"tuning = '{tuning}' needs a transformer of blocks, which this model is not; use 'lora'")
+    return found
+
+
+def hidden_size(module: Any, layers: Iterable[nn.Module], tuning: str) -> int:
+    """How many features a token has from block to block. Raises TuningError where that changes on the way."""
+    size = int(module.config.get_text_config().hidden_size)
+    for block in layers:
+        if not any(p.numel() == size for m in block.modules() if is_norm(m) for p in m.parameters(recurse=False)):
+            raise TuningError(
+                f"tuning = '{tuning}' needs blocks of one width, and not all of this model's have {size} features; "
+                "use 'lora'"
+            )
+    return size

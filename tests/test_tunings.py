@@ -1,0 +1,123 @@
+"""Every tuning on every kind of model that it fits: names, start, gradients, folders."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from tuned import FITTING, Sample, cancels, samples
+
+from task.base import Base
+from task.model import TunedModel
+from task.saving import restored
+
+ADDED = {  # what a tuning adds to the names of the plain model
+    "lora": r"\.lora_[AB]\.weight",
+    "dora": r"\.dora_([AB]|magnitude_vector)\.weight",
+    "ia3": r"\.ia3_l",
+    "adapter": r"\.adapter\.(down|up)\.(weight|bias)",
+    "ssf": r"\.ssf_(scale|shift)",
+    "prefix": r"^prompt_encoder\.embedding\.weight",
+    "prompt": r"^prompt_encoder\.embedding\.weight|\.visual_prompt",
+}
+DRAWN = ("prompt", "prefix")  # tunings that are not the base at the start
+PEFT = ("lora", "dora", "ia3", "norm", "prefix")
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory, words: Path) -> dict[str, Sample]:
+    return samples(tmp_path_factory.mktemp("kinds"), words)
+
+
+def moved(model: TunedModel) -> dict[str, torch.Tensor]:
+    """Other values for everything that trains."""
+    source = torch.Generator().manual_seed(1)
+    return {
+        name: tensor.detach() + 0.1 * torch.randn(tensor.shape, generator=source)
+        for name, tensor in model.trained.items()
+    }
+
+
+@pytest.mark.parametrize(("kind", "tuning"), FITTING)
+def test_names_are_clean_and_the_same_everywhere(kinds: dict[str, Sample], kind: str, tuning: str) -> None:
+    one, other = kinds[kind].build(tuning), kinds[kind].build(tuning)
+    plain = dict(kinds[kind].plain().named_parameters())
+    assert one.frozen.keys() <= plain.keys()
+    for name, tensor in one.trained.items():
+        if name in plain:
+            assert tensor.shape == plain[name].shape
+        else:
+            assert re.search(rf"({ADDED[tuning]})$", name)
+        assert torch.equal(tensor, other.trained[name])
+    assert len(one.trained) == sum(p.requires_grad for p in one.module.parameters())  # no two have one name
+    assert one.trained.keys() == other.trained.keys()
+    assert {n for n in plain if n.startswith("classifier.")} <= one.trained.keys()
+    if tuning == "norm":
+        assert all(re.search(r"norm|classifier", name, re.IGNORECASE) for name in one.trained)
+
+
+@pytest.mark.parametrize(("kind", "tuning"), FITTING)
+def test_the_start_is_the_base_unless_it_is_drawn(kinds: dict[str, Sample], kind: str, tuning: str) -> None:
+    sample = kinds[kind]
+    own, base = sample.logits(sample.build(tuning).module), sample.logits(sample.plain())
+    assert torch.allclose(own, base, rtol=0, atol=1e-6) == (tuning not in DRAWN)
+
+
+@pytest.mark.parametrize(("kind", "tuning"), [pair for pair in FITTING if pair[1] in ADDED or pair[1] == "norm"])
+def test_all_that_trains_gets_a_gradient(kinds: dict[str, Sample], kind: str, tuning: str) -> None:
+    model, alive = kinds[kind].build(tuning), set()
+    model.module.train()
+    for _ in range(2):
+        model.module.zero_grad()
+        model.module(**kinds[kind].batch()).loss.backward()
+        for name, tensor in model.trained.items():
+            assert tensor.grad is not None
+            if float(tensor.grad.abs().max()):
+                alive.add(name)
+            tensor.data -= 0.1 * tensor.grad
+    assert {name for name in model.trained if not cancels(name)} <= alive
+
+
+@pytest.mark.parametrize(("kind", "tuning"), FITTING)
+def test_what_is_saved_loads(kinds: dict[str, Sample], kind: str, tuning: str, tmp_path: Path) -> None:
+    sample = kinds[kind]
+    model = sample.build(tuning)
+    values = moved(model)
+    model.write(values)
+    expected = sample.logits(model.module)
+    model.save(tmp_path / "tuned", str(sample.base.folder))
+    found = sample.logits(reloaded(sample, tuning, tmp_path / "tuned"))
+    tolerance = 1e-5 if tuning == "ssf" else 1e-6  # folded weights are rounded
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    assert not torch.allclose(expected, sample.logits(sample.plain()), atol=1e-3)
+    model.reset(model.trained)
+    assert torch.equal(sample.logits(model.module), sample.logits(sample.build(tuning).module))
+
+
+def reloaded(sample: Sample, tuning: str, folder: Path) -> torch.nn.Module:
+    """By peft, by our own code, or by transformers alone."""
+    if (folder / "adapter_config.json").exists():
+        from peft import PeftModel
+
+        assert tuning in PEFT or (tuning == "prompt" and sample.flat)
+        return PeftModel.from_pretrained(sample.plain(), folder)  # type: ignore[no-any-return]
+    if tuning in ("adapter", "prompt"):
+        return restored(folder)
+    return Sample(Base("tuned", folder, ""), sample.flat).plain()
+
+
+def test_a_base_that_was_changed_is_saved_beside(kinds: dict[str, Sample], tmp_path: Path) -> None:
+    for tuning in ("adapter", "ssf", "norm"):
+        model = kinds["vit"].build(tuning)
+        model.write(moved(model) | {"vit.embeddings.cls_token": torch.ones(1, 1, 64)})
+        model.save(tmp_path / tuning, "unused")
+        assert (tmp_path / tuning / "base").is_dir() == (tuning != "ssf")
+        if tuning == "norm":
+            from peft import PeftModel
+
+            folder = Base("base", tmp_path / tuning / "base", "")
+            found = PeftModel.from_pretrained(Sample(folder, {}).plain(), tmp_path / tuning)
+        else:
+            found = reloaded(kinds["vit"], tuning, tmp_path / tuning)
+        expected = kinds["vit"].logits(model.module)
+        torch.testing.assert_close(kinds["vit"].logits(found), expected, rtol=1e-5, atol=1e-5)
