@@ -16,9 +16,12 @@ from torch import nn
 
 import strategies
 from strategies.algebra.lowrank import products
+from strategies.algebra.projection import LARGEST
 from strategies.algebra.tensors import Tensors, added
 from strategies.exchange.contract import EQUAL_RANKS, EXACT, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
 from strategies.exchange.vocabulary import Entry, Profile, State, Ticket, Update
+from strategies.exchange.wrapper import Wrapper
+from strategies.ferret import COUNTS, NUMBERS, ROW, SCALES, SEEDS
 from task.base import Base
 from task.config import TaskConfig
 from task.model import TunedModel
@@ -28,6 +31,15 @@ from task.train import Trainer
 FACTORS = ("m0.lora_B.weight", "m0.lora_A.weight")
 WEIGHT = "m0.weight"  # what they are added to
 INPUTS, OUTPUTS, LABELS = 4, 5, 3  # of the toy's adapted layer and of its head
+SMALL: dict[str, dict[str, object]] = {  # options that fit a model as small as the toy
+    "ferret": {"coordinates": 8, "block": 256},
+    "fedkseed": {"directions": 8, "block": 256},
+}
+FURTHER: dict[str, list[dict[str, object]]] = {  # options of further variants
+    "sa-fedlora": [{"initiating_rounds": 0}],
+    "ferret": [{"seeds": "shared"}, {"seeds": "pool"}],
+    "fedkseed": [{"pro": True}],
+}
 
 
 @dataclass(frozen=True)
@@ -135,10 +147,18 @@ def scene(strategy: Strategy, plan: Plan) -> Scene:
     updates = []
     for node in plan.cohort:
         ticket = tickets[str(node)]
-        like = strategy.expected(state, ticket)
-        delta = {n: (torch.randn(t.shape, generator=generator) / 4).to(t.dtype) for n, t in like.items()}
+        delta = drawn_like(strategy.expected(state, ticket), generator)
         updates.append(Update(str(node), ticket, delta, float(plan.weights[node])))
     return Scene(strategy, state, updates)
+
+
+def drawn_like(expected: Tensors, generator: torch.Generator) -> Tensors:
+    """A plausible update: small numbers, or coordinates that blocks share as they are expected to."""
+    if not expected.keys() >= set(ROW):
+        return {n: (torch.randn(t.shape, generator=generator) / 4).to(t.dtype) for n, t in expected.items()}
+    numbers = torch.randint(-LARGEST, LARGEST + 1, expected[NUMBERS].shape, generator=generator, dtype=torch.int16)
+    scales = torch.rand(expected[SCALES].shape, generator=generator) / LARGEST
+    return {NUMBERS: numbers, COUNTS: expected[COUNTS], SCALES: scales}
 
 
 def _unsent_zeroed(strategy: Strategy, state: State) -> State:
@@ -149,22 +169,36 @@ def _unsent_zeroed(strategy: Strategy, state: State) -> State:
     return replace(state, tensors=state.tensors | {b: torch.zeros_like(state.tensors[b])}) if unsent else state
 
 
+def loaded(name: str, wrappers: Sequence[Wrapper] = ()) -> Strategy:
+    """A strategy with options that fit the toy."""
+    return strategies.load(name, wrappers, **SMALL.get(name, {}))
+
+
 def variants(name: str) -> list[Strategy]:
-    """A strategy as it is by default; one of two stages in the second too."""
-    options: list[dict[str, object]] = [{}, {"initiating_rounds": 0}] if name == "sa-fedlora" else [{}]
-    return [strategies.load(name, **chosen) for chosen in options]
+    """A strategy as it is by default, or fits the toy; one of two stages in the second too, and so on."""
+    return [strategies.load(name, **SMALL.get(name, {}), **chosen) for chosen in ({}, *FURTHER.get(name, []))]
 
 
 def merged(journal: Sequence[Entry]) -> Tensors:
-    """What entries of matrices add to the base altogether, in float64, by the weight that they are added to.
+    """What entries add to the base altogether, in float64, by the weight that they are added to.
 
-    Factors of an entry may be turned or change sign; what they add may not.
+    Factors of an entry may be turned or change sign; what they add may not. Coordinates are replayed onto zeros.
     """
     totals: Tensors = {}
     for entry in journal:
-        for name, product in products(entry.tensors):
+        added_by = replayed(entry).items() if SEEDS in entry.tensors else products(entry.tensors)
+        for name, product in added_by:
             totals[name] = totals[name] + product if name in totals else product
     return totals
+
+
+def replayed(entry: Entry) -> Tensors:
+    """What an entry of coordinates adds to the toy."""
+    ferret = loaded("ferret")
+    toy = toy_model(ferret, 1, 0)
+    toy.fresh = {name: torch.zeros_like(tensor) for name, tensor in toy.fresh.items()}
+    ferret.replay(toy, entry)
+    return {name: tensor.double() for name, tensor in toy.fresh.items()}
 
 
 def distance(one: State, other: State) -> float:
@@ -181,7 +215,7 @@ def from_identity(strategy: Strategy, plan: Plan) -> float:
     """One node, which holds all ranks: the state against what the node trained."""
     drawn = scene(strategy, plan)
     shapes = {name: tensor.shape for name, tensor in drawn.state.tensors.items()}
-    lone = [u for u in drawn.updates if all(delta.shape == shapes[n] for n, delta in u.delta.items())][:1]
+    lone = [u for u in drawn.updates if all(delta.shape == shapes.get(n) for n, delta in u.delta.items())][:1]
     if not lone:
         return 0.0
     return distance(drawn.next(lone), State(added(drawn.state.tensors, lone[0].delta), drawn.state.journal))
@@ -190,8 +224,12 @@ def from_identity(strategy: Strategy, plan: Plan) -> float:
 def from_fixed_point(strategy: Strategy, plan: Plan) -> float:
     """Updates of zero: the state against itself."""
     drawn = scene(strategy, plan)
-    nothing = [replace(u, delta={n: torch.zeros_like(t) for n, t in u.delta.items()}) for u in drawn.updates]
-    return distance(drawn.next(nothing), drawn.state)
+    return distance(drawn.next([replace(u, delta=nothing_of(u.delta)) for u in drawn.updates]), drawn.state)
+
+
+def nothing_of(delta: Tensors) -> Tensors:
+    """An update of zero; coordinates are zero, how blocks share them stays."""
+    return {name: tensor if name == COUNTS else torch.zeros_like(tensor) for name, tensor in delta.items()}
 
 
 def from_order(strategy: Strategy, plan: Plan) -> float:
@@ -209,6 +247,8 @@ def from_weights(strategy: Strategy, plan: Plan) -> float:
 def from_fedavg(strategy: Strategy, plan: Plan) -> float:
     """All budgets the same: the strategy against federated averaging of the same updates."""
     drawn = scene(strategy, replace(plan, budgets=(plan.budgets[0],) * len(plan.budgets)))
+    if drawn.updates[0].delta.keys() - drawn.state.tensors.keys():
+        return float("inf")  # what nodes learn is no change of what the server holds
     return distance(drawn.next(), replace(drawn, strategy=strategies.load("fedavg")).next())
 
 

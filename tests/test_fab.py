@@ -15,9 +15,10 @@ BESIDE = {"pyproject.toml", "README.md", "LICENSE"}
 LIMIT = 10**6  # bytes; Flower's own is 10 MiB
 
 
-def tracked() -> list[str]:
-    """Files that git knows and that are there."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
+def unignored() -> list[str]:
+    """Files that are there and that git does not ignore."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     return [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
@@ -25,7 +26,7 @@ def tracked() -> list[str]:
 def fab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built by `flwr build` from a clone; the folder has a plain name, which Flower insists on."""
     clone = tmp_path_factory.mktemp("fab") / "clone"
-    for name in tracked():
+    for name in unignored():
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, clone / name)
     flwr = Path(sys.executable).with_name("flwr")
@@ -50,7 +51,7 @@ def test_it_holds_code_only(fab: Path) -> None:
 
 
 def test_every_module_is_in(fab: Path) -> None:
-    wanted = {name for name in tracked() if name.endswith(".py") and Path(name).parts[0] in PACKAGES}
+    wanted = {name for name in unignored() if name.endswith(".py") and Path(name).parts[0] in PACKAGES}
     assert wanted <= members(fab)
 
 

@@ -171,7 +171,7 @@ def test_entries_that_are_there_are_not_asked_for(strategy: Listening, model: Tu
         asked.append(number)
         return state.journal[number]
 
-    journal.installed_from(strategy, model, state, state.marks, ask)
+    journal.installed_from(strategy, model, state, state.marks, ask, dict)
     assert asked == [2]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from entries import at_the_base, fresh_at, same, state_of, values
+from entries import Listening, at_the_base, fresh_at, same, state_of, values
 from flwr.app import ConfigRecord, RecordDict
 from in_process import QV, InProcessGrid, Outcome, equal, hold, local, sent, watched
 
@@ -18,7 +18,7 @@ from client_app.memory import KEPT_FOR, Memory
 from server_app.config import RunConfig
 from strategies.algebra.lowrank import rank_axis
 from strategies.algebra.tensors import Tensors
-from strategies.exchange import wire
+from strategies.exchange import journal, wire
 from strategies.exchange.vocabulary import State
 from strategies.flora import Flora
 from task.config import TaskConfig
@@ -83,6 +83,36 @@ def test_old_entries_go_when_one_comes(tmp_path: Path, strategy: Flora, model: T
     assert kept(tmp_path) == [old]  # nothing came
     Memory(node(tmp_path)).installed(strategy, model, state_of(4))
     assert [path.name for path in kept(tmp_path)] == state_of(4).marks[1:]
+
+
+def test_weights_are_stood_on_instead_of_entries(tmp_path: Path, strategy: Listening, model: TunedModel):
+    """Weights, then entries; another process finds the nearest weights."""
+    whole = state_of(1, 2, 3)
+    early = State(whole.tensors, whole.journal[:2])
+    ground = journal.grounded(journal.installed(strategy, model, early))
+    weights = State(whole.tensors, (), early.marks[-1], ground)
+    place = tmp_path / "store"
+    found = Memory(node(place)).installed(strategy, at_the_base(), wire.unpack(wire.pack(weights)))
+    assert same(values(found), fresh_at(strategy, early))
+    strategy.heard.clear()
+    again = Memory(node(place)).installed(strategy, at_the_base(), whole.after(early.marks[-1]))
+    assert same(values(again), fresh_at(strategy, whole))
+    assert strategy.heard == [3]
+    assert journal.fingerprint(again) == journal.fingerprint(journal.installed(strategy, at_the_base(), whole))
+    assert [path.name for path in place.glob("grounds/*")] == [early.marks[-1]]
+    assert [path.name for path in kept(place)] == [whole.marks[-1]]
+
+
+def test_old_weights_go_when_something_comes(tmp_path: Path, strategy: Flora, model: TunedModel):
+    state = state_of(1)
+    ground = journal.grounded(journal.installed(strategy, model, state))
+    Memory(node(tmp_path)).installed(strategy, model, State(state.tensors, (), state.marks[-1], ground))
+    (old,) = tmp_path.glob("grounds/*")
+    os.utime(old, (time.time() - KEPT_FOR - 60,) * 2)
+    Memory(node(tmp_path)).installed(strategy, model, state_of(4))
+    assert not list(tmp_path.glob("grounds/*"))
+    with pytest.raises(NodeError, match="lacks a part of the journal"):
+        Memory(node(tmp_path)).installed(strategy, model, state_of(1, 2).after(state.marks[-1]))
 
 
 def test_a_start_without_a_journal_leaves_the_store_alone(tmp_path: Path, strategy: Flora, model: TunedModel):
@@ -159,9 +189,9 @@ def test_private_tensors_come_back_to_the_same_node(fedsa: Outcome) -> None:
 
 
 def test_what_the_server_writes_is_the_shared_part(fedsa: Outcome) -> None:
-    from server_app.evaluation import installed
+    from strategies.exchange.journal import held
 
-    model = installed(fedsa.run.strategy, fedsa.base, fedsa.task, fedsa.state())
+    model = held(fedsa.run.strategy, fedsa.base, fedsa.task, fedsa.state())
     assert all(not tensor.any() for name, tensor in model.trained.items() if rank_axis(name) == 1)
     assert all(torch.equal(model.trained[name].detach(), t) for name, t in fedsa.state().tensors.items())
 

@@ -1,4 +1,4 @@
-"""Bases, tunings and models: what trains and what it is called, what a store takes, real text models."""
+"""Tunings and models: what trains and what it is called, a process's one model, real text models."""
 
 import math
 from pathlib import Path
@@ -7,20 +7,21 @@ from typing import Any
 import pytest
 import torch
 from in_process import Outcome, hold
+from laws import drawn_like, variants
 
 import strategies
 from strategies.algebra.lowrank import truncated
 from strategies.algebra.tensors import Tensors, raw, snapshot
 from strategies.exchange import wire
-from strategies.exchange.vocabulary import State
-from task import embedded
-from task.base import Base, BaseError, accept_offer, files, fingerprint, node_base, server_base
-from task.config import TUNINGS, Model, TaskConfig
-from task.embedded import trained_base
+from strategies.exchange.contract import Strategy
+from strategies.exchange.vocabulary import State, Ticket, Update
+from task.base import Base, server_base
+from task.config import Model, TaskConfig
 from task.model import TunedModel, build, kept_model, tuned_model
-from task.store import Store, server_store
+from task.store import server_store
 
 ASSETS = Path(__file__).parents[2] / "shared" / "assets"
+SEEDED = ("ferret", "fedkseed")  # they exchange numbers that are no tensors of a model
 LABELS = "|".join(str(digit) for digit in range(10))
 
 
@@ -52,45 +53,10 @@ def scrambled(tensors: Tensors, seed: int) -> Tensors:
     return {name: 0.1 * torch.randn(tensor.shape, generator=source) for name, tensor in tensors.items()}
 
 
-# ------------------------------------------------------------------------------- the embedded base
-def test_the_embedded_base_has_136_138_parameters(base: Base) -> None:
-    assert sum(parameter.numel() for parameter in plain(base).parameters()) == 136_138
-
-
-def test_it_is_trained_once(base: Base) -> None:
-    path = base.folder / "model.safetensors"
-    before = path.stat().st_mtime_ns
-    assert trained_base(server_store()) == base.folder
-    assert path.stat().st_mtime_ns == before
-
-
-def test_its_fingerprint_is_that_of_its_bytes(base: Base, tmp_path: Path) -> None:
-    assert server_base(Model(), server_store()).fingerprint == base.fingerprint
-    for path in files(base.folder).values():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    store = Store(tmp_path / "store")
-    assert fingerprint(tmp_path, store) == base.fingerprint
-    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text() + "\n")
-    assert fingerprint(tmp_path, store) != base.fingerprint
-
-
-def test_it_is_the_same_however_many_threads_train_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store keeps it for runs with any number of threads, so its recipe must not depend on them."""
-    monkeypatch.setattr(embedded, "EPOCHS", 1)
-    prints = []
-    for threads in (1, 2):
-        store = Store(tmp_path / str(threads))
-        torch.set_num_threads(threads)
-        try:
-            prints.append(fingerprint(trained_base(store), store))
-        finally:
-            torch.set_num_threads(1)
-    assert prints[0] == prints[1]
-
-
 # ------------------------------------------------------------------------------- what trains
 BIASES = 2_432  # of the patches, of four layers and of the last normalisation
 COUNTS = {"full": 136_138, "lora": 28_672 + 650, "bias": BIASES + 650, "head": 650}
+TUNINGS = tuple(COUNTS)  # the others: test_tunings.py
 
 
 @pytest.mark.parametrize("tuning", TUNINGS)
@@ -169,7 +135,7 @@ def test_a_small_adapter_is_the_large_one_without_its_other_slices(base: Base) -
 
 
 @pytest.mark.parametrize("tuning", TUNINGS)
-@pytest.mark.parametrize("name", strategies.names())
+@pytest.mark.parametrize("name", [name for name in strategies.names() if name not in SEEDED])
 def test_an_install_leaves_nothing_of_the_node_before(base: Base, name: str, tuning: str) -> None:
     strategy = strategies.load(name)
     if strategy.tunings is not None and tuning not in strategy.tunings:
@@ -183,6 +149,26 @@ def test_an_install_leaves_nothing_of_the_node_before(base: Base, name: str, tun
     assert torch.equal(logits(used.module), logits(fresh.module))
     strategy.install(used, State(others))
     assert all(torch.equal(used.trained[n], tensor) for n, tensor in others.items())
+
+
+@pytest.mark.parametrize("strategy", [s for name in SEEDED for s in variants(name)], ids=str)
+def test_an_install_of_seeded_numbers_leaves_nothing_of_the_node_before(base: Base, strategy: Strategy) -> None:
+    used, fresh = (build(base, config(tuning="head"), 0, "cpu") for _ in range(2))
+    strategy.install(used, start_after(strategy, used, 3))
+    disturb(used)
+    for model in (used, fresh):
+        strategy.install(model, start_after(strategy, fresh, 4))
+    assert torch.equal(logits(used.module), logits(fresh.module))
+    moved = bool(start_after(strategy, fresh, 4).tensors)  # else what moves the model is in the journal
+    assert torch.equal(logits(used.module), logits(plain(base))) != moved
+
+
+def start_after(strategy: Strategy, model: TunedModel, seed: int) -> State:
+    """What a node starts from after a round of one drawn update, without the journal."""
+    state, ticket = strategy.initial(model), Ticket(1, 3, 9, 0)
+    delta = drawn_like(strategy.expected(state, ticket), torch.Generator().manual_seed(seed))
+    state = strategy.apply(state, strategy.combine(state, [Update("0", ticket, delta, 1.0)]), 1)
+    return State(strategy.start_of(state, ticket).tensors)
 
 
 def disturb(model: TunedModel) -> None:
@@ -231,70 +217,6 @@ def test_bfloat16_crosses_bit_for_bit(tmp_path: Path) -> None:
 
 def trainings(outcome: Outcome) -> list[Any]:
     return outcome.grid.of("train")
-
-
-# ------------------------------------------------------------------------------- what is refused
-def test_weights_that_could_run_code_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    torch.save({}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(BaseError, match="no safetensors; other weight formats can run code"):
-        server_base(Model(name=str(tmp_path)), server_store())
-
-
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BaseError, match=r"is no model: it has no config\.json"):
-        server_base(Model(name=str(tmp_path)), server_store())
-
-
-@pytest.mark.parametrize("name", ["/no/such/folder", "../elsewhere", "a/b/c", "has space"])
-def test_a_name_that_is_neither_folder_nor_hub_id_is_refused(name: str) -> None:
-    with pytest.raises(BaseError, match="there is no such folder, and it is not a hub id"):
-        server_base(Model(name=name), server_store())
-
-
-def contents(base: Base) -> dict[str, bytes]:
-    return {name: path.read_bytes() for name, path in files(base.folder).items()}
-
-
-def test_an_offer_is_kept_as_it_was(base: Base, tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    with pytest.raises(BaseError, match=f"has the base {base.fingerprint}"):
-        node_base(Model(), base.fingerprint, store)
-    accept_offer(contents(base), base.fingerprint, store)
-    kept = node_base(Model(), base.fingerprint, store)
-    assert contents(kept) == contents(base)
-    assert fingerprint(kept.folder, store) == base.fingerprint
-
-
-@pytest.mark.parametrize("name", ["../config.json", "a/b.json", "model.bin", "x.py", "config.json\n", ".json", ""])
-def test_an_offered_file_of_a_bad_name_is_refused(base: Base, tmp_path: Path, name: str) -> None:
-    from task.base import _hash
-
-    offered = contents(base) | {name: b"{}"}
-    announced = _hash({file: (len(data), [data]) for file, data in offered.items()})
-    with pytest.raises(BaseError, match="bad file names"):
-        accept_offer(offered, announced, Store(tmp_path / "store"))
-    assert not list(tmp_path.rglob("*.json"))
-
-
-def test_an_offer_that_is_not_what_was_announced_is_refused(base: Base, tmp_path: Path) -> None:
-    offered = contents(base)
-    offered["model.safetensors"] = offered["model.safetensors"][:-1] + b"\x01"
-    with pytest.raises(BaseError, match=f"the offered base is not {base.fingerprint}"):
-        accept_offer(offered, base.fingerprint, Store(tmp_path))
-    assert not list(tmp_path.rglob("*.safetensors"))
-
-
-def test_a_fingerprint_cannot_name_a_path(base: Base, tmp_path: Path) -> None:
-    """It comes in a message, and nothing in a message can name a path."""
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    for name, data in contents(base).items():
-        (outside / name).write_bytes(data)
-    store = Store(tmp_path / "store")
-    (store.root / "bases").mkdir(parents=True)
-    with pytest.raises(BaseError):
-        node_base(Model(), "../../outside", store)
 
 
 # ------------------------------------------------------------------------------- text

@@ -3,6 +3,7 @@
 import json
 import time
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_process import through_wire
-from random_states import states
+from random_states import sections, states
 
 from strategies.algebra.tensors import raw
 from strategies.exchange import wire
@@ -25,6 +26,7 @@ def described(tensors: Tensors) -> dict[str, object]:
 
 
 def assert_same(one: State, other: State) -> None:
+    assert (one.since, described(one.ground)) == (other.since, described(other.ground))
     assert described(one.tensors) == described(other.tensors)
     assert [(e.round, e.seed, described(e.tensors)) for e in one.journal] == [
         (e.round, e.seed, described(e.tensors)) for e in other.journal
@@ -42,6 +44,13 @@ def delivered(records: RecordDict) -> RecordDict:
 @given(states())
 def test_what_is_packed_comes_back_bit_for_bit(state):
     assert_same(wire.unpack(delivered(wire.pack(state))), state)
+
+
+@given(states(), sections())
+def test_weights_and_their_mark_come_back_bit_for_bit(state, ground):
+    whole = replace(state, since="0a" * 16, ground=ground)
+    assert_same(wire.unpack(delivered(wire.pack(whole))), whole)
+    assert whole.numbers == state.numbers + sum(tensor.numel() for tensor in ground.values())
 
 
 SPECIAL = {

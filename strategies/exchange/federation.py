@@ -16,8 +16,14 @@ class NodeLine:
     rank: int
     bytes_down: int = 0
     bytes_up: int = 0
+    journal: int = 0  # entries that it was sent; -1: the weights themselves, which were fewer bytes
     refused: str = ""  # the reason, where its reply did not count
     metrics: Metrics = field(default_factory=dict)
+
+    @property
+    def catches_up(self) -> bool:
+        """Was it away, or is it new?"""
+        return self.journal > 1 or self.journal < 0
 
 
 @dataclass

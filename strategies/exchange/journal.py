@@ -4,14 +4,19 @@ A mark is a hash of all entries up to a place in a journal, the base included as
 mark it is at, so a process that has replayed a part goes on from there, whichever node it serves.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 from strategies.algebra.lowrank import products
+from strategies.algebra.tensors import Tensors, raw, snapshot
 from strategies.exchange.algorithm import Algorithm
-from strategies.exchange.vocabulary import Entry, State
-from task.model import TunedModel, pristine
+from strategies.exchange.vocabulary import BASE_MARK, Entry, State, Ticket
+from task.base import Base
+from task.config import TaskConfig
+from task.model import TunedModel, pristine, tuned_model
 
 NOWHERE = "nowhere"  # where a replay that broke off leaves a model
+BESIDE = "beside "  # in front of the names of what a journal leads beside weights
 
 
 def merge(model: TunedModel, entry: Entry) -> None:
@@ -20,24 +25,74 @@ def merge(model: TunedModel, entry: Entry) -> None:
         model.shift(name, model.config.lora.scaling * product)
 
 
+def held(strategy: Algorithm, base: Base, config: TaskConfig, state: State) -> TunedModel:
+    """The server's own model (this process's) with the whole state in it."""
+    whole = Ticket(round=0, rounds=0, seed=0, rank=state.rank)
+    return installed(strategy, tuned_model(base, config, state.rank, "cpu"), strategy.start_of(state, whole))
+
+
 def installed(strategy: Algorithm, model: TunedModel, start: State) -> TunedModel:
     """The model as the server holds it; `start` has the whole journal."""
-    return installed_from(strategy, model, start, start.marks, lambda number: start.journal[number])
+    return installed_from(strategy, model, start, start.marks, lambda number: start.journal[number], dict)
 
 
 def installed_from(
-    strategy: Algorithm, model: TunedModel, start: State, marks: Sequence[str], entry: Callable[[int], Entry]
+    strategy: Algorithm,
+    model: TunedModel,
+    start: State,
+    marks: Sequence[str],
+    entry: Callable[[int], Entry],
+    ground: Callable[[], Tensors],
 ) -> TunedModel:
     """The model after entries 0, 1, ... with the tensors of `start`; `marks` has one mark more than there are entries.
 
-    Entries that the model has seen are not asked for. A model that is elsewhere (another run's journal, a later
-    place in this one, weights that a round changed and this start leaves alone) is built again from the base.
+    `ground` gives the weights at the first mark, as far as they are not the base's. What the model has seen is not
+    asked for. A model that is elsewhere (another run's journal, a later place in this one, weights that a round
+    changed and this start leaves alone) is built again from the base.
     """
     if model.mark not in marks or model.changed - start.tensors.keys():
         model = pristine(model)
+        if marks[0] != BASE_MARK:
+            _stand(model, ground())
+            model.mark = marks[0]
     for number in range(marks.index(model.mark), len(marks) - 1):
         model.mark = NOWHERE
         strategy.replay(model, entry(number))
         model.mark = marks[number + 1]
     strategy.install(model, start)
     return model
+
+
+# ---------------------------------------------------------------------- the weights themselves
+
+
+def grounded(model: TunedModel) -> Tensors:
+    """Copies of what a journal has made of the base: the weights that it changes, and what it leads beside them."""
+    return snapshot(_led(model))
+
+
+def ground_bytes(model: TunedModel) -> int:
+    """How many bytes `grounded` has."""
+    return sum(tensor.nbytes for tensor in _led(model).values())
+
+
+def fingerprint(model: TunedModel) -> str:
+    """A hash of all that: equal on machines that stand on the same bits."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for name, tensor in _led(model).items():
+        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        hashed.update(raw(tensor))
+    return hashed.hexdigest()
+
+
+def _led(model: TunedModel) -> Tensors:
+    beside = {BESIDE + name: tensor for name, tensor in sorted(model.beside.items())}
+    return {name: model.ground(name) for name in sorted(model.shifted)} | beside
+
+
+def _stand(model: TunedModel, ground: Tensors) -> None:
+    for name, tensor in ground.items():
+        if name.startswith(BESIDE):
+            model.beside[name.removeprefix(BESIDE)] = tensor.to(model.device, copy=True)
+        else:
+            model.ground(name).copy_(tensor)

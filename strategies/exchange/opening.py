@@ -89,7 +89,8 @@ def wait_for_nodes(grid: Grid, federation: Federation) -> list[int]:
 
 def needs_no_data(config: TaskConfig) -> bool:
     """Do nodes bring all data, and score by themselves, so that the server may have none?"""
-    return config.data.partitioner == "none" and bool(config.data.labels) and config.evaluate == "nodes"
+    named = config.causal or bool(config.data.labels)
+    return config.data.partitioner == "none" and named and config.evaluate == "nodes"
 
 
 def settled(config: TaskConfig, store: Store, num_nodes: int) -> TaskConfig:

@@ -11,6 +11,7 @@ from task.config import TaskConfig
 from task.schema import ConfigError, Option, flatten, read, schema
 
 CHOICE = {"strategy": Option(str, "fedavg"), "wrappers": Option(tuple[str, ...], ())}
+PROVE = "prove"  # in a ticket: answer with a fingerprint
 BASE, RANK = "base-fingerprint", "global-rank"  # what the server adds to the settings
 
 
@@ -50,14 +51,20 @@ def strategy_of(record: ConfigRecord) -> Algorithm:
     return strategies.from_values(values)
 
 
-def write_ticket(ticket: Ticket) -> ConfigRecord:
-    """The record `ticket`; the round goes by Flower's usual name for it."""
-    return ConfigRecord(
+def write_ticket(ticket: Ticket, prove: bool = False) -> ConfigRecord:
+    """The record `ticket`; the round goes by Flower's usual name for it. `prove`: the node shall say which weights it
+    stands on."""
+    record = ConfigRecord(
         {"server-round": ticket.round, "rounds": ticket.rounds, "seed": ticket.seed, "rank": ticket.rank}
     )
+    if ticket.basis:
+        record["basis"] = ticket.basis
+    if prove:
+        record[PROVE] = True
+    return record
 
 
 def read_ticket(record: ConfigRecord) -> Ticket:
     """The ticket in a message."""
-    whole = {name: int(record[name]) for name in ("server-round", "rounds", "seed", "rank")}  # type: ignore
-    return Ticket(whole["server-round"], whole["rounds"], whole["seed"], whole["rank"])
+    whole = [int(record[name]) for name in ("server-round", "rounds", "seed", "rank")]  # type: ignore
+    return Ticket(*whole, basis=int(record.get("basis", 0)))  # type: ignore

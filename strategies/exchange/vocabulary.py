@@ -59,6 +59,7 @@ class Ticket:
     rounds: int
     seed: int  # public: data order and dropout follow from it
     rank: int  # of the adapter this node trains; 0 where there is none
+    basis: int = 0  # seed of random directions, where a strategy has some
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class State:
     tensors: Tensors
     journal: tuple[Entry, ...] = ()
     since: str = BASE_MARK  # the mark of entries that were cut off in front, because the receiver has them
+    ground: Tensors = field(default_factory=dict)  # or the weights at that mark, for a receiver that lacks them
 
     @property
     def rank(self) -> int:
@@ -104,8 +106,13 @@ class State:
     @property
     def numbers(self) -> int:
         """How many numbers there are in tensors and journal."""
-        sections = [self.tensors, *(entry.tensors for entry in self.journal)]
+        sections = [self.tensors, self.ground, *(entry.tensors for entry in self.journal)]
         return sum(tensor.numel() for section in sections for tensor in section.values())
+
+    @property
+    def journal_bytes(self) -> int:
+        """How many bytes there are in the journal's tensors."""
+        return sum(tensor.nbytes for entry in self.journal for tensor in entry.tensors.values())
 
     @property
     def marks(self) -> list[str]:

@@ -41,11 +41,12 @@ Line = list[Any]  # [name, dtype, shape] in the index
 
 def pack(state: State) -> RecordDict:
     """The records `arrays` and `index` of a state (an update is a state without a journal)."""
-    sections = [_aligned(state.tensors), *(_aligned(entry.tensors) for entry in state.journal)]
+    sections = [_aligned(part) for part in (state.tensors, state.ground, *(e.tensors for e in state.journal))]
     index = {
         "tensors": _lines(sections[0]),
-        "journal": [[e.round, e.seed, _lines(s)] for e, s in zip(state.journal, sections[1:], strict=True)],
+        "journal": [[e.round, e.seed, _lines(s)] for e, s in zip(state.journal, sections[2:], strict=True)],
         **({"since": state.since} if state.since else {}),
+        **({"ground": _lines(sections[1])} if state.ground else {}),
     }
     data = b"".join(raw(tensor) for section in sections for _, tensor in section)
     arrays = {"flat": Array("uint8", (len(data),), STYPE, data)} if data else {}
@@ -61,13 +62,14 @@ def unpack(records: RecordDict) -> State:
         data = bytearray(array.data if array is not None else b"")
         reader = _Reader(data)
         tensors = reader.section(index["tensors"])
+        ground = reader.section(index.get("ground", []))
         journal = tuple(Entry(_whole(r), _whole(s), reader.section(lines)) for r, s, lines in index["journal"])
         since = _mark(index.get("since", BASE_MARK))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise Refused(f"unreadable record: {type(error).__name__}: {str(error)[:SHOWN]}") from error
     if reader.offset != len(data):
         raise Refused(f"record holds {len(data)} bytes, its index accounts for {reader.offset}")
-    return State(tensors, journal, since)
+    return State(tensors, journal, since, ground)
 
 
 def size(record: InflatableObject) -> int:

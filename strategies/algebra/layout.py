@@ -1,0 +1,88 @@
+"""Named tensors as one long vector in the order of their names, cut into blocks; read and written a few at a time."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+
+GROUP = 1 << 20  # elements that are worked on at once: a few of these are all the memory that it takes
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the elements of named tensors lie in the vector. Blocks have `block` elements, a power of two."""
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    block: int
+    even: bool = False  # is the last block filled up to the length of the others?
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor], block: int, even: bool = False) -> "Layout":
+        """The layout of these tensors; ValueError where `block` is no power of two."""
+        if block < 1 or block & (block - 1):
+            raise ValueError(f"a block has a power of two of elements, not {block}")
+        names = sorted(tensors)
+        return cls(tuple(names), tuple(tensors[name].numel() for name in names), block, even)
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Where each tensor ends in the vector."""
+        return tuple(accumulate(self.sizes))
+
+    @property
+    def total(self) -> int:
+        """Elements of the vector."""
+        return self.ends[-1] if self.ends else 0
+
+    @property
+    def count(self) -> int:
+        """Blocks, the last one, which may be shorter, included."""
+        return -(-self.total // self.block)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Elements of every block, filled up with zeros to a power of two in the last one."""
+        if self.even or not self.count:
+            return [self.block] * self.count
+        last = self.total - (self.count - 1) * self.block
+        return [self.block] * (self.count - 1) + [1 << (last - 1).bit_length()]
+
+    def groups(self) -> Iterator[range]:
+        """All blocks in turn, as many at once as are one group, and all of one length."""
+        whole = self.count if self.count and self.lengths[-1] == self.block else self.count - 1
+        step = max(1, GROUP // self.block)
+        for first in range(0, whole, step):
+            yield range(first, min(first + step, whole))
+        if 0 <= whole < self.count:
+            yield range(whole, self.count)
+
+    def read(
+        self, tensors: Mapping[str, torch.Tensor], blocks: range, like: Mapping[str, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """These blocks (blocks, length) in float32 on the tensors' device, rounded first to the dtypes of `like`."""
+        length = self.lengths[blocks.start]
+        device = tensors[self.names[0]].device
+        values = torch.zeros(len(blocks) * length, device=device)
+        for name, own, place in self._pieces(blocks):
+            piece = tensors[name].detach().reshape(-1)[own]
+            values[place] = piece if like is None else piece.to(like[name].dtype)
+        return values.view(len(blocks), length)
+
+    def write(self, tensors: Mapping[str, torch.Tensor], blocks: range, values: torch.Tensor) -> None:
+        """Put values (blocks, length) into the tensors, which must be contiguous, in their own dtypes."""
+        flat = values.reshape(-1)
+        for name, own, place in self._pieces(blocks):
+            tensors[name].detach().view(-1)[own] = flat[place].to(tensors[name].dtype)
+
+    def _pieces(self, blocks: range) -> Iterator[tuple[str, slice, slice]]:
+        """For every tensor that lies in these blocks: its name, where in it, and where from the first block on."""
+        start = blocks.start * self.block
+        stop = min(blocks.stop * self.block, self.total)
+        for name, size, end in zip(self.names, self.sizes, self.ends, strict=True):
+            begin = end - size
+            low, high = max(begin, start), min(end, stop)
+            if low < high:
+                yield name, slice(low - begin, high - begin), slice(low - start, high - start)

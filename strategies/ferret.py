@@ -1,0 +1,207 @@
+"""Ferret: full-parameter tuning, of which a few thousand integers are sent.
+
+Shu, Hu, Ng, Low, Yu, "Ferret: Federated Full-Parameter Tuning at Scale for Large Language Models", arXiv 2409.06277
+(ICML 2025). Each node trains by the task's own optimiser from w_{r-1} to w_r^(i), and sends the coordinates gamma^(i)
+of the change in a random basis that follows from its seed s^(i), block by block, K_l in proportion to the block's norm
+(Eqs. 6 to 8). Everybody rebuilds the same update from coordinates and seeds and adds it to the same weights:
+
+    w_r = w_{r-1} + eta_r sum_i p_i sum_k gamma_k^(i) v_k^(i),     p_i = n_i / n
+
+(The paper subtracts, because its Delta is w_{r-1} - w_r^(i), and its mean is uniform.) The scale is the unbiased
+1 / (rho K); `scale` = code is that of the published implementation, d / K, about a third of it.
+
+Ours: `basis` = hadamard, with the same number of coordinates and the same error but O(d log d) instead of O(d K)
+(`strategies/algebra/hadamard.py`); coordinates are 16-bit integers with a scale per block, so that a rebuilt model has
+the same bits on every machine; blocks have one size, whatever the tensors; the step may follow a schedule; with
+`momentum` m, u_r = m u_{r-1} + the sum above is what is added. `seeds` = fresh gives every node and round its own
+vectors, as the paper does (with hadamard the signs are common to a round); shared gives all nodes of a round the same,
+so their coordinates become one row; pool keeps one basis for the whole run (the published code keeps a pool): the state
+is then the sum of all coordinates and never grows, but the model only ever moves in these K directions, and K_l follows
+lengths, not norms.
+
+A journal entry holds a row for each node, ordered by name, times p_i and the step, on scales that all rows share. The
+weights that it changes are kept in float32 at least, whatever the model's dtype; a node's change is counted from what
+its model could hold of them.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from strategies.algebra.layout import Layout
+from strategies.algebra.philox import Seeds
+from strategies.algebra.projection import BASES, Coordinates, Projection, from_exact, summed, weighted
+from strategies.algebra.tensors import Tensors, snapshot
+from strategies.exchange.contract import FIXED_POINT, ORDER, WEIGHTS, Strategy
+from strategies.exchange.vocabulary import Entry, Metrics, Profile, RunFailed, State, Ticket, Update
+from task.config import TaskConfig
+from task.model import TunedModel
+from task.schema import option
+from task.seeds import derive
+from task.train import Trainer
+
+SCHEDULES = ("constant", "linear", "cosine")
+ROW = NUMBERS, COUNTS, SCALES = "numbers", "counts", "scales"
+SEEDS = "seeds"  # of an entry's rows
+LENGTHS = "lengths"  # of blocks: no block has more coordinates
+EXACT, VELOCITY = "exact", "velocity"  # of a pool, which the server keeps to itself
+
+
+@dataclass(frozen=True)
+class Ferret(Strategy):
+    """Coordinates in seeded bases, and a journal of them."""
+
+    coordinates: int = option(4096, low=1)
+    block: int = option(65536, low=256)
+    basis: str = option("hadamard", choices=tuple(sorted(BASES)))
+    scale: str = option("paper", choices=("paper", "code"))
+    seeds: str = option("fresh", choices=("fresh", "shared", "pool"))
+    step: float = option(1.0, low=0.0)
+    schedule: str = option("constant", choices=SCHEDULES)
+    final_step: float = option(0.0, low=0.0)
+    momentum: float = option(0.0, low=0.0, high=0.999)
+
+    tunings = frozenset({"full", "bias", "head"})  # a state without factors has rank 0, which builds no adapters
+    mean = False
+    cumulative = False  # coordinates belong to the bases, and the scales, of one round
+    laws = frozenset({FIXED_POINT, ORDER, WEIGHTS})
+
+    def problems(self, config: TaskConfig) -> list[str]:
+        found = []
+        if self.block & (self.block - 1):
+            found.append(f"ferret.block = {self.block} is no power of two")
+        if self.scale == "code" and self.basis != "truncated-normal":
+            found.append("ferret.scale = 'code' is a scale of ferret.basis = 'truncated-normal'")
+        return found
+
+    def stepped(self, ticket: Ticket) -> float:
+        """The server's step eta_r: from `step` in the first round to `final-step` in the last, by the schedule."""
+        x = (ticket.round - 1) / (ticket.rounds - 1) if ticket.rounds > 1 else 0.0
+        share = {"constant": 1.0, "linear": 1 - x, "cosine": (1 + math.cos(math.pi * x)) / 2}[self.schedule]
+        return self.final_step + (self.step - self.final_step) * share
+
+    # ------------------------------------------------------------------ the server's half
+
+    def initial(self, model: TunedModel) -> State:
+        """What an update looks like; with a pool, the sum of all that came. Raises RunFailed where options do not fit
+        the model."""
+        try:
+            projection = self._projection(model.trained)
+        except ValueError as error:
+            raise RunFailed(f"ferret.coordinates, ferret.block: {error}") from error
+        nothing = torch.zeros(projection.total, dtype=torch.float64)
+        counts = torch.from_numpy(projection.counts())
+        if self._pooled:
+            return State({EXACT: nothing, VELOCITY: nothing, COUNTS: counts})
+        lengths = torch.tensor(projection.layout.lengths, dtype=torch.int32)
+        return State(_row(from_exact(nothing, counts)) | {LENGTHS: lengths})
+
+    def assign(self, profiles: list[Profile], round: int, rounds: int, seed: int) -> dict[str, Ticket]:
+        tickets = super().assign(profiles, round, rounds, seed)
+        return {name: replace(ticket, basis=derive(seed, "basis", round)) for name, ticket in tickets.items()}
+
+    def start_of(self, state: State, ticket: Ticket) -> State:
+        if self._pooled:
+            return State(_row(from_exact(state.tensors[EXACT], state.tensors[COUNTS])))
+        return State({}, state.journal)
+
+    def expected(self, state: State, ticket: Ticket) -> Tensors:
+        return self.start_of(state, ticket).tensors or {name: state.tensors[name] for name in ROW}
+
+    def refusal(self, state: State, update: Update) -> str:
+        given, total = _coordinates(update.delta), len(update.delta[NUMBERS])
+        if bool((given.scales < 0).any()):
+            return f"'{SCALES}' holds a negative number"
+        if self._pooled and not torch.equal(given.counts, state.tensors[COUNTS]):
+            return f"'{COUNTS}' are not those of the pool"
+        if bool((given.counts < 1).any()) or int(given.counts.sum(dtype=torch.int64)) != total:
+            return f"'{COUNTS}' do not share out {total} coordinates"
+        if not self._pooled and bool((given.counts > state.tensors[LENGTHS]).any()):
+            return f"'{COUNTS}' give a block more coordinates than it has elements"
+        return ""
+
+    def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
+        cohort = sorted(updates, key=lambda update: update.node)
+        total, step = sum(update.weight for update in cohort), self.stepped(cohort[0].ticket)
+        rows = [_coordinates(update.delta) for update in cohort]
+        weights = [step * update.weight / total for update in cohort]
+        if self._pooled:
+            return {EXACT: summed(rows, weights).exact()}
+        seeds = [self._seeds(update.ticket) for update in cohort]
+        if self.seeds == "shared":
+            rows, seeds = [summed(rows, weights)], seeds[:1]
+        else:
+            rows = weighted(rows, weights)
+        combined = {name: torch.stack([_row(row)[name] for row in rows]) for name in (NUMBERS, COUNTS)}
+        return combined | {SCALES: rows[0].scales, SEEDS: torch.tensor(seeds, dtype=torch.int64)}
+
+    def apply(self, state: State, combined: Tensors, round: int) -> State:
+        if not self._pooled:
+            return State(state.tensors, (*state.journal, Entry(round, 0, combined)))
+        velocity = self.momentum * state.tensors[VELOCITY] + combined[EXACT]
+        return State(state.tensors | {EXACT: state.tensors[EXACT] + velocity, VELOCITY: velocity})
+
+    # ------------------------------------------------------------------ the node's half
+
+    def install(self, model: TunedModel, start: State) -> None:
+        model.reset(model.trained)
+        if self._pooled:
+            self._add(model.trained, [_coordinates(start.tensors)], [_pool(model.config)], model)
+
+    def replay(self, model: TunedModel, entry: Entry) -> None:
+        given = entry.tensors
+        rows = [Coordinates(*row, given[SCALES]) for row in zip(given[NUMBERS], given[COUNTS], strict=True)]
+        seeds = [Seeds(common, own) for common, own in given[SEEDS].tolist()]
+        self._add({name: model.ground(name) for name in model.trained}, rows, seeds, model)
+
+    def train(self, model: TunedModel, trainer: Trainer, ticket: Ticket) -> tuple[Tensors, Metrics]:
+        if self._pooled:
+            before: Mapping[str, torch.Tensor] = snapshot(model.trained)
+            seeds, counts = _pool(model.config), self._projection(before).counts()
+        else:
+            before = {name: model.ground(name) for name in model.trained}
+            seeds, counts = self._seeds(ticket), None
+        metrics = trainer.fit(model)
+        return _row(self._projection(before).project(model.trained, before, seeds, counts)), metrics
+
+    # ------------------------------------------------------------------ both halves
+
+    @property
+    def _pooled(self) -> bool:
+        return self.seeds == "pool"
+
+    def _seeds(self, ticket: Ticket) -> Seeds:
+        """Of a node's basis in the ticket's round."""
+        return Seeds(ticket.basis, ticket.basis if self.seeds == "shared" else derive(ticket.seed, "basis"))
+
+    def _projection(self, tensors: Mapping[str, torch.Tensor]) -> Projection:
+        return Projection(Layout.of(tensors, self.block), self.basis, self.coordinates, self.scale == "code")
+
+    def _add(self, tensors: Tensors, rows: list[Coordinates], seeds: list[Seeds], model: TunedModel) -> None:
+        """Add what coordinates and their seeds stand for, block by block: a sum, rounded, at a time."""
+        projection = self._projection(tensors)
+        layout = projection.layout
+        for blocks in layout.groups():
+            before = layout.read(tensors, blocks)
+            change = projection.rebuilt(rows, seeds, blocks, before.device)
+            if self.momentum and not self._pooled:
+                model.beside = model.beside or {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+                change = change + layout.read(model.beside, blocks) * self.momentum
+                layout.write(model.beside, blocks, change)
+            layout.write(tensors, blocks, before + change)
+
+
+def _pool(config: TaskConfig) -> Seeds:
+    """Of a run's one basis."""
+    return Seeds(derive(config.seed, "basis"), derive(config.seed, "basis"))
+
+
+def _row(given: Coordinates) -> Tensors:
+    """Coordinates as they travel."""
+    return dict(zip(ROW, (given.numbers, given.counts, given.scales), strict=True))
+
+
+def _coordinates(tensors: Mapping[str, torch.Tensor]) -> Coordinates:
+    return Coordinates(*(tensors[name] for name in ROW))

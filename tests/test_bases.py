@@ -1,0 +1,124 @@
+"""Bases: the embedded one, the fingerprint of a folder, what a store takes and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from task import embedded
+from task.base import Base, BaseError, accept_offer, files, fingerprint, node_base, server_base
+from task.config import Model
+from task.embedded import trained_base
+from task.store import Store, server_store
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    return server_base(Model(), server_store())
+
+
+def plain(base: Base) -> Any:
+    from transformers import AutoModelForImageClassification
+
+    return AutoModelForImageClassification.from_pretrained(base.folder)
+
+
+# ------------------------------------------------------------------------------- the embedded base
+def test_the_embedded_base_has_136_138_parameters(base: Base) -> None:
+    assert sum(parameter.numel() for parameter in plain(base).parameters()) == 136_138
+
+
+def test_it_is_trained_once(base: Base) -> None:
+    path = base.folder / "model.safetensors"
+    before = path.stat().st_mtime_ns
+    assert trained_base(server_store()) == base.folder
+    assert path.stat().st_mtime_ns == before
+
+
+def test_its_fingerprint_is_that_of_its_bytes(base: Base, tmp_path: Path) -> None:
+    assert server_base(Model(), server_store()).fingerprint == base.fingerprint
+    for path in files(base.folder).values():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    store = Store(tmp_path / "store")
+    assert fingerprint(tmp_path, store) == base.fingerprint
+    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text() + "\n")
+    assert fingerprint(tmp_path, store) != base.fingerprint
+
+
+def test_it_is_the_same_however_many_threads_train_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store keeps it for runs with any number of threads, so its recipe must not depend on them."""
+    monkeypatch.setattr(embedded, "EPOCHS", 1)
+    prints = []
+    for threads in (1, 2):
+        store = Store(tmp_path / str(threads))
+        torch.set_num_threads(threads)
+        try:
+            prints.append(fingerprint(trained_base(store), store))
+        finally:
+            torch.set_num_threads(1)
+    assert prints[0] == prints[1]
+
+
+# ------------------------------------------------------------------------------- what is refused
+def test_weights_that_could_run_code_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(BaseError, match="no safetensors; other weight formats can run code"):
+        server_base(Model(name=str(tmp_path)), server_store())
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BaseError, match=r"is no model: it has no config\.json"):
+        server_base(Model(name=str(tmp_path)), server_store())
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "../elsewhere", "a/b/c", "has space"])
+def test_a_name_that_is_neither_folder_nor_hub_id_is_refused(name: str) -> None:
+    with pytest.raises(BaseError, match="there is no such folder, and it is not a hub id"):
+        server_base(Model(name=name), server_store())
+
+
+def contents(base: Base) -> dict[str, bytes]:
+    return {name: path.read_bytes() for name, path in files(base.folder).items()}
+
+
+def test_an_offer_is_kept_as_it_was(base: Base, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(BaseError, match=f"has the base {base.fingerprint}"):
+        node_base(Model(), base.fingerprint, store)
+    accept_offer(contents(base), base.fingerprint, store)
+    kept = node_base(Model(), base.fingerprint, store)
+    assert contents(kept) == contents(base)
+    assert fingerprint(kept.folder, store) == base.fingerprint
+
+
+@pytest.mark.parametrize("name", ["../config.json", "a/b.json", "model.bin", "x.py", "config.json\n", ".json", ""])
+def test_an_offered_file_of_a_bad_name_is_refused(base: Base, tmp_path: Path, name: str) -> None:
+    from task.base import _hash
+
+    offered = contents(base) | {name: b"{}"}
+    announced = _hash({file: (len(data), [data]) for file, data in offered.items()})
+    with pytest.raises(BaseError, match="bad file names"):
+        accept_offer(offered, announced, Store(tmp_path / "store"))
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_an_offer_that_is_not_what_was_announced_is_refused(base: Base, tmp_path: Path) -> None:
+    offered = contents(base)
+    offered["model.safetensors"] = offered["model.safetensors"][:-1] + b"\x01"
+    with pytest.raises(BaseError, match=f"the offered base is not {base.fingerprint}"):
+        accept_offer(offered, base.fingerprint, Store(tmp_path))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_fingerprint_cannot_name_a_path(base: Base, tmp_path: Path) -> None:
+    """It comes in a message, and nothing in a message can name a path."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name, data in contents(base).items():
+        (outside / name).write_bytes(data)
+    store = Store(tmp_path / "store")
+    (store.root / "bases").mkdir(parents=True)
+    with pytest.raises(BaseError):
+        node_base(Model(), "../../outside", store)
