@@ -5,12 +5,15 @@ import time
 import torch
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
+import strategies
 from client_app.device import within_memory
 from client_app.local import Local
 from client_app.memory import Memory
-from strategies.exchange import wire
+from strategies.algebra.tensors import Tensors
+from strategies.exchange import journal, wire
 from strategies.exchange.algorithm import Algorithm
-from strategies.exchange.order import RANK, read_ticket, strategy_of
+from strategies.exchange.door import PROOF
+from strategies.exchange.order import PROVE, RANK, read_ticket, strategy_of
 from strategies.exchange.vocabulary import OutOfMemory, State, Ticket
 from task.model import TunedModel, tuned_model
 from task.rows import Rows
@@ -29,16 +32,27 @@ def _update(local: Local, content: RecordDict) -> RecordDict:
     began = time.monotonic()
     strategy, ticket, model = _installed(local, content)
     rows, _ = local.rows()
+    proof = _proof(content, model)
     delta, metrics = strategy.train(model, trainer_of(local, strategy, rows, ticket.seed), ticket)
-    Memory(local).keep(strategy.private(model))
-    for wrapper in strategy.wrappers:
-        delta = wrapper.outgoing(delta, ticket)
-    reply = wire.pack(State(delta))
+    memory = Memory(local)
+    memory.keep(strategy.private(model))
+    reply = wire.pack(State(_wrapped(strategy, delta, ticket, memory)))
+    reply.update(proof)
     seconds = time.monotonic() - began
     reply["metrics"] = MetricRecord(
         {"num-examples": len(rows), "server-round": ticket.round, "seconds": seconds, **metrics}
     )
     return reply
+
+
+def _wrapped(strategy: Algorithm, delta: Tensors, ticket: Ticket, memory: Memory) -> Tensors:
+    """What is sent of an update; what each wrapper keeps from round to round stays in this node's memory."""
+    for wrapper in strategy.wrappers:
+        name = f"wrapper-{strategies.wrapper_name(wrapper)}"
+        kept = memory.kept(name)
+        delta = wrapper.outgoing(delta, ticket, kept)
+        memory.keep(kept, name)
+    return delta
 
 
 def trainer_of(local: Local, strategy: Algorithm, rows: Rows, seed: int) -> Trainer:
@@ -54,7 +68,14 @@ def evaluated(local: Local, content: RecordDict) -> RecordDict:
     if not len(kept):
         raise ValueError(f"node {local.name} keeps no rows for evaluation (data.holdout = {local.config.data.holdout})")
     metrics = evaluate(model, kept, local.device)
-    return RecordDict({"metrics": MetricRecord({"num-examples": len(kept), **metrics})})
+    return RecordDict({"metrics": MetricRecord({"num-examples": len(kept), **metrics}), **_proof(content, model)})
+
+
+def _proof(content: RecordDict, model: TunedModel) -> dict[str, ConfigRecord]:
+    """The record that says which weights a model stands on, where the server asks for it."""
+    if PROVE not in content.config_records["ticket"]:
+        return {}
+    return {PROOF: ConfigRecord({"fingerprint": journal.fingerprint(model)})}
 
 
 def _installed(local: Local, content: RecordDict) -> tuple[Algorithm, Ticket, TunedModel]:

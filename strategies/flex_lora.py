@@ -28,6 +28,7 @@ class FlexLora(Strategy):
     tunings = frozenset({"lora"})
     ragged = True
     mean = False
+    cumulative = False  # the factors are split anew in every round
     laws = frozenset({ORDER, WEIGHTS})
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:

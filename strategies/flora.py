@@ -34,6 +34,7 @@ class Flora(Strategy):
     tunings = frozenset({"lora"})
     ragged = True
     mean = False
+    cumulative = False  # an update is what a node holds, in factors that are drawn afresh
     laws = frozenset({FIXED_POINT, ORDER, WEIGHTS, EXACT})
 
     # ------------------------------------------------------------------ the server's half

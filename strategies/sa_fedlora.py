@@ -59,6 +59,7 @@ class SAFedLora(Strategy):
 
     tunings = frozenset({"lora"})
     ragged = True
+    cumulative = False  # weights give way to factors, and these are split anew where the rank falls
     laws = frozenset({IDENTITY, FIXED_POINT, ORDER, WEIGHTS, EQUAL_RANKS})
 
     # ------------------------------------------------------------------ the schedule

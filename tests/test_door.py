@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from in_process import through_wire
+from in_process import equal, through_wire
+from laws import Plan, scene, variants
 
 import strategies
 from strategies.algebra.tensors import Tensors
@@ -35,8 +36,8 @@ def delta(**changed: torch.Tensor | None) -> Tensors:
     return {name: tensor for name, tensor in (fitting | changed).items() if tensor is not None}
 
 
-def reply(to: Message, tensors: Tensors, metrics: dict[str, Any] | None = METRICS, journal: Any = ()) -> Message:
-    records = wire.pack(State(tensors, journal))
+def reply(to: Message, tensors: Tensors, metrics: dict[str, Any] | None = METRICS, **state: Any) -> Message:
+    records = wire.pack(State(tensors, **state))
     if metrics is not None:
         records["metrics"] = MetricRecord({name: value for name, value in metrics.items() if value is not None})
     return Message(records, reply_to=to)
@@ -69,16 +70,18 @@ def test_a_good_reply_becomes_an_update(instruction):
 
 @pytest.mark.parametrize("name", strategies.names())
 def test_every_strategy_admits_what_it_expects(instruction, name):
-    strategy = strategies.load(name)
-    expected = strategy.expected(strategy.start_of(STATE, TICKET), TICKET)
-    update = admit(reply(instruction, {key: torch.zeros_like(like) for key, like in expected.items()}), strategy)
-    assert set(update.delta) == set(expected)
+    for strategy in variants(name):
+        drawn = scene(strategy, Plan((3, 2), (0, 1), (10, 10), 4))
+        for sent in drawn.updates:
+            answer = through_wire(reply(instruction, sent.delta, METRICS | {"server-round": 1}))
+            update = door.admit_update(strategy, answer, sent.node, sent.ticket, drawn.state)
+            assert equal(update.delta, sent.delta)
 
 
 def test_wrappers_are_undone_before_the_check(instruction):
     half = strategies.load_wrapper("half")
     strategy = strategies.load("rbla", wrappers=[half])
-    update = admit(reply(instruction, half.outgoing(delta(), TICKET)), strategy)
+    update = admit(reply(instruction, half.outgoing(delta(), TICKET, {})), strategy)
     assert {name: tensor.dtype for name, tensor in update.delta.items()} == {
         n: t.dtype for n, t in STATE.tensors.items()
     }
@@ -132,6 +135,7 @@ def test_metrics_with_evil_names(instruction):
 
 def test_a_journal(instruction):
     assert "journal" in reason(reply(instruction, delta(), journal=(Entry(2, 1, {"k": torch.ones(2)}),)))
+    assert "journal" in reason(reply(instruction, delta(), ground={"k": torch.ones(2)}))
 
 
 @pytest.mark.parametrize(
@@ -190,7 +194,7 @@ def test_records_of_another_kind(instruction):
 def test_a_float16_update_that_overflowed_is_refused(instruction):
     half = strategies.load_wrapper("half", dtype="float16")
     strategy = strategies.load("rbla", wrappers=[half])
-    sent = half.outgoing(delta(**{A: torch.full((2, 4), 1e6)}), TICKET)
+    sent = half.outgoing(delta(**{A: torch.full((2, 4), 1e6)}), TICKET, {})
     assert "infinity" in reason(reply(instruction, sent), strategy)
 
 

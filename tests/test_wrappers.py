@@ -24,7 +24,7 @@ NORMAL = {"bfloat16": (2.0**-8, 2.0**-126, 3e38), "float16": (2.0**-11, 2.0**-14
 
 
 def travel(wrapper: Wrapper, update: Tensors) -> Tensors:
-    return wrapper.incoming(wrapper.outgoing(update, TICKET), update)
+    return wrapper.incoming(wrapper.outgoing(update, TICKET, {}), update)
 
 
 def admitted(strategy: Strategy, sent: Tensors, start: Tensors) -> Tensors:
@@ -46,7 +46,7 @@ def test_the_door_admits_what_any_wrapper_sends(name, dtype):
     wrapper = strategies.load_wrapper(name)
     strategy = strategies.load("fedavg", wrappers=[wrapper])
     update = {"w": (torch.randn(4, 3) / 8).to(dtype), "b": torch.zeros(2, dtype=dtype)}
-    back = admitted(strategy, wrapper.outgoing(update, TICKET), update)
+    back = admitted(strategy, wrapper.outgoing(update, TICKET, {}), update)
     assert {n: (t.shape, t.dtype) for n, t in back.items()} == {n: (t.shape, t.dtype) for n, t in update.items()}
 
 
@@ -97,7 +97,7 @@ def test_half_keeps_zeros_and_leaves_narrow_dtypes_alone():
 def test_half_takes_half_the_bytes(dtype):
     half = strategies.load_wrapper("half", dtype=dtype)
     update = {f"layer.{i}.lora_{f}.weight": torch.randn(8, 64) for i in range(12) for f in "AB"}
-    plain, sent = (wire.size(wire.pack(State(tensors))) for tensors in (update, half.outgoing(update, TICKET)))
+    plain, sent = (wire.size(wire.pack(State(tensors))) for tensors in (update, half.outgoing(update, TICKET, {})))
     assert sent < 0.52 * plain
 
 
@@ -140,7 +140,7 @@ class Plus(Wrapper):
 
     amount: float = 1.0
 
-    def outgoing(self, update: Tensors, ticket: Ticket) -> Tensors:
+    def outgoing(self, update: Tensors, ticket: Ticket, kept: Tensors) -> Tensors:
         return {name: tensor + self.amount for name, tensor in update.items()}
 
     def incoming(self, sent: Tensors, like: Mapping[str, torch.Tensor]) -> Tensors:
@@ -151,7 +151,7 @@ class Plus(Wrapper):
 class Twice(Wrapper):
     """Doubles on the node, halves on the server."""
 
-    def outgoing(self, update: Tensors, ticket: Ticket) -> Tensors:
+    def outgoing(self, update: Tensors, ticket: Ticket, kept: Tensors) -> Tensors:
         return {name: tensor * 2 for name, tensor in update.items()}
 
     def incoming(self, sent: Tensors, like: Mapping[str, torch.Tensor]) -> Tensors:
@@ -171,7 +171,7 @@ def test_a_chain_is_undone_from_its_end(chain):
     update = {"w": torch.tensor([1.0, -2.0, 0.5])}
     sent = update
     for wrapper in chain:
-        sent = wrapper.outgoing(sent, TICKET)
+        sent = wrapper.outgoing(sent, TICKET, {})
     strategy = replace(strategies.load("fedavg"), wrappers=chain)
     assert torch.equal(admitted(strategy, sent, update)["w"], update["w"])
     assert not torch.equal(admitted(replace(strategy, wrappers=chain[::-1]), sent, update)["w"], update["w"])
@@ -181,6 +181,7 @@ def test_a_chain_is_undone_from_its_end(chain):
 def test_a_wrapper_of_means_needs_a_strategy_that_takes_the_mean(name):
     strategy = strategies.load(name, wrappers=[Central()])
     tuning = min(strategy.tunings) if strategy.tunings else "lora"
-    found = misfits(strategy, TaskConfig(tuning=tuning, evaluate="nodes" if strategy.personal else "server"))
+    evaluate = "nodes" if strategy.personal else "server"
+    found = misfits(strategy, TaskConfig(tuning=tuning, optimizer="sgd", evaluate=evaluate))
     assert bool(found) != strategy.mean
     assert all("Central" in problem and name in problem for problem in found)

@@ -37,6 +37,7 @@ class Algorithm:
     ragged: ClassVar[bool] = False  # may nodes of one cohort hold different ranks?
     prunes: ClassVar[bool] = False  # may a node answer with fewer ranks than its ticket, and keep to them?
     mean: ClassVar[bool] = True  # is `combine` the weighted mean of the updates?
+    cumulative: ClassVar[bool] = True  # do a node's updates add up, so that what one leaves out may come in the next?
     personal: ClassVar[bool] = False  # does every node end with a model of its own, which only it can score?
     laws: ClassVar[frozenset[str]] = frozenset({IDENTITY, FIXED_POINT, ORDER, WEIGHTS, EQUAL_RANKS})
 
@@ -79,6 +80,10 @@ class Algorithm:
         """Tensors of the names, shapes and dtypes that an update on this ticket must have."""
         start = self.start_of(state, ticket)
         return {name: tensor for name, tensor in start.tensors.items() if self.trains(name, ticket.round)}
+
+    def refusal(self, state: State, update: Update) -> str:
+        """Why an update of the expected names, shapes and dtypes cannot be believed; empty where it can."""
+        return ""
 
     def trained(self, state: State, update: Update) -> Tensors:
         """The tensors that the node held after training, by its update."""

@@ -9,11 +9,14 @@ import torch
 from flwr.app import Message, RecordDict
 
 from strategies.algebra.lowrank import truncated
+from strategies.algebra.tensors import Tensors
 from strategies.exchange import wire
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.vocabulary import Metrics, OutOfMemory, Refused, State, Ticket, Update
+from strategies.exchange.wrapper import Wrapper
 
 MAX_ROWS = 10**12
+PROOF = "proof"  # the record of a reply that says which weights the node stands on
 SHOWN = 3  # names that a reason lists before it says how many more there are
 
 
@@ -29,15 +32,26 @@ def admit_update(strategy: Algorithm, message: Message | None, node: str, ticket
     if type(weight) is not int or not 0 < weight <= MAX_ROWS:
         raise Refused(f"num-examples must be a positive whole number, not {weight!r}")
     sent = wire.unpack(records)
-    if sent.journal or sent.since:
+    if sent.journal or sent.since or sent.ground:
         raise Refused("an update has no journal")
     ticket = _lowered(ticket, metrics.pop("rank", ticket.rank), strategy.prunes)
     expected = truncated(strategy.expected(state, ticket), ticket.rank)
-    delta = sent.tensors
-    for wrapper in reversed(strategy.wrappers):
-        delta = wrapper.incoming(delta, expected)
-    _check_tensors(delta, expected)
-    return Update(node, ticket, delta, float(weight), metrics)
+    delta = _unwrapped(strategy.wrappers, sent.tensors, expected)
+    update = Update(node, ticket, delta, float(weight), metrics)
+    if reason := strategy.refusal(state, update):
+        raise Refused(reason)
+    return update
+
+
+def check_proof(message: Message | None, fingerprint: str) -> None:
+    """Raise Refused unless a node that has caught up stands on the weights of this fingerprint."""
+    records = content(message)
+    if OutOfMemory.RECORD in records:
+        return
+    proof = records.config_records.get(PROOF)
+    said = str(proof.get("fingerprint")) if proof is not None else ""
+    if said != fingerprint:
+        raise Refused(f"after catching up it stands on other weights ({said!r:.80}) than the server ({fingerprint})")
 
 
 def _lowered(ticket: Ticket, rank: int | float, prunes: bool) -> Ticket:
@@ -81,6 +95,19 @@ def _metrics(record: Mapping[str, object] | None) -> Metrics:
             raise Refused(f"metric {_shown(name)} is {value}")
         metrics[name] = value
     return metrics
+
+
+def _unwrapped(chain: tuple[Wrapper, ...], sent: Tensors, expected: Tensors) -> Tensors:
+    """The update that went through the wrappers of a chain, which is checked before any of them sees it, and again
+    each time that one of them is undone."""
+    forms: list[Mapping[str, torch.Tensor]] = [expected]
+    for wrapper in chain:
+        forms.append(wrapper.form(forms[-1]))
+    _check_tensors(sent, forms.pop())
+    for wrapper, like in zip(reversed(chain), reversed(forms), strict=True):
+        sent = wrapper.incoming(sent, like)
+        _check_tensors(sent, like)
+    return sent
 
 
 def _check_tensors(delta: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:

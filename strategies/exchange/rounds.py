@@ -8,24 +8,25 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
-from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from strategies.algebra.lowrank import truncated
-from strategies.exchange import checkpoint, door, order, post, wire
+from strategies.exchange import chain, checkpoint, door, post, wire
 from strategies.exchange.algorithm import Algorithm
-from strategies.exchange.federation import Federation, NodeLine, Round
+from strategies.exchange.dispatch import Dispatch
+from strategies.exchange.federation import Federation, Round
 from strategies.exchange.meter import Meter
 from strategies.exchange.opening import Opening, open_run
 from strategies.exchange.roll import Roll
 from strategies.exchange.vocabulary import Metrics, Profile, Refused, RunFailed, State, Ticket, Update
 from task.config import TaskConfig
 from task.model import build
-from task.schema import ConfigError, flatten
+from task.schema import ConfigError
 
 LOG = logging.getLogger("flwr")
 
@@ -52,7 +53,7 @@ def run(
     opening = open_run(strategy, grid, config, federation, timeout)
     session = _Run(strategy, grid, opening, federation, num_rounds, timeout, evaluate_config, evaluate_fn)
     state = session.initial(initial_arrays)
-    session.rank = state.rank
+    session.dispatch.rank = state.rank
     result = Result()
     failures = 0
     for number in range(num_rounds + 1):
@@ -71,11 +72,7 @@ def misfits(strategy: Algorithm, config: TaskConfig) -> list[str]:
     if strategy.tunings is not None and config.tuning not in strategy.tunings:
         fits = " or ".join(f"'{tuning}'" for tuning in sorted(strategy.tunings))
         found.append(f"strategy = '{strategy.name}' needs tuning = {fits}, not '{config.tuning}'")
-    for wrapper in strategy.wrappers:
-        if not strategy.mean and "combined" in vars(type(wrapper)):
-            found.append(
-                f"wrapper {type(wrapper).__name__} acts on a mean of updates; strategy = '{strategy.name}' has none"
-            )
+    found += chain.problems(strategy)
     if strategy.personal and config.evaluate != "nodes":
         found.append(f"strategy = '{strategy.name}' leaves a model of its own on every node: set evaluate = 'nodes'")
     return found
@@ -101,10 +98,11 @@ class _Run:
     evaluate_config: dict[str, object]
     evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None
     roll: Roll = field(init=False)
-    rank: int = 0  # that nodes build adapters with, whatever rank they train
+    dispatch: Dispatch = field(init=False)
 
     def __post_init__(self) -> None:
         self.roll = Roll(self.strategy, self.grid, self.opening, self.federation, self.timeout)
+        self.dispatch = Dispatch(self.strategy, self.grid, self.opening, self.roll, self.evaluate_config)
 
     # ------------------------------------------------------------------ before and after a round
 
@@ -162,7 +160,9 @@ class _Run:
         if len(chosen) < minimum:
             report.failed = f"{len(chosen)} nodes are there, min-train-nodes is {minimum}"
             return state, report
-        sent = self._send("train", number, state, [(profile, tickets[profile.name]) for profile in chosen], report)
+        sent = self.dispatch.send(
+            "train", number, state, [(profile, tickets[profile.name]) for profile in chosen], report
+        )
         meter = Meter()
         updates = self._updates(state, sent, chosen, tickets, report, meter)
         started = len(state.journal)
@@ -208,6 +208,8 @@ class _Run:
                 line.bytes_up = wire.size(reply.content)
                 report.bytes_up += line.bytes_up
             try:
+                if line.catches_up:
+                    door.check_proof(reply, self.dispatch.fingerprint(state))
                 update = door.admit_update(self.strategy, reply, profile.name, ticket, state)
             except Refused as reason:
                 line.refused = str(reason)
@@ -231,12 +233,13 @@ class _Run:
         chosen = self.roll.cohort("evaluate", self.federation.fraction_evaluate, 1, report.number)
         pairs = [(profile, tickets[profile.name]) for profile in chosen]
         scratch = Round(report.number)
-        sent = self._send("evaluate", report.number, state, pairs, scratch)
+        sent = self.dispatch.send("evaluate", report.number, state, pairs, scratch)
         answers: list[Metrics] = []
-        for profile, (_, reply) in zip(
-            chosen, post.replies(self.grid, sent, time.monotonic() + self.timeout), strict=True
-        ):
+        arrivals = post.replies(self.grid, sent, time.monotonic() + self.timeout)
+        for profile, line, (_, reply) in zip(chosen, scratch.nodes, arrivals, strict=True):
             try:
+                if line.catches_up:
+                    door.check_proof(reply, self.dispatch.fingerprint(state))
                 answers.append(door.admit_metrics(reply))
                 scratch.bytes_up += wire.size(reply.content)  # type: ignore[union-attr]
                 self.roll.answered(profile, state)
@@ -247,31 +250,6 @@ class _Run:
         report.bytes_up += scratch.bytes_up
         report.parameters_down += scratch.parameters_down
         report.evaluated_by_nodes = _means(answers)
-
-    # ------------------------------------------------------------------ who and what
-
-    def _send(
-        self, kind: str, number: int, state: State, pairs: list[tuple[Profile, Ticket]], report: Round
-    ) -> list[post.Sent]:
-        """One message a node, encoded once per distinct content; fills in the lines of the report."""
-        packed: dict[tuple[int, str], post.Parcel] = {}
-        config = self.opening.config
-        if kind == "evaluate":
-            config = replace(TaskConfig.read({**flatten(config), **self.evaluate_config}), data=config.data)
-        instruction = order.write(config, self.strategy, self.opening.base.fingerprint, self.rank)
-        sent = []
-        for profile, ticket in pairs:
-            share = self.roll.share(profile, ticket, state)
-            content = (ticket.rank, share.since)
-            if content not in packed:
-                packed[content] = post.Parcel.of(wire.pack(share), share.numbers)
-            own = RecordDict({"order": instruction, "ticket": order.write_ticket(ticket)})
-            item = post.send(self.grid, profile.node_id, kind, str(number), packed[content], own)
-            report.nodes.append(NodeLine(profile.name, ticket.rank, bytes_down=item.bytes))
-            report.bytes_down += item.bytes
-            report.parameters_down += item.numbers
-            sent.append(item)
-        return sent
 
 
 def _means(answers: list[Metrics]) -> Metrics:

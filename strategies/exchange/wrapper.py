@@ -5,29 +5,47 @@ A wrapper is one frozen dataclass in one file of `strategies/wrappers/`, its opt
 applied in order; the server undoes it in reverse.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.vocabulary import Ticket
 
+if TYPE_CHECKING:
+    from strategies.exchange.algorithm import Algorithm
+
 
 @dataclass(frozen=True)
 class Wrapper:
     """The identity; subclasses replace what they need."""
 
+    cumulative: ClassVar[bool] = True  # of what it sends: do numbers of one place belong together, round after round?
+    coded: ClassVar[bool] = False  # is what it sends a code, which no wrapper after it may change?
+
+    def problems(self, strategy: "Algorithm", inner: Sequence["Wrapper"]) -> list[str]:
+        """What is wrong between this wrapper, the strategy and the wrappers that go first, nearer to the update."""
+        return []
+
     def penalty(self, live: Mapping[str, torch.Tensor]) -> Callable[[], torch.Tensor] | None:
         """On the node: what is added to every loss while the tensors `live` train from where they are; or nothing."""
         return None
 
-    def outgoing(self, update: Tensors, ticket: Ticket) -> Tensors:
-        """On the node: what is sent instead of `update`."""
+    def outgoing(self, update: Tensors, ticket: Ticket, kept: Tensors) -> Tensors:
+        """On the node: what is sent instead of `update`. `kept` is what this wrapper has left on this node in earlier
+        rounds, empty in the first; what is in it afterwards stays there for the next. It never leaves the node."""
         return update
 
+    def form(self, like: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """On the server: tensors of the names, shapes and dtypes that `outgoing` makes of an update like this one.
+        They hold no numbers, and may be on the device `meta`; so may those of `like`."""
+        return like
+
     def incoming(self, sent: Tensors, like: Mapping[str, torch.Tensor]) -> Tensors:
-        """On the server: the update again, in the dtypes of `like`. Undoes `outgoing` as far as it can."""
+        """On the server: an update like `like` again. Undoes `outgoing` as far as it can. The door has seen that `sent`
+        has the names, shapes and dtypes of `form(like)` and is finite; what else can be wrong with it is Refused."""
         return sent
 
     def combined(self, mean: Tensors, cohort: int) -> Tensors:

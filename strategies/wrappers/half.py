@@ -22,13 +22,18 @@ class Half(Wrapper):
 
     dtype: str = option("bfloat16", choices=("bfloat16", "float16"))
 
-    def outgoing(self, update: Tensors, ticket: Ticket) -> Tensors:
-        narrow = getattr(torch, self.dtype)
-        return {name: t.to(narrow) if t.dtype in WIDE else t for name, t in update.items()}
+    def outgoing(self, update: Tensors, ticket: Ticket, kept: Tensors) -> Tensors:
+        return {name: t.to(self._narrow) if t.dtype in WIDE else t for name, t in update.items()}
+
+    def form(self, like: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        return {
+            n: torch.empty(t.shape, dtype=self._narrow, device="meta") if t.dtype in WIDE else t
+            for n, t in like.items()
+        }
 
     def incoming(self, sent: Tensors, like: Mapping[str, torch.Tensor]) -> Tensors:
-        narrow = getattr(torch, self.dtype)
-        return {
-            n: t.to(like[n].dtype) if n in like and like[n].dtype in WIDE and t.dtype == narrow else t
-            for n, t in sent.items()
-        }
+        return {name: t.to(like[name].dtype) for name, t in sent.items()}
+
+    @property
+    def _narrow(self) -> torch.dtype:
+        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float16

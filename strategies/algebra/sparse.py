@@ -1,0 +1,42 @@
+"""The largest numbers of a vector, and where they lie, in as few bytes as that takes."""
+
+import numpy as np
+import torch
+
+INTEGERS = torch.iinfo(torch.int32)
+
+
+def largest(values: torch.Tensor, count: int) -> torch.Tensor:
+    """Ascending places (count,) of the `count` largest magnitudes of finite values (n,); of equal ones the first."""
+    magnitudes = values.abs()
+    threshold = magnitudes.kthvalue(len(values) - count + 1).values
+    above = (magnitudes > threshold).nonzero().view(-1)
+    equal = (magnitudes == threshold).nonzero().view(-1)
+    return torch.cat([above, equal[: count - len(above)]]).sort().values
+
+
+def code_form(count: int, total: int) -> tuple[int, torch.dtype]:
+    """Length and dtype of the code of `count` places below `total`: an integer each, or a bit for every number."""
+    bytes_of_bits = -(-total // 8)
+    if bytes_of_bits < count * INTEGERS.bits // 8 or total > INTEGERS.max:
+        return bytes_of_bits, torch.uint8
+    return count, torch.int32
+
+
+def coded(places: torch.Tensor, total: int) -> torch.Tensor:
+    """The code of ascending places below `total`."""
+    if code_form(len(places), total)[1] == torch.int32:
+        return places.to(torch.int32)
+    chosen = torch.zeros(total, dtype=torch.bool)
+    chosen[places] = True
+    return torch.from_numpy(np.packbits(chosen.numpy(), bitorder="little"))
+
+
+def decoded(code: torch.Tensor, count: int, total: int) -> torch.Tensor:
+    """The places (count,) of a code of the right length and dtype; ValueError where it is none."""
+    places = code.long()
+    if code.dtype == torch.uint8:
+        places = torch.from_numpy(np.unpackbits(code.numpy(), bitorder="little").nonzero()[0])
+    if len(places) != count or bool((places.diff() <= 0).any()) or bool((places < 0).any() | (places >= total).any()):
+        raise ValueError(f"are not {count} ascending places below {total}")
+    return places
