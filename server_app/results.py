@@ -10,7 +10,6 @@ checkpoints/      the newest and the best state
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -22,18 +21,18 @@ import tomli_w
 import torch
 
 from server_app.config import RunConfig
-from server_app.evaluation import installed
+from server_app.measure import measure_of, written
 from server_app.report import write_report
+from server_app.tuned import write_tuned
 from strategies.exchange import checkpoint
 from strategies.exchange.federation import Round
 from strategies.exchange.vocabulary import State
-from task.base import files, server_base
-from task.config import EMBEDDED_MODEL, TaskConfig
-from task.store import server_store
+from task.config import TaskConfig
+from task.schema import flatten
 
 LOG = logging.getLogger("flwr")
-METRIC = "accuracy"
 BEST = "best.safetensors"
+LABELS = "data.labels"
 
 
 class Results:
@@ -46,8 +45,9 @@ class Results:
         self.best: dict[str, Any] | None = None
         self.began = time.monotonic()
         self._task = run.task
+        self.measure = measure_of(run.task)
         self._last: State | None = None
-        (folder / "config.toml").write_text(tomli_w.dumps(nested(run.flat)))
+        self._write_config(run.flat)
 
     def __enter__(self) -> "Results":
         return self
@@ -68,7 +68,7 @@ class Results:
     def _end(self, status: str, error: str = "") -> None:
         summary = self._summarise(status, error)
         if self.rounds:
-            write_report(self.folder / "report.html", summary, self.rounds)
+            write_report(self.folder / "report.html", summary, self.rounds, self.measure.titles)
         if error:
             LOG.error("the run failed: %s", error)
         else:
@@ -77,6 +77,7 @@ class Results:
     def begin(self, task: TaskConfig) -> None:
         """The settings as the data completed them."""
         self._task = task
+        self._write_config(self.run.flat | {LABELS: flatten(task)[LABELS]})
 
     def on_round(self, report: Round, state: State) -> None:
         """Append the round's line, keep the state if it is the best so far, and say how far the run is."""
@@ -85,7 +86,7 @@ class Results:
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         chosen_by = line.get("chosen-by")
-        if chosen_by is not None and (self.best is None or chosen_by > self.best["chosen-by"]):
+        if chosen_by is not None and (self.best is None or self.measure.better(chosen_by, self.best["chosen-by"])):
             self.best = line
             checkpoint.save(self.checkpoints / BEST, state, {"round": report.number})
         self._last = state
@@ -94,9 +95,10 @@ class Results:
 
     def summary(self, status: str, error: str = "") -> dict[str, Any]:
         """How the run stands. `base`, `final`, `best` are on the part that is reported."""
+        metric = self.measure.metric
         first, last = (self.rounds[0], self.rounds[-1]) if self.rounds else ({}, {})
         # Where nodes score, a round without a good answer has no quality; the state is that of the round before.
-        scored: dict[str, Any] = next((entry for entry in reversed(self.rounds) if METRIC in entry), {})
+        scored: dict[str, Any] = next((entry for entry in reversed(self.rounds) if metric in entry), {})
         nodes = {line["node"]: line["rank"] for entry in self.rounds for line in entry["nodes"]}
         return {
             "status": status,
@@ -104,11 +106,11 @@ class Results:
             "strategy": self.run.strategy.name,
             "tuning": self.run.task.tuning,
             "seed": self.run.task.seed,
-            "metric": METRIC,
+            "metric": metric,
             "metric-source": self._source(),
-            "base": first.get(METRIC),
-            "final": scored.get(METRIC),
-            "best": (self.best or {}).get(METRIC),
+            "base": first.get(metric),
+            "final": scored.get(metric),
+            "best": (self.best or {}).get(metric),
             "best-round": (self.best or {}).get("round"),
             "rounds": last.get("round", 0),
             "failed-rounds": sum(bool(entry["failed"]) for entry in self.rounds),
@@ -124,6 +126,9 @@ class Results:
             "folder": str(self.folder),
         }
 
+    def _write_config(self, flat: Mapping[str, Any]) -> None:
+        (self.folder / "config.toml").write_text(tomli_w.dumps(nested(flat)), encoding="utf-8")
+
     def _summarise(self, status: str, error: str = "") -> dict[str, Any]:
         summary = self.summary(status, error)
         draft = self.folder / ".summary.json"
@@ -134,11 +139,12 @@ class Results:
     def _line(self, report: Round) -> dict[str, Any]:
         """One round as JSON; quality under plain names, by whoever is asked first: the server, else nodes."""
         server, nodes = report.evaluated_by_server, report.evaluated_by_nodes
+        metric, titles = self.measure.metric, self.measure.titles
         if server:
-            quality = {METRIC: server[f"test-{METRIC}"], "loss": server["test-loss"]}
-            quality["chosen-by"] = server[f"validation-{METRIC}"]
+            quality = {name: server[f"test-{name}"] for name in titles}
+            quality["chosen-by"] = server[f"validation-{metric}"]
         elif nodes:
-            quality = {METRIC: nodes[METRIC], "loss": nodes["loss"], "chosen-by": nodes[METRIC]}
+            quality = {name: nodes[name] for name in titles} | {"chosen-by": nodes[metric]}
         else:
             quality = {}
         named = {f"server-{k}": v for k, v in server.items()} | {f"nodes-{k}": v for k, v in nodes.items()}
@@ -161,12 +167,15 @@ class Results:
 
     def _source(self) -> str:
         if self._task.evaluate == "nodes":
-            return "nodes: mean over the rows they hold out; the best round is chosen on the same rows"
-        return "server: test part; the best round is chosen on the validation part"
+            source = "nodes: mean over the rows they hold out; the best round is chosen on the same rows"
+        else:
+            source = "server: test part; the best round is chosen on the validation part"
+        return f"{source}, by the {self.measure.rule}" if self.measure.lowest else source
 
     def _progress(self, line: Mapping[str, Any]) -> str:
         done, total = line["round"], self.run.server.num_server_rounds
-        quality = f"{METRIC} {line[METRIC]:.3f}  loss {line['loss']:.3f}" if METRIC in line else "not evaluated"
+        said = [f"{title} {written(line[name])}" for name, title in self.measure.titles.items() if name in line]
+        quality = "  ".join(said) or "not evaluated"
         if done == 0:
             return f"round 0/{total}  {quality}  (before training)"
         spent = sum(entry["seconds"] for entry in self.rounds)
@@ -176,21 +185,11 @@ class Results:
         return f"round {done}/{total}  {quality}  {traffic}  {pace}"
 
     def _export(self) -> None:
-        """The tuned model, last and best, as folders that peft or transformers load."""
+        """The tuned model, last and best."""
         if self._last is None:
             return
-        base = server_base(self._task.model, server_store())
-        base_name = base.name
-        if base.name == EMBEDDED_MODEL:
-            folder = self.folder / "model" / "base"
-            folder.mkdir(parents=True)
-            for path in files(base.folder).values():
-                shutil.copy(path, folder)
-            base_name = str(folder)
         best = checkpoint.load(self.checkpoints / BEST)[0] if self.best is not None else self._last
-        for name, state in (("last", self._last), ("best", best)):
-            model = installed(self.run.strategy, base, self._task, state)
-            model.save(self.folder / "model" / name, base_name)
+        write_tuned(self.run.strategy, self._task, {"last": self._last, "best": best}, self.folder / "model")
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:

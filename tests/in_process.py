@@ -269,8 +269,13 @@ def spoiled(reply: Message) -> Message:
 
 
 def suiting(strategy: str) -> dict[str, Any]:
-    """What a strategy needs beside the defaults."""
-    return {"evaluate": "nodes"} if strategies.strategy_class(strategy).personal else {}
+    """What a strategy needs beside the defaults, and for models of a few hundred numbers."""
+    seeded: dict[str, dict[str, Any]] = {
+        "ferret": {"tuning": "bias", "ferret.coordinates": 640, "ferret.block": 256},
+        "fedkseed": {"tuning": "bias", "fedkseed.directions": 64, "fedkseed.block": 4096, "optimizer": "sgd"},
+    }
+    personal = {"evaluate": "nodes"} if strategies.strategy_class(strategy).personal else {}
+    return personal | seeded.get(strategy, {})
 
 
 def left(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

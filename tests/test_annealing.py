@@ -13,12 +13,12 @@ from in_process import QV, Exchange, InProcessGrid, Outcome, hold, local, sent, 
 import client_app
 import strategies
 from client_app.memory import Memory
-from server_app.evaluation import installed
 from strategies.algebra.lowrank import factor_names, modules, rank_axis
 from strategies.algebra.tensors import Tensors, snapshot
 from strategies.exchange import wire
 from strategies.exchange.contract import Strategy
 from strategies.exchange.federation import Round
+from strategies.exchange.journal import held
 from strategies.exchange.order import RANK
 from strategies.exchange.vocabulary import State
 from task.base import Base, server_base
@@ -71,7 +71,7 @@ def logits(model: TunedModel) -> torch.Tensor:
 
 
 def served(state: State, base: Base) -> torch.Tensor:
-    return logits(installed(ANNEALING, base, TASK, state))
+    return logits(held(ANNEALING, base, TASK, state))
 
 
 def count(tensors: Tensors) -> int:
@@ -200,7 +200,7 @@ def test_nodes_replay_hand_over_and_remainders_to_what_the_server_has(merging: W
     begun = MERGING.begin(merging[1][3][1], 4, 2)
     own = snapshot({**model.frozen, **model.trained})
     kept_model.cache_clear()
-    whole = installed(MERGING, base, TASK, begun)
+    whole = held(MERGING, base, TASK, begun)
     for name, tensor in {**whole.frozen, **whole.trained}.items():
         assert torch.equal(own[name], tensor), name
 
@@ -211,7 +211,7 @@ def test_a_run_of_two_stages_is_exported(tmp_path_factory: pytest.TempPathFactor
     outcome: Outcome = hold(tmp_path_factory.mktemp("run"), options)
     pixels = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     for which in ("last", "best"):
-        model = installed(outcome.run.strategy, outcome.base, outcome.task, outcome.state(which))
+        model = held(outcome.run.strategy, outcome.base, outcome.task, outcome.state(which))
         with torch.no_grad():
             assert torch.equal(exported(outcome, which)(pixel_values=pixels).logits, logits(model))
         assert (outcome.folder / "model" / which / "base" / "config.json").exists() == bool(model.mark or model.changed)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from task.config import TUNINGS
 from task.schema import ConfigError
 from thistledown.check import check
 from thistledown.run import run
@@ -48,8 +49,10 @@ BAD = [
     ("simulation.num-cpus=4096", "simulation.num-cpus = 4096, but this machine has"),
     ("simulation.num-gpus=64.0", "simulation.num-gpus = 64, but this machine has"),
     # choices
-    ("tuning='lroa'", "tuning must be one of full, lora, bias, head, not 'lroa'; did you mean 'lora'?"),
-    ("task.kind='image'", "task.kind must be one of image-classification, text-classification, not 'image'"),
+    ("tuning='lroa'", f"tuning must be one of {', '.join(TUNINGS)}, not 'lroa'; did you mean 'lora'?"),
+    ("tuning='dora' lora.ranks='2,4'", "tuning = 'dora' has one rank for all nodes; lora.ranks must be one number"),
+    ("tuning='dora' lora.ranks='auto'", "tuning = 'dora' has one rank for all nodes; lora.ranks must be one number"),
+    ("task.kind='image'", "task.kind must be one of image-classification, text-classification, causal-lm, not 'image'"),
     ("optimizer='adam'", "optimizer must be one of adamw, sgd, not 'adam'; did you mean 'adamw'?"),
     ("data.partitioner='dirchlet'", "not 'dirchlet'; did you mean 'dirichlet'?"),
     ("half.dtype='int8' wrappers='half'", "half.dtype must be one of bfloat16, float16, not 'int8'"),

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from task.schema import ConfigError
 from thistledown.check import check
 from thistledown.settings import Settings
 
@@ -34,6 +37,20 @@ def test_check_says_what_changes_from_round_to_round(tmp_path: Path) -> None:
     assert full > 3 * eight > 3 * five > 3 * four
     assert "and what rounds put into the base" in "\n".join(lines)
     assert next(line.split()[4:] for line in lines if line.startswith("   0 ")) == ["-", "4"]
+
+
+def test_check_counts_what_updates_put_into_a_journal(tmp_path: Path) -> None:
+    said = "strategy='ferret' tuning='full' ferret.coordinates=2000 simulation.num-supernodes=5 num-server-rounds=3"
+    text = explained(tmp_path, said)
+    first, later = (line for line in text.splitlines() if line.startswith("round"))
+    assert later.startswith("rounds 2-3 sends a node 2")  # 5 rows of 2,000 numbers of two bytes, and a little more
+    assert " B and gets " in first
+    assert "put into the base" not in text
+
+
+def test_check_refuses_options_that_do_not_fit_the_model(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ferret\.coordinates.*136,138 numbers in 3 blocks"):
+        explained(tmp_path, "strategy='ferret' tuning='full' ferret.coordinates=2")
 
 
 def test_check_says_when_ranks_are_evened_out(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from in_process import Outcome, hold, retrained
 
 import strategies
 from server_app.config import RunConfig
-from server_app.evaluation import installed
 from strategies.exchange import order, wire
+from strategies.exchange.journal import held
 from task.model import build
 from task.schema import ConfigError
 
@@ -85,7 +85,7 @@ def test_the_journal_is_the_model(journal: Outcome) -> None:
     """Base and journal give the model: nothing else is needed, and nothing else came in."""
     model = build(journal.base, journal.task, 0, "cpu")
     before = {name: tensor.detach().clone() for name, tensor in model.trained.items()}
-    whole = installed(journal.run.strategy, journal.base, journal.task, journal.state())
+    whole = held(journal.run.strategy, journal.base, journal.task, journal.state())
     steps = [abs(float(entry.tensors["step"])) for entry in journal.state().journal]
     for name, tensor in whole.trained.items():
         moved = (tensor.detach() - before[name]).abs().unique()
@@ -111,10 +111,10 @@ def test_the_untrained_best_of_a_journal_is_the_base(tmp_path: Path, toys: None)
     """A round-0 state holds nothing; installing it must bring back the base."""
     options = {"strategy": "signs", "tuning": "full", "learning-rate": 0.5, "local-steps": 3}
     outcome = hold(tmp_path, options)
-    trained = installed(outcome.run.strategy, outcome.base, outcome.task, outcome.state())
+    trained = held(outcome.run.strategy, outcome.base, outcome.task, outcome.state())
     assert outcome.state().journal
     start = type(outcome.state())({})
-    model = installed(outcome.run.strategy, outcome.base, outcome.task, start)
+    model = held(outcome.run.strategy, outcome.base, outcome.task, start)
     fresh = build(outcome.base, outcome.task, 0, "cpu")
     assert model.trained.keys() == trained.trained.keys()
     for name, tensor in fresh.trained.items():

@@ -10,10 +10,10 @@ from flwr.app import Message
 from in_process import QV, Outcome, hold, local, sent, spoiled
 
 from client_app.memory import Memory
-from server_app.evaluation import installed
 from strategies.algebra.lowrank import factor_names, modules
 from strategies.algebra.tensors import Tensors, added, raw, snapshot
 from strategies.exchange import journal, wire
+from strategies.exchange.journal import held
 from strategies.exchange.order import RANK
 from strategies.exchange.vocabulary import BASE_MARK, State
 from task.model import build, kept_model, tuned_model
@@ -60,7 +60,7 @@ def from_messages(outcome: Outcome) -> dict[str, torch.Tensor]:
 
 def test_effective_weights_are_the_base_and_the_means_of_all_rounds(outcome: Outcome) -> None:
     base = build(outcome.base, outcome.task, 8, "cpu").frozen
-    model = installed(outcome.run.strategy, outcome.base, outcome.task, outcome.state())
+    model = held(outcome.run.strategy, outcome.base, outcome.task, outcome.state())
     scaling, learned = outcome.task.lora.scaling, from_messages(outcome)
     assert len(learned) == 8
     adapters = products(snapshot(model.trained))
@@ -73,7 +73,7 @@ def test_effective_weights_are_the_base_and_the_means_of_all_rounds(outcome: Out
 
 def test_other_frozen_weights_stay(outcome: Outcome) -> None:
     base = build(outcome.base, outcome.task, 8, "cpu").frozen
-    model = installed(outcome.run.strategy, outcome.base, outcome.task, outcome.state())
+    model = held(outcome.run.strategy, outcome.base, outcome.task, outcome.state())
     moved = {name for name, tensor in model.frozen.items() if not torch.equal(tensor, base[name])}
     assert moved == {f"{module}.weight" for module in modules(outcome.state().tensors)}
 

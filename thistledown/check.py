@@ -11,15 +11,16 @@ import torch
 import strategies
 from server_app.config import RunConfig
 from server_app.results import human
-from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.opening import needs_no_data, settled
 from strategies.exchange.ranks import MEMORY_SHARE, TIME_SHARE
-from strategies.exchange.vocabulary import Profile
+from strategies.exchange.vocabulary import Profile, RunFailed
 from task.base import Base, BaseError, server_base
+from task.completions import CompletionEncoder
 from task.config import AUTO, EMBEDDED_MODEL, TaskConfig
 from task.data import DataError, Parts, holdout, prepare
 from task.model import tuned_model
 from task.partition import Positions, SplitError, partition, table
+from task.rows import Completions
 from task.schema import ConfigError, Flat, flatten
 from task.seeds import derive
 from task.store import Store, StoreError, server_store
@@ -41,7 +42,7 @@ def check(settings: Settings, say: Say) -> None:
         with _quiet():
             for line in _explained(run, server_store()):
                 say(line)
-    except (DataError, SplitError, TuningError, StoreError) as error:
+    except (BaseError, DataError, RunFailed, SplitError, TuningError, StoreError) as error:
         raise ConfigError([str(error)]) from error
 
 
@@ -68,8 +69,10 @@ def _explained(run: RunConfig, store: Store) -> Iterator[str]:
     parts = None if needs_no_data(task) else prepare(task, base.folder, store)
     split = _split(run, task, parts, store)
     yield from _sizes(parts)
+    if parts and isinstance(parts.train.inputs, Completions):
+        yield from _tokens(CompletionEncoder.of(base.folder, task.data), parts.train.inputs)
     yield from _costs(run, task, base, parts, split)
-    if parts and split:
+    if parts and split and parts.labels:
         yield table(split, parts.train.labels, parts.labels)
 
 
@@ -94,8 +97,9 @@ def _choices(run: RunConfig) -> Iterator[str]:
     yield f"strategy  {_with_options(strategy.name, flatten(strategy))}"
     for wrapper in strategy.wrappers:
         yield f"wrapper   {_with_options(strategies.wrapper_name(wrapper), flatten(wrapper))}"
-    yield f"tuning    {_with_options(run.task.tuning, flatten(run.task.lora) if run.task.tuning == 'lora' else {})}"
     task = run.task
+    options = getattr(task, "lora" if task.tuning == "dora" else task.tuning, None)  # its group, where it has one
+    yield f"tuning    {_with_options(task.tuning, flatten(options) if options else {})}"
     if task.tuning == "lora" and not task.lora.ranks:
         yield from _automatic(task)
     length = f"{task.local_steps} steps" if task.local_steps else f"{task.local_epochs} epochs"
@@ -120,7 +124,16 @@ def _sizes(parts: Parts | None) -> Iterator[str]:
         yield "data      none on the server"
         return
     kept = f"{len(parts.validation)} to choose the best round, {len(parts.test)} to report"
-    yield f"data      {len(parts.train)} rows to train on, {kept}; {len(parts.labels)} labels"
+    labels = f"; {len(parts.labels)} labels" if parts.labels else ""
+    yield f"data      {len(parts.train)} rows to train on, {kept}{labels}"
+
+
+def _tokens(encoder: CompletionEncoder, inputs: Completions) -> Iterator[str]:
+    """What a causal language model is given of the train part, and what it learns of that."""
+    whole, given = int(inputs.lengths.sum()), int(inputs.prompts.sum())
+    yield f"tokens    {whole:,} to train on, {whole - given:,} of them learned; {encoder.source_of_prompts()}"
+    share = f", at most {encoder.completion} of them its completion" if encoder.columns.instruction else ""
+    yield f"          at most {encoder.max_length} a row{share}"
 
 
 def _split(run: RunConfig, task: TaskConfig, parts: Parts | None, store: Store) -> list[Positions]:
@@ -156,7 +169,8 @@ def _costs(run: RunConfig, task: TaskConfig, base: Base, parts: Parts | None, sp
     yield f"trains    {own:,} of {total:,} parameters ({own / total:.2%}) in {len(model.trained)} tensors"
     if not run.strategy.ragged and len({profile.rank for profile in profiles}) > 1:
         yield f"ranks     {run.strategy.name} needs equal ranks: every node trains rank {rank}, the smallest budget"
-    legs = Traffic(run, task, base).legs(profiles, run.strategy.initial(model))
+    traffic = Traffic(run, task, base)
+    legs = traffic.legs(profiles, run.strategy.initial(model))
     spans = ["a round"] if len(legs) == 1 else [_rounds(leg.rounds) for leg in legs]
     width = max(9, *map(len, spans))
     for leg, which in zip(legs, spans, strict=True):
@@ -166,7 +180,7 @@ def _costs(run: RunConfig, task: TaskConfig, base: Base, parts: Parts | None, sp
     if not split or parts is None:
         yield "nodes     bring their own data (data-path in their node config)"
         return
-    yield _run_cost(run, task, legs)
+    yield _run_cost(run, task, legs) + (" and what rounds put into the base" if traffic.left_out else "")
     yield f"nodes     {len(split)}, each with rows, rows it trains on, steps a round, its rank at first and at last:"
     yield from _nodes(task, parts, split, legs)
 
@@ -180,9 +194,7 @@ def _run_cost(run: RunConfig, task: TaskConfig, legs: list[Leg]) -> str:
         up += len(leg.rounds) * sum(cost.up for cost in costs) * run.server.fraction_train
         if task.evaluate != "server":
             down += len(leg.rounds) * sum(cost.down for cost in costs) * run.server.fraction_evaluate
-    grows = type(run.strategy).replay is not Algorithm.replay
-    left_out = "Flower's envelopes, an offer of the base" + (" and what rounds put into the base" if grows else "")
-    return f"the run   about {human(down)} down and {human(up)} up, without {left_out}"
+    return f"the run   about {human(down)} down and {human(up)} up, without Flower's envelopes and an offer of the base"
 
 
 def _nodes(task: TaskConfig, parts: Parts, split: list[Positions], legs: list[Leg]) -> Iterator[str]:

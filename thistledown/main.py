@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from thistledown.superlink import SuperLinkError
 
     try:
-        return _check(arguments) if arguments.command == "check" else _run(arguments)
+        return {"run": _run, "check": _check, "export": _export}[arguments.command](arguments)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return WRONG
@@ -71,6 +71,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--app", type=Path, metavar="DIR", help="clone of thistledown to run; default: the installed one"
         )
+    export = commands.add_parser("export", help="write the tuned model of a run, from its checkpoint")
+    export.description = "Rebuild the tuned model from the checkpoint in a results folder; the base is all it needs."
+    export.add_argument("results", type=Path, help="a results folder, such as outputs/latest")
+    export.add_argument("--state", choices=("best", "last"), default="best", help="which round's (default: best)")
+    export.add_argument(
+        "--to", type=Path, metavar="DIR", help="where to write it; default: model/ in the results folder"
+    )
     run.description = "Simulate a federation on this machine; results go to outputs/ in the current directory."
     check.description = "Check a configuration and say what each node would do and send, without running it."
     return parser
@@ -86,6 +93,13 @@ def _check(arguments: argparse.Namespace) -> int:
     from thistledown.check import check
 
     check(_settings(arguments), say)
+    return DONE
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from thistledown.export import export
+
+    export(arguments.results, arguments.state, arguments.to, say)
     return DONE
 
 

@@ -9,8 +9,9 @@ from flwr.app import MetricRecord, RecordDict
 from server_app.config import RunConfig
 from strategies.algebra.tensors import Tensors
 from strategies.exchange import order, wire
+from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.contract import Strategy
-from strategies.exchange.vocabulary import BASE_MARK, Profile, State, Ticket
+from strategies.exchange.vocabulary import BASE_MARK, Entry, Profile, State, Ticket, Update
 from task.base import Base
 from task.config import TaskConfig
 
@@ -41,9 +42,14 @@ class Traffic:
     base: Base
     known: dict[object, Cost] = field(default_factory=dict)
 
+    @property
+    def left_out(self) -> bool:
+        """Does the strategy put something into the base that is not known before, and not counted?"""
+        return _keeps_journal(self.run.strategy) and not _updates_become_entries(self.run.strategy)
+
     def legs(self, profiles: Sequence[Profile], state: State) -> list[Leg]:
-        """All rounds, those of the same cost together. Every node takes part in all; what a round's updates put
-        into a journal is not known before, and left out."""
+        """All rounds, those of the same cost together, for nodes that take part in all of them. What updates put into a
+        journal is as large in every round as in the first."""
         found: dict[object, Leg] = {}
         for number, ranks, costs in self._rounds(profiles, state):
             form = (tuple(ranks.items()), tuple(costs.items()))
@@ -55,6 +61,7 @@ class Traffic:
         self, profiles: Sequence[Profile], state: State
     ) -> Iterator[tuple[int, dict[str, int], dict[int, Cost]]]:
         strategy, rounds, built, mark = self.run.strategy, self.run.server.num_server_rounds, state.rank, BASE_MARK
+        entry: Entry | None = None
         for number in range(1, rounds + 1):
             tickets = strategy.assign(list(profiles), number, rounds, self.task.seed)
             ranks = {name: min(ticket.rank, state.rank) for name, ticket in tickets.items()}
@@ -62,6 +69,22 @@ class Traffic:
             tickets_by_rank = {rank: Ticket(number, rounds, self.task.seed, rank) for rank in sorted({*ranks.values()})}
             yield number, ranks, {r: self._cost(state, ticket, mark, built) for r, ticket in tickets_by_rank.items()}
             mark = state.marks[-1]
+            if number == 1 and _updates_become_entries(strategy):
+                entry = self._entry(state, tickets)
+            if entry is not None:
+                state = replace(state, journal=(*state.journal, replace(entry, round=number)))
+
+    def _entry(self, state: State, tickets: Mapping[str, Ticket]) -> Entry | None:
+        """What a round of random updates puts into the journal."""
+        strategy, server = self.run.strategy, self.run.server
+        cohort = max(round(server.fraction_train * len(tickets)), server.min_train_nodes, 1)
+        updates = []
+        for name, ticket in list(tickets.items())[:cohort]:
+            ticket = replace(ticket, rank=min(ticket.rank, state.rank))
+            delta = _filled(State(strategy.expected(state, ticket)), ticket.seed).tensors
+            updates.append(Update(name, ticket, delta, 1.0))
+        after = strategy.apply(state, strategy.combine(state, iter(updates)), 1).journal[len(state.journal) :]
+        return after[0] if after else None
 
     def _cost(self, state: State, ticket: Ticket, mark: str, built: int) -> Cost:
         strategy = self.run.strategy
@@ -75,10 +98,18 @@ class Traffic:
         return self.known[form]
 
 
+def _updates_become_entries(strategy: Strategy) -> bool:
+    return _keeps_journal(strategy) and type(strategy).apply is not Algorithm.apply
+
+
+def _keeps_journal(strategy: Strategy) -> bool:
+    return type(strategy).replay is not Algorithm.replay
+
+
 def _reply(strategy: Strategy, expected: Tensors, ticket: Ticket) -> RecordDict:
     delta = _filled(State(dict(expected))).tensors
     for wrapper in strategy.wrappers:
-        delta = wrapper.outgoing(delta, ticket)
+        delta = wrapper.outgoing(delta, ticket, {})
     reply = wire.pack(State(delta))
     reply["metrics"] = MetricRecord(
         {"num-examples": 1, "server-round": 1, "seconds": 1.0, "train-loss": 1.0, "steps": 1}
@@ -90,8 +121,12 @@ def _forms(tensors: Tensors) -> tuple[object, ...]:
     return tuple((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items())
 
 
-def _filled(state: State) -> State:
-    """Other numbers in the same places: equal chunks would be counted once."""
-    noise = torch.Generator().manual_seed(0)
-    tensors = {n: torch.rand(t.shape, generator=noise).to(t.dtype) for n, t in state.tensors.items()}
-    return replace(state, tensors=tensors)
+def _filled(state: State, seed: int = 0) -> State:
+    """Other numbers in the same places: equal chunks would be counted once. Whole numbers, which may count, stay."""
+    noise = torch.Generator().manual_seed(seed)
+
+    def other(tensor: torch.Tensor) -> torch.Tensor:
+        random = torch.rand(tensor.shape, generator=noise)
+        return random.to(tensor.dtype) if tensor.is_floating_point() else tensor
+
+    return replace(state, tensors={name: other(tensor) for name, tensor in state.tensors.items()})

@@ -1,0 +1,58 @@
+"""`thistledown export`: the tuned model again from a results folder, by the journal of a run or by its tensors."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from in_process import Outcome, hold
+
+from strategies.algebra.tensors import raw
+from task.model import kept_model
+from thistledown.main import DONE, WRONG, main
+
+FERRET = {"strategy": "ferret", "tuning": "full", "ferret.coordinates": 256, "learning-rate": 0.002}
+KINDS: list[dict[str, Any]] = [FERRET, FERRET | {"ferret.momentum": 0.5}, {"strategy": "rbla", "lora.ranks": "2,4"}]
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=["journal", "momentum", "adapters"])
+def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return hold(tmp_path_factory.mktemp("export"), request.param | {"num-server-rounds": 2})
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize("which", ["last", "best"])
+def test_the_model_is_rebuilt_bit_for_bit(outcome: Outcome, which: str, tmp_path: Path) -> None:
+    kept_model.cache_clear()  # as in a process that has done nothing
+    assert main(["export", str(outcome.folder), "--state", which, "--to", str(tmp_path)]) == DONE
+    assert weights(tmp_path / which) == weights(outcome.folder / "model" / which) != {}
+
+
+def test_a_checkpoint_of_a_fully_tuned_model_is_small(outcome: Outcome) -> None:
+    if not outcome.state().journal:
+        pytest.skip("it keeps no journal")
+    weighs = (outcome.folder / "model" / "last" / "model.safetensors").stat().st_size
+    assert sum(len(raw(t)) for entry in outcome.state().journal for t in entry.tensors.values()) < weighs / 50
+    assert (outcome.folder / "checkpoints" / "last.safetensors").stat().st_size < weighs / 20
+
+
+def test_the_configuration_that_is_left_names_the_labels(outcome: Outcome) -> None:
+    tables = tomllib.loads((outcome.folder / "config.toml").read_text())
+    assert tables["data"]["labels"] == "|".join(outcome.task.data.labels) != ""
+
+
+def test_what_is_no_results_folder_is_refused(
+    outcome: Outcome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(tmp_path / "nowhere")]) == WRONG
+    assert "nowhere is no results folder" in capsys.readouterr().err
+    (tmp_path / "config.toml").write_bytes((outcome.folder / "config.toml").read_bytes())
+    assert main(["export", str(tmp_path)]) == WRONG
+    assert "cannot read the checkpoint" in capsys.readouterr().err
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.safetensors").write_bytes(b"no such thing")
+    assert main(["export", str(tmp_path)]) == WRONG
+    assert "cannot read the checkpoint" in capsys.readouterr().err
