@@ -2,7 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: help venv run test check bench-aggregation results-rbla results-sa-fedlora clean
+.PHONY: help venv run test check bench-aggregation bench-projection bench-ferret \
+	results-rbla results-sa-fedlora results-ferret clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -29,11 +30,20 @@ check: venv  ## lint, types, direction of imports
 bench-aggregation: venv  ## 1,000 adapter updates: our rules against Flower's own sum
 	$(BIN)/python benchmarks/aggregation.py
 
+bench-projection: venv  ## seeded projection: against the paper's way, against a copy, and its memory
+	$(BIN)/python benchmarks/projection.py
+
+bench-ferret: venv  ## where the time of a round of Ferret goes, on MiniLM
+	$(BIN)/python benchmarks/ferret_round.py
+
 results-rbla: venv  ## hours: RBLA against other rules, docs/results/rbla.md; JOBS=2 runs two federations at a time
 	$(BIN)/python -m benchmarks.rbla --jobs $(or $(JOBS),1)
 
 results-sa-fedlora: venv  ## hours: SA-FedLoRA against full FedAvg, docs/results/sa-fedlora.md; JOBS=2 likewise
 	$(BIN)/python -m benchmarks.sa_fedlora --jobs $(or $(JOBS),1)
+
+results-ferret: venv  ## hours: Ferret against FedAvg, LoRA and FedKSeed, docs/results/ferret.md; JOBS=2 likewise
+	$(BIN)/python -m benchmarks.ferret --jobs $(or $(JOBS),1)
 
 clean:  ## remove the environment and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

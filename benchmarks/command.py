@@ -130,7 +130,7 @@ class Progress:
         run, measured = federation.run, federation.measured()
         self.done[run.key] = measured
         records.save(self.path, self.study, self.done)
-        got = f"failed: {measured['error']}" if measured["error"] else f"accuracy {measured['accuracy'][-1]:.3f}"
+        got = f"failed: {measured['error']}" if measured["error"] else _quality(self.study, run, measured)
         count, left = self._left(jobs)
         print(
             f"[{count}/{self.chosen.size}] {run.setting} {run.method} seed {run.seed} rate {run.rate:g}: "
@@ -162,6 +162,11 @@ def _parser(study: Study) -> argparse.ArgumentParser:
     )
     parser.add_argument("--outputs", type=Path, help="keep the results folders of the runs here, without their models")
     return parser
+
+
+def _quality(study: Study, run: Run, measured: Measured) -> str:
+    metric = next(setting.metric for setting in study.settings if setting.name == run.setting)
+    return f"{metric} {measured[metric][-1]:.3f}"
 
 
 def _refused(text: str) -> int:

@@ -23,6 +23,11 @@ class Outcome:
         """`final` or `last-5`, by seed."""
         return [run[name] for run in self.runs]
 
+    @property
+    def metric(self) -> str:
+        """What the setting goes by."""
+        return str(self.setting.get("metric", "accuracy"))
+
     def lists(self, name: str) -> list[list[float]]:
         """What was measured round by round, the state before training left out, by seed."""
         return [run["measured"][name][1:] for run in self.runs]
@@ -49,7 +54,8 @@ def outcomes(content: Content, setting: Content) -> list[Outcome]:
         runs = [run for run in own if run["rate"] == rate]
         good = [run for run in runs if run["status"] == "completed"]
         found.append(Outcome(setting, method, rate, searched, good, len(runs) - len(good)))
-    return sorted(found, key=lambda outcome: -statistics.mean(outcome.values("last-5") or [-1.0]))
+    sign = 1 if setting.get("metric") == "loss" else -1
+    return sorted(found, key=lambda outcome: sign * statistics.mean(outcome.values("last-5") or [sign * math.inf]))
 
 
 def error_of_mean(values: list[float]) -> float:
@@ -62,8 +68,9 @@ def difference(one: list[float], other: list[float]) -> tuple[float, float]:
     return statistics.mean(one) - statistics.mean(other), math.hypot(error_of_mean(one), error_of_mean(other))
 
 
-def verdict(gap: float, error: float) -> str:
-    """What a difference says."""
+def verdict(gap: float, error: float, metric: str) -> str:
+    """What a difference of a metric says."""
+    gap = -gap if metric == "loss" else gap
     if math.isnan(error):
         return "one seed"
     if abs(gap) <= error:

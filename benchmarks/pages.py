@@ -36,10 +36,10 @@ def _head(content: Content) -> str:
         f"{', '.join(map(str, content['seeds']))}. Measured on {machine} with {versions}."
     )
     reading = (
-        "± is the standard deviation over seeds. Accuracy is that of the test part. Tables are sorted by the mean of "
-        "the last five rounds; the best value of a column is bold. The first round at the target is given for every "
-        "seed; `> N` did not get there in N rounds. Inexactness is the distance of the aggregate from the mean of the "
-        "nodes' products, relative to the latter, mean over rounds and seeds. Bytes are those of all nodes and "
+        "± is the standard deviation over seeds. Accuracy or loss is that of the test part. Tables are sorted by the "
+        "mean of the last five rounds; the best value of a column is bold. The first round at the target is given for "
+        "every seed; `> N` did not get there in N rounds. Inexactness is the distance of the aggregate from the mean "
+        "of the nodes' products, relative to the latter, mean over rounds and seeds. Bytes are those of all nodes and "
         "rounds, without offers of the base."
     )
     return "\n\n".join([f"# {content['title']}", *content["about"], facts, reading])
@@ -49,9 +49,13 @@ def _section(content: Content, setting: Content) -> str:
     found = outcomes(content, setting)
     ran = _ran(content, setting)
     parts = [f"## {setting['name']}", setting["about"]]
+    if "level" in setting:
+        what, value = setting["level"]
+        parts.append(f"To compare with: {what}, {value:.3f}.")
     if not ran:
         return "\n\n".join([*parts, "Not run yet."])
-    parts += [f"![accuracy by round]({_plot(content, setting)})", _results(found, ran, setting)]
+    plot = f"![{ran[0].metric} by round]({_plot(content, setting)})"
+    parts += [plot, _results(found, ran, setting)]
     reference = next((outcome for outcome in ran if outcome.method == content["reference"]), None)
     if reference is not None:
         parts.append(_comparison(ran, reference))
@@ -69,7 +73,7 @@ def _plot(content: Content, setting: Content) -> str:
 
 
 def _results(found: list[Outcome], ran: list[Outcome], setting: Content) -> str:
-    best = max(statistics.mean(outcome.values("last-5")) for outcome in ran)
+    best = statistics.mean(ran[0].values("last-5"))
     soonest = min(outcome.rounds_to_target for outcome in ran)
     heads = ["method", f"first round at {_share(setting['target'], 2)}", "mean of last 5", "last round"]
     heads += ["MB up", "MB down", "inexactness", "rate", "runs"]
@@ -104,14 +108,22 @@ def _comparison(ran: list[Outcome], reference: Outcome) -> str:
         gap, error = difference(outcome.values("last-5"), reference.values("last-5"))
         sooner = reference.rounds_to_target - outcome.rounds_to_target  # nan where neither gets there
         rounds = f"{-sooner:+.1f}" if math.isfinite(sooner) else ""
-        rows.append([outcome.method, f"{_signed(gap)} ± {_share(error)}", verdict(gap, error), rounds])
+        said = [f"{_signed(gap)} ± {_share(error)}", verdict(gap, error, outcome.metric)]
+        rows.append([outcome.method, *said, rounds, _ratio(outcome, reference)])
     heads = [
         f"against {reference.method}",
         "mean of last 5 ± pooled standard error",
         "so it is",
         "rounds to target, difference",
+        "its bytes",
     ]
     return _table(heads, rows) if rows else ""
+
+
+def _ratio(outcome: Outcome, reference: Outcome) -> str:
+    """Its bytes, up and down, over the reference's."""
+    moved, others = (one.total("bytes_up") + one.total("bytes_down") for one in (outcome, reference))
+    return f"1/{others / moved:,.0f}" if others > 9.5 * moved else f"x {moved / others:.2f}"
 
 
 def _savings(ran: list[Outcome], reference: Outcome) -> str:
@@ -132,8 +144,9 @@ def _search(content: Content) -> str:
         scores = search["scores"]
         shown = (_bold(f"{rate:g}: {_score(scores, rate)}", rate == search["chosen"]) for rate in search["grid"])
         rows.append([search["setting"], search["method"], ", ".join(shown)])
-    rule = f"Chosen by {content['search'][0]['by']}; a failed run loses. Bold is what was used for all seeds."
-    return f"## Learning rates\n\n{rule}\n\n" + _table(["setting", "method", "rate: validation accuracy"], rows)
+    by = " or ".join(dict.fromkeys(search["by"] for search in content["search"]))
+    rule = f"Chosen by {by}; a failed run loses. Bold is what was used for all seeds."
+    return f"## Learning rates\n\n{rule}\n\n" + _table(["setting", "method", "rate: on validation rows"], rows)
 
 
 def _score(scores: dict[str, float | None], rate: float) -> str:
@@ -160,7 +173,7 @@ def _rounds(outcome: Outcome) -> str:
     """By seed, and the mean where all got there."""
     reached = [run["rounds-to-target"] for run in outcome.runs]
     by_seed = ", ".join(
-        f"> {len(run['measured']['accuracy']) - 1}" if r is None else str(r) for run, r in zip(outcome.runs, reached)
+        f"> {len(run['measured']['loss']) - 1}" if r is None else str(r) for run, r in zip(outcome.runs, reached)
     )
     mean = outcome.rounds_to_target
     return f"{mean:.1f} ({by_seed})" if math.isfinite(mean) and len(reached) > 1 else by_seed

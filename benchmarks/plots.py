@@ -1,4 +1,4 @@
-"""Plots of a page: accuracy by round and, where asked for, by parameters moved. Equal numbers give equal files."""
+"""Plots of a page: the metric by round, and by what was moved. Equal numbers give equal files."""
 
 import statistics
 from itertools import accumulate
@@ -14,25 +14,33 @@ def draw(path: Path, outcomes: list[Outcome], target: float, *, by_parameters: b
     import matplotlib
     from matplotlib.figure import Figure
 
+    metric = outcomes[0].metric
     with matplotlib.rc_context({"svg.hashsalt": "thistledown"}):
-        figure = Figure(figsize=(11 if by_parameters else 7, 4), layout="constrained")
-        panels = figure.subplots(1, 2 if by_parameters else 1, sharey=True, squeeze=False)[0]
+        figure = Figure(figsize=(11, 4), layout="constrained")
+        by_round, by_traffic = figure.subplots(1, 2, sharey=True)
         for outcome in outcomes:
-            _curve(panels[0], outcome, list(range(1, len(outcome.lists("accuracy")[0]) + 1)))
-            if by_parameters:
-                _curve(panels[1], outcome, [moved / 1e6 for moved in accumulate(parameters(outcome.runs[0]))])
-        panels[0].set(xlabel="round", ylabel="accuracy, test part")
-        if by_parameters:
-            panels[1].set(xlabel="million parameters moved so far, up and down", xscale="log")
-        for panel in panels:
+            _curve(by_round, outcome, list(range(1, len(outcome.lists(metric)[0]) + 1)))
+            _curve(by_traffic, outcome, list(accumulate(_moved(outcome, by_parameters))))
+        by_round.set(xlabel="round", ylabel=f"{metric}, test part")
+        by_traffic.set(xlabel=f"million {'parameters' if by_parameters else 'bytes'} moved so far, up and down")
+        by_traffic.set_xscale("log")
+        for panel in (by_round, by_traffic):
             panel.axhline(target, color="grey", linewidth=0.8, linestyle=":")
             panel.grid(alpha=0.3)
-        panels[0].legend(fontsize="small")
+        by_round.legend(fontsize="small")
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 
+def _moved(outcome: Outcome, by_parameters: bool) -> list[float]:
+    """Millions, by round, of the first seed."""
+    if by_parameters:
+        return [count / 1e6 for count in parameters(outcome.runs[0])]
+    ways = (outcome.lists("bytes_up")[0], outcome.lists("bytes_down")[0])
+    return [(up + down) / 1e6 for up, down in zip(*ways, strict=True)]
+
+
 def _curve(axes: Any, outcome: Outcome, places: list[float]) -> None:
-    by_round = list(zip(*outcome.lists("accuracy"), strict=True))
+    by_round = list(zip(*outcome.lists(outcome.metric), strict=True))
     means = [statistics.mean(values) for values in by_round]
     line = axes.plot(places, means, label=outcome.method, marker=".")[0]
     if len(by_round[0]) > 1:

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study import CHOSEN_BY, Measured, Method, Run, Setting, Study, key, mean_of_last, validation
+from benchmarks.study import LOSS, Measured, Method, Run, Setting, Study, key, mean_of_last, validation
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 PACKAGES = ("torch", "flwr", "peft", "transformers", "ray", "thistledown")
@@ -54,6 +54,8 @@ def _setting(setting: Setting) -> dict[str, Any]:
         "preset": setting.preset,
         "options": setting.options,
         "target": setting.target,
+        "metric": setting.metric,
+        **({"level": setting.level()} if setting.level else {}),
         "methods": {method.name: method.options for method in setting.methods},
     }
 
@@ -67,14 +69,15 @@ def _search(study: Study, setting: Setting, method: Method, done: dict[str, Meas
         "tied": method.tied,
         "scores": {str(rate): score for rate, score in study.scores(setting, method, done).items()},
         "chosen": study.chosen(setting, method, done),
-        "by": CHOSEN_BY,
+        "by": setting.rule,
     }
 
 
 def _run(run: Run, setting: Setting, measured: Measured) -> dict[str, Any]:
     """What the run was, what follows from its numbers, and the numbers."""
-    failed, accuracy = bool(measured["error"]), measured["accuracy"]
-    reached = (number for number, value in enumerate(accuracy) if number and value >= setting.target)
+    failed, values = bool(measured["error"]), measured[setting.metric]
+    sign = -1 if setting.metric == LOSS else 1
+    reached = (n for n, value in enumerate(values) if n and sign * value >= sign * setting.target)
     return {
         "setting": run.setting,
         "method": run.method,
@@ -85,8 +88,8 @@ def _run(run: Run, setting: Setting, measured: Measured) -> dict[str, Any]:
         "command": f".venv/bin/thistledown run {' '.join(_quoted(part) for part in run.arguments)}",
         "status": "failed" if failed else "completed",
         "rounds-to-target": None if failed else next(reached, None),
-        "final": None if failed else accuracy[-1],
-        "last-5": None if failed else mean_of_last(accuracy),
+        "final": None if failed else values[-1],
+        "last-5": None if failed else mean_of_last(values),
         "validation": validation(measured),
         "measured": measured,
     }

@@ -1,11 +1,11 @@
 """What a study declares: settings, methods, a grid of learning rates and seeds; and the runs that follow from it.
 
 The learning rate is searched for every method alike: on the first seed each rate of the grid is run, and the one with
-the best mean validation accuracy over the last rounds is used for the other seeds.
+the best mean of the validation metric over the last rounds is used for the other seeds.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ Option = str | int | float | bool
 Options = Mapping[str, Option]
 Measured = dict[str, Any]  # what one run left, see benchmarks.federation
 LAST = 5  # rounds at the end that are averaged
-CHOSEN_BY = f"mean validation accuracy of the last {LAST} rounds, first seed"
+LOSS = "loss"  # the one metric of which less is better
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,16 @@ class Method:
     name: str
     options: Options
     tied: Mapping[str, float] = field(default_factory=dict)
+    rates: tuple[float, ...] = ()  # its own grid
 
 
 @dataclass(frozen=True)
 class Setting:
     """A task on which methods compete. `{seed}` in a text option stands for the seed of the run.
 
-    `rates` are the grids of `learning-rate` by tuning, `target` the accuracy whose first round is reported, `assets`
-    the files and folders that must be there, from the root of the clone.
+    `rates` are the grids of `learning-rate` by tuning; a method may have its own. `target` is the value of `metric`
+    whose first round is reported, `level` computes one to compare with (what it is, and its value), `assets` are the
+    files and folders that must be there, from the root of the clone.
     """
 
     name: str
@@ -42,10 +44,17 @@ class Setting:
     target: float
     preset: str = ""
     assets: tuple[str, ...] = ()
+    metric: str = "accuracy"
+    level: Callable[[], tuple[str, float]] | None = None
 
     def grid(self, method: Method) -> tuple[float, ...]:
         """The learning rates that are tried for a method."""
-        return self.rates[str(method.options["tuning"])]
+        return method.rates or self.rates[str(method.options["tuning"])]
+
+    @property
+    def rule(self) -> str:
+        """How rates are chosen."""
+        return f"mean validation {self.metric} of the last {LAST} rounds, first seed"
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,7 @@ class Study:
                     yield run_of(setting, method, seed, chosen)
 
     def scores(self, setting: Setting, method: Method, done: Mapping[str, Measured]) -> dict[float, float | None]:
-        """Validation accuracy by rate, for the rates that were run; None where the run failed."""
+        """Validation metric by rate, for the rates that were run; None where the run failed."""
         runs = [run_of(setting, method, self.seeds[0], rate) for rate in setting.grid(method)]
         return {run.rate: validation(done[run.key]) for run in runs if run.key in done}
 
@@ -116,7 +125,9 @@ class Study:
         """The best rate; None while the search goes on, or if every run of it failed. Ties go to the first."""
         scores = self.scores(setting, method, done)
         worked = {rate: score for rate, score in scores.items() if score is not None}
-        return max(worked, key=worked.__getitem__) if worked and len(scores) == len(setting.grid(method)) else None
+        if not worked or len(scores) < len(setting.grid(method)):
+            return None
+        return (min if setting.metric == LOSS else max)(worked, key=worked.__getitem__)
 
 
 def run_of(setting: Setting, method: Method, seed: int, rate: float) -> Run:
@@ -133,7 +144,7 @@ def key(preset: str, options: Options) -> str:
 
 
 def validation(measured: Measured) -> float | None:
-    """Mean validation accuracy of the last rounds; None for a run that failed."""
+    """Mean validation metric of the last rounds; None for a run that failed."""
     return None if measured["error"] else mean_of_last(measured["chosen-by"])
 
 
