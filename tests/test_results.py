@@ -208,7 +208,7 @@ def test_a_page_has_means_spreads_and_who_is_best(tmp_path: Path) -> None:
     assert row(page, "head")[:3] == ["> 2, > 2, > 2", ".150 ± .000", ".200 ± .000"]
     assert page.index("| ours |") < page.index("| head |")
     comparison = page[page.index("against ours") :]
-    assert row(comparison, "head") == ["-.375 ± .043", "behind", ""]
+    assert row(comparison, "head") == ["-.375 ± .043", "behind", "", "x 1.00"]
     assert "Somebody said so." in page
     assert "## Runs that failed\n\nNone." in page
     assert "`.venv/bin/thistledown run -c" in page
@@ -224,8 +224,32 @@ def test_a_method_whose_runs_all_failed_has_no_numbers(tmp_path: Path) -> None:
 def test_differences_carry_the_errors_of_both_means() -> None:
     gap, error = difference([0.6, 0.7, 0.8], [0.5, 0.5, 0.5])
     assert (round(gap, 6), round(error, 6)) == (0.2, round(0.1 / 3**0.5, 6))
-    assert [verdict(g, 0.1) for g in (0.2, 0.1, -0.1, -0.2)] == ["ahead", *["within one error"] * 2, "behind"]
-    assert verdict(0.2, float("nan")) == "one seed"
+    said = ["ahead", *["within one error"] * 2, "behind"]
+    assert [verdict(g, 0.1, "accuracy") for g in (0.2, 0.1, -0.1, -0.2)] == said
+    assert [verdict(g, 0.1, "loss") for g in (0.2, 0.1, -0.1, -0.2)] == said[::-1]
+    assert verdict(0.2, float("nan"), "accuracy") == "one seed"
+
+
+def test_of_a_loss_less_is_better(tmp_path: Path) -> None:
+    """A setting that goes by the loss: the rate, the order of methods and the rounds to the target follow."""
+    setting = replace(TINY, metric="loss", target=1.0, level=lambda: ("guessing", 2.3))
+    study = replace(STUDY, settings=(setting,))
+
+    def result(run: Run) -> Measured:
+        found = measured(0.5)
+        last = {"ours": 0.5, "head": 2.0}[run.method] + run.rate
+        return found | {"loss": [3.0, 1.5 * last, last], "chosen-by": [3.0, 1.5 * last, last]}
+
+    found = content(study, result, tmp_path)
+    assert {search["method"]: search["chosen"] for search in found["search"]} == {
+        setting.methods[0].name: min(setting.grid(setting.methods[0])),
+        setting.methods[1].name: min(setting.grid(setting.methods[1])),
+    }
+    page = pages.page(found)
+    assert page.index("| ours |") < page.index("| head |")
+    assert row(page, "head")[0] == "> 2, > 2, > 2"
+    assert "guessing, 2.300" in page
+    assert "mean validation loss" in page
 
 
 def test_savings_are_counted_in_three_ways(tmp_path: Path) -> None:
