@@ -1,4 +1,4 @@
-"""Where a node trains: which device, what it computes in, what memory is free there, and what happens without it."""
+"""Where a node trains: what its device computes in, what memory is free there, and what happens without it."""
 
 import gc
 from collections.abc import Callable
@@ -8,30 +8,14 @@ import psutil
 import torch
 
 from strategies.exchange.vocabulary import OutOfMemory
+from task.device import kind
 from task.model import kept_model
 
-ACCELERATORS = ("cuda", "xpu", "mps")  # in the order that auto looks for them
 OWN_MEMORY = ("cuda", "xpu")  # those with memory apart from the machine's, which torch counts
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Of RuntimeErrors: torch's CPU allocator; mps and drivers; cuBLAS. CUDA's allocator has a class of its own.
 RAN_OUT = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
 T = TypeVar("T")
-
-
-def found(wanted: str) -> str:
-    """The device by its name; `auto` is the first accelerator there is, else the CPU."""
-    if wanted != "auto":
-        return wanted
-    for name in ACCELERATORS:
-        backend = getattr(torch, name, None) or getattr(torch.backends, name)
-        if backend.is_available():
-            return name
-    return "cpu"
-
-
-def kind(device: str) -> str:
-    """`cuda` of `cuda:1`."""
-    return device.split(":")[0]
 
 
 def free_memory(device: str) -> int:

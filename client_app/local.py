@@ -86,7 +86,7 @@ class Local:
     @property
     def device(self) -> str:
         """The node's own `device`, else the order's; auto takes the first accelerator there is."""
-        from client_app.device import found
+        from task.device import found
 
         return found(str(dict(self.node).get("device", self.config.device)))
 

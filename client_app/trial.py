@@ -20,7 +20,7 @@ from functools import partial
 import psutil
 import torch
 
-from client_app.device import OWN_MEMORY, free_memory, kind, within_memory
+from client_app.device import OWN_MEMORY, free_memory, within_memory
 from client_app.local import Local
 from client_app.training import trainer_of
 from strategies.algebra.lowrank import rank_axis
@@ -29,6 +29,7 @@ from strategies.exchange.order import strategy_of
 from strategies.exchange.ranks import Trial
 from strategies.exchange.vocabulary import OutOfMemory
 from task.config import TaskConfig
+from task.device import kind
 from task.model import TunedModel, tuned_model
 from task.seeds import derive
 from task.train import Trainer, steps_of

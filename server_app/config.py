@@ -14,6 +14,7 @@ from strategies.exchange.contract import Strategy
 from strategies.exchange.federation import Federation
 from strategies.exchange.rounds import misfits
 from task.config import TaskConfig
+from task.device import DEVICES, found
 from task.schema import ConfigError, Flat, Schema, build, flatten, group, option, read, schema
 
 
@@ -41,6 +42,7 @@ class ServerConfig:
     round_timeout: float = option(3600.0, low=0.1)
     min_success_fraction: float = option(0.5, low=0.0, high=1.0)
     max_failed_rounds: int = option(3, low=1)
+    server_device: str = option("auto", choices=DEVICES)
     output_dir: str = option("")
     simulation: Simulation = group(Simulation)
 
@@ -79,6 +81,7 @@ class RunConfig:
             node_wait_timeout=server.node_wait_timeout,
             min_success_fraction=server.min_success_fraction,
             max_failed_rounds=server.max_failed_rounds,
+            device=found(server.server_device),
         )
 
 

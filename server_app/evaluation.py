@@ -18,13 +18,14 @@ class Evaluator:
 
     strategy: Strategy
     config: TaskConfig
+    device: str
 
     def __call__(self, state: State) -> Metrics:
         base = server_base(self.config.model, server_store())
-        model = held(self.strategy, base, self.config, state)
+        model = held(self.strategy, base, self.config, state, self.device)
         parts = prepare(self.config, base.folder, server_store())
         scores: Metrics = {}
         for name, rows in (("validation", parts.validation), ("test", parts.test)):
-            for metric, value in evaluate(model, rows, "cpu").items():
+            for metric, value in evaluate(model, rows, self.device).items():
                 scores[f"{name}-{metric}"] = value
         return scores

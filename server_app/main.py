@@ -50,7 +50,7 @@ def federate(grid: Grid, run: RunConfig, results: Results) -> None:
             federation,
             checkpoint=results.checkpoints,
             on_round=results.on_round,
-            score=Evaluator(run.strategy, task) if scores else None,
+            score=Evaluator(run.strategy, task, federation.device) if scores else None,
         ),
     )
 

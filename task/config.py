@@ -7,6 +7,7 @@ The settings of the server alone live in `server_app.config`.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from task.device import DEVICES
 from task.schema import ConfigError, build, group, option, read, schema
 
 CAUSAL = "causal-lm"
@@ -113,7 +114,7 @@ class TaskConfig:
     tuning: str = option("lora", choices=TUNINGS)
     seed: int = option(0, low=0)
     threads: int = option(1, low=1)
-    device: str = option("auto", choices=("auto", "cpu", "cuda", "mps", "xpu"))
+    device: str = option("auto", choices=DEVICES)
     evaluate: str = option("server", choices=("server", "nodes", "both"))
     learning_rate: float = option(0.005, low=0.0)
     local_epochs: int = option(3, low=1)

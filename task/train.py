@@ -10,6 +10,7 @@ import torch
 from torch.nn.modules.batchnorm import _NormBase
 
 from task.config import TaskConfig
+from task.device import kind
 from task.model import TunedModel
 from task.perplexity import score_tokens
 from task.rows import Rows
@@ -91,7 +92,7 @@ class Trainer:
         config = self.config
         if config.optimizer == "sgd":
             return torch.optim.SGD(parameters, config.learning_rate, config.momentum, weight_decay=config.weight_decay)
-        fused = self.device.split(":")[0] in ("cpu", "cuda")  # one kernel for all of an adapter's small tensors
+        fused = kind(self.device) in ("cpu", "cuda")  # one kernel for all of an adapter's small tensors
         return torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=fused)
 
 

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from in_process import QV, InProcessGrid, equal, hold
 
 import client_app
-from client_app.device import dtypes, found, free_memory
+from client_app.device import dtypes, free_memory
 from strategies.algebra.lowrank import truncated
 from strategies.exchange.ranks import DEADLINE, LARGEST, MEMORY, MEMORY_SHARE, TIME_SHARE, Choice, Trial, choose
 from strategies.exchange.vocabulary import Refused
 from task.config import TaskConfig
+from task.device import found
 from task.schema import ConfigError, flatten
 from thistledown.check import check
 from thistledown.settings import Settings

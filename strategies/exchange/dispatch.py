@@ -85,4 +85,5 @@ class Dispatch:
         return self.ground_bytes
 
     def _held(self, state: State) -> TunedModel:
-        return journal.held(self.strategy, self.opening.base, self.opening.config, state)
+        opening, device = self.opening, self.roll.federation.device
+        return journal.held(self.strategy, opening.base, opening.config, state, device)

@@ -55,6 +55,7 @@ class Federation:
     """Who takes part, how long to wait, what counts as failure, what to keep. The defaults just work.
 
     base: what to start from and to offer; None: found by `model.name`.
+    device: where the server has its own model; a name that torch knows.
     checkpoint: folder that holds the newest state after each round; None: none is kept.
     score: evaluates the state on the server after every round; beside Flower's `evaluate_fn` it spares a copy.
     on_round: called after every round with its report and the state, round 0 included.
@@ -69,6 +70,7 @@ class Federation:
     min_success_fraction: float = 0.5
     max_failed_rounds: int = 3
     base: Base | None = None
+    device: str = "cpu"
     checkpoint: Path | None = None
     score: Score | None = None
     on_round: OnRound | None = None

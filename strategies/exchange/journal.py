@@ -25,10 +25,10 @@ def merge(model: TunedModel, entry: Entry) -> None:
         model.shift(name, model.config.lora.scaling * product)
 
 
-def held(strategy: Algorithm, base: Base, config: TaskConfig, state: State) -> TunedModel:
+def held(strategy: Algorithm, base: Base, config: TaskConfig, state: State, device: str = "cpu") -> TunedModel:
     """The server's own model (this process's) with the whole state in it."""
     whole = Ticket(round=0, rounds=0, seed=0, rank=state.rank)
-    return installed(strategy, tuned_model(base, config, state.rank, "cpu"), strategy.start_of(state, whole))
+    return installed(strategy, tuned_model(base, config, state.rank, device), strategy.start_of(state, whole))
 
 
 def installed(strategy: Algorithm, model: TunedModel, start: State) -> TunedModel:

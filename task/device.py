@@ -1,0 +1,32 @@
+"""Devices by their names, as torch and run configs write them: cpu, cuda, cuda:1, xpu, mps."""
+
+ACCELERATORS = ("cuda", "xpu", "mps")  # in the order that auto looks for them
+DEVICES = ("auto", "cpu", *ACCELERATORS)
+
+
+class DeviceError(ValueError):
+    """A device that this machine does not have."""
+
+
+def found(wanted: str) -> str:
+    """The device by its name; `auto` is the first accelerator there is, else the CPU. Raises DeviceError."""
+    if kind(wanted) == "cpu":
+        return wanted
+    there = [name for name in ACCELERATORS if _available(name)]
+    if wanted == "auto":
+        return (*there, "cpu")[0]
+    if kind(wanted) not in there:
+        raise DeviceError(f"device '{wanted}': torch finds none on this machine, but {', '.join([*there, 'cpu'])}")
+    return wanted
+
+
+def kind(device: str) -> str:
+    """`cuda` of `cuda:1`."""
+    return device.split(":")[0]
+
+
+def _available(name: str) -> bool:
+    import torch  # takes a second; configurations are read without it
+
+    backend = getattr(torch, name, None) or getattr(torch.backends, name)
+    return bool(backend.is_available())
