@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .PHONY: help venv run test check bench-aggregation bench-projection bench-ferret \
-	results-rbla results-sa-fedlora results-ferret clean
+	results-rbla results-sa-fedlora results-ferret results-fedpeft clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -44,6 +44,9 @@ results-sa-fedlora: venv  ## hours: SA-FedLoRA against full FedAvg, docs/results
 
 results-ferret: venv  ## hours: Ferret against FedAvg, LoRA and FedKSeed, docs/results/ferret.md; JOBS=2 likewise
 	$(BIN)/python -m benchmarks.ferret --jobs $(or $(JOBS),1)
+
+results-fedpeft: venv  ## hours: every tuning over skew and participation, docs/results/fedpeft.md; JOBS=2 likewise
+	$(BIN)/python -m benchmarks.fedpeft --jobs $(or $(JOBS),1)
 
 clean:  ## remove the environment and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import machine
 from benchmarks.study import Measured, Run
 
 ROOT = Path(__file__).parent.parent  # where relative paths of a run's options begin
@@ -70,7 +71,8 @@ class Federation:
         if self._process.returncode == FAILED and not error:
             raise NotMeasured(f"a failed run without a cause:\n{said[-3000:]}")
         seconds = round(time.monotonic() - self.began, 1)
-        return {"error": error, "seconds": seconds, **{name: _by_round(lines, name) for name in BY_ROUND}}
+        about = {"error": error, "seconds": seconds, "on": machine.described()}
+        return {**about, **{name: _by_round(lines, name) for name in BY_ROUND}}
 
     def clear(self, *, everything: bool) -> None:
         """Remove what it wrote: everything, or the models only."""

@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,12 +29,10 @@ def page(content: Content) -> str:
 
 
 def _head(content: Content) -> str:
-    machine = f"{content['machine']['cores']} cores ({content['machine']['cpu']})"
-    versions = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
     facts = (
         f"`{content['command']}` repeats it and goes on where it was interrupted; the numbers are in "
         f"[{content['study']}.json]({content['study']}.json), with the command of every run. Seeds "
-        f"{', '.join(map(str, content['seeds']))}. Measured on {machine} with {versions}."
+        f"{', '.join(map(str, content['seeds']))}."
     )
     reading = (
         "± is the standard deviation over seeds. Accuracy or loss is that of the test part. Tables are sorted by the "
@@ -49,11 +48,13 @@ def _section(content: Content, setting: Content) -> str:
     found = outcomes(content, setting)
     ran = _ran(content, setting)
     parts = [f"## {setting['name']}", setting["about"]]
+    parts += [f"Learning rates are those that were found best in {setting['rates-of']}."] if setting["rates-of"] else []
     if "level" in setting:
         what, value = setting["level"]
         parts.append(f"To compare with: {what}, {value:.3f}.")
     if not ran:
         return "\n\n".join([*parts, "Not run yet."])
+    parts.append(f"Measured on {_machines(ran)}.")
     plot = f"![{ran[0].metric} by round]({_plot(content, setting)})"
     parts += [plot, _results(found, ran, setting)]
     reference = next((outcome for outcome in ran if outcome.method == content["reference"]), None)
@@ -66,6 +67,14 @@ def _section(content: Content, setting: Content) -> str:
 
 def _ran(content: Content, setting: Content) -> list[Outcome]:
     return [outcome for outcome in outcomes(content, setting) if outcome.runs]
+
+
+def _machines(ran: list[Outcome]) -> str:
+    """What the runs that count were measured on; how many of them on each, where it was not one machine."""
+    counts = Counter(run["measured"]["on"] for outcome in ran for run in outcome.runs)
+    if len(counts) == 1:
+        return next(iter(counts))
+    return "; and on ".join(f"{where} ({count} runs)" for where, count in counts.most_common())
 
 
 def _plot(content: Content, setting: Content) -> str:
@@ -140,11 +149,14 @@ def _savings(ran: list[Outcome], reference: Outcome) -> str:
 
 def _search(content: Content) -> str:
     rows = []
-    for search in content["search"]:
+    borrowing = {setting["name"] for setting in content["settings"] if setting["rates-of"]}
+    own = [search for search in content["search"] if search["setting"] not in borrowing]
+    for search in own:
         scores = search["scores"]
         shown = (_bold(f"{rate:g}: {_score(scores, rate)}", rate == search["chosen"]) for rate in search["grid"])
-        rows.append([search["setting"], search["method"], ", ".join(shown)])
-    by = " or ".join(dict.fromkeys(search["by"] for search in content["search"]))
+        option = "" if search["option"] == "learning-rate" else f"`{search['option']}` "
+        rows.append([search["setting"], search["method"], option + ", ".join(shown)])
+    by = " or ".join(dict.fromkeys(search["by"] for search in own))
     rule = f"Chosen by {by}; a failed run loses. Bold is what was used for all seeds."
     return f"## Learning rates\n\n{rule}\n\n" + _table(["setting", "method", "rate: on validation rows"], rows)
 

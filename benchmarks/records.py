@@ -1,19 +1,15 @@
-"""The JSON file of a study: what it declared, on what it ran, and every run with its numbers. It is also the memory
+"""The JSON file of a study: what it declared, and every run with its numbers and what it ran on. It is also the memory
 of the study: a run that is in it is not run again.
 """
 
 import json
-import os
-import platform
 import re
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.study import LOSS, Measured, Method, Run, Setting, Study, key, mean_of_last, validation
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
-PACKAGES = ("torch", "flwr", "peft", "transformers", "ray", "thistledown")
 
 
 def load(path: Path) -> dict[str, Measured]:
@@ -35,8 +31,6 @@ def save(path: Path, study: Study, done: dict[str, Measured]) -> None:
         "reference": study.reference,
         "savings": study.savings,
         "seeds": study.seeds,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        "machine": {"cores": os.cpu_count(), "cpu": _cpu()},
         "settings": [_setting(setting) for setting in study.settings],
         "search": [_search(study, setting, method, done) for setting, method in study.contests()],
         "runs": [_run(run, settings[run.setting], done[run.key]) for run in study.runs(done) if run.key in done],
@@ -55,6 +49,7 @@ def _setting(setting: Setting) -> dict[str, Any]:
         "options": setting.options,
         "target": setting.target,
         "metric": setting.metric,
+        "rates-of": setting.rates_of.name if setting.rates_of else "",
         **({"level": setting.level()} if setting.level else {}),
         "methods": {method.name: method.options for method in setting.methods},
     }
@@ -65,7 +60,8 @@ def _search(study: Study, setting: Setting, method: Method, done: dict[str, Meas
     return {
         "setting": setting.name,
         "method": method.name,
-        "grid": setting.grid(method),
+        "option": method.searched,
+        "grid": setting.searching.grid(method),
         "tied": method.tied,
         "scores": {str(rate): score for rate, score in study.scores(setting, method, done).items()},
         "chosen": study.chosen(setting, method, done),
@@ -97,12 +93,6 @@ def _run(run: Run, setting: Setting, measured: Measured) -> dict[str, Any]:
 
 def _quoted(argument: str) -> str:
     return f'"{argument}"' if " " in argument or "'" in argument else argument
-
-
-def _cpu() -> str:
-    listed = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.+)", listed.read_text()) if listed.exists() else []
-    return names[0] if names else platform.processor()
 
 
 def _lists_on_a_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The tasks that studies share: real data and pretrained models from ../shared/assets, ten nodes each."""
+"""The tasks that studies share: real data and pretrained models from ../shared/assets."""
 
 from benchmarks.study import Method, Options, Setting
 
@@ -10,20 +10,21 @@ AG_NEWS = f"{ASSETS}/ag_news"
 
 RATES = {"lora": (0.003, 0.01), "full": (0.0003, 0.001)}
 TARGET = 0.75
+TEN = "ten nodes, Dirichlet 0.5"
 
 MINILM_ABOUT = (
-    "MiniLM (22.7 million parameters) learns the four topics of AG News: 2,000 articles of 40 tokens on ten nodes, "
-    "Dirichlet 0.5, 4 local AdamW steps of 16 articles a round, adapters on all linear layers. 400 test rows: the "
+    "MiniLM (22.7 million parameters) learns the four topics of AG News: 2,000 articles of 40 tokens on {split}, "
+    "4 local AdamW steps of 16 articles a round, adapters on all linear layers. 400 test rows: the "
     "standard error of one accuracy near .8 is two points."
 )
 VIT_ABOUT = (
-    "A vision transformer (0.8 million parameters) that was trained on Fashion-MNIST learns MNIST: 3,000 digits on ten "
-    "nodes, Dirichlet 0.5, 5 local AdamW steps of 8 digits a round, adapters on all linear layers, 1,000 test rows."
+    "A vision transformer (0.8 million parameters) that was trained on Fashion-MNIST learns MNIST: 3,000 digits on "
+    "{split}, 5 local AdamW steps of 8 digits a round, adapters on all linear layers, 1,000 test rows."
 )
 
 
-def minilm(rounds: int, ranks: str, said: str, methods: tuple[Method, ...]) -> Setting:
-    """On the preset `ag-news`; `said` is what there is to say of the ranks."""
+def minilm(rounds: int, ranks: str, said: str, methods: tuple[Method, ...], split: str = TEN) -> Setting:
+    """On the preset `ag-news`; `said` is what there is to say of the ranks, `split` names that of the rows."""
     options: Options = {
         "model.name": MINILM,
         "data.name": AG_NEWS,
@@ -33,12 +34,12 @@ def minilm(rounds: int, ranks: str, said: str, methods: tuple[Method, ...]) -> S
         "data.test-rows": 400,
         **_federation(rounds, ranks, steps=4, batch=16),
     }
-    about, assets = f"{MINILM_ABOUT} {said}", (MINILM, AG_NEWS)
+    about, assets = f"{MINILM_ABOUT.format(split=split)} {said}", (MINILM, AG_NEWS)
     return Setting("minilm", about, options, methods, RATES, TARGET, preset="ag-news", assets=assets)
 
 
-def fashion_vit(rounds: int, ranks: str, said: str, methods: tuple[Method, ...]) -> Setting:
-    """On the defaults; `said` is what there is to say of the ranks."""
+def fashion_vit(rounds: int, ranks: str, said: str, methods: tuple[Method, ...], split: str = TEN) -> Setting:
+    """On the defaults; `said` and `split` as of `minilm`."""
     options: Options = {
         "model.name": VIT,
         "data.name": MNIST,
@@ -49,7 +50,8 @@ def fashion_vit(rounds: int, ranks: str, said: str, methods: tuple[Method, ...])
         "data.alpha": 0.5,
         **_federation(rounds, ranks, steps=5, batch=8),
     }
-    return Setting("fashion-vit", f"{VIT_ABOUT} {said}", options, methods, RATES, TARGET, assets=(VIT, MNIST))
+    about = f"{VIT_ABOUT.format(split=split)} {said}"
+    return Setting("fashion-vit", about, options, methods, RATES, TARGET, assets=(VIT, MNIST))
 
 
 def _federation(rounds: int, ranks: str, steps: int, batch: int) -> Options:

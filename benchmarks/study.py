@@ -1,7 +1,8 @@
 """What a study declares: settings, methods, a grid of learning rates and seeds; and the runs that follow from it.
 
-The learning rate is searched for every method alike: on the first seed each rate of the grid is run, and the one with
-the best mean of the validation metric over the last rounds is used for the other seeds.
+One option, by default the learning rate, is searched for every method alike: on the first seed each value of the grid
+is run, and the one with the best mean of the validation metric over the last rounds is used for the other seeds. A
+setting may take over what was found in another.
 """
 
 import json
@@ -18,22 +19,23 @@ LOSS = "loss"  # the one metric of which less is better
 
 @dataclass(frozen=True)
 class Method:
-    """`options` are run-config keys, `strategy` and `tuning` among them; `tied` are rates given as multiples of
-    `learning-rate`."""
+    """`options` are run-config keys, `strategy` and `tuning` among them; `tied` are multiples of what is searched."""
 
     name: str
     options: Options
     tied: Mapping[str, float] = field(default_factory=dict)
     rates: tuple[float, ...] = ()  # its own grid
+    searched: str = "learning-rate"
 
 
 @dataclass(frozen=True)
 class Setting:
     """A task on which methods compete. `{seed}` in a text option stands for the seed of the run.
 
-    `rates` are the grids of `learning-rate` by tuning; a method may have its own. `target` is the value of `metric`
-    whose first round is reported, `level` computes one to compare with (what it is, and its value), `assets` are the
-    files and folders that must be there, from the root of the clone.
+    `rates` are the grids by tuning; a method may have its own. `rates_of` is another setting with the same methods, by
+    whose search this one goes. `target` is the value of `metric` whose first round is reported, `level` computes one
+    to compare with (what it is, and its value), `assets` are the files and folders that must be there, from the root
+    of the clone.
     """
 
     name: str
@@ -46,10 +48,16 @@ class Setting:
     assets: tuple[str, ...] = ()
     metric: str = "accuracy"
     level: Callable[[], tuple[str, float]] | None = None
+    rates_of: "Setting | None" = None
 
     def grid(self, method: Method) -> tuple[float, ...]:
         """The learning rates that are tried for a method."""
         return method.rates or self.rates[str(method.options["tuning"])]
+
+    @property
+    def searching(self) -> "Setting":
+        """Where rates are searched."""
+        return self.rates_of or self
 
     @property
     def rule(self) -> str:
@@ -95,7 +103,10 @@ class Study:
     @property
     def size(self) -> int:
         """How many runs there are if every search finds a rate."""
-        return sum(len(setting.grid(method)) + len(self.seeds) - 1 for setting, method in self.contests())
+        return sum(
+            len(self.seeds) + (0 if setting.rates_of else len(setting.grid(method)) - 1)
+            for setting, method in self.contests()
+        )
 
     def contests(self) -> Iterator[tuple[Setting, Method]]:
         """Every method in every setting."""
@@ -106,34 +117,34 @@ class Study:
 
         The later seeds of a method are known when its search is over and found a rate that works.
         """
-        first, *others = self.seeds
+        first = self.seeds[0]
         for setting, method in self.contests():
-            for rate in setting.grid(method):
+            for rate in setting.grid(method) if not setting.rates_of else ():
                 yield run_of(setting, method, first, rate)
         rates = [(setting, method, self.chosen(setting, method, done)) for setting, method in self.contests()]
-        for seed in others:
+        for seed in self.seeds:
             for setting, method, chosen in rates:
-                if chosen is not None:
+                if chosen is not None and (seed != first or setting.rates_of):
                     yield run_of(setting, method, seed, chosen)
 
     def scores(self, setting: Setting, method: Method, done: Mapping[str, Measured]) -> dict[float, float | None]:
         """Validation metric by rate, for the rates that were run; None where the run failed."""
-        runs = [run_of(setting, method, self.seeds[0], rate) for rate in setting.grid(method)]
+        runs = [run_of(setting.searching, method, self.seeds[0], rate) for rate in setting.searching.grid(method)]
         return {run.rate: validation(done[run.key]) for run in runs if run.key in done}
 
     def chosen(self, setting: Setting, method: Method, done: Mapping[str, Measured]) -> float | None:
         """The best rate; None while the search goes on, or if every run of it failed. Ties go to the first."""
         scores = self.scores(setting, method, done)
         worked = {rate: score for rate, score in scores.items() if score is not None}
-        if not worked or len(scores) < len(setting.grid(method)):
+        if not worked or len(scores) < len(setting.searching.grid(method)):
             return None
         return (min if setting.metric == LOSS else max)(worked, key=worked.__getitem__)
 
 
 def run_of(setting: Setting, method: Method, seed: int, rate: float) -> Run:
-    """The run of a method in a setting at a learning rate."""
+    """The run of a method in a setting at a value of what is searched."""
     tied = {name: rate * factor for name, factor in method.tied.items()}
-    options = {**setting.options, **method.options, "learning-rate": rate, **tied, "seed": seed}
+    options = {**setting.options, **method.options, method.searched: rate, **tied, "seed": seed}
     filled = {name: v.format(seed=seed) if isinstance(v, str) else v for name, v in options.items()}
     return Run(setting.name, method.name, seed, rate, setting.preset, filled)
 

@@ -28,6 +28,7 @@ TINY = Setting(
     {"lora": (0.001, 0.01), "head": (0.01,)},
     target=0.5,
 )
+HERE = "2 cores of some kind"
 STUDY = Study("some", "A study", ("About it.",), ("Somebody said so.",), (TINY,), "ours")
 
 
@@ -39,7 +40,7 @@ def measured(accuracy: float = 0.5, *, chosen_by: float | None = None, error: st
     chosen = by_round if chosen_by is None else [chosen_by] * len(by_round)
     inexactness = [None, *[0.25] * rounds]
     quality = {"accuracy": by_round, "chosen-by": chosen, "loss": [1.0] * len(by_round), "inexactness": inexactness}
-    return {"error": error, "seconds": 3.0, **quality, **numbers}
+    return {"error": error, "seconds": 3.0, "on": HERE, **quality, **numbers}
 
 
 def completed(study: Study, result: Callable[[Run], Measured]) -> dict[str, Measured]:
@@ -86,6 +87,25 @@ def test_a_run_is_known_by_its_options() -> None:
     assert run_of(TINY, OURS, 0, 0.01).key == run_of(replace(TINY, about="in other words"), OURS, 0, 0.01).key
 
 
+def test_a_setting_may_take_over_rates() -> None:
+    """Nothing is searched in it, all seeds are run, and asking for it alone looks up what was found."""
+    other = replace(TINY, name="other", options={**TINY.options, "local-steps": 2}, rates_of=TINY)
+    both = replace(STUDY, settings=(TINY, other))
+    done = completed(both, lambda run: measured(run.rate))
+    own = [run for run in both.runs(done) if run.setting == "other"]
+    assert sorted((run.method, run.seed, run.rate) for run in own) == [
+        (method, seed, 0.01) for method in ("head", "ours") for seed in (0, 1, 2)
+    ]
+    assert len(done) == both.size == STUDY.size + 6
+    assert list(command.selected(both, ["other"]).runs(done)) == own
+
+
+def test_what_is_searched_may_be_another_option() -> None:
+    method = Method("clipped", {**OURS.options, "learning-rate": 0.1}, rates=(0.5, 1.0), searched="max-grad-norm")
+    runs = list(replace(STUDY, settings=(replace(TINY, methods=(method,)),)).runs({}))
+    assert [(run.options["max-grad-norm"], run.options["learning-rate"]) for run in runs] == [(0.5, 0.1), (1.0, 0.1)]
+
+
 def test_tied_rates_and_seeds_are_filled_in() -> None:
     method = replace(OURS, tied={"other-rate": 0.1})
     run = run_of(replace(TINY, options={"model.name": "base-{seed}"}), method, 3, 0.5)
@@ -105,7 +125,7 @@ def test_what_is_saved_is_known_again_and_what_is_not_declared_goes(tmp_path: Pa
     assert len(records.load(path)) == 3
     content = json.loads(path.read_text())
     assert content["runs"][0]["command"].startswith('.venv/bin/thistledown run -c "num-server-rounds=1 local-steps=1 ')
-    assert {"python", "torch", "flwr", "ray"} <= content["versions"].keys()
+    assert content["runs"][0]["measured"]["on"] == HERE
     assert [entry.name for entry in tmp_path.iterdir()] == ["some.json"]
 
 
@@ -212,6 +232,15 @@ def test_a_page_has_means_spreads_and_who_is_best(tmp_path: Path) -> None:
     assert "Somebody said so." in page
     assert "## Runs that failed\n\nNone." in page
     assert "`.venv/bin/thistledown run -c" in page
+
+
+def test_a_page_says_whose_rates_a_setting_uses(tmp_path: Path) -> None:
+    other = replace(TINY, name="other", options={**TINY.options, "local-steps": 2}, rates_of=TINY)
+    page = pages.page(content(replace(STUDY, settings=(TINY, other)), lambda run: measured(run.rate), tmp_path))
+    assert page.count("Learning rates are those that were found best in tiny.") == 1
+    assert page.count("| tiny | ours |") == 1
+    assert "| other | ours |" not in page
+    assert f"Measured on {HERE}." in page
 
 
 def test_a_method_whose_runs_all_failed_has_no_numbers(tmp_path: Path) -> None:
