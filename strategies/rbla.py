@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from strategies.algebra.lowrank import rank_axis
+from strategies.algebra.lowrank import owned, rank_axis
 from strategies.algebra.mean import WeightedSum
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.contract import Strategy
@@ -38,8 +38,7 @@ class RBLA(Strategy):
         for update in updates:
             changes.add(update.delta, update.weight)
             weights[update.ticket.rank] += update.weight
-        owned = [sum(weight for rank, weight in weights.items() if rank > k) for k in range(state.rank)]
-        slices = torch.tensor(owned, dtype=torch.float64)
+        slices = owned(weights, state.rank)
         change: Tensors = {}
         for name, total in changes.sums.items():
             axis = rank_axis(name)

@@ -6,11 +6,13 @@ the slice count as zeros there, so even without learning it shrinks by c_k = sum
 round, and the product of both factors by c_k^2. That is the method, and a test asserts it.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from strategies.algebra.lowrank import owned, rank_axis
 from strategies.algebra.mean import WeightedSum
-from strategies.algebra.tensors import Tensors, difference
+from strategies.algebra.tensors import Tensors
 from strategies.exchange.contract import EQUAL_RANKS, IDENTITY, ORDER, WEIGHTS, Strategy
 from strategies.exchange.vocabulary import State, Update
 
@@ -25,7 +27,14 @@ class ZeroPad(Strategy):
     laws = frozenset({IDENTITY, ORDER, WEIGHTS, EQUAL_RANKS})
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
-        total = WeightedSum(state.tensors)
+        changes = WeightedSum(state.tensors)
+        weights: dict[int, float] = defaultdict(float)  # by rank
         for update in updates:
-            total.add(self.trained(state, update), update.weight)
-        return difference(total.mean(), state.tensors)
+            changes.add(update.delta, update.weight)
+            weights[update.ticket.rank] += update.weight
+        lacking = owned(weights, state.rank) - changes.total
+        for name, total in changes.sums.items():
+            axis = rank_axis(name)
+            if axis is not None:  # to those who lack a slice, it is zero
+                total.addcmul_(state.tensors[name].double(), lacking.unsqueeze(1 - axis))
+        return changes.mean()

@@ -12,6 +12,11 @@ def rank_axis(name: str) -> int | None:
     return 0 if ".lora_A." in name else 1 if ".lora_B." in name else None
 
 
+def owned(weights: Mapping[int, float], rank: int) -> torch.Tensor:
+    """The weight of those who own each slice (rank,), float64, from the weight of everybody at each rank."""
+    return torch.tensor([sum(w for own, w in weights.items() if own > k) for k in range(rank)], dtype=torch.float64)
+
+
 def truncated(tensors: Mapping[str, torch.Tensor], rank: int) -> Tensors:
     """The leading `rank` slices of every factor; other tensors as they are. Views, not copies."""
     small: Tensors = {}
