@@ -2,7 +2,7 @@
 
 Node config keys: `partition-id` and `num-partitions` (a simulated share of the data), or `data-path`
 (also `dataset-path`: the node's own file or folder), `name`, `rank` (a whole number, or "auto"), `device`,
-`store-path`.
+`store-path`; and what it lets the order do: see `client_app.consent`.
 """
 
 import os
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.app.typing import ConfigRecordValues
 
+from client_app.consent import NodeError, check_code, check_source, follows_paths
 from task.base import Base, accept_offer, node_base, node_bases
 from task.config import AUTO, TaskConfig
 from task.seeds import derive
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
     from task.rows import Positions, Rows
 
 NodeConfig = tuple[tuple[str, bool | int | float | str], ...]
-
-
-class NodeError(ValueError):
-    """A node config that cannot serve the order."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +39,13 @@ class Local:
 
     @classmethod
     def of(cls, context: Context, order: ConfigRecord) -> "Local":
-        """From Flower's context and the order in a message. Raises ConfigError for an order that is not valid."""
+        """From Flower's context and the order in a message. Raises ConfigError for an order that is not valid,
+        NodeError for one that this node does not follow."""
         from strategies.exchange.order import task_of
 
-        return cls(tuple(sorted(context.node_config.items())), context.node_id, order, task_of(order), context.state)
+        config = task_of(order)
+        check_code(config, context.node_config)
+        return cls(tuple(sorted(context.node_config.items())), context.node_id, order, config, context.state)
 
     @property
     def name(self) -> str:
@@ -80,8 +80,10 @@ class Local:
 
     @cached_property
     def base(self) -> Base:
-        """The base the order names. Raises BaseError where this node lacks it."""
-        return node_base(self.config.model, str(self.order["base-fingerprint"]), self.store)
+        """The base the order names. Raises BaseError where this node lacks it, Refused where there is no such order."""
+        from strategies.exchange.order import fingerprint_of
+
+        return node_base(self.config.model, fingerprint_of(self.order), self.store, follows_paths(dict(self.node)))
 
     @property
     def device(self) -> str:
@@ -106,7 +108,8 @@ class Local:
         if (path := self._own_path()) is not None:
             rows = prepare_file(self.config, self.base.folder, self.store, path, self.config.data.labels)
         else:
-            rows = prepare(self.config, self.base.folder, self.store).train.select(self._share())
+            share = self._share()
+            rows = prepare(self.config, self.base.folder, self.store).train.select(share)
         if self.config.evaluate == "server":
             return rows, rows.select([])
         return holdout(rows, self.config.data.holdout, derive(self.config.seed, "holdout", self.name))
@@ -115,13 +118,14 @@ class Local:
         """What the node answers when asked what it is. Raises DataError, NodeError, SplitError."""
         from client_app.device import dtypes, free_memory
 
+        own = dict(self.node)
         answers: dict[str, ConfigRecordValues] = {
             "name": self.name,
             "rank": self.rank,
             "automatic": self.automatic,
             "num-examples": self.num_examples,
             "store": self.store.id,
-            "bases": node_bases(self.config.model, self.store),
+            "bases": node_bases(self.config.model, self.store, follows_paths(own)),
             "device": self.device,
             "dtypes": dtypes(self.device),
             "memory": free_memory(self.device),
@@ -134,9 +138,10 @@ class Local:
         """Keep the files of an offered base; returns how many there were. Raises BaseError, Refused."""
         from strategies.algebra.tensors import raw
         from strategies.exchange import wire
+        from strategies.exchange.order import fingerprint_of
 
         contents = {name: raw(tensor) for name, tensor in wire.unpack(records).tensors.items()}
-        accept_offer(contents, str(self.order["base-fingerprint"]), self.store)
+        accept_offer(contents, fingerprint_of(self.order), self.store)
         return len(contents)
 
     def _own_path(self) -> Path | None:
@@ -154,6 +159,7 @@ class Local:
             raise NodeError("the node config has neither data-path nor partition-id and num-partitions")
         if self.config.data.partitioner == "none":
             raise NodeError("data.partitioner = 'none', but the node config has no data-path")
+        check_source(self.config, own)
         train = outline(self.config, self.store).train
         split = partition(self.config, train.labels, train.ids, int(own["num-partitions"]), self.store)
         return split[int(own["partition-id"])]

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from flwr.app import RecordDict
 
-from client_app.local import Local, NodeError
+from client_app.consent import NodeError
+from client_app.local import Local
 from strategies.algebra.lowrank import truncated
 from strategies.algebra.tensors import Tensors, corner, snapshot
 from strategies.exchange import checkpoint, journal, wire

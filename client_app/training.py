@@ -13,7 +13,7 @@ from strategies.algebra.tensors import Tensors
 from strategies.exchange import journal, wire
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.door import PROOF
-from strategies.exchange.order import PROVE, RANK, read_ticket, strategy_of
+from strategies.exchange.order import PROVE, rank_of, read_ticket, record_of, strategy_of
 from strategies.exchange.vocabulary import OutOfMemory, State, Ticket
 from task.model import TunedModel, tuned_model
 from task.rows import Rows
@@ -63,17 +63,18 @@ def trainer_of(local: Local, strategy: Algorithm, rows: Rows, seed: int) -> Trai
 
 def evaluated(local: Local, content: RecordDict) -> RecordDict:
     """The reply to an `evaluate` message: metrics over the rows that this node keeps for it."""
-    _, _, model = _installed(local, content)
+    _, ticket, model = _installed(local, content)
     _, kept = local.rows()
     if not len(kept):
         raise ValueError(f"node {local.name} keeps no rows for evaluation (data.holdout = {local.config.data.holdout})")
     metrics = evaluate(model, kept, local.device)
-    return RecordDict({"metrics": MetricRecord({"num-examples": len(kept), **metrics}), **_proof(content, model)})
+    about = MetricRecord({"num-examples": len(kept), "server-round": ticket.round, **metrics})
+    return RecordDict({"metrics": about, **_proof(content, model)})
 
 
 def _proof(content: RecordDict, model: TunedModel) -> dict[str, ConfigRecord]:
     """The record that says which weights a model stands on, where the server asks for it."""
-    if PROVE not in content.config_records["ticket"]:
+    if PROVE not in record_of(content, "ticket"):
         return {}
     return {PROOF: ConfigRecord({"fingerprint": journal.fingerprint(model)})}
 
@@ -82,8 +83,7 @@ def _installed(local: Local, content: RecordDict) -> tuple[Algorithm, Ticket, Tu
     """The process's model as the server wants this node to have it."""
     torch.set_num_threads(local.config.threads)
     strategy = strategy_of(local.order)
-    ticket = read_ticket(content.config_records["ticket"])
-    rank = int(local.order[RANK])  # type: ignore[arg-type]
+    ticket, rank = read_ticket(record_of(content, "ticket")), rank_of(local.order)
     model = tuned_model(local.base, local.config, rank, local.device)
     model = Memory(local).installed(strategy, model, wire.unpack(content))
     return strategy, ticket, model

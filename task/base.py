@@ -49,38 +49,43 @@ def server_base(model: Model, store: Store) -> Base:
     return Base(model.name, folder, fingerprint(folder, store))
 
 
-def node_base(model: Model, wanted: str, store: Store) -> Base:
-    """The base with the fingerprint `wanted`, on a node. Raises BaseError where the node lacks it."""
+def node_base(model: Model, wanted: str, store: Store, paths: bool = True) -> Base:
+    """The base with the fingerprint `wanted`, on a node; `model.name` may be a path only where `paths`.
+
+    Raises BaseError where the node lacks it.
+    """
     if not FINGERPRINT.fullmatch(wanted):
         raise BaseError(f"{wanted[:80]!r} is no fingerprint")  # it becomes a folder's name
     offered = store.path("bases", wanted)
     if offered.exists():
         return Base(model.name, offered, wanted)
-    if model.name != EMBEDDED_MODEL and fingerprint(named_folder(model), store) == wanted:
-        return Base(model.name, named_folder(model), wanted)
+    if model.name != EMBEDDED_MODEL and fingerprint(folder := named_folder(model, paths), store) == wanted:
+        return Base(model.name, folder, wanted)
     raise BaseError(f"neither the store {store.root} nor model.name = '{model.name}' has the base {wanted}")
 
 
-def node_bases(model: Model, store: Store) -> list[str]:
-    """Fingerprints of the bases this node could start from: those in its store, and what `model.name` is here."""
+def node_bases(model: Model, store: Store, paths: bool = True) -> list[str]:
+    """Fingerprints of the bases this node could start from: those in its store, and what `model.name` is here (a path
+    only where `paths`)."""
     kept = [path.name for path in store.path("bases", "").glob("*")]
     if model.name == EMBEDDED_MODEL:
         return kept
     try:
-        return [*kept, fingerprint(named_folder(model), store)]
+        return [*kept, fingerprint(named_folder(model, paths), store)]
     except BaseError as error:
         LOG.info("model.name is not to be had here, the server may offer it: %s", error)
         return kept
 
 
-def named_folder(model: Model) -> Path:
-    """The folder of a model given as a path or a hub id (fetched once, kept by huggingface_hub).
+def named_folder(model: Model, paths: bool = True) -> Path:
+    """The folder of a model given as a path or a hub id (fetched once, kept by huggingface_hub). Without `paths` a name
+    is no path: the disk is not looked at.
 
     Code is fetched only where `model.trust-remote-code` asks for it. Raises BaseError.
     """
     name = model.name
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if paths and folder.is_dir():
         return _checked(folder)
     if not HUB_ID.fullmatch(name):
         raise BaseError(f"model.name = '{name}': there is no such folder, and it is not a hub id")

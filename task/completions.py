@@ -131,7 +131,7 @@ class CompletionEncoder:
         inputs: list[str] = []
         for row, value in zip(rows, raw.values(column, rows), strict=True):
             if value is not None and not isinstance(value, str):
-                raise DataError.at(raw.place, int(row), column, f"no text, but {value!r:.60}")
+                raise DataError.at(raw.place, int(row), column, "no text", f", but {value!r:.60}")
             inputs.append(value if value and value.strip() else "")
         return inputs
 

@@ -113,7 +113,7 @@ class TaskConfig:
     adapter: Adapter = group(Adapter)
     tuning: str = option("lora", choices=TUNINGS)
     seed: int = option(0, low=0)
-    threads: int = option(1, low=1)
+    threads: int = option(1, low=1, high=1024)
     device: str = option("auto", choices=DEVICES)
     evaluate: str = option("server", choices=("server", "nodes", "both"))
     learning_rate: float = option(0.005, low=0.0)
@@ -153,6 +153,11 @@ class TaskConfig:
     def causal(self) -> bool:
         """Is a causal language model tuned, rather than a classifier?"""
         return self.task.kind == CAUSAL
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What is measured of a model: see `task.train.evaluate`."""
+        return ("loss", "accuracy", "perplexity") if self.causal else ("loss", "accuracy")
 
     def problems(self) -> list[str]:
         """What is wrong between options that are each fine by themselves."""

@@ -102,7 +102,7 @@ def _source(config: TaskConfig) -> Source:
 def _own(config: TaskConfig, path: str | Path) -> Source:
     place = Path(path).expanduser().absolute()
     if not place.exists():
-        raise DataError(f"there is no file or folder {place}")
+        raise DataError(f"there is no file or folder {place}", "the node's own data is not where its data-path says")
     return open_source(str(place), train_split=config.data.train_split)
 
 
@@ -185,7 +185,7 @@ def _ids(raw: Raw, column: str) -> NDArray[np.int64]:
     values = list(raw.values(column))
     for row, value in enumerate(values):
         if value is None or value != value or not isinstance(value, str | int | float):
-            raise DataError.at(raw.place, row, column, f"no id, but {value!r:.60}")
+            raise DataError.at(raw.place, row, column, "no id", f", but {value!r:.60}")
     return np.unique(np.array(values), return_inverse=True)[1].astype(np.int64)
 
 

@@ -18,6 +18,14 @@ MODES = {1: "L", 3: "RGB"}
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # none whose reader starts other programs
 
 
+class NoImage(ValueError):
+    """A value that is no image of the right kind; `seen` goes on with what it is."""
+
+    def __init__(self, problem: str, seen: str = "") -> None:
+        super().__init__(problem)
+        self.seen = seen
+
+
 @dataclass(frozen=True)
 class ImageEncoder:
     """How the images of `column` become pixels; the sizes and numbers are the base model's."""
@@ -65,8 +73,8 @@ class ImageEncoder:
         for position, (row, value) in enumerate(zip(rows, self._values(raw, rows), strict=True)):
             try:
                 pixels[position] = self._fitted(_image(value, raw.folder if isinstance(raw, Table) else None))
-            except DataError as error:
-                raise DataError.at(raw.place, int(row), self.column, str(error)) from error
+            except NoImage as error:
+                raise DataError.at(raw.place, int(row), self.column, str(error), error.seen) from error
         pixels.flush()
 
     def read(self, folder: Path, part: str) -> Pixels:
@@ -117,21 +125,21 @@ def _image(value: object, folder: Path | None) -> Any:
         path = value.get("path")
         value = value.get("bytes") or (Path(path) if path else None)
     if value is None or (isinstance(value, str | bytes) and not value):
-        raise DataError("the image is missing")
+        raise NoImage("the image is missing")
     if isinstance(value, str):
         if folder is None:
-            raise DataError(f"a path ({value!r:.80}), but this data has no folder of its own")
+            raise NoImage("a path, but this data has no folder of its own", f": {value!r:.80}")
         value = Path(value)
     if isinstance(value, Path):
         value = (folder / value) if folder else value
         if not value.is_file():
-            raise DataError(f"there is no image file {value}")
+            raise NoImage("there is no image file", f" {value}")
         value = value.read_bytes()
     if isinstance(value, bytes):
         return _decoded(value)
     if isinstance(value, list | np.ndarray):
         return Image.fromarray(_grid(value))
-    raise DataError(f"no image, but {value!r:.60}")
+    raise NoImage("no image", f", but {value!r:.60}")
 
 
 def _decoded(content: bytes) -> Any:
@@ -141,9 +149,10 @@ def _decoded(content: bytes) -> Any:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{len(content)} bytes that are no readable image ({', '.join(FORMATS)}): {error}") from error
+        problem = f"{len(content)} bytes that are no readable image ({', '.join(FORMATS)})"
+        raise NoImage(problem, f": {error}") from error
     if image.mode.startswith(("I", "F")):
-        raise DataError(f"an image of mode {image.mode}; only 8 bits a channel can be used")
+        raise NoImage(f"an image of mode {image.mode}; only 8 bits a channel can be used")
     return image
 
 
@@ -152,16 +161,16 @@ def _grid(value: Any) -> NDArray[np.uint8]:
     try:
         grid = np.asarray(value)
     except ValueError:
-        raise DataError("rows of pixels that differ in length") from None
+        raise NoImage("rows of pixels that differ in length") from None
     if grid.dtype.kind not in "iufb" or (grid.size and not (grid.min() >= 0 and grid.max() <= 255)):
-        raise DataError("pixels must be numbers from 0 to 255")
+        raise NoImage("pixels must be numbers from 0 to 255")
     whole = grid.astype(np.uint8)
     if grid.dtype.kind == "f" and (0 < grid.max(initial=0) <= 1 or not (whole == grid).all()):
-        raise DataError("pixels must be whole numbers from 0 to 255, not fractions")
+        raise NoImage("pixels must be whole numbers from 0 to 255, not fractions")
     if whole.ndim == 3 and whole.shape[-1] not in MODES and whole.shape[0] in MODES:
         whole = whole.transpose(1, 2, 0)
     if whole.ndim == 3 and whole.shape[-1] == 1:
         whole = whole[..., 0]
     if not whole.size or whole.ndim not in (2, 3) or (whole.ndim == 3 and whole.shape[-1] != 3):
-        raise DataError(f"an image has shape (H, W), (H, W, C) or (C, H, W) with 1 or 3 channels, not {grid.shape}")
+        raise NoImage(f"an image has shape (H, W), (H, W, C) or (C, H, W) with 1 or 3 channels, not {grid.shape}")
     return np.ascontiguousarray(whole)

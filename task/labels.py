@@ -47,7 +47,7 @@ def label_codes(raw: Raw, column: str, names: Sequence[str]) -> NDArray[np.int64
         found = words[value] if words and isinstance(value, int) and 0 <= value < len(words) else value
         code = codes.get(found, codes.get(str(found)))
         if code is None:
-            raise DataError.at(raw.place, row, column, f"label {found!r} is none of {_shown(names)}")
+            raise DataError.at(raw.place, row, column, f"the label is none of {_shown(names)}", f": {found!r:.60}")
         labels[row] = code
     return labels
 
@@ -70,7 +70,7 @@ def _value(value: object, place: str, row: int, column: str, numbered: bool) -> 
         return value
     if isinstance(value, str):
         return value.strip()
-    raise DataError.at(place, row, column, f"a label is a whole number or text, not {value!r:.60}")
+    raise DataError.at(place, row, column, "a label is a whole number or text", f", not {value!r:.60}")
 
 
 def _is_whole(name: str) -> bool:

@@ -9,17 +9,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+HIDDEN = "data that cannot be used; only this node's own log says why"
+
 
 class DataError(ValueError):
     """Data that cannot be used; the message names file, row and column.
 
-    Rows count from 0, without the header.
+    Rows count from 0, without the header. The message may quote what was found. `public` is what may be said to others:
+    no value of a row, no name that only the data has, no folder of this machine.
     """
 
+    def __init__(self, message: str, public: str = HIDDEN) -> None:
+        super().__init__(message)
+        self.public = public
+
     @classmethod
-    def at(cls, place: str, row: int, column: str, problem: str) -> "DataError":
-        """What is wrong with one value."""
-        return cls(f"{place}, row {row}, column '{column}': {problem}")
+    def at(cls, place: str, row: int, column: str, problem: str, seen: str = "") -> "DataError":
+        """What is wrong with one value; `seen` ends the message and is not public."""
+        where = f"row {row}, column '{column}': {problem}"
+        return cls(f"{place}, {where}{seen}", f"{file_name(place)}, {where}")
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,8 @@ class Table:
     def require(self, column: str) -> None:
         """DataError unless the table has this column."""
         if not self.has(column):
-            raise DataError(f"{self.place} {lacks('column', column, self.dataset.column_names)}")
+            public = f"{file_name(self.place)} has no column '{column}'"
+            raise DataError(f"{self.place} {lacks('column', column, self.dataset.column_names)}", public)
 
     def has(self, column: str) -> bool:
         """Is there such a column?"""
@@ -97,6 +106,11 @@ class Table:
 
 
 Raw = Arrays | Table
+
+
+def file_name(place: str) -> str:
+    """The last part of a path, or of the name of a dataset."""
+    return place.rsplit("/", 1)[-1]
 
 
 def lacks(what: str, name: str, have: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from task.config import EMBEDDED_DATA
 from task.digits import PARTS, digits_part
-from task.raw import Arrays, DataError, Raw, Table, lacks
+from task.raw import Arrays, DataError, Raw, Table, file_name, lacks
 from task.tables import READERS
 
 
@@ -53,10 +53,11 @@ def read_split(source: Source, split: str) -> Raw:
     """The rows of a split; DataError where it does not exist or is empty."""
     if split not in source.splits():
         advice = "; leave data.test-split empty to cut test rows from train" if split == "test" else ""
-        raise DataError(f"{source.name} {lacks('split', split, source.splits())}{advice}")
+        public = f"{file_name(source.name)} has no split '{split}'"
+        raise DataError(f"{source.name} {lacks('split', split, source.splits())}{advice}", public)
     raw = source.load(split)
     if not len(raw):
-        raise DataError(f"{raw.place} has no rows")
+        raise DataError(f"{raw.place} has no rows", f"{file_name(raw.place)} has no rows")
     return raw
 
 
@@ -125,7 +126,9 @@ class Npz:
         try:
             opened = np.load(self.path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{self.path} is not an npz file: {error}") from error
+            raise DataError(
+                f"{self.path} is not an npz file: {error}", f"{self.path.name} is not an npz file"
+            ) from error
         if not hasattr(opened, "files"):
             raise DataError(f"{self.path} is not an npz file, but a single array")
         return opened

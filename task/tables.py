@@ -15,9 +15,9 @@ def _csv(path: Path) -> Any:
 
     try:
         table = csv.read_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a csv file: {error}") from error
-    return datasets.Dataset(table)
+        return datasets.Dataset(table)  # which is where names of columns are decoded
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise _is_no(path, "csv", error) from error
 
 
 def _parquet(path: Path) -> Any:
@@ -27,16 +27,16 @@ def _parquet(path: Path) -> Any:
 
     try:
         table = parquet.ParquetFile(path).read()  # not read_table: that takes folder names for columns
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a parquet file: {error}") from error
-    return datasets.Dataset(table)
+        return datasets.Dataset(table)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise _is_no(path, "parquet", error) from error
 
 
 def _json(path: Path) -> Any:
     try:
         records = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path} is not a json file: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise _is_no(path, "json", error) from error
     if not isinstance(records, list):
         raise DataError(f"{path} holds no list of rows; one row a line is a .jsonl file")
     return _table(path, records)
@@ -48,9 +48,15 @@ def _jsonl(path: Path) -> Any:
         for number, line in enumerate(lines, start=1):
             try:
                 records += [json.loads(line)] if line.strip() else []
-            except ValueError as error:
-                raise DataError(f"{path}, line {number} is not json: {error}") from error
+            except (ValueError, RecursionError) as error:
+                public = f"{path.name}, line {number} is not json"
+                raise DataError(f"{path}, line {number} is not json: {error}", public) from error
     return _table(path, records)
+
+
+def _is_no(path: Path, kind: str, error: Exception) -> DataError:
+    """Parsers quote what they stumbled on."""
+    return DataError(f"{path} is not a {kind} file: {error}", f"{path.name} is not a {kind} file")
 
 
 def _table(path: Path, records: list[Any]) -> Any:
@@ -59,13 +65,14 @@ def _table(path: Path, records: list[Any]) -> Any:
 
     for row, record in enumerate(records):
         if not isinstance(record, dict):
-            raise DataError(f"{path}, row {row}: not an object with named values, but {record!r:.60}")
+            problem = f"row {row}: not an object with named values"
+            raise DataError(f"{path}, {problem}, but {record!r:.60}", f"{path.name}, {problem}")
     columns: dict[str, list[Any]] = {name: [] for record in records for name in record}
     for name, values in columns.items():
         values += [record.get(name) for record in records]
         try:
             pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        except (pa.ArrowException, OverflowError) as error:
             _name_odd_value(path, name, values)
             raise DataError(f"{path}, column '{name}': {error}") from error
     return datasets.Dataset.from_dict(columns)
@@ -75,8 +82,9 @@ def _name_odd_value(path: Path, column: str, values: list[Any]) -> None:
     kinds = [type(value) for value in values if value is not None]
     for row, value in enumerate(values):
         if value is not None and type(value) is not kinds[0]:
-            problem = f"holds {value!r:.60}, where rows before hold {kinds[0].__name__}"
-            raise DataError.at(str(path), row, column, problem)
+            problem = f"column '{column}': holds {value!r:.60}, where rows before hold {kinds[0].__name__}"
+            public = f"{path.name}, row {row}: a value of another type than in the rows before"
+            raise DataError(f"{path}, row {row}, {problem}", public)
 
 
 READERS: dict[str, Callable[[Path], Any]] = {

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
@@ -69,7 +70,8 @@ class Exchange:
 class InProcessGrid(Grid):
     """`spoil` may change a reply (or raise) before it is delivered: (partition, message type, reply) -> reply.
 
-    `ids` seeds the random node ids; `exchanges` keeps all that went over the wire.
+    `ids` seeds the random node ids; `exchanges` keeps all that went over the wire. Nodes are simulated ones, unless
+    they are `deployed`.
     """
 
     def __init__(
@@ -79,8 +81,9 @@ class InProcessGrid(Grid):
         node_configs: dict[int, dict[str, Any]] | None = None,
         spoil: Spoil | None = None,
         ids: int = 0,
+        deployed: bool = False,
     ) -> None:
-        self.app, self.spoil = app, spoil
+        self.app, self.spoil, self.deployed = app, spoil, deployed
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 7, 7, SERVER
         self._fresh_ids = random.Random(f"{ids}/{num_nodes}")
         node_ids = self._fresh_ids.sample(range(10**6, 10**7), num_nodes)
@@ -143,7 +146,8 @@ class InProcessGrid(Grid):
             return Message(Error(code=5, reason="Node Unavailable"), reply_to=message)
         try:
             TaskIdentity.node_id = node_id
-            reply: Message | None = self.app(through_wire(message), self.contexts[node_id])
+            with patch("client_app.consent.simulated", lambda: not self.deployed):
+                reply: Message | None = self.app(through_wire(message), self.contexts[node_id])
             if self.spoil is not None:
                 reply = self.spoil(partition, kind, reply)
             return reply and through_wire(reply)

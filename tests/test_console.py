@@ -40,7 +40,7 @@ CLIENT_ERROR = """\
                   ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
   File "/apps/thistledown/client_app/local.py", line 151, in _share
     raise NodeError("data.partitioner = 'none', but the node config has no data-path")
-client_app.local.NodeError: data.partitioner = 'none', but the node config has no data-path
+client_app.consent.NodeError: data.partitioner = 'none', but the node config has no data-path
 
 The above exception was the direct cause of the following exception:
 
@@ -55,7 +55,7 @@ Exception ClientAppException occurred. Message: data.partitioner = 'none', but t
 ray.exceptions.RayTaskError(ClientAppException): \x1b[36mray::ClientAppActor.run()\x1b[39m (pid=8148)
   File "/apps/thistledown/client_app/local.py", line 151, in _share
     raise NodeError("data.partitioner = 'none', but the node config has no data-path")
-client_app.local.NodeError: data.partitioner = 'none', but the node config has no data-path
+client_app.consent.NodeError: data.partitioner = 'none', but the node config has no data-path
 
 The above exception was the direct cause of the following exception:
 

@@ -145,7 +145,7 @@ def test_a_node_brings_a_file_or_a_folder(store: Store, words: Path, tmp_path: P
         assert len(rows) == 12
         assert rows.labels.tolist() == [1, 2] * 6
         assert len(data.outline_file(settings, store, path).train) == 12
-    with pytest.raises(DataError, match=r"mine\.jsonl, row 1, column 'label': label 'bad' is none of good, ugly"):
+    with pytest.raises(DataError, match=r"mine\.jsonl, row 1, column 'label': the label is none of good, ugly: 'bad'"):
         data.prepare_file(settings, words, store, file, ("good", "ugly"))
     with pytest.raises(DataError, match="no file or folder"):
         data.prepare_file(settings, words, store, tmp_path / "gone", ("good", "bad"))

@@ -13,7 +13,8 @@ from in_process import QV, InProcessGrid, Outcome, equal, hold, local, sent, wat
 
 import client_app
 import strategies
-from client_app.local import Local, NodeError
+from client_app.consent import NodeError
+from client_app.local import Local
 from client_app.memory import KEPT_FOR, Memory
 from server_app.config import RunConfig
 from strategies.algebra.lowrank import rank_axis

@@ -1,5 +1,6 @@
 """Nodes as they are: bases in stores of their own, data of their own, nodes that go and come."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,17 @@ def test_the_base_is_offered_once_to_every_store(tmp_path: Path) -> None:
     assert equal(first.state().tensors, second.state().tensors)
 
 
-def test_without_an_offer_a_lacking_node_ends_the_run(tmp_path: Path) -> None:
+def test_without_an_offer_a_lacking_node_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     own = {2: {"store-path": str(tmp_path / "empty")}}
-    with pytest.raises(RuntimeError, match=r"nodes 2 lack the base 'embedded'.*model\.offer is false"):
+    hold(tmp_path, {"tuning": "head"})  # the others have it
+    rounds = hold(tmp_path, {"model.offer": False, "tuning": "head"}, node_configs=own).rounds
+    assert [line["node"] for line in rounds[1]["nodes"]] == ["0", "1"]
+    assert re.search(r"left out node 2: it lacks the base 'embedded' .*model\.offer is false", caplog.text)
+
+
+def test_without_an_offer_and_without_a_base_there_is_no_run(tmp_path: Path) -> None:
+    own = {partition: {"store-path": str(tmp_path / "empty")} for partition in range(3)}
+    with pytest.raises(RuntimeError, match=r"none of 3 nodes can take part; it lacks the base.*model\.offer is false"):
         hold(tmp_path, {"model.offer": False, "tuning": "head"}, node_configs=own)
 
 

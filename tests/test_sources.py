@@ -73,7 +73,7 @@ def test_given_label_names_name_numbers(store: Store, words: Path, tmp_path: Pat
         ("text", 2, None, "the text is empty"),
         ("label", 4, None, "the label is missing"),
         ("label", 7, "", "the label is missing"),
-        ("label", 1, "odd", "label 'odd' is none of good, bad"),
+        ("label", 1, "odd", "the label is none of good, bad: 'odd'"),
     ],
 )
 def test_bad_rows_are_named(

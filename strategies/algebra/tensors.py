@@ -1,6 +1,7 @@
 """Named tensors, and the sums and differences of them that an exchange is made of."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
@@ -45,3 +46,8 @@ def raw(tensor: torch.Tensor) -> bytes:
 def snapshot(tensors: Mapping[str, torch.Tensor]) -> Tensors:
     """Copies on the CPU that later training does not change."""
     return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+
+def norm(tensors: Iterable[torch.Tensor]) -> float:
+    """The Euclidean norm of all numbers together, in float64."""
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import torch
@@ -12,35 +12,47 @@ from strategies.algebra.lowrank import truncated
 from strategies.algebra.tensors import Tensors
 from strategies.exchange import wire
 from strategies.exchange.algorithm import Algorithm
-from strategies.exchange.vocabulary import Metrics, OutOfMemory, Refused, State, Ticket, Update
+from strategies.exchange.vocabulary import MAX_ROWS, Metrics, Outgrown, OutOfMemory, Refused, State, Ticket, Update
 from strategies.exchange.wrapper import Wrapper
 
-MAX_ROWS = 10**12
 PROOF = "proof"  # the record of a reply that says which weights the node stands on
+RECORDS = frozenset({"arrays", "index", "metrics", PROOF, OutOfMemory.RECORD})  # that a reply may have
+LARGEST = 1e12  # magnitude in an update: what nobody learns in a round, and what sums and products survive
+NARROW = (torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)  # dtypes that overflow far below it
+MAX_METRICS, LARGEST_METRIC = 64, 1e100  # a perplexity is at most e^100
+METRIC_NAME = re.compile(r"[\w.\-/ ]{1,80}")
+LONGEST_REASON = 100_000  # characters of an error that are looked at
 SHOWN = 3  # names that a reason lists before it says how many more there are
 
 
-def admit_update(strategy: Algorithm, message: Message | None, node: str, ticket: Ticket, state: State) -> Update:
-    """The update in a reply to `ticket`, whose node started from its share of `state`. Raises Refused."""
+def admit_update(
+    strategy: Algorithm, message: Message | None, node: str, ticket: Ticket, state: State, rows: int = MAX_ROWS
+) -> Update:
+    """The update in a reply to `ticket`, whose node started from its share of `state` and has said that it has `rows`
+    rows. Raises Refused."""
     records = content(message)
+    if strange := sorted(records.keys() - RECORDS):
+        raise Refused(f"record {_some(strange)} not asked for")
     if (ran_out := records.config_records.get(OutOfMemory.RECORD)) is not None:
         raise OutOfMemory(f"out of memory at rank {ticket.rank}: {plain_reason(str(ran_out.get('said', '')))}")
-    metrics = _metrics(records.metric_records.get("metrics"))
-    if metrics.pop("server-round", None) != ticket.round:
-        raise Refused(f"it answers another round than {ticket.round}")
-    weight = metrics.get("num-examples")
-    if type(weight) is not int or not 0 < weight <= MAX_ROWS:
-        raise Refused(f"num-examples must be a positive whole number, not {weight!r}")
-    sent = wire.unpack(records)
-    if sent.journal or sent.since or sent.ground:
-        raise Refused("an update has no journal")
+    metrics = _answering(records, ticket.round, rows)
     ticket = _lowered(ticket, metrics.pop("rank", ticket.rank), strategy.prunes)
     expected = truncated(strategy.expected(state, ticket), ticket.rank)
-    delta = _unwrapped(strategy.wrappers, sent.tensors, expected)
-    update = Update(node, ticket, delta, float(weight), metrics)
+    delta = _unwrapped(strategy.wrappers, records, expected)
+    update = Update(node, ticket, delta, float(metrics["num-examples"]), metrics)
+    _check_magnitude(strategy, state, update)
     if reason := strategy.refusal(state, update):
         raise Refused(reason)
     return update
+
+
+def admit_scores(message: Message | None, wanted: Collection[str], round: int, rows: int = MAX_ROWS) -> Metrics:
+    """The metrics of a node that has scored the state of `round` on some of its `rows`, those `wanted` among them.
+    Raises Refused."""
+    metrics = _answering(content(message), round, rows)
+    if missing := sorted(set(wanted) - metrics.keys()):
+        raise Refused(f"metric {_some(missing)} missing")
+    return metrics
 
 
 def check_proof(message: Message | None, fingerprint: str) -> None:
@@ -52,6 +64,19 @@ def check_proof(message: Message | None, fingerprint: str) -> None:
     said = str(proof.get("fingerprint")) if proof is not None else ""
     if said != fingerprint:
         raise Refused(f"after catching up it stands on other weights ({said!r:.80}) than the server ({fingerprint})")
+
+
+def _answering(records: RecordDict, round: int, rows: int) -> Metrics:
+    """The metrics of a reply to a message of this round, by a node of at most so many rows; `server-round` is gone."""
+    metrics = _metrics(records.metric_records.get("metrics"))
+    if metrics.pop("server-round", None) != round:
+        raise Refused(f"it answers another round than {round}")
+    said = metrics.get("num-examples")
+    if type(said) is not int or not 0 < said <= MAX_ROWS:
+        raise Refused(f"num-examples must be a positive whole number, not {said!r}")
+    if said > rows:
+        raise Outgrown(f"num-examples is {said}, but it has said that it has {rows} rows")
+    return metrics
 
 
 def _lowered(ticket: Ticket, rank: int | float, prunes: bool) -> Ticket:
@@ -77,7 +102,7 @@ def content(message: Message | None) -> RecordDict:
 
 def plain_reason(text: str | None) -> str:
     """The sentence that matters in an error that Flower, or Ray with a whole traceback, reports."""
-    text = re.sub(r"'>\s*$", "", (text or "").replace("\\n", "\n"))
+    text = re.sub(r"'>\s*$", "", (text or "")[:LONGEST_REASON].replace("\\n", "\n"))
     _, in_simulation, said = text.rpartition("Exception ClientAppException occurred. Message:")
     said = said if in_simulation else re.sub(r"^<class '(?:\w+\.)*(\w+)'>:<'", r"\1: ", text)
     plain = "".join(c if c.isprintable() else " " for c in said)
@@ -87,22 +112,32 @@ def plain_reason(text: str | None) -> str:
 def _metrics(record: Mapping[str, object] | None) -> Metrics:
     if record is None:
         raise Refused("it has no metrics")
+    if len(record) > MAX_METRICS:
+        raise Refused(f"it has {len(record)} metrics, more than {MAX_METRICS}")
     metrics: Metrics = {}
     for name, value in record.items():
         if not isinstance(value, int | float):
             raise Refused(f"metric {_shown(name)} is no number")
         if not math.isfinite(value):
             raise Refused(f"metric {_shown(name)} is {value}")
+        if abs(value) > LARGEST_METRIC:
+            raise Refused(f"metric {_shown(name)} is {value:g}, larger than {LARGEST_METRIC:g}")
+        if not METRIC_NAME.fullmatch(name):
+            raise Refused(f"{_shown(name)} is no name for a metric")
         metrics[name] = value
     return metrics
 
 
-def _unwrapped(chain: tuple[Wrapper, ...], sent: Tensors, expected: Tensors) -> Tensors:
+def _unwrapped(chain: tuple[Wrapper, ...], records: RecordDict, expected: Tensors) -> Tensors:
     """The update that went through the wrappers of a chain, which is checked before any of them sees it, and again
     each time that one of them is undone."""
     forms: list[Mapping[str, torch.Tensor]] = [expected]
     for wrapper in chain:
         forms.append(wrapper.form(forms[-1]))
+    state = wire.unpack(records, wire.index_limit(forms[-1]))
+    if state.journal or state.since or state.ground:
+        raise Refused("an update has no journal")
+    sent = state.tensors
     _check_tensors(sent, forms.pop())
     for wrapper, like in zip(reversed(chain), reversed(forms), strict=True):
         sent = wrapper.incoming(sent, like)
@@ -120,6 +155,18 @@ def _check_tensors(delta: Mapping[str, torch.Tensor], expected: Mapping[str, tor
             raise Refused(f"'{name}' has dtype {tensor.dtype}, expected {like.dtype}")
         if not bool(torch.isfinite(_comparable(tensor)).all()):
             raise Refused(f"'{name}' holds NaN or infinity")
+
+
+def _check_magnitude(strategy: Algorithm, state: State, update: Update) -> None:
+    """Finite numbers may still be too large for the sums and products that are made of them."""
+    for name, tensor in update.delta.items():
+        numbers = torch.view_as_real(tensor) if tensor.is_complex() else _comparable(tensor)
+        if numbers.numel() and (largest := max(map(abs, torch.stack(numbers.aminmax()).tolist()))) > LARGEST:
+            raise Refused(f"'{name}' holds {largest:g}; no number of an update is larger than {LARGEST:g}")
+    if any(tensor.dtype in NARROW for tensor in update.delta.values()):
+        for name, tensor in strategy.trained(state, update).items():
+            if not bool(torch.isfinite(_comparable(tensor)).all()):
+                raise Refused(f"'{name}' is beyond {tensor.dtype} once this update is added")
 
 
 def _check_names(names: set[str], expected: set[str]) -> None:

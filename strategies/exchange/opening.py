@@ -4,14 +4,14 @@ nodes try ranks where nobody has said theirs.
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from strategies.exchange import door, order, post, ranks, wire
+from strategies.exchange import claims, door, order, post, ranks, wire
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import Federation
 from strategies.exchange.vocabulary import Profile, Refused, RunFailed, State
@@ -66,7 +66,7 @@ def open_run(strategy: Algorithm, grid: Grid, config: TaskConfig, federation: Fe
 
 
 def meet(grid: Grid, node_ids: Iterable[int], strategy: Algorithm, opening: Opening, timeout: float) -> Meeting:
-    """Nodes that connect later: asked in the same way, given the base if they lack it. Raises RunFailed."""
+    """Nodes that connect later: asked in the same way, given the base if they lack it."""
     config, base = opening.config, opening.base
     meeting = _met(grid, _ask(grid, node_ids, config), config, timeout)
     return _tried(grid, _offered(grid, meeting, strategy, config, base, timeout), strategy, config, base, timeout)
@@ -121,7 +121,7 @@ def _met(grid: Grid, asked: list[post.Sent], config: TaskConfig, timeout: float)
     up = 0
     for item, reply in post.replies(grid, asked, time.monotonic() + timeout):
         try:
-            profile = _profile(item.node_id, reply)
+            profile = claims.profile_in(item.node_id, reply)
             up += wire.size(door.content(reply))
             if any(profile.name == other.name for other in profiles.values()):
                 raise Refused(f"there is a node named '{profile.name}' already")
@@ -137,13 +137,13 @@ def _met(grid: Grid, asked: list[post.Sent], config: TaskConfig, timeout: float)
 def _offered(
     grid: Grid, meeting: Meeting, strategy: Algorithm, config: TaskConfig, base: Base, timeout: float
 ) -> Meeting:
-    """The meeting after sending the base once to every store that lacks it. Raises RunFailed where one refuses."""
+    """The meeting after sending the base once to every store that lacks it; nodes that do not get it are left out."""
     lacking = {p.store: p for p in meeting.profiles.values() if base.fingerprint not in p.bases}
     if not lacking:
         return meeting
-    names = ", ".join(sorted(profile.name for profile in lacking.values()))
     if not config.model.offer:
-        raise RunFailed(f"nodes {names} lack the base '{base.name}' ({base.fingerprint}) and model.offer is false")
+        reason = f"it lacks the base '{base.name}' ({base.fingerprint}) and model.offer is false"
+        return _without(meeting, base, dict.fromkeys(lacking, reason))
     contents = {
         name: torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
         for name, path in files(base.folder).items()
@@ -154,12 +154,26 @@ def _offered(
     sent = [post.send(grid, profile.node_id, "query.base", "0", parcel) for profile in lacking.values()]
     LOG.info("offered the base '%s' to %d stores that lack it, %d bytes each", base.name, len(sent), sent[0].bytes)
     answers = post.replies(grid, sent, time.monotonic() + timeout)
-    for (_, reply), profile in zip(answers, lacking.values(), strict=True):
+    refused = {}
+    for (_, reply), store in zip(answers, lacking, strict=True):
         try:
             door.admit_metrics(reply)
         except Refused as reason:
-            raise RunFailed(f"node {profile.name} did not take the base: {reason}") from reason
-    return replace(meeting, bytes_base=sum(item.bytes for item in sent))
+            refused[store] = f"it did not take the base: {reason}"
+    return _without(replace(meeting, bytes_base=sum(item.bytes for item in sent)), base, refused)
+
+
+def _without(meeting: Meeting, base: Base, reasons: Mapping[str, str]) -> Meeting:
+    """The meeting without the nodes that lack the base and will not get it; the reasons are by store."""
+    out = {
+        node_id: reasons[profile.store]
+        for node_id, profile in meeting.profiles.items()
+        if profile.store in reasons and base.fingerprint not in profile.bases
+    }
+    for node_id, reason in out.items():
+        LOG.warning("left out node %s: %s", meeting.profiles[node_id].name, reason)
+    kept = {node_id: profile for node_id, profile in meeting.profiles.items() if node_id not in out}
+    return replace(meeting, profiles=kept, left_out=meeting.left_out | out)
 
 
 def _tried(
@@ -210,26 +224,3 @@ def _check_split(config: TaskConfig, plan: Outline, store: Store, num_nodes: int
     split = partition(config, plan.train.labels, plan.train.ids, num_nodes, store)
     for line in table(split, plan.train.labels, plan.labels).splitlines():
         LOG.info("%s", line)
-
-
-def _profile(node_id: int, reply: Message | None) -> Profile:
-    """The profile in a reply. Raises Refused."""
-    content = door.content(reply)
-    said = content.config_records.get("profile", ConfigRecord())
-    try:
-        return Profile(
-            node_id=node_id,
-            name=str(said["name"]),
-            rank=int(said["rank"]),  # type: ignore[arg-type]
-            num_examples=int(said["num-examples"]),  # type: ignore[arg-type]
-            store=str(said["store"]),
-            bases=frozenset(said["bases"]),  # type: ignore[arg-type]
-            device=str(said["device"]),
-            memory=int(said["memory"]),  # type: ignore[arg-type]
-            cores=int(said["cores"]),  # type: ignore[arg-type]
-            versions=str(said["versions"]),
-            automatic=said["automatic"] is True,
-            dtypes=frozenset(said["dtypes"]),  # type: ignore[arg-type]
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise Refused(f"its profile is unreadable: {error!r}") from error

@@ -2,11 +2,13 @@
 configuration of its own and works under any ServerApp. Only what differs from the defaults travels.
 """
 
-from flwr.app import ConfigRecord
+from collections.abc import Mapping
+
+from flwr.app import ConfigRecord, RecordDict
 
 import strategies
 from strategies.exchange.algorithm import Algorithm
-from strategies.exchange.vocabulary import Ticket
+from strategies.exchange.vocabulary import MAX_RANK, Refused, Ticket
 from task.config import TaskConfig
 from task.schema import ConfigError, Option, flatten, read, schema
 
@@ -65,6 +67,34 @@ def write_ticket(ticket: Ticket, prove: bool = False) -> ConfigRecord:
 
 
 def read_ticket(record: ConfigRecord) -> Ticket:
-    """The ticket in a message."""
-    whole = [int(record[name]) for name in ("server-round", "rounds", "seed", "rank")]  # type: ignore
-    return Ticket(*whole, basis=int(record.get("basis", 0)))  # type: ignore
+    """The ticket in a message. Raises Refused."""
+    number, rounds, seed = (_whole(record, name) for name in ("server-round", "rounds", "seed"))
+    basis = _whole(record, "basis") if "basis" in record else 0
+    return Ticket(number, rounds, seed, _whole(record, "rank", MAX_RANK), basis)
+
+
+def record_of(content: RecordDict, name: str) -> ConfigRecord:
+    """A record of words and numbers in a message: `order` or `ticket`. Raises Refused where it is missing."""
+    if name not in content.config_records:
+        raise Refused(f"the message has no record '{name}'")
+    return content.config_records[name]
+
+
+def rank_of(record: ConfigRecord) -> int:
+    """The rank that an order has adapters built with. Raises Refused."""
+    return _whole(record, RANK, MAX_RANK)
+
+
+def fingerprint_of(record: ConfigRecord) -> str:
+    """The fingerprint of the base that an order refers to. Raises Refused."""
+    said = record.get(BASE)
+    if not isinstance(said, str):
+        raise Refused(f"the order's {BASE} is no text, but {said!r:.80}")
+    return said
+
+
+def _whole(record: Mapping[str, object], name: str, most: int = 2**64) -> int:
+    value = record.get(name)
+    if type(value) is not int or not 0 <= value <= most:
+        raise Refused(f"the message's {name} must be a whole number from 0 to {most}, not {value!r:.80}")
+    return value

@@ -41,9 +41,9 @@ class Trial:
         try:
             ranks, seconds, sizes = (tuple(record[name]) for name in ("ranks", "seconds", "bytes"))  # type: ignore
             trial = cls(ranks, seconds, sizes, int(record["free"]), int(record["steps"]))  # type: ignore
-            measured = all(math.isfinite(number) and number >= 0 for number in (*seconds, *sizes))
-        except (KeyError, TypeError, ValueError) as error:
-            raise Refused(f"its trial is unreadable: {error!r}") from error
+            measured = all(math.isfinite(n) and n >= 0 for n in (*seconds, *sizes, trial.free, trial.steps))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise Refused(f"its trial is unreadable: {error!r:.200}") from error
         ends = {(), candidates[:1], *((candidates[0], rank) for rank in candidates[1:])}
         if ranks not in ends or not len(ranks) == len(seconds) == len(sizes) or not measured:
             raise Refused(f"its trial is of ranks {ranks!r:.80}, took {seconds!r:.80} s and {sizes!r:.80} bytes")

@@ -10,7 +10,7 @@ from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import Federation, Round
 from strategies.exchange.opening import Meeting, Opening, meet
 from strategies.exchange.ranks import below
-from strategies.exchange.vocabulary import BASE_MARK, OutOfMemory, Profile, Refused, State, Ticket
+from strategies.exchange.vocabulary import BASE_MARK, Outgrown, OutOfMemory, Profile, Refused, State, Ticket
 
 LOG = logging.getLogger("flwr")
 
@@ -61,8 +61,11 @@ class Roll:
         self.marks.pop(profile.node_id, None)
 
     def refused(self, profile: Profile, ticket: Ticket, reason: Refused) -> None:
-        """No good update. A node that ran out of memory goes on at a smaller rank, where there is one."""
+        """No good update. A node that ran out of memory goes on at a smaller rank, where there is one; one whose data
+        grew is asked again what it is."""
         self.failed(profile)
+        if isinstance(reason, Outgrown):
+            self.known.pop(profile.node_id, None)
         candidates = self.opening.config.lora.auto_ranks if profile.automatic else ()
         if isinstance(reason, OutOfMemory) and (rank := below(ticket.rank, candidates)):
             self.lower(profile, rank)

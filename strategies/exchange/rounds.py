@@ -177,7 +177,8 @@ class _Run:
         """The next state, or the same one where the round fails."""
         needed = max(1, math.ceil(self.federation.min_success_fraction * sampled - 1e-9))
         first = next(updates, None)
-        combined = {} if first is None else self.strategy.combine(state, itertools.chain([first], updates))
+        combine = chain.rule(self.strategy)
+        combined = {} if first is None else combine(state, itertools.chain([first], updates))
         good = sum(not line.refused for line in report.nodes)
         LOG.info("aggregate_train: Received %d results and %d failures", good, sampled - good)
         if good < needed:
@@ -210,7 +211,7 @@ class _Run:
             try:
                 if line.catches_up:
                     door.check_proof(reply, self.dispatch.fingerprint(state))
-                update = door.admit_update(self.strategy, reply, profile.name, ticket, state)
+                update = door.admit_update(self.strategy, reply, profile.name, ticket, state, profile.num_examples)
             except Refused as reason:
                 line.refused = str(reason)
                 LOG.warning("round %d: dropped the reply of node %s: %s", report.number, profile.name, reason)
@@ -240,7 +241,8 @@ class _Run:
             try:
                 if line.catches_up:
                     door.check_proof(reply, self.dispatch.fingerprint(state))
-                answers.append(door.admit_metrics(reply))
+                metrics = self.opening.config.metrics
+                answers.append(door.admit_scores(reply, metrics, report.number, profile.num_examples))
                 scratch.bytes_up += wire.size(reply.content)  # type: ignore[union-attr]
                 self.roll.answered(profile, state)
             except Refused as reason:

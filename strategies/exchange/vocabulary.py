@@ -11,6 +11,8 @@ from strategies.algebra.lowrank import rank_axis
 from strategies.algebra.tensors import Tensors, raw
 
 Metrics = dict[str, int | float]
+MAX_ROWS = 10**12  # that a node may say it has
+MAX_RANK = 1024  # of an adapter, that a node may ask for
 
 
 class RunFailed(RuntimeError):
@@ -19,6 +21,10 @@ class RunFailed(RuntimeError):
 
 class Refused(ValueError):
     """A reply, or a node, that does not fit; the message is the reason that is logged."""
+
+
+class Outgrown(Refused):
+    """A node with more rows than it said when it was asked; it is to be asked again."""
 
 
 class OutOfMemory(Refused):

@@ -9,7 +9,7 @@ alone. Nothing here unpickles; what is read is checked before it is believed.
 import json
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -26,6 +26,7 @@ from strategies.exchange.vocabulary import BASE_MARK, Entry, Refused, State
 
 STYPE = "thistledown.flat"
 INDEX_LIMIT = 16 * 2**20  # bytes an index may take when decompressed
+INDEX_SLACK = 2**14  # beyond the index that is expected: a reason shall name what is wrong, not only that much is
 MAX_AXES, MAX_EXTENT = 16, 2**48  # of a tensor; what torch itself says to more is slow and long
 MARK = re.compile(r"[0-9a-f]{32}")
 SHOWN = 200  # characters of an error that a reason repeats
@@ -54,11 +55,12 @@ def pack(state: State) -> RecordDict:
     return RecordDict({"arrays": ArrayRecord(arrays), "index": ConfigRecord({"index": squeezed})})
 
 
-def unpack(records: RecordDict) -> State:
-    """The state in `records`. Raises Refused where bytes and index do not fit each other."""
+def unpack(records: RecordDict, limit: int = INDEX_LIMIT) -> State:
+    """The state in `records`, whose index is no larger than `limit`. Raises Refused where bytes and index do not fit
+    each other. No tensor is made before the bytes of its shape are known to be there."""
     try:
-        index = _read_index(records.config_records["index"]["index"])
-        array = records.array_records["arrays"].get("flat")
+        index = _read_index(_only(records.config_records["index"], "index"), limit)
+        array = _only(records.array_records["arrays"], "flat")
         data = bytearray(array.data if array is not None else b"")
         reader = _Reader(data)
         tensors = reader.section(index["tensors"])
@@ -70,6 +72,11 @@ def unpack(records: RecordDict) -> State:
     if reader.offset != len(data):
         raise Refused(f"record holds {len(data)} bytes, its index accounts for {reader.offset}")
     return State(tensors, journal, since, ground)
+
+
+def index_limit(expected: Mapping[str, torch.Tensor]) -> int:
+    """How large the index of an update like this may be."""
+    return len(json.dumps(_lines(expected.items()))) + INDEX_SLACK
 
 
 def size(record: InflatableObject) -> int:
@@ -136,18 +143,25 @@ def _lines(section: Iterable[tuple[str, torch.Tensor]]) -> list[Line]:
     return [[name, _dtype_name(tensor), list(tensor.shape)] for name, tensor in section]
 
 
-def _read_index(squeezed: object) -> dict[str, Any]:
+def _only(record: Mapping[str, Any], name: str) -> Any:
+    """What a record holds under this name, and under no other; None where it is empty."""
+    if strange := [key for key in record if key != name]:
+        raise ValueError(f"{strange[0]!r:.80} stands beside '{name}'")
+    return record.get(name)
+
+
+def _read_index(squeezed: object, limit: int) -> dict[str, Any]:
     if not isinstance(squeezed, bytes):
         raise ValueError("the index is not bytes")
     opener = zlib.decompressobj()
     try:
-        text = opener.decompress(squeezed, INDEX_LIMIT)
+        text = opener.decompress(squeezed, limit)
     except zlib.error as error:
         raise ValueError(f"the index cannot be decompressed: {error}") from error
     if (not opener.eof and not opener.unconsumed_tail) or opener.unused_data:
         raise ValueError("the index is cut off, or something follows it")
     if opener.unconsumed_tail:
-        raise ValueError(f"the index is larger than {INDEX_LIMIT} bytes")
+        raise ValueError(f"the index is larger than {limit} bytes")
     index = json.loads(text)
     if not isinstance(index, dict):
         raise ValueError("the index is not a table")
@@ -196,6 +210,8 @@ class _Reader:
         if count == 0:
             return torch.empty(shape, dtype=kind)
         start, self.offset = self.offset, end
+        if kind is torch.bool and max(self.data[start:end]) > 1:  # torch takes any byte, and then counts wrong
+            raise ValueError(f"a bool is 0 or 1, not {max(self.data[start:end])}")
         if start % kind.itemsize:
             own = bytearray(self.data[start:end])  # sections after the first may begin unaligned
             return torch.frombuffer(own, dtype=kind).reshape(shape)

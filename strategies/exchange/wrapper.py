@@ -5,7 +5,7 @@ A wrapper is one frozen dataclass in one file of `strategies/wrappers/`, its opt
 applied in order; the server undoes it in reverse.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,6 +16,7 @@ from strategies.exchange.vocabulary import Ticket
 
 if TYPE_CHECKING:
     from strategies.exchange.algorithm import Algorithm
+    from strategies.exchange.vocabulary import State, Update
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Wrapper:
         """On the server: an update like `like` again. Undoes `outgoing` as far as it can. The door has seen that `sent`
         has the names, shapes and dtypes of `form(like)` and is finite; what else can be wrong with it is Refused."""
         return sent
+
+    def combine(self, state: "State", updates: Iterable["Update"]) -> Tensors:
+        """On the server: one change of the state from the updates of a round, instead of their mean weighted by rows.
+        One wrapper of a chain may have such a rule, where the strategy's own is that mean."""
+        raise NotImplementedError
 
     def combined(self, mean: Tensors, cohort: int) -> Tensors:
         """On the server: the mean of `cohort` updates, before it is applied. Only strategies whose

@@ -1,0 +1,248 @@
+"""A curious or broken server: what a message cannot make a deployed node do, and what a node's errors do not tell."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from in_process import through_wire
+from samples import write_table
+
+import client_app
+from client_app.consent import NodeError, NodeFailed
+from client_app.local import Local
+from strategies.exchange import order, wire
+from strategies.exchange.vocabulary import MAX_RANK, Refused, State
+from task.base import BaseError, accept_offer, named_folder, node_base, node_bases
+from task.config import Model, TaskConfig
+from task.store import Store
+
+SECRET = "Ada-Lovelace-1815"  # stands in rows that must not be told
+
+
+def context(**node: Any) -> Context:
+    own = {name.replace("_", "-"): value for name, value in node.items()}
+    return Context(run_id=7, node_id=3, node_config=own, state=RecordDict(), run_config={})
+
+
+def asked(kind: str, content: dict[str, Any], node: Context) -> Message:
+    """What a deployed node answers. Raises what it would tell."""
+    message = Message(RecordDict(content), dst_node_id=3, message_type=kind)
+    message.metadata.__dict__["_message_id"] = "question"
+    return client_app.app(through_wire(message), node)
+
+
+def refusal(kind: str, content: dict[str, Any], node: Context) -> str:
+    with pytest.raises(NodeFailed) as failed:
+        asked(kind, content, node)
+    return str(failed.value)
+
+
+def settings(**options: object) -> ConfigRecord:
+    return ConfigRecord({name.replace("__", ".").replace("_", "-"): value for name, value in options.items()})  # type: ignore[misc]
+
+
+PARTITION: dict[str, Any] = {"partition_id": 0, "num_partitions": 2}
+
+
+# ---------------------------------------------------------------------- paths
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> Path:
+    return write_table(tmp_path / "private.csv", {"text": [SECRET, "b", "c", "d"], "label": ["x", "y", "x", "y"]})
+
+
+def texts(path: object) -> ConfigRecord:
+    return settings(task__kind="text-classification", model__name="given", data__name=str(path), data__test_split="")
+
+
+def test_a_message_cannot_name_a_file_of_a_deployed_node(private: Path, tmp_path: Path) -> None:
+    node = context(**PARTITION, store_path=str(tmp_path / "store"))
+    said = refusal("query.profile", {"order": texts(private)}, node)
+    assert "follow-paths = true" in said
+    assert not list((tmp_path / "store").glob("outlines/*"))
+
+
+@pytest.mark.parametrize("name", ["../private.csv", "~/private.csv", "./private.csv", "a/../../private.csv", "/"])
+def test_no_spelling_of_a_path_is_followed(name: str, private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = private.parent / "inside"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    monkeypatch.setenv("HOME", str(private.parent))
+    assert "names the path" in refusal("query.profile", {"order": texts(name)}, context(**PARTITION))
+
+
+def test_what_lies_in_the_working_folder_is_no_name(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(private.parent)
+    assert "names the path" in refusal("query.profile", {"order": texts("private.csv")}, context(**PARTITION))
+
+
+def test_a_node_may_agree_to_follow_paths(private: Path, tmp_path: Path) -> None:
+    node = context(**PARTITION, store_path=str(tmp_path / "store"), follow_paths=True)
+    record = texts(private)
+    record.update({"data.partitioner": "iid", "data.test-fraction": 0.0, "data.validation-fraction": 0.0})
+    answer = asked("query.profile", {"order": record}, node)
+    assert answer.content.config_records["profile"]["num-examples"] == 2
+
+
+@pytest.mark.parametrize("value", ["true", 1, "yes", False])
+def test_nothing_but_true_is_consent(value: object, private: Path) -> None:
+    assert "names the path" in refusal(
+        "query.profile", {"order": texts(private)}, context(**PARTITION, follow_paths=value)
+    )
+
+
+def test_its_own_data_is_read_whatever_the_order_names(private: Path, tmp_path: Path) -> None:
+    node = context(data_path=str(private), store_path=str(tmp_path / "store"))
+    answer = asked("query.profile", {"order": texts("/etc/passwd")}, node)
+    assert answer.content.config_records["profile"]["num-examples"] == 4
+
+
+def test_a_model_is_not_looked_for_at_a_path(tmp_path: Path) -> None:
+    folder, store = tmp_path / "model", Store(tmp_path / "store")
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    model = Model(name=str(folder))
+    [found] = node_bases(model, store)
+    assert node_base(model, found, store).folder == folder
+    assert node_bases(model, store, paths=False) == []
+    with pytest.raises(BaseError, match="it is not a hub id"):
+        node_base(model, found, store, paths=False)
+
+
+# ---------------------------------------------------------------------- code
+
+
+@pytest.mark.parametrize("kind", ["query.profile", "query.base", "query.trial", "train", "evaluate"])
+def test_code_of_a_model_needs_the_nodes_own_consent(kind: str) -> None:
+    content: dict[str, Any] = {"order": settings(model__name="owner/model", model__trust_remote_code=True)}
+    said = refusal(kind, content, context(**PARTITION))
+    assert "trust-remote-code = true in its node config" in said
+
+
+def test_a_node_may_agree_to_run_code() -> None:
+    record = settings(model__name="owner/model", model__trust_remote_code=True)
+    assert Local.of(context(trust_remote_code=True), record).config.model.trust_remote_code
+    with pytest.raises(NodeError):
+        Local.of(context(trust_remote_code="true"), record)
+
+
+# ---------------------------------------------------------------------- bases
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../evil.json",
+        "/tmp/evil.json",
+        "a/b.json",
+        "pytorch_model.bin",
+        "weights.pt",
+        "model.pkl",
+        "modeling.py",
+        "x.npz",
+    ],
+)
+def test_an_offer_has_no_other_files_than_a_base(name: str, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    from task.base import _hash
+
+    contents = {"config.json": b"{}", name: b"evil"}
+    wanted = _hash({file: (len(data), [data]) for file, data in contents.items()})
+    with pytest.raises(BaseError, match="bad file names"):
+        accept_offer(contents, wanted, store)
+    assert not list(tmp_path.rglob("*evil*"))
+    assert not list((tmp_path / "store").rglob("*.json"))
+
+
+def test_an_offer_must_be_what_it_says(tmp_path: Path) -> None:
+    with pytest.raises(BaseError, match="is not 0000"):
+        accept_offer({"config.json": b"{}"}, "0" * 32, Store(tmp_path))
+
+
+@pytest.mark.parametrize("fingerprint", ["../../x", "", "0" * 31, 7, "A" * 32, "0" * 32 + "\n"])
+def test_a_fingerprint_is_no_path(fingerprint: object, tmp_path: Path) -> None:
+    node = context(**PARTITION, store_path=str(tmp_path))
+    offered = wire.pack(State({"config.json": torch.zeros(2, dtype=torch.uint8)}))
+    said = refusal("query.base", {**offered, "order": settings(base_fingerprint=fingerprint)}, node)
+    assert "offered base is not" in said or "is no text" in said
+    content = {**offered, "order": settings(base_fingerprint=fingerprint, global_rank=0), "ticket": TICKET}
+    assert "is no fingerprint" in (said := refusal("train", content, node)) or "is no text" in said
+    assert not (tmp_path / "bases").exists() or not list((tmp_path / "bases").iterdir())
+
+
+def test_a_folder_of_pickles_is_no_base(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(BaseError, match="other weight formats can run code"):
+        named_folder(Model(name=str(tmp_path)))
+
+
+# ---------------------------------------------------------------------- orders and tickets
+
+TICKET = ConfigRecord({"server-round": 1, "rounds": 2, "seed": 3, "rank": 0})
+
+
+@pytest.mark.parametrize("kind", ["query.profile", "query.base", "query.trial", "train", "evaluate"])
+def test_a_message_without_an_order(kind: str) -> None:
+    assert "no record 'order'" in refusal(kind, {"ticket": TICKET}, context(**PARTITION))
+
+
+@pytest.mark.parametrize("name", ["server-round", "rounds", "seed", "rank", "basis"])
+@pytest.mark.parametrize("value", [-1, 0.5, "1", float("inf"), float("nan"), [1], None])
+def test_a_ticket_is_of_whole_numbers(name: str, value: object) -> None:
+    record = ConfigRecord({**TICKET})
+    if value is None:
+        record.pop(name, None)
+    else:
+        record[name] = value  # type: ignore[assignment]
+    if value is None and name == "basis":
+        assert order.read_ticket(record).basis == 0
+        return
+    with pytest.raises(Refused, match=f"message's {name} must be a whole number"):
+        order.read_ticket(record)
+
+
+def test_ranks_of_an_order_are_bounded() -> None:
+    with pytest.raises(Refused, match="global-rank must be a whole number from 0 to 1024"):
+        order.rank_of(ConfigRecord({"global-rank": MAX_RANK + 1}))
+    with pytest.raises(Refused, match="rank must be a whole number from 0 to 1024"):
+        order.read_ticket(ConfigRecord({**TICKET, "rank": 10**9}))
+
+
+@pytest.mark.parametrize("mark", ["../../x", "0" * 31, "/etc", "0" * 32 + "/"])
+def test_a_mark_is_no_path(mark: str) -> None:
+    """Marks name folders of the store."""
+    with pytest.raises(Refused, match="marks no place"):
+        wire.unpack(wire.pack(State({}, since=mark)))
+
+
+# ---------------------------------------------------------------------- simulation
+
+
+def test_only_a_process_of_ray_is_simulated() -> None:
+    from client_app.consent import simulated
+
+    assert not simulated()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Ray's local mode")
+@pytest.mark.flower
+def test_an_actor_of_ray_is_simulated() -> None:
+    import ray
+
+    from client_app.consent import simulated
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        answer: Callable[[], bool] = ray.remote(simulated).remote()  # type: ignore[assignment]
+        assert ray.get(answer) is True  # type: ignore[call-overload]
+    finally:
+        ray.shutdown()
+    assert not simulated()
+    assert TaskConfig().model.trust_remote_code is False

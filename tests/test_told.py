@@ -1,0 +1,166 @@
+"""What leaves a node with an error, and what is left of secrets: nothing that its rows hold, and no token."""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from in_process import InProcessGrid, hold, through_wire
+from samples import png, vision_base, write_table
+
+import client_app
+from client_app.consent import HIDDEN, NodeError, NodeFailed, told
+from task.images import ImageEncoder
+from task.raw import DataError, Table
+from task.schema import ConfigError
+
+SECRET = "Ada-Lovelace-1815"  # stands in rows that must not be told
+
+
+def context(**node: Any) -> Context:
+    own = {name.replace("_", "-"): value for name, value in node.items()}
+    return Context(run_id=7, node_id=3, node_config=own, state=RecordDict(), run_config={})
+
+
+def asked(kind: str, content: dict[str, Any], node: Context) -> Message:
+    """What a deployed node answers. Raises what it would tell."""
+    message = Message(RecordDict(content), dst_node_id=3, message_type=kind)
+    message.metadata.__dict__["_message_id"] = "question"
+    return client_app.app(through_wire(message), node)
+
+
+def refusal(kind: str, content: dict[str, Any], node: Context) -> str:
+    with pytest.raises(NodeFailed) as failed:
+        asked(kind, content, node)
+    return str(failed.value)
+
+
+def settings(**options: object) -> ConfigRecord:
+    return ConfigRecord({name.replace("__", ".").replace("_", "-"): value for name, value in options.items()})  # type: ignore[misc]
+
+
+def texts(path: object) -> ConfigRecord:
+    return settings(task__kind="text-classification", model__name="given", data__name=str(path), data__test_split="")
+
+
+# ---------------------------------------------------------------------- what errors tell
+
+
+def test_no_value_of_a_row_leaves_a_deployed_node(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The real app over the real wire: its node knows why, the server knows where."""
+    path = write_table(tmp_path / "patients.csv", {"image": ["a.png"] * 3, "label": ["0", SECRET, "1"]})
+    own = {n: {"data-path": str(path), "name": f"site {n}"} for n in range(2)}
+    grid = InProcessGrid(client_app.app, 2, own, deployed=True)
+    with pytest.raises(
+        RuntimeError, match=r"patients\.csv, row 1, column 'label': the label is none of 0, 1"
+    ) as failed:
+        hold(tmp_path, {"data.partitioner": "none", "data.labels": "0|1|2|3|4|5|6|7|8|9"}, grid)
+    left = "".join(file.read_text() for file in tmp_path.rglob("*") if file.suffix in (".json", ".jsonl", ".toml"))
+    for text in (str(failed.value), caplog.text, left):
+        assert SECRET not in text
+        assert str(tmp_path / "patients.csv") not in text
+
+
+def test_the_node_keeps_the_whole_story(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "patients.csv", {"text": ["a", "b"], "label": ["x", SECRET]})
+    record = texts("other")
+    record["data.labels"] = "x|y"
+    with pytest.raises(NodeFailed) as failed:
+        asked("query.profile", {"order": record}, context(data_path=str(path), store_path=str(tmp_path / "store")))
+    assert SECRET in str(failed.value.__cause__)
+    assert SECRET not in str(failed.value)
+
+
+BAD: dict[str, tuple[str, Any]] = {
+    "csv": ("rows.csv", f"text,label\n{SECRET},a\n{SECRET},b,c\n"),
+    "json": ("rows.json", f'[{{"{SECRET}": "{SECRET}"'),
+    "jsonl": ("rows.jsonl", f'{{"text": "{SECRET}"}}\n{{"text": {SECRET}}}\n'),
+    "no object": ("rows.jsonl", f'{{"text": "a"}}\n["{SECRET}"]\n'),
+    "odd value": ("rows.jsonl", f'{{"text": 1, "label": 1}}\n{{"text": "{SECRET}", "label": 2}}\n'),
+    "no column": ("rows.csv", f"{SECRET},label\na,b\nc,d\n"),
+    "odd label": ("rows.csv", f"text,label\na,x\nb,{SECRET}\n"),
+    "no rows": ("rows.csv", "text,label\n"),
+    "not npz": ("rows.npz", SECRET),
+    "not parquet": ("rows.parquet", SECRET),
+    "unknown kind": (f"{SECRET}.xyz", "a"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_errors_of_data_quote_nothing_in_public(case: str, tmp_path: Path) -> None:
+    name, content = BAD[case]
+    path = tmp_path / name
+    path.write_text(content)
+    record = texts("other")
+    record["data.labels"] = "x|y"
+    node = context(data_path=str(path), store_path=str(tmp_path / "store"))
+    said = refusal("query.profile", {"order": record}, node)
+    assert SECRET not in said
+    assert str(tmp_path) not in said
+    assert said
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([SECRET, "a"], "the label is none of x, y"),
+        ([1.5, 2.5], "a label is a whole number or text"),
+    ],
+)
+def test_a_label_is_told_by_its_place(values: list[object], said: str, tmp_path: Path) -> None:
+    path = write_table(tmp_path / "rows.csv", {"text": ["a", "b"], "label": values})
+    record = texts("other")
+    record["data.labels"] = "x|y"
+    node = context(data_path=str(path), store_path=str(tmp_path / "store"))
+    assert refusal("query.profile", {"order": record}, node) == f"rows.csv, row 0, column 'label': {said}"
+
+
+@pytest.mark.parametrize("value", [SECRET, {"path": SECRET, "bytes": None}, b"no image " + SECRET.encode()])
+def test_an_image_is_told_by_its_place(value: object, tmp_path: Path) -> None:
+
+    rows = [value, {"path": None, "bytes": png(np.zeros((8, 8), np.uint8))} if isinstance(value, dict) else value]
+    table = Table(str(tmp_path / "scans.parquet"), datasets.Dataset.from_dict({"image": rows}), tmp_path)
+    encoder = ImageEncoder.of(vision_base(tmp_path / "base"), "image")
+    with pytest.raises(DataError) as error:
+        encoder.write(tmp_path, "train", table, np.arange(2))
+    assert error.value.public.startswith("scans.parquet, row 0, column 'image': ")
+    assert SECRET not in error.value.public
+    assert str(tmp_path) not in error.value.public
+
+
+def test_an_error_of_another_hand_is_named_and_no_more() -> None:
+    assert told(KeyError(SECRET)) == f"KeyError: {HIDDEN}"
+    assert told(DataError(SECRET)) != SECRET
+    assert SECRET not in told(DataError(SECRET))
+    assert told(NodeError("rank")) == "rank"
+    assert "lr" in told(ConfigError(["lr"]))
+
+
+def test_a_simulated_node_tells_everything(tmp_path: Path) -> None:
+    def raises(reply: Message) -> Message:
+        raise KeyError(SECRET)
+
+    with pytest.raises(RuntimeError, match=SECRET):
+        hold(tmp_path, {"tuning": "head"}, spoil=lambda partition, kind, reply: raises(reply))
+
+
+# ---------------------------------------------------------------------- secrets
+
+
+@pytest.mark.parametrize("deployed", [False, True])
+def test_a_token_of_the_environment_is_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, deployed: bool
+) -> None:
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "FLWR_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, SECRET)
+    caplog.set_level("DEBUG")
+    outcome = hold(tmp_path, {"tuning": "head"}, deployed=deployed)
+    files = [path for path in outcome.folder.rglob("*") if path.is_file()]
+    assert len(files) > 5
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+    assert SECRET not in caplog.text
+    for exchange in outcome.grid.exchanges:
+        assert exchange.reply is not None
+        assert SECRET not in str(exchange.request) + str(exchange.reply)
