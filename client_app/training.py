@@ -9,7 +9,6 @@ import strategies
 from client_app.device import within_memory
 from client_app.local import Local
 from client_app.memory import Memory
-from strategies.algebra.tensors import Tensors
 from strategies.exchange import journal, wire
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.door import PROOF
@@ -18,6 +17,9 @@ from strategies.exchange.vocabulary import OutOfMemory, State, Ticket
 from task.model import TunedModel, tuned_model
 from task.rows import Rows
 from task.train import Trainer, evaluate
+
+# Metrics that say nothing of rows but how many there are; `rank` is what an update shows too.
+PLAIN = ("num-examples", "server-round", "rank", "steps", "epsilon", "rounds-left")
 
 
 def trained(local: Local, content: RecordDict) -> RecordDict:
@@ -33,26 +35,23 @@ def _update(local: Local, content: RecordDict) -> RecordDict:
     strategy, ticket, model = _installed(local, content)
     rows, _ = local.rows()
     proof = _proof(content, model)
-    delta, metrics = strategy.train(model, trainer_of(local, strategy, rows, ticket.seed), ticket)
     memory = Memory(local)
-    memory.keep(strategy.private(model))
-    reply = wire.pack(State(_wrapped(strategy, delta, ticket, memory)))
-    reply.update(proof)
-    seconds = time.monotonic() - began
-    reply["metrics"] = MetricRecord(
-        {"num-examples": len(rows), "server-round": ticket.round, "seconds": seconds, **metrics}
-    )
-    return reply
-
-
-def _wrapped(strategy: Algorithm, delta: Tensors, ticket: Ticket, memory: Memory) -> Tensors:
-    """What is sent of an update; what each wrapper keeps from round to round stays in this node's memory."""
+    places = {wrapper: f"wrapper-{strategies.wrapper_name(wrapper)}" for wrapper in strategy.wrappers}
+    kept = {wrapper: memory.kept(place) for wrapper, place in places.items()}
+    trainer = trainer_of(local, strategy, rows, ticket.seed)
     for wrapper in strategy.wrappers:
-        name = f"wrapper-{strategies.wrapper_name(wrapper)}"
-        kept = memory.kept(name)
-        delta = wrapper.outgoing(delta, ticket, kept)
-        memory.keep(kept, name)
-    return delta
+        trainer = wrapper.training(trainer, ticket, kept[wrapper])
+    delta, metrics = strategy.train(model, trainer, ticket)
+    memory.keep(strategy.private(model))
+    for wrapper in strategy.wrappers:
+        delta = wrapper.outgoing(delta, ticket, kept[wrapper])
+        memory.keep(kept[wrapper], places[wrapper])
+    reply = wire.pack(State(delta))
+    reply.update(proof)
+    metrics = {"num-examples": len(rows), "server-round": ticket.round, "seconds": time.monotonic() - began, **metrics}
+    silent = any(wrapper.silent for wrapper in strategy.wrappers)
+    reply["metrics"] = MetricRecord({name: value for name, value in metrics.items() if not silent or name in PLAIN})
+    return reply
 
 
 def trainer_of(local: Local, strategy: Algorithm, rows: Rows, seed: int) -> Trainer:

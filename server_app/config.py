@@ -5,13 +5,14 @@ parsed once, here; all problems are reported together before any node is contact
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import strategies
 from strategies.exchange.contract import Strategy
 from strategies.exchange.federation import Federation
+from strategies.exchange.mechanism import Plan
 from strategies.exchange.rounds import misfits
 from task.config import TaskConfig
 from task.device import DEVICES, found
@@ -25,6 +26,7 @@ class Simulation:
     num_supernodes: int = option(10, low=1)
     num_cpus: int = option(1, low=1)
     num_gpus: float = option(0.0, low=0.0)
+    dropout: float = option(0.0, low=0.0, high=1.0)
 
 
 @dataclass(frozen=True)
@@ -64,30 +66,39 @@ class RunConfig:
         problems += task.problems() + _problems(server)
         chosen = _strategy(server, values, problems)
         if chosen is not None:
-            problems += misfits(chosen, task)
+            problems += misfits(chosen, task, _federation(task, server))
         if problems or chosen is None:
             raise ConfigError(problems)
         return cls(task, server, chosen, flatten(task) | flatten(server) | _option_values(chosen))
 
     def federation(self) -> Federation:
-        """How the rounds are held; base, checkpoint folder and callback are the caller's to add."""
+        """How the rounds are held; base, checkpoint folder and callback are the caller's to add. Raises DeviceError."""
+        return replace(_federation(self.task, self.server), device=found(self.server.server_device))
+
+    def plan(self) -> Plan:
+        """What the run intends, with as many nodes as are simulated."""
         server = self.server
-        return Federation(
-            seed=self.task.seed,
-            fraction_train=server.fraction_train,
-            fraction_evaluate=server.fraction_evaluate,
-            min_train_nodes=server.min_train_nodes,
-            min_available_nodes=server.min_available_nodes,
-            node_wait_timeout=server.node_wait_timeout,
-            min_success_fraction=server.min_success_fraction,
-            max_failed_rounds=server.max_failed_rounds,
-            device=found(server.server_device),
-        )
+        nodes, rounds = server.simulation.num_supernodes, server.num_server_rounds
+        return Plan(rounds, nodes, server.fraction_train, server.min_train_nodes, self.task.seed)
 
 
 def keys() -> Schema:
     """Every run-config key there is."""
     return schema(ServerConfig) | schema(TaskConfig) | strategies.option_keys()
+
+
+def _federation(task: TaskConfig, server: ServerConfig) -> Federation:
+    return Federation(
+        seed=task.seed,
+        fraction_train=server.fraction_train,
+        fraction_evaluate=server.fraction_evaluate,
+        min_train_nodes=server.min_train_nodes,
+        min_available_nodes=server.min_available_nodes,
+        node_wait_timeout=server.node_wait_timeout,
+        min_success_fraction=server.min_success_fraction,
+        max_failed_rounds=server.max_failed_rounds,
+        dropout=server.simulation.dropout,
+    )
 
 
 def _problems(server: ServerConfig) -> list[str]:

@@ -57,6 +57,8 @@ def _plots(metric: str, titles: Mapping[str, str], rounds: list[dict[str, Any]])
 
 
 def _round_table(titles: Mapping[str, str], rounds: list[dict[str, Any]]) -> str:
+    account = {name: name for name in ("epsilon",) if any(name in entry for entry in rounds)}
+    titles = {**titles, **account}
     head = "".join(f"<th>{name}</th>" for name in ("round", *titles.values(), "up", "down", "seconds", "nodes"))
     lines = []
     for entry in rounds:

@@ -47,6 +47,7 @@ class Results:
         self._task = run.task
         self.measure = measure_of(run.task)
         self._last: State | None = None
+        self.stopped = ""  # why the run ended before its last round, if so
         self._write_config(run.flat)
 
     def __enter__(self) -> "Results":
@@ -90,6 +91,7 @@ class Results:
             self.best = line
             checkpoint.save(self.checkpoints / BEST, state, {"round": report.number})
         self._last = state
+        self.stopped = report.stopped if report.number < self.run.server.num_server_rounds else ""
         self._summarise("running")  # what a run that is killed leaves
         LOG.info("%s", self._progress(line))
 
@@ -103,6 +105,7 @@ class Results:
         return {
             "status": status,
             **({"error": error} if error else {}),
+            **({"stopped": self.stopped} if self.stopped else {}),
             "strategy": self.run.strategy.name,
             "tuning": self.run.task.tuning,
             "seed": self.run.task.seed,
@@ -115,6 +118,7 @@ class Results:
             "rounds": last.get("round", 0),
             "failed-rounds": sum(bool(entry["failed"]) for entry in self.rounds),
             "ranks": nodes,
+            **{name: last[name] for name in ("epsilon", "delta") if name in last},
             "parameters": last.get("parameters", 0),
             "bytes_up": sum(entry["bytes_up"] for entry in self.rounds),
             "bytes_down": sum(entry["bytes_down"] for entry in self.rounds),
@@ -154,6 +158,7 @@ class Results:
             "train-loss": report.train.get("train-loss"),
             "inexactness": report.inexactness,
             **named,
+            **report.privacy,
             "bytes_up": report.bytes_up,
             "bytes_down": report.bytes_down,
             "bytes_base": report.bytes_base,
@@ -180,6 +185,8 @@ class Results:
             return f"round 0/{total}  {quality}  (before training)"
         spent = sum(entry["seconds"] for entry in self.rounds)
         left = spent / done * (total - done)
+        if "epsilon" in line:
+            quality += f"  epsilon {'unbounded' if line['epsilon'] is None else written(line['epsilon'], 2)}"
         traffic = f"up {human(line['bytes_up'])}  down {human(line['bytes_down'])}"
         pace = f"{line['seconds']:.1f} s  ETA {left // 60:.0f}:{left % 60:02.0f}"
         return f"round {done}/{total}  {quality}  {traffic}  {pace}"

@@ -50,6 +50,7 @@ class FedKSeed(Strategy):
     pro: bool = option(False)
 
     tunings = frozenset({"full", "bias", "head"})  # a state without factors has rank 0, which builds no adapters
+    gradients = False
     laws = frozenset({IDENTITY, FIXED_POINT, ORDER, WEIGHTS, EQUAL_RANKS})
 
     def problems(self, config: TaskConfig) -> list[str]:

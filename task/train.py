@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.modules.batchnorm import _NormBase
@@ -14,6 +15,9 @@ from task.device import kind
 from task.model import TunedModel
 from task.perplexity import score_tokens
 from task.rows import Rows
+
+if TYPE_CHECKING:
+    from task.private import PrivateSteps
 
 EVALUATION_BATCH = 256
 Penalty = Callable[[], torch.Tensor]
@@ -29,6 +33,7 @@ class Trainer:
     seed: int
     device: str = "cpu"
     regularisers: tuple[Regulariser, ...] = ()  # of every fit: each makes a penalty for the tensors that train
+    private: "PrivateSteps | None" = None  # steps from which no row can be told, instead of the plain ones
 
     def regularised(self, regulariser: Regulariser) -> "Trainer":
         """The same trainer with one more penalty in every fit, before the others."""
@@ -51,6 +56,8 @@ class Trainer:
         model.untouched = False
         _training_mode(model)
         with _only(model, parameters):
+            if self.private is not None:
+                return self.private.fit(self, model, chosen, optimizer, penalties)
             for positions in self._batches():
                 loss = model.module(**self.rows.batch(positions, self.device)).loss
                 losses.append(loss.detach())

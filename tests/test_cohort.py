@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategies.exchange.cohort import draw
+from strategies.exchange.cohort import draw, drops_out
 from strategies.exchange.vocabulary import Profile
 
 NAMES = st.lists(st.integers(0, 50).map(str) | st.text(max_size=4), min_size=1, max_size=12, unique=True)
@@ -94,3 +94,13 @@ def test_another_process_draws_the_same():
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert said == names(draw([node(str(i)) for i in range(20)], 0.3, 1, 5, "train", 7))
+
+
+def test_nodes_drop_out_by_themselves_and_repeatably() -> None:
+    there = [node(str(i)) for i in range(2000)]
+    gone = [profile.name for profile in there if drops_out(profile, 0.3, 5, 1)]
+    assert abs(len(gone) - 600) < 6 * math.sqrt(2000 * 0.3 * 0.7)
+    assert gone == [profile.name for profile in there if drops_out(profile, 0.3, 5, 1)]
+    assert gone != [profile.name for profile in there if drops_out(profile, 0.3, 5, 2)]
+    assert not any(drops_out(profile, 0.0, 5, 1) for profile in there)
+    assert all(drops_out(profile, 1.0, 5, 1) for profile in there)

@@ -11,6 +11,7 @@ import torch
 import strategies
 from server_app.config import RunConfig
 from server_app.results import human
+from strategies.exchange import chain
 from strategies.exchange.opening import needs_no_data, settled
 from strategies.exchange.ranks import MEMORY_SHARE, TIME_SHARE
 from strategies.exchange.vocabulary import Profile, RunFailed
@@ -97,6 +98,8 @@ def _choices(run: RunConfig) -> Iterator[str]:
     yield f"strategy  {_with_options(strategy.name, flatten(strategy))}"
     for wrapper in strategy.wrappers:
         yield f"wrapper   {_with_options(strategies.wrapper_name(wrapper), flatten(wrapper))}"
+    if promise := chain.mechanism(strategy, run.plan()).promise():
+        yield f"privacy   {promise}"
     task = run.task
     options = getattr(task, "lora" if task.tuning == "dora" else task.tuning, None)  # its group, where it has one
     yield f"tuning    {_with_options(task.tuning, flatten(options) if options else {})}"

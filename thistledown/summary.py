@@ -11,6 +11,11 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     lines = ["", _quality(summary)]
     if summary["failed-rounds"]:
         lines.append(f"{counted(summary['failed-rounds'], 'round')} failed and changed nothing; metrics.jsonl says why")
+    if "epsilon" in summary:
+        spent = "unbounded" if summary["epsilon"] is None else f"{summary['epsilon']:.2f}"
+        lines.append(f"privacy: epsilon {spent} at delta {summary['delta']:g}")
+    if "stopped" in summary:
+        lines.append(f"it ended before its last round: {summary['stopped']}")
     rounds, nodes = counted(summary["rounds"], "round"), counted(len(summary["ranks"]), "node")
     offered = f", and the base once: {human(summary['bytes_base'])}" if summary["bytes_base"] else ""
     traffic = f"{human(summary['bytes_up'])} up, {human(summary['bytes_down'])} down{offered}"

@@ -38,6 +38,7 @@ class Algorithm:
     prunes: ClassVar[bool] = False  # may a node answer with fewer ranks than its ticket, and keep to them?
     mean: ClassVar[bool] = True  # is `combine` the weighted mean of the updates?
     cumulative: ClassVar[bool] = True  # do a node's updates add up, so that what one leaves out may come in the next?
+    gradients: ClassVar[bool] = True  # does a node learn from its rows by `Trainer.fit` alone?
     personal: ClassVar[bool] = False  # does every node end with a model of its own, which only it can score?
     laws: ClassVar[frozenset[str]] = frozenset({IDENTITY, FIXED_POINT, ORDER, WEIGHTS, EQUAL_RANKS})
 

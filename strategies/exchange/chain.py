@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import strategies
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.algorithm import Algorithm
+from strategies.exchange.mechanism import Mechanism, Plan
 from strategies.exchange.vocabulary import State, Update
 from strategies.exchange.wrapper import Wrapper
 
@@ -22,10 +23,12 @@ def problems(strategy: Algorithm) -> list[str]:
     found = []
     for place, wrapper in enumerate(strategy.wrappers):
         inner, name = strategy.wrappers[:place], strategies.wrapper_name(wrapper)
-        if not strategy.mean and (replaces(wrapper, "combine") or replaces(wrapper, "combined")):
-            found.append(
-                f"wrapper {type(wrapper).__name__} acts on a mean of updates; strategy = '{strategy.name}' has none"
-            )
+        if wrapper.averaged and not strategy.mean:
+            found.append(f"wrapper '{name}' needs a mean of updates; strategy = '{strategy.name}' takes none")
+        if wrapper.nearest and (nearer := [strategies.wrapper_name(other) for other in inner if _changes(other)]):
+            found.append(f"wrappers: '{name}' is for the update itself, not for what '{nearer[0]}' sends; put it first")
+        if _guards(wrapper) and (others := [strategies.wrapper_name(other) for other in inner if _guards(other)]):
+            found.append(f"wrappers: '{others[0]}' and '{name}' each keep an account of privacy; choose one")
         if type(wrapper) in {type(other) for other in inner}:
             found.append(f"wrappers names '{name}' twice: once is enough")
         elif codes := [strategies.wrapper_name(other) for other in inner if other.coded and _changes(wrapper)]:
@@ -41,12 +44,21 @@ def replaces(wrapper: Wrapper, method: str) -> bool:
 
 def _rivals(wrappers: Iterable[Wrapper]) -> list[str]:
     """There is one rule, and what acts on a mean needs that to be the mean."""
-    rules, means = (
-        [strategies.wrapper_name(wrapper) for wrapper in wrappers if replaces(wrapper, method)]
-        for method in ("combine", "combined")
-    )
+    chain = {strategies.wrapper_name(wrapper): wrapper for wrapper in wrappers}
+    rules = [name for name, wrapper in chain.items() if replaces(wrapper, "combine")]
+    means = [name for name, wrapper in chain.items() if wrapper.averaged and name not in rules]
     found = [f"wrappers: '{rules[0]}' and '{other}' both say how updates combine; one can" for other in rules[1:2]]
     return found + [f"wrappers: '{own}' acts on a mean of updates; '{rules[0]}' is none" for own in means if rules]
+
+
+def mechanism(strategy: Algorithm, plan: Plan) -> Mechanism:
+    """What guards or counts privacy in a run, if anything. Raises ConfigError."""
+    return next((found for wrapper in strategy.wrappers if (found := wrapper.mechanism(plan))), Mechanism())
+
+
+def _guards(wrapper: Wrapper) -> bool:
+    """Has it to do with privacy?"""
+    return replaces(wrapper, "mechanism")
 
 
 def _changes(wrapper: Wrapper) -> bool:

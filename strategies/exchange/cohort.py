@@ -16,7 +16,27 @@ def draw(
     Flower's node ids are random in every run, so nodes are drawn by name: the same seed draws the same
     nodes, and a resumed run goes on with the same cohorts.
     """
+    wanted = size(len(profiles), fraction, minimum)
+    return sample(profiles, wanted, random.Random(derive(seed, "cohort", purpose, round)))
+
+
+def size(nodes: int, fraction: float, minimum: int) -> int:
+    """How many of so many nodes are drawn."""
+    return min(nodes, max(minimum, math.ceil(fraction * nodes - 1e-9)))
+
+
+def sample(profiles: Sequence[Profile], count: int, source: random.Random) -> list[Profile]:
+    """So many, drawn without replacement, in the order of names."""
     ordered = sorted(profiles, key=lambda profile: profile.order)
-    wanted = max(minimum, math.ceil(fraction * len(ordered) - 1e-9))
-    chosen = random.Random(derive(seed, "cohort", purpose, round)).sample(ordered, min(wanted, len(ordered)))
-    return sorted(chosen, key=lambda profile: profile.order)
+    return sorted(source.sample(ordered, count), key=lambda profile: profile.order)
+
+
+def poisson(profiles: Sequence[Profile], rate: float, source: random.Random) -> list[Profile]:
+    """Each by itself with probability `rate`, in the order of names; perhaps nobody."""
+    ordered = sorted(profiles, key=lambda profile: profile.order)
+    return [profile for profile in ordered if source.random() < rate]
+
+
+def drops_out(profile: Profile, rate: float, seed: int, round: int) -> bool:
+    """Is this node one of those that a simulation lets go in the middle of the round? Each by itself."""
+    return random.Random(derive(seed, "dropout", round, profile.name)).random() < rate

@@ -34,6 +34,8 @@ class Round:
     nodes: list[NodeLine] = field(default_factory=list)
     seconds: float = 0.0
     failed: str = ""  # the reason, where the state did not change
+    stopped: str = ""  # the reason, where no further round may follow
+    privacy: dict[str, float | None] = field(default_factory=dict)  # spent so far: epsilon (None: no bound), delta
     train: Metrics = field(default_factory=dict)  # means over nodes, weighted by rows
     inexactness: dict[str, float] = field(default_factory=dict)  # see meter.py; overall and by module
     evaluated_by_nodes: Metrics = field(default_factory=dict)
@@ -54,6 +56,7 @@ Score = Callable[[State], Metrics]
 class Federation:
     """Who takes part, how long to wait, what counts as failure, what to keep. The defaults just work.
 
+    dropout: share of replies that are let go, as if their nodes had dropped out in the middle of the round.
     base: what to start from and to offer; None: found by `model.name`.
     device: where the server has its own model; a name that torch knows.
     checkpoint: folder that holds the newest state after each round; None: none is kept.
@@ -69,6 +72,7 @@ class Federation:
     node_wait_timeout: float = 120.0
     min_success_fraction: float = 0.5
     max_failed_rounds: int = 3
+    dropout: float = 0.0
     base: Base | None = None
     device: str = "cpu"
     checkpoint: Path | None = None

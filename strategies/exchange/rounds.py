@@ -16,10 +16,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from strategies.algebra.lowrank import truncated
-from strategies.exchange import chain, checkpoint, door, post, wire
+from strategies.exchange import chain, checkpoint, cohort, door, post, wire
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.dispatch import Dispatch
 from strategies.exchange.federation import Federation, Round
+from strategies.exchange.mechanism import Mechanism, Plan
 from strategies.exchange.meter import Meter
 from strategies.exchange.opening import Opening, open_run
 from strategies.exchange.roll import Roll
@@ -46,7 +47,7 @@ def run(
     """All rounds of a federation; see `Strategy.start`."""
     config = TaskConfig.read(train_config)
     TaskConfig.read(train_config | evaluate_config)
-    if problems := misfits(strategy, config):
+    if problems := misfits(strategy, config, federation):
         raise ConfigError(problems)
     torch.set_num_threads(config.threads)
     log_strategy(strategy)
@@ -54,11 +55,15 @@ def run(
     session = _Run(strategy, grid, opening, federation, num_rounds, timeout, evaluate_config, evaluate_fn)
     state = session.initial(initial_arrays)
     session.dispatch.rank = state.rank
+    session.mechanism.start(state.tensors)
     result = Result()
     failures = 0
     for number in range(num_rounds + 1):
         state, report = session.opened(state) if number == 0 else session.round(number, state)
         session.close(report, state, result)
+        if report.stopped and number < num_rounds:
+            LOG.info("the run ends after round %d: %s", number, report.stopped)
+            break
         failures = failures + 1 if report.failed else 0
         if failures >= min(federation.max_failed_rounds, num_rounds):
             raise RunFailed(f"{failures} failed rounds in a row, the last because {report.failed}")
@@ -66,13 +71,14 @@ def run(
     return result
 
 
-def misfits(strategy: Algorithm, config: TaskConfig) -> list[str]:
+def misfits(strategy: Algorithm, config: TaskConfig, federation: Federation | None = None) -> list[str]:
     """Why a strategy cannot run with these settings, if so."""
     found = strategy.problems(config)
     if strategy.tunings is not None and config.tuning not in strategy.tunings:
         fits = " or ".join(f"'{tuning}'" for tuning in sorted(strategy.tunings))
         found.append(f"strategy = '{strategy.name}' needs tuning = {fits}, not '{config.tuning}'")
     found += chain.problems(strategy)
+    found += [problem for wrapper in strategy.wrappers for problem in wrapper.unfit(config, federation)]
     if strategy.personal and config.evaluate != "nodes":
         found.append(f"strategy = '{strategy.name}' leaves a model of its own on every node: set evaluate = 'nodes'")
     return found
@@ -99,10 +105,16 @@ class _Run:
     evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None
     roll: Roll = field(init=False)
     dispatch: Dispatch = field(init=False)
+    mechanism: Mechanism = field(init=False)
 
     def __post_init__(self) -> None:
         self.roll = Roll(self.strategy, self.grid, self.opening, self.federation, self.timeout)
         self.dispatch = Dispatch(self.strategy, self.grid, self.opening, self.roll, self.evaluate_config)
+        held, nodes = self.federation, len(self.roll.present)
+        plan = Plan(self.rounds, nodes, held.fraction_train, held.min_train_nodes, held.seed)
+        self.mechanism = chain.mechanism(self.strategy, plan)
+        if promise := self.mechanism.promise():
+            LOG.info("privacy: %s", promise)
 
     # ------------------------------------------------------------------ before and after a round
 
@@ -123,6 +135,7 @@ class _Run:
 
     def close(self, report: Round, state: State, result: Result) -> None:
         """After a round: score it on the server, keep it, report it."""
+        report.privacy, report.stopped = self.mechanism.spent(), self.mechanism.exhausted()
         report.parameters = sum(tensor.numel() for tensor in state.tensors.values())
         if self.federation.score is not None:
             report.evaluated_by_server = self.federation.score(state)
@@ -155,27 +168,33 @@ class _Run:
         rank = max((ticket.rank for ticket in tickets.values()), default=0)
         state = self.strategy.begin(state, number, rank)
         minimum = self.federation.min_train_nodes
-        chosen = self.roll.cohort("train", self.federation.fraction_train, minimum, number)
-        LOG.info("configure_train: Sampled %d nodes (out of %d)", len(chosen), len(self.roll.present))
-        if len(chosen) < minimum:
-            report.failed = f"{len(chosen)} nodes are there, min-train-nodes is {minimum}"
+        there = len(self.roll.present)
+        chosen = self.mechanism.cohort(self.roll.present, number)
+        if chosen is None:
+            chosen = self.roll.cohort("train", self.federation.fraction_train, minimum, number)
+        LOG.info("configure_train: Sampled %d nodes (out of %d)", len(chosen), there)
+        if there < minimum:
+            report.failed = f"{there} nodes are there, min-train-nodes is {minimum}"
             return state, report
+        self.mechanism.spend(self.roll.present, chosen)
         sent = self.dispatch.send(
             "train", number, state, [(profile, tickets[profile.name]) for profile in chosen], report
         )
         meter = Meter()
         updates = self._updates(state, sent, chosen, tickets, report, meter)
         started = len(state.journal)
-        state = self._combined(state, updates, len(chosen), report)
+        widest = max(tickets.values(), key=lambda ticket: ticket.rank)
+        state = self._combined(state, updates, widest, report)
         if not report.failed:
             report.inexactness = meter.read(truncated(state.tensors, rank), state.journal[started:])
             self._evaluate(report, state)
         report.seconds = time.monotonic() - began
         return state, report
 
-    def _combined(self, state: State, updates: Iterator[Update], sampled: int, report: Round) -> State:
-        """The next state, or the same one where the round fails."""
-        needed = max(1, math.ceil(self.federation.min_success_fraction * sampled - 1e-9))
+    def _combined(self, state: State, updates: Iterator[Update], widest: Ticket, report: Round) -> State:
+        """The next state, or the same one where the round fails. `widest` is the ticket of the largest rank."""
+        sampled = len(report.nodes)
+        needed = max(min(1, sampled), math.ceil(self.federation.min_success_fraction * sampled - 1e-9))
         first = next(updates, None)
         combine = chain.rule(self.strategy)
         combined = {} if first is None else combine(state, itertools.chain([first], updates))
@@ -186,8 +205,9 @@ class _Run:
             report.failed = f"{good} of {sampled} replies were good, {needed} are needed: {'; '.join(reasons[:3])}"
             LOG.error("[ROUND %d] failed, the state stays: %s", report.number, report.failed)
             return state
-        for wrapper in reversed(self.strategy.wrappers):
-            combined = wrapper.combined(combined, good)
+        like = truncated(self.strategy.expected(state, widest), widest.rank)
+        combined = self.mechanism.combined(combined, good, like)
+        self.mechanism.close([line.metrics for line in report.nodes if not line.refused])
         report.train = _means([line.metrics for line in report.nodes if not line.refused])
         return self.strategy.apply(state, combined, report.number)
 
@@ -205,10 +225,13 @@ class _Run:
         lines = {line.node: line for line in report.nodes}
         for profile, (_, reply) in zip(chosen, arrivals, strict=True):
             line, ticket = lines[profile.name], tickets[profile.name]
-            if reply is not None and not reply.has_error():
+            gone = cohort.drops_out(profile, self.federation.dropout, self.federation.seed, report.number)
+            if reply is not None and not reply.has_error() and not gone:
                 line.bytes_up = wire.size(reply.content)
                 report.bytes_up += line.bytes_up
             try:
+                if gone:
+                    raise Refused("it dropped out (simulation.dropout)")
                 if line.catches_up:
                     door.check_proof(reply, self.dispatch.fingerprint(state))
                 update = door.admit_update(self.strategy, reply, profile.name, ticket, state, profile.num_examples)
@@ -217,14 +240,14 @@ class _Run:
                 LOG.warning("round %d: dropped the reply of node %s: %s", report.number, profile.name, reason)
                 self.roll.refused(profile, ticket, reason)
                 continue
-            line.metrics = dict(update.metrics)
+            line.metrics = {} if self.mechanism.silent else dict(update.metrics)
             report.parameters_up += sum(delta.numel() for delta in update.delta.values())
             self.roll.answered(profile, state)
             if update.ticket.rank != ticket.rank:
                 self.roll.lower(profile, update.ticket.rank)
-            if state.rank and not self.strategy.personal:
+            if state.rank and not self.strategy.personal and not self.mechanism.silent:
                 meter.see(self.strategy.trained(state, update), update.weight)
-            yield update
+            yield self.mechanism.admitted(update)
 
     def _evaluate(self, report: Round, state: State) -> None:
         """Ask nodes to score the state on rows they keep for it, where the settings say so."""

@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from strategies.algebra.tensors import Tensors
+from strategies.exchange.federation import Federation
+from strategies.exchange.mechanism import Mechanism, Plan
 from strategies.exchange.vocabulary import Ticket
+from task.config import TaskConfig
+from task.train import Trainer
 
 if TYPE_CHECKING:
     from strategies.exchange.algorithm import Algorithm
@@ -25,14 +29,29 @@ class Wrapper:
 
     cumulative: ClassVar[bool] = True  # of what it sends: do numbers of one place belong together, round after round?
     coded: ClassVar[bool] = False  # is what it sends a code, which no wrapper after it may change?
+    averaged: ClassVar[bool] = False  # does it need a strategy that takes the weighted mean of updates?
+    nearest: ClassVar[bool] = False  # must what it is given be the update itself?
+
+    @property
+    def silent(self) -> bool:
+        """Must what training measures stay on the node?"""
+        return False
 
     def problems(self, strategy: "Algorithm", inner: Sequence["Wrapper"]) -> list[str]:
         """What is wrong between this wrapper, the strategy and the wrappers that go first, nearer to the update."""
         return []
 
+    def unfit(self, config: TaskConfig, federation: Federation | None) -> list[str]:
+        """What is wrong between this wrapper, the task's settings and the federation (None: not known yet)."""
+        return []
+
     def penalty(self, live: Mapping[str, torch.Tensor]) -> Callable[[], torch.Tensor] | None:
         """On the node: what is added to every loss while the tensors `live` train from where they are; or nothing."""
         return None
+
+    def training(self, trainer: Trainer, ticket: Ticket, kept: Tensors) -> Trainer:
+        """On the node: what the strategy trains with. `kept` as in `outgoing`, which comes after."""
+        return trainer
 
     def outgoing(self, update: Tensors, ticket: Ticket, kept: Tensors) -> Tensors:
         """On the node: what is sent instead of `update`. `kept` is what this wrapper has left on this node in earlier
@@ -54,7 +73,6 @@ class Wrapper:
         One wrapper of a chain may have such a rule, where the strategy's own is that mean."""
         raise NotImplementedError
 
-    def combined(self, mean: Tensors, cohort: int) -> Tensors:
-        """On the server: the mean of `cohort` updates, before it is applied. Only strategies whose
-        combination is a mean allow a wrapper to change this."""
-        return mean
+    def mechanism(self, plan: Plan) -> Mechanism | None:
+        """On the server: what guards or counts privacy in a run of this plan. Raises ConfigError where it cannot."""
+        return None

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 class Median(Wrapper):
     """Has no options."""
 
+    averaged = True
+
     def problems(self, strategy: "Algorithm", inner: Sequence[Wrapper]) -> list[str]:
         return misfits(self, inner)
 

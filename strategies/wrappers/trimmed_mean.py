@@ -30,6 +30,8 @@ class TrimmedMean(Wrapper):
 
     trim: float = option(0.1, low=0.0, high=0.5)
 
+    averaged = True
+
     def problems(self, strategy: "Algorithm", inner: Sequence[Wrapper]) -> list[str]:
         return misfits(self, inner)
 

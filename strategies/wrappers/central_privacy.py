@@ -1,0 +1,214 @@
+"""Central differential privacy of nodes: every update is clipped, and the server adds noise to their mean.
+
+McMahan et al., "Learning Differentially Private Recurrent Language Models", arXiv 1710.06963, Algorithm 1 (flat
+clipping, fixed denominator q W with all w_k = 1); the clip that follows a quantile of the norms is of Andrew et al.,
+"Differentially Private Learning with Adaptive Clipping", arXiv 1905.03871, Algorithm 1, which charges the counted
+bits to the noise.
+
+What is protected is all data of one node, in all states that the run releases; the server is trusted, for it sees the
+updates. It clips them itself, as they are once all other wrappers are undone, so that nothing that a node does, or
+keeps for a later round, moves a sum by more than the clip. Nodes count alike, however many rows they have, and the
+sum is divided by the expected size of the cohort, whoever answers. Noise, and who is drawn, come from the operating
+system's secret randomness, because who knows the cohort gains nothing from its having been drawn: such a run cannot
+be repeated.
+
+Poisson cohorts: neighbours differ by one node that is there or not. Fixed size: the number of nodes is public, and
+neighbours differ in the data of one node, which moves a sum by two clips and needs about 2.8 times the noise.
+"""
+
+import math
+import random
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from strategies.algebra.accountant import Draw, epsilon_of, least_noise
+from strategies.algebra.clipping import clipped
+from strategies.algebra.tensors import Tensors, corner
+from strategies.exchange import cohort
+from strategies.exchange.federation import Federation
+from strategies.exchange.mechanism import Mechanism, Plan, scored_by_nodes
+from strategies.exchange.vocabulary import Profile, Update
+from strategies.exchange.wrapper import Wrapper
+from task.config import TaskConfig
+from task.schema import ConfigError, option
+from task.secret import normal, system
+from task.seeds import derive
+
+if TYPE_CHECKING:
+    from strategies.exchange.algorithm import Algorithm
+
+COUNT_SHARE = 1 / 20  # of a cohort: the noise on how many updates are within the clip (Andrew et al., section 3.1)
+
+
+@dataclass(frozen=True)
+class CentralPrivacy(Wrapper):
+    """`noise` on a sum, in clips; 0: the least for which all rounds fit into `epsilon` (0: there is no budget).
+
+    With `quantile` the clip moves to this quantile of the updates' norms, as fast as `clip_rate` says.
+    """
+
+    epsilon: float = option(8.0, low=0.0)
+    delta: float = option(1e-5, low=1e-12, high=0.5)
+    noise: float = option(0.0, low=0.0)
+    clip: float = option(1.0, low=0.0)
+    quantile: float = option(0.0, low=0.0, high=1.0)
+    clip_rate: float = option(0.2, low=0.0)
+    sampling: str = option("poisson", choices=("poisson", "fixed"))
+
+    averaged = nearest = True
+
+    @property
+    def private(self) -> bool:
+        """Is there noise, rather than the clip alone?"""
+        return bool(self.noise or self.epsilon)
+
+    def problems(self, strategy: "Algorithm", inner: Sequence[Wrapper]) -> list[str]:
+        found = []
+        if (self.private or self.quantile) and not self.clip:
+            what = "noise" if self.private else "a quantile"
+            found.append(f"central-privacy.clip = 0 does not bound updates, and {what} needs a bound: set it above 0")
+        if self.private and strategy.personal:
+            found.append(
+                f"strategy = '{strategy.name}' leaves tensors on the nodes, which central-privacy does not protect"
+            )
+        return found
+
+    def unfit(self, config: TaskConfig, federation: Federation | None) -> list[str]:
+        found = scored_by_nodes(config, "central-privacy") if self.private else []
+        if federation and self.clip and self.sampling == "poisson" and federation.min_train_nodes > 1:
+            found.append(
+                f"min-train-nodes = {federation.min_train_nodes} would change who is drawn; Poisson cohorts "
+                "may be of any size: set min-train-nodes = 1, or central-privacy.sampling = 'fixed'"
+            )
+        if self.noise and self.epsilon and federation and self.sampling == "poisson":
+            found += self.unaffordable(Draw(federation.fraction_train))
+        return found
+
+    def unaffordable(self, draw: Draw) -> list[str]:
+        """What to say where the budget does not do for a single round."""
+        if not self.epsilon or (cost := epsilon_of({draw: 1}, self.noise, self.delta)) <= self.epsilon:
+            return []
+        return [
+            f"central-privacy.epsilon = {self.epsilon:g} does not do for one round with central-privacy.noise = "
+            f"{self.noise:g}, which costs {cost:.2f}: set noise = 0 for the least that fits all rounds"
+        ]
+
+    def mechanism(self, plan: Plan) -> Mechanism | None:
+        return CentralMechanism(self, plan) if self.clip or self.private else None
+
+
+class CentralMechanism(Mechanism):
+    """One run's clip, noise and account."""
+
+    def __init__(self, options: CentralPrivacy, plan: Plan) -> None:
+        """Raises ConfigError where the budget does not do for one round."""
+        self.options, self.plan = options, plan
+        self.silent, self.poisson = options.private, options.sampling == "poisson"
+        size = cohort.size(plan.nodes, plan.fraction, plan.minimum)
+        self.planned = Draw(plan.fraction) if self.poisson else Draw(nodes=plan.nodes, size=size)
+        self.expected = plan.fraction * plan.nodes if self.poisson else float(size)
+        self.noise = self._calibrated()
+        self.clip = options.clip
+        self.draws: Counter[Draw] = Counter()
+        self._within = 0.0  # of the round in progress: updates within the clip, each less a half
+        if options.noise and (problems := options.unaffordable(self.planned)):
+            raise ConfigError(problems)
+
+    def start(self, state: Mapping[str, torch.Tensor]) -> None:
+        whole = sorted(name for name, tensor in state.items() if not tensor.is_floating_point())
+        if whole:
+            raise ConfigError([f"central-privacy cannot clip tensors of whole numbers, such as '{whole[0]}'"])
+
+    # ------------------------------------------------------------------ a round
+
+    def cohort(self, present: Sequence[Profile], round: int) -> list[Profile]:
+        repeatable = random.Random(derive(self.plan.seed, "cohort", "central-privacy", round))
+        source = system if self.options.private else repeatable
+        if self.poisson:
+            return cohort.poisson(present, self.plan.fraction, source)
+        return cohort.sample(present, cohort.size(len(present), self.plan.fraction, self.plan.minimum), source)
+
+    def spend(self, present: Sequence[Profile], cohort: Sequence[Profile]) -> None:
+        if not self.poisson:
+            self.planned, self.expected = Draw(nodes=len(present), size=len(cohort)), float(len(cohort))
+        self.draws[self.planned] += 1
+        self._within = 0.0
+
+    def admitted(self, update: Update) -> Update:
+        delta = clipped(update.delta, self.clip)
+        self._within += 0.5 if delta is update.delta else -0.5
+        return Update(update.node, update.ticket, delta, 1.0)
+
+    def combined(self, mean: Tensors, good: int, like: Mapping[str, torch.Tensor]) -> Tensors:
+        count, noise = self._noises()
+        std = noise * self.clip / self.expected
+        combined = dict(mean)
+        for name, tensor in like.items():
+            share = good / self.expected
+            total = combined[name].double() * share if name in mean else torch.zeros(tensor.shape, dtype=torch.float64)
+            if std:
+                corner(total, tensor.shape).add_(normal(tensor.shape, std))
+            combined[name] = total.to(tensor.dtype)
+        if self.options.quantile:
+            within = (self._within + float(normal((), count))) / self.expected + 0.5
+            self.clip *= math.exp(-self.options.clip_rate * (within - self.options.quantile))
+        return combined
+
+    # ------------------------------------------------------------------ the account
+
+    def spent(self) -> dict[str, float | None]:
+        cost = self._cost(self.draws)
+        return {"epsilon": cost if math.isfinite(cost) else None, "delta": self.options.delta, "clip": self.clip}
+
+    def exhausted(self) -> str:
+        cost = self._cost(self.draws + Counter({self.planned: 1}))
+        if not self.options.epsilon or cost <= self.options.epsilon:
+            return ""
+        return f"central-privacy.epsilon = {self.options.epsilon:g} is spent: another round would make it {cost:.2f}"
+
+    def promise(self) -> str:
+        how = "each drawn by itself" if self.poisson else "a fixed number"
+        who = f"{'about ' if self.poisson else ''}{self.expected:g} of {self.plan.nodes} nodes a round, {how}"
+        if not self.noise:
+            return f"none: updates are clipped to {self.clip:g}, and no noise is added; {who}"
+        costs = range(1, self.plan.rounds + 1)
+        rounds = bisect_right(costs, self.options.epsilon or math.inf, key=lambda n: self._cost({self.planned: n}))
+        ends = f", of {self.plan.rounds}: there the budget ends the run" if rounds < self.plan.rounds else ""
+        return (
+            f"epsilon {self._cost({self.planned: rounds}):.2f} at delta {self.options.delta:g} for all data of a node "
+            f"after {rounds} rounds{ends}; noise {self.noise:.3f} times the clip of {self.clip:g}; {who}"
+        )
+
+    def memory(self) -> dict[str, Any]:
+        draws = [[draw.rate, draw.nodes, draw.size, rounds] for draw, rounds in self.draws.items()]
+        return {"clip": self.clip, "noise": self.noise, "expected": self.expected, "draws": draws}
+
+    def restore(self, memory: Mapping[str, Any]) -> None:
+        self.clip, self.noise, self.expected = memory["clip"], memory["noise"], memory["expected"]
+        self.draws = Counter({Draw(rate, nodes, size): rounds for rate, nodes, size, rounds in memory["draws"]})
+
+    def _cost(self, draws: Mapping[Draw, int]) -> float:
+        return epsilon_of(draws, self.noise, self.options.delta)
+
+    def _calibrated(self) -> float:
+        """The noise that was asked for, or the least that the budget allows. Raises ConfigError where none does."""
+        options = self.options
+        if options.noise or not options.epsilon:
+            return options.noise
+        try:
+            return least_noise(self.planned, self.plan.rounds, options.epsilon, options.delta)
+        except ValueError as error:
+            raise ConfigError([f"central-privacy: {error}"]) from error
+
+    def _noises(self) -> tuple[float, float]:
+        """Standard deviations of the noise on the count, and on the sum in clips, which together cost what `noise` does
+        on the sum alone: Andrew et al., Theorem 1. Each bit, less a half, moves the count by a half."""
+        if not self.options.quantile or not self.noise:
+            return 0.0, self.noise
+        count = max(COUNT_SHARE * self.expected, self.noise)
+        return count, (self.noise**-2 - (2 * count) ** -2) ** -0.5

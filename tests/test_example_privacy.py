@@ -1,0 +1,196 @@
+"""DP-SGD on nodes: against a slow reference that clips the gradient of every row by itself, in float64."""
+
+import copy
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from in_process import SMALL, equal, hold
+from laws import toy_model, trainer
+from torch import nn
+
+import strategies
+from server_app.config import RunConfig
+from strategies.exchange.opening import settled
+from strategies.exchange.vocabulary import Ticket
+from task import private
+from task.base import server_base
+from task.data import prepare
+from task.model import tuned_model
+from task.store import server_store
+from task.train import Trainer
+
+ASSETS = Path(__file__).parents[2] / "shared" / "assets"
+FEDAVG = strategies.load("fedavg")
+ALL = {"optimizer": "sgd", "learning_rate": 0.5, "batch_size": 10, "local_steps": 3}  # every row in every step
+SAME = {"data.partitioner": "iid", "num-server-rounds": 2, "tuning": "bias", "wrappers": "example-privacy"}
+
+
+def private_trainer(steps: private.PrivateSteps, **settings: Any) -> Trainer:
+    return replace(trainer(**(ALL | settings)), private=steps)
+
+
+def steps(**options: Any) -> private.PrivateSteps:
+    chosen: dict[str, Any] = {"epsilon": 0.0, "delta": 1e-5, "noise": 0.0, "clip": 0.3, "rounds": 1, "account": {}}
+    return private.PrivateSteps(**(chosen | options))
+
+
+@pytest.mark.parametrize("clip", [0.01, 0.3, 1e6])
+@pytest.mark.parametrize("penalised", [False, True])
+def test_steps_without_noise_are_those_of_the_reference(clip: float, penalised: bool) -> None:
+    model, local = toy_model(FEDAVG, 3, seed=2), private_trainer(steps(clip=clip))
+    slow = copy.deepcopy(model.module).double()
+    plain = [parameter for parameter in slow.parameters() if parameter.requires_grad]
+
+    def penalty(live: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack([tensor.square().sum() for tensor in live]).sum()
+
+    for _ in range(3):
+        total = [torch.zeros_like(parameter) for parameter in plain]
+        for row in range(10):
+            batch = local.rows.batch(torch.tensor([row]), "cpu")
+            loss = slow(batch["pixel_values"].double(), batch["labels"]).loss
+            gradients = torch.autograd.grad(loss, plain)
+            length = math.sqrt(sum(float(g.square().sum()) for g in gradients))
+            for so_far, gradient in zip(total, gradients, strict=True):
+                so_far += gradient * min(1.0, clip / length)
+        extra = torch.autograd.grad(penalty(plain), plain) if penalised else [torch.zeros(())] * len(plain)
+        with torch.no_grad():
+            for parameter, so_far, more in zip(plain, total, extra, strict=True):
+                parameter -= 0.5 * (so_far / 10 + more)
+    live = list(model.trained.values())
+    local.fit(model, penalty=(lambda: penalty(live)) if penalised else None)
+    for name, parameter in slow.named_parameters():
+        torch.testing.assert_close(
+            dict(model.module.named_parameters())[name].double(), parameter, rtol=1e-3, atol=1e-5
+        )
+
+
+def test_the_noise_has_the_moments_that_the_account_is_of() -> None:
+    """A step moves every number by rate * noise * clip / batch-size times a standard normal; the clip is tiny."""
+    local, drawn = private_trainer(steps(noise=1e6, clip=1e-6), local_steps=1, learning_rate=1.0), []
+    for _ in range(200):
+        model = toy_model(FEDAVG, 3, seed=2)
+        before = {name: tensor.detach().clone() for name, tensor in model.trained.items()}
+        local.fit(model)
+        drawn += [(tensor.detach() - before[name]).flatten() * 10 for name, tensor in model.trained.items()]
+    numbers = torch.cat(drawn).double()
+    for power, (expected, variance) in {1: (0, 1), 2: (1, 2), 3: (0, 15), 4: (3, 96)}.items():
+        assert abs(float((numbers**power).mean()) - expected) < 6 * math.sqrt(variance / len(numbers))
+
+
+def test_rows_are_drawn_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """10 rows at rate 0.4 in 500 steps: the mean and variance of independent draws, and steps without any row."""
+    sizes: list[int] = []
+    inner = private._gradients
+
+    def seen(model: Any, parameters: Any, batch: Any) -> Any:
+        sizes.append(len(batch["labels"]))
+        return inner(model, parameters, batch)
+
+    monkeypatch.setattr(private, "_gradients", seen)
+    private_trainer(steps(clip=1e-9), batch_size=4, local_steps=500).fit(toy_model(FEDAVG, 3, seed=2))
+    drawn = torch.tensor([float(size) for size in sizes] + [0.0] * (500 - len(sizes)))
+    assert abs(float(drawn.mean()) - 4) < 6 * math.sqrt(2.4 / 500)
+    assert abs(float(drawn.var()) - 2.4) < 6 * 2.4 * math.sqrt(2 / 500)
+
+
+def test_a_step_without_rows_is_noise_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(private, "uniform", lambda count: torch.ones(count))
+    for noise, moved in ((0.0, False), (1.0, True)):
+        model = toy_model(FEDAVG, 3, seed=2)
+        before = model.trained["classifier.weight"].detach().clone()
+        private_trainer(steps(noise=noise), batch_size=4).fit(model)
+        assert torch.equal(model.trained["classifier.weight"], before) != moved
+
+
+def test_a_node_keeps_account_over_its_rounds_and_stops_at_its_budget() -> None:
+    account: dict[str, torch.Tensor] = {}
+    local = private_trainer(steps(epsilon=8.0, rounds=3, account=account), batch_size=4)
+    said = [local.fit(toy_model(FEDAVG, 3, seed=2)) for _ in range(3)]
+    assert [one["rounds-left"] for one in said] == [1, 1, 0]
+    assert said[0]["epsilon"] < said[1]["epsilon"] < said[2]["epsilon"] <= 8.0
+    assert said[2]["epsilon"] > 7.8
+    assert "train-loss" not in said[0]
+    assert int(account["steps"]) == 9
+    with pytest.raises(private.BudgetSpent, match="its budget of epsilon 8 is spent"):
+        local.fit(toy_model(FEDAVG, 3, seed=2))
+
+
+def test_rows_that_see_each_other_are_refused() -> None:
+    model = toy_model(FEDAVG, 3, seed=2)
+    model.module.m0.norm = nn.BatchNorm1d(5)
+    model.trained["m0.norm.weight"] = model.module.m0.norm.weight
+    with pytest.raises(ValueError, match="example-privacy cannot train this model"):
+        private_trainer(steps()).fit(model)
+
+
+def _check_gradients(options: dict[str, Any], count: int) -> None:
+    """Every row's gradient is that of a batch of this row."""
+    run, store = RunConfig.read(SMALL | options), server_store()
+    task, base = settled(run.task, store, 3), server_base(run.task.model, store)
+    model = tuned_model(base, task, 4, "cpu")
+    model.module.eval()  # dropout would differ
+    generator = torch.Generator().manual_seed(0)
+    for tensor in model.trained.values():  # B is zero in a fresh adapter, and A has no gradient then
+        tensor.data.add_(torch.randn(tensor.shape, generator=generator) / 50)
+    rows = prepare(task, base.folder, store).train
+    parameters = [tensor for tensor in model.trained.values() if isinstance(tensor, nn.Parameter)]
+    samples = private._gradients(model, parameters, rows.batch(torch.arange(count), "cpu"))
+    for row in range(count):
+        loss = model.module(**rows.batch(torch.tensor([row]), "cpu")).loss
+        for sample, gradient in zip(samples, torch.autograd.grad(loss, parameters), strict=True):
+            torch.testing.assert_close(sample[row], gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora", "bias", "prompt", "adapter"])
+def test_gradients_of_rows_of_the_embedded_model(tuning: str) -> None:
+    _check_gradients({"tuning": tuning}, 3)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_gradients_of_texts_of_different_lengths(tuning: str) -> None:
+    """BERT: padding, and an embedding of places that all rows share."""
+    news, base = ASSETS / "ag_news", ASSETS / "minilm-l6-v2"
+    if not news.exists():
+        pytest.skip("../shared/assets is not here")
+    names = {"model.name": str(base), "data.name": str(news), "task.kind": "text-classification"}
+    _check_gradients(names | {"tuning": tuning, "lora.targets": "query,value"}, 2)
+
+
+# ---------------------------------------------------------------------- federations
+
+
+def test_switched_off_a_run_is_the_plain_one_bit_for_bit(tmp_path: Path) -> None:
+    off = SAME | {"example-privacy.epsilon": 0.0, "example-privacy.clip": 0.0}
+    assert equal(hold(tmp_path, off | {"wrappers": ""}).state().tensors, hold(tmp_path, off).state().tensors)
+
+
+@pytest.mark.parametrize("options", [{}, {"strategy": "rbla", "tuning": "lora", "lora.ranks": "2,4"}])
+def test_a_run_reports_the_largest_epsilon_of_its_nodes(options: dict[str, Any], tmp_path: Path) -> None:
+    outcome = hold(tmp_path, SAME | options)
+    assert outcome.summary["status"] == "completed"
+    epsilons = [line["epsilon"] for line in outcome.rounds]
+    assert epsilons[0] == 0 < epsilons[1] < epsilons[2] <= 8
+    for line in outcome.rounds[1:]:
+        assert line["epsilon"] == max(node["metrics"]["epsilon"] for node in line["nodes"])
+        assert not any("train-loss" in node["metrics"] or node["refused"] for node in line["nodes"])
+
+
+def test_a_run_ends_when_every_node_has_spent_its_budget(tmp_path: Path) -> None:
+    options = {"num-server-rounds": 9, "example-privacy.noise": 0.8, "example-privacy.epsilon": 8.0}
+    outcome = hold(tmp_path, SAME | options)
+    assert outcome.summary["status"] == "completed"
+    assert "is spent on every node that answered" in outcome.summary["stopped"]
+    assert 1 <= outcome.summary["rounds"] < 9
+    assert not any(node["refused"] for line in outcome.rounds for node in line["nodes"])
+
+
+def test_a_ticket_makes_a_trainer_that_counts_in_what_the_node_keeps() -> None:
+    kept: dict[str, torch.Tensor] = {}
+    wrapped = strategies.load_wrapper("example-privacy").training(trainer(**ALL), Ticket(1, 2, 0, 3), kept)
+    wrapped.fit(toy_model(FEDAVG, 3, seed=2))
+    assert int(kept["steps"]) == 3

@@ -1,0 +1,87 @@
+"""Local privacy: what leaves a node is clipped and noised there, and each node keeps its own budget."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from in_process import equal, hold
+
+import strategies
+from strategies.algebra.accountant import gaussian_epsilon
+from strategies.algebra.clipping import norm
+from strategies.exchange.mechanism import Plan
+from strategies.exchange.vocabulary import Profile, Ticket
+
+TICKET = Ticket(1, 10, 0, 0)
+WIDE = {"w": torch.randn(400, 300, generator=torch.Generator().manual_seed(1)), "b": torch.zeros(5)}
+SAME = {"data.partitioner": "iid", "num-server-rounds": 2, "tuning": "bias", "wrappers": "local-privacy"}
+
+
+def test_the_noise_on_an_update_has_the_moments_that_the_account_is_of() -> None:
+    local = strategies.load_wrapper("local-privacy", noise=3.0, clip=0.5, epsilon=0.0)
+    clip_alone = strategies.load_wrapper("local-privacy", clip=0.5, epsilon=0.0).outgoing(WIDE, TICKET, {})
+    assert norm(clip_alone) <= 0.5
+    sent = local.outgoing(WIDE, TICKET, {})
+    drawn = torch.cat([(sent[n].double() - clip_alone[n].double()).flatten() for n in WIDE]) / (3.0 * 0.5)
+    for power, (expected, variance) in {1: (0, 1), 2: (1, 2), 3: (0, 15), 4: (3, 96)}.items():
+        assert abs(float((drawn**power).mean()) - expected) < 6 * math.sqrt(variance / len(drawn))
+    assert not torch.equal(sent["w"], local.outgoing(WIDE, TICKET, {})["w"])
+
+
+def test_a_node_takes_part_in_as_many_rounds_as_were_planned_and_in_no_more() -> None:
+    """Whatever the server asks: the count is the node's own."""
+    local, kept = strategies.load_wrapper("local-privacy"), {}
+    for _ in range(TICKET.rounds):
+        local.outgoing(WIDE, TICKET, kept)
+    with pytest.raises(ValueError, match="its budget of epsilon 8 is spent"):
+        local.outgoing(WIDE, TICKET, kept)
+
+
+def test_the_server_counts_for_the_node_that_it_asked_most_often() -> None:
+    nodes = [Profile(i, str(i), 8, 10, "store") for i in range(3)]
+    local = strategies.load_wrapper("local-privacy", noise=20.0, epsilon=1.0)
+    account = local.mechanism(Plan(10, 3, 1.0))
+    assert account is not None
+    for chosen in (nodes[:2], nodes[1:], nodes[1:2]):
+        assert not account.exhausted()
+        account.spend(nodes, chosen)
+    assert account.spent()["epsilon"] == gaussian_epsilon(3, 20.0, 1e-5)
+    again = local.mechanism(Plan(10, 3, 1.0))
+    assert again is not None
+    again.restore(account.memory())
+    assert again.spent() == account.spent()
+    assert gaussian_epsilon(4, 20.0, 1e-5) > 1.0 or not account.exhausted()
+
+
+def test_whole_numbers_are_refused_on_the_node() -> None:
+    with pytest.raises(ValueError, match="whole numbers"):
+        strategies.load_wrapper("local-privacy").outgoing({"n": torch.tensor([1])}, TICKET, {})
+
+
+@pytest.mark.parametrize("options", [{}, {"strategy": "ffa-lora", "tuning": "lora"}])
+def test_switched_off_a_run_is_the_plain_one_bit_for_bit(options: dict[str, Any], tmp_path: Path) -> None:
+    off = SAME | {"local-privacy.epsilon": 0.0, "local-privacy.clip": 0.0} | options
+    plain = off | {"wrappers": ""}
+    assert equal(hold(tmp_path, plain).state().tensors, hold(tmp_path, off).state().tensors)
+
+
+def test_nothing_that_was_measured_leaves_a_node(tmp_path: Path) -> None:
+    outcome = hold(tmp_path, SAME | {"wrappers": "local-privacy,quantize"})
+    assert outcome.summary["status"] == "completed"
+    assert 7.9 < outcome.summary["epsilon"] <= 8
+    for exchange in outcome.grid.of("train"):
+        assert exchange.reply is not None
+        said = exchange.reply.metric_records["metrics"]
+        assert set(said) == {"num-examples", "server-round", "steps"}
+
+
+def test_a_run_ends_where_the_budget_does(tmp_path: Path) -> None:
+    options = {"num-server-rounds": 9, "local-privacy.noise": 4.0, "local-privacy.epsilon": 4.5}
+    outcome = hold(tmp_path, SAME | options)
+    last = outcome.summary["rounds"]
+    assert outcome.summary["status"] == "completed"
+    assert "is spent" in outcome.summary["stopped"]
+    assert gaussian_epsilon(last, 4.0, 1e-5) <= 4.5 < gaussian_epsilon(last + 1, 4.0, 1e-5)
+    assert not any(node["refused"] for line in outcome.rounds for node in line["nodes"])
