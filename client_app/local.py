@@ -6,7 +6,6 @@ Node config keys: `partition-id` and `num-partitions` (a simulated share of the 
 """
 
 import os
-import platform
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +19,10 @@ from task.base import Base, accept_offer, node_base, node_bases
 from task.config import AUTO, TaskConfig
 from task.seeds import derive
 from task.store import Store, node_store
+from task.versions import versions, written
 
 if TYPE_CHECKING:
+    from task.outline import Outline
     from task.rows import Positions, Rows
 
 NodeConfig = tuple[tuple[str, bool | int | float | str], ...]
@@ -35,7 +36,6 @@ class Local:
     node_id: int
     order: ConfigRecord
     config: TaskConfig
-    state: RecordDict  # Flower's, which it keeps for this node from message to message
 
     @classmethod
     def of(cls, context: Context, order: ConfigRecord) -> "Local":
@@ -45,7 +45,7 @@ class Local:
 
         config = task_of(order)
         check_code(config, context.node_config)
-        return cls(tuple(sorted(context.node_config.items())), context.node_id, order, config, context.state)
+        return cls(tuple(sorted(context.node_config.items())), context.node_id, order, config)
 
     @property
     def name(self) -> str:
@@ -95,11 +95,12 @@ class Local:
     @property
     def num_examples(self) -> int:
         """Rows this node has, counted without a model. Raises DataError, NodeError, SplitError."""
-        from task.data import outline_file
+        return len(self._share()) if self._own_path() is None else len(self._outline().train)
 
-        if (path := self._own_path()) is not None:
-            return len(outline_file(self.config, self.store, path, self.config.data.labels).train)
-        return len(self._share())
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels of its rows, in the order that they are numbered. Raises DataError."""
+        return self._outline().labels
 
     def rows(self) -> tuple["Rows", "Rows"]:
         """The node's rows to train on and the rows it keeps for evaluation (none where only the server scores)."""
@@ -130,7 +131,8 @@ class Local:
             "dtypes": dtypes(self.device),
             "memory": free_memory(self.device),
             "cores": os.cpu_count() or 1,
-            "versions": f"python {platform.python_version()}",
+            "versions": written(versions()),
+            "labels": list(self.labels),
         }
         return ConfigRecord(answers)
 
@@ -149,9 +151,16 @@ class Local:
         path = own.get("data-path", own.get("dataset-path"))
         return None if path is None else Path(str(path)).expanduser()
 
+    def _outline(self) -> "Outline":
+        """What is known of the node's own file, or of the data that it has a share of, without a model."""
+        from task.data import outline, outline_file
+
+        if (path := self._own_path()) is not None:
+            return outline_file(self.config, self.store, path, self.config.data.labels)
+        return outline(self.config, self.store)
+
     def _share(self) -> "Positions":
         """The positions of this node's rows in the common data."""
-        from task.data import outline
         from task.partition import partition
 
         own = dict(self.node)
@@ -160,6 +169,6 @@ class Local:
         if self.config.data.partitioner == "none":
             raise NodeError("data.partitioner = 'none', but the node config has no data-path")
         check_source(self.config, own)
-        train = outline(self.config, self.store).train
+        train = self._outline().train
         split = partition(self.config, train.labels, train.ids, int(own["num-partitions"]), self.store)
         return split[int(own["partition-id"])]

@@ -1,38 +1,44 @@
-"""What a node keeps from one message to the next: the journal in its store, private tensors in Flower's own state.
+"""What a node keeps on its disk from one message to the next: the journal, and what is this node's alone.
 
 An entry is kept once per store, in a folder named by the mark that it leads to, with the mark that it follows on.
+
+What is a node's own (private tensors, what wrappers keep) is kept by run and node, as it was after each of the last two
+rounds that the node trained in. A round that is done again, because the server was killed in it, so starts from what
+was kept before it. No message can name another node's: the name is the node's own.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from flwr.app import RecordDict
 
 from client_app.consent import NodeError
 from client_app.local import Local
 from strategies.algebra.lowrank import truncated
 from strategies.algebra.tensors import Tensors, corner, snapshot
-from strategies.exchange import checkpoint, journal, wire
+from strategies.exchange import checkpoint, journal
 from strategies.exchange.algorithm import Algorithm
+from strategies.exchange.order import RUN
 from strategies.exchange.vocabulary import BASE_MARK, Entry, State, mark_after
 from task.model import TunedModel
+from task.store import recipe_hash
 
-KIND, GROUNDS = "journals", "grounds"
-ENTRY, BEFORE, WEIGHTS = "entry.safetensors", "before", "weights.safetensors"
-MODEL = "private"  # whose tensors are kept in the node's state: of its model
-RECORDS = ("arrays", "index")  # that tensors are packed into
-KEPT_FOR = 14 * 24 * 3600  # seconds that an entry stays in a store; whoever still wants it is sent it again
+KIND, GROUNDS, OWN = "journals", "grounds", "own"
+ENTRY, WEIGHTS = "entry.safetensors", "weights.safetensors"
+MODEL = "private"  # whose tensors are kept: the model's
+VERSIONS = 2  # of a node's own tensors
+KEPT_FOR = 14 * 24 * 3600  # seconds that things stay in a store; whoever still wants an entry is sent it again
 
 
 class Memory:
-    """The memory of one node."""
+    """The memory of one node, for one message: of a round's training, or of what comes `after` it."""
 
-    def __init__(self, local: Local) -> None:
-        self.store, self.state = local.store, local.state
+    def __init__(self, local: Local, round: int, *, after: bool = False) -> None:
+        self.store = local.store
+        self._round, self._after = round, after
+        self._own = self.store.path(OWN, recipe_hash([str(local.order.get(RUN, "")), local.name]))
 
     def installed(self, strategy: Algorithm, model: TunedModel, start: State) -> TunedModel:
         """The model as the server wants this node to have it, private tensors included. Raises NodeError."""
@@ -40,23 +46,44 @@ class Memory:
         model = journal.installed_from(
             strategy, model, start, marks, lambda n: self._entry(marks[n + 1]), lambda: self._ground(marks[0])
         )
-        for name, tensor in truncated(self.kept(), start.rank or model.rank).items():
+        for name, tensor in truncated(self.kept().get(MODEL, {}), start.rank or model.rank).items():
             corner(model.trained[name].data, tensor.shape).copy_(tensor)  # this round's rank may be another
         return model
 
-    def kept(self, whose: str = MODEL) -> Tensors:
-        """The tensors that this node keeps of its model, or for somebody else."""
-        names = {f"{whose}-{part}": part for part in RECORDS}
-        own = {names[name]: record for name, record in self.state.items() if name in names}
-        return wire.unpack(RecordDict(own)).tensors if own else {}
+    # ------------------------------------------------------------------ what is the node's own
 
-    def keep(self, tensors: Mapping[str, torch.Tensor], whose: str = MODEL) -> None:
-        """Keep these tensors on this node, instead of those kept before."""
-        for part in RECORDS:
-            self.state.pop(f"{whose}-{part}", None)
-        if tensors:
-            for part, record in wire.pack(State(snapshot(tensors))).items():
-                self.state[f"{whose}-{part}"] = record
+    def kept(self) -> dict[str, Tensors]:
+        """What the node keeps of its model and for wrappers, by whose it is: as it was before this round, or after."""
+        last = self._round if self._after else self._round - 1
+        rounds = [number for number in self._versions() if number <= last]
+        if not rounds:
+            return {}
+        state, _ = checkpoint.load(self._version(rounds[-1]))
+        kept: dict[str, Tensors] = {}
+        for name, tensor in state.tensors.items():
+            whose, own = name.split("/", 1)
+            kept.setdefault(whose, {})[own] = tensor
+        return kept
+
+    def keep(self, kept: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Keep this after the training of this round."""
+        versions = self._versions()
+        named = {f"{whose}/{name}": t for whose, tensors in kept.items() for name, t in tensors.items()}
+        if not named and not versions:
+            return
+        if not self._own.exists():
+            self._forget_old()
+            self._own.mkdir(mode=0o700, parents=True, exist_ok=True)
+        checkpoint.save(self._version(self._round), State(snapshot(named)), {})
+        earlier = [number for number in versions if number < self._round]
+        for number in {*versions} - {*earlier[1 - VERSIONS :], self._round}:
+            self._version(number).unlink()
+
+    def _versions(self) -> list[int]:
+        return sorted(int(path.stem) for path in self._own.glob("*.safetensors"))
+
+    def _version(self, round: int) -> Path:
+        return self._own / f"{round}.safetensors"
 
     # ------------------------------------------------------------------ the journal
 
@@ -73,8 +100,7 @@ class Memory:
             with self.store.made(KIND, following) as folder:
                 if folder is not None:
                     self._forget_old()
-                    checkpoint.save(folder / ENTRY, State({}, (entry,)), {})
-                    (folder / BEFORE).write_text(json.dumps(mark))
+                    checkpoint.write_entry(folder / ENTRY, entry, mark)
             mark = following
         return mark
 
@@ -83,23 +109,22 @@ class Memory:
         where the store has lost a part."""
         path = [mark]
         while path[-1] != BASE_MARK and not self.store.path(GROUNDS, path[-1]).exists():
-            place = self.store.path(KIND, path[-1]) / BEFORE
+            place = self.store.path(KIND, path[-1]) / ENTRY
             if not place.exists():
                 raise NodeError(f"the store {self.store.root} lacks a part of the journal, up to {path[-1]}")
-            path.append(json.loads(place.read_text()))
+            path.append(checkpoint.mark_before(place))
         return path[::-1]
 
     def _entry(self, mark: str) -> Entry:
-        state, _ = checkpoint.load(self.store.path(KIND, mark) / ENTRY)
-        return state.journal[0]
+        return checkpoint.read_entry(self.store.path(KIND, mark) / ENTRY)[0]
 
     def _ground(self, mark: str) -> Tensors:
         state, _ = checkpoint.load(self.store.path(GROUNDS, mark) / WEIGHTS)
         return state.tensors
 
     def _forget_old(self) -> None:
-        """Remove old entries and weights: a journal can be as large as a model."""
-        for kind in (KIND, GROUNDS):
+        """Remove what is old: a journal, and what a node keeps, can be as large as a model."""
+        for kind in (KIND, GROUNDS, OWN):
             for folder in self.store.path(kind, "").glob("*"):
                 if _idle(folder) > KEPT_FOR:
                     shutil.rmtree(folder, ignore_errors=True)

@@ -1,6 +1,7 @@
 """A round on the node: install what the server holds, train or score, answer."""
 
 import time
+from dataclasses import dataclass
 
 import torch
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
@@ -8,10 +9,11 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 import strategies
 from client_app.device import within_memory
 from client_app.local import Local
-from client_app.memory import Memory
+from client_app.memory import MODEL, Memory
 from strategies.exchange import journal, wire
 from strategies.exchange.algorithm import Algorithm
-from strategies.exchange.door import PROOF
+from strategies.exchange.door import INSTALLED, PROOF
+from strategies.exchange.echo import echo
 from strategies.exchange.order import PROVE, rank_of, read_ticket, record_of, strategy_of
 from strategies.exchange.vocabulary import OutOfMemory, State, Ticket
 from task.model import TunedModel, tuned_model
@@ -32,25 +34,24 @@ def trained(local: Local, content: RecordDict) -> RecordDict:
 
 def _update(local: Local, content: RecordDict) -> RecordDict:
     began = time.monotonic()
-    strategy, ticket, model = _installed(local, content)
+    here = _Stand.of(local, content)
+    strategy, ticket, model = here.strategy, here.ticket, here.model
     rows, _ = local.rows()
-    proof = _proof(content, model)
-    memory = Memory(local)
     places = {wrapper: f"wrapper-{strategies.wrapper_name(wrapper)}" for wrapper in strategy.wrappers}
-    kept = {wrapper: memory.kept(place) for wrapper, place in places.items()}
+    kept = here.memory.kept()
     trainer = trainer_of(local, strategy, rows, ticket.seed)
-    for wrapper in strategy.wrappers:
-        trainer = wrapper.training(trainer, ticket, kept[wrapper])
+    for wrapper, place in places.items():
+        trainer = wrapper.training(trainer, ticket, kept.setdefault(place, {}))
     delta, metrics = strategy.train(model, trainer, ticket)
-    memory.keep(strategy.private(model))
-    for wrapper in strategy.wrappers:
-        delta = wrapper.outgoing(delta, ticket, kept[wrapper])
-        memory.keep(kept[wrapper], places[wrapper])
+    for wrapper, place in places.items():
+        delta = wrapper.outgoing(delta, ticket, kept[place])
     reply = wire.pack(State(delta))
-    reply.update(proof)
+    here.memory.keep({**kept, MODEL: strategy.private(model)})
     metrics = {"num-examples": len(rows), "server-round": ticket.round, "seconds": time.monotonic() - began, **metrics}
     silent = any(wrapper.silent for wrapper in strategy.wrappers)
-    reply["metrics"] = MetricRecord({name: value for name, value in metrics.items() if not silent or name in PLAIN})
+    told = {name: value for name, value in metrics.items() if not silent or name in PLAIN}
+    reply["metrics"] = MetricRecord({**told, **here.echo})
+    reply.update(here.proof)
     return reply
 
 
@@ -62,27 +63,33 @@ def trainer_of(local: Local, strategy: Algorithm, rows: Rows, seed: int) -> Trai
 
 def evaluated(local: Local, content: RecordDict) -> RecordDict:
     """The reply to an `evaluate` message: metrics over the rows that this node keeps for it."""
-    _, ticket, model = _installed(local, content)
+    here = _Stand.of(local, content, after=True)
     _, kept = local.rows()
     if not len(kept):
         raise ValueError(f"node {local.name} keeps no rows for evaluation (data.holdout = {local.config.data.holdout})")
-    metrics = evaluate(model, kept, local.device)
-    about = MetricRecord({"num-examples": len(kept), "server-round": ticket.round, **metrics})
-    return RecordDict({"metrics": about, **_proof(content, model)})
+    metrics = {"num-examples": len(kept), "server-round": here.ticket.round, **evaluate(here.model, kept, local.device)}
+    return RecordDict({"metrics": MetricRecord({**metrics, **here.echo}), **here.proof})
 
 
-def _proof(content: RecordDict, model: TunedModel) -> dict[str, ConfigRecord]:
-    """The record that says which weights a model stands on, where the server asks for it."""
-    if PROVE not in record_of(content, "ticket"):
-        return {}
-    return {PROOF: ConfigRecord({"fingerprint": journal.fingerprint(model)})}
+@dataclass(frozen=True)
+class _Stand:
+    """Where a message has brought this node: the model as the server wants it, and what the node says of it."""
 
+    strategy: Algorithm
+    ticket: Ticket
+    memory: Memory
+    model: TunedModel
+    echo: dict[str, int]  # the fingerprint of what was installed
+    proof: dict[str, ConfigRecord]  # which weights the model stands on, where the server asks for it
 
-def _installed(local: Local, content: RecordDict) -> tuple[Algorithm, Ticket, TunedModel]:
-    """The process's model as the server wants this node to have it."""
-    torch.set_num_threads(local.config.threads)
-    strategy = strategy_of(local.order)
-    ticket, rank = read_ticket(record_of(content, "ticket")), rank_of(local.order)
-    model = tuned_model(local.base, local.config, rank, local.device)
-    model = Memory(local).installed(strategy, model, wire.unpack(content))
-    return strategy, ticket, model
+    @classmethod
+    def of(cls, local: Local, content: RecordDict, *, after: bool = False) -> "_Stand":
+        """For a round's training, or for what comes `after` it."""
+        torch.set_num_threads(local.config.threads)
+        strategy, asked = strategy_of(local.order), record_of(content, "ticket")
+        ticket = read_ticket(asked)
+        model = tuned_model(local.base, local.config, rank_of(local.order), local.device)
+        memory, start = Memory(local, ticket.round, after=after), wire.unpack(content)
+        model = memory.installed(strategy, model, start)
+        proof = {PROOF: ConfigRecord({"fingerprint": journal.fingerprint(model)})} if PROVE in asked else {}
+        return cls(strategy, ticket, memory, model, {INSTALLED: echo(model, start)}, proof)

@@ -46,6 +46,7 @@ class ServerConfig:
     max_failed_rounds: int = option(3, low=1)
     server_device: str = option("auto", choices=DEVICES)
     output_dir: str = option("")
+    resume: str = option("")
     simulation: Simulation = group(Simulation)
 
 
@@ -98,6 +99,7 @@ def _federation(task: TaskConfig, server: ServerConfig) -> Federation:
         min_success_fraction=server.min_success_fraction,
         max_failed_rounds=server.max_failed_rounds,
         dropout=server.simulation.dropout,
+        resume=bool(server.resume),
     )
 
 

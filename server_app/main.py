@@ -15,6 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from server_app.config import RunConfig
 from server_app.evaluation import Evaluator
 from server_app.results import Results
+from server_app.resuming import alone, continued, given
 from strategies.exchange.opening import settled, wait_for_nodes
 from task.schema import flatten
 from task.store import server_store
@@ -25,12 +26,17 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run one federation from the run config in `context`."""
-    run = RunConfig.read(context.run_config)
+    """Run one federation from the run config in `context`, or go on with one."""
+    hold(grid, RunConfig.read(continued(given(context.run_config))))
+
+
+def hold(grid: Grid, run: RunConfig) -> Path:
+    """Run a federation, or go on with one; the folder of its results."""
     folder = output_folder(run)
     LOG.info("results go to %s", folder)
-    with Results(folder, run) as results:
+    with alone(folder), Results(folder, run) as results:
         federate(grid, run, results)
+    return folder
 
 
 def federate(grid: Grid, run: RunConfig, results: Results) -> None:
@@ -50,13 +56,16 @@ def federate(grid: Grid, run: RunConfig, results: Results) -> None:
             federation,
             checkpoint=results.checkpoints,
             on_round=results.on_round,
+            on_kept=results.on_kept,
             score=Evaluator(run.strategy, task, federation.device) if scores else None,
         ),
     )
 
 
 def output_folder(run: RunConfig) -> Path:
-    """`<outputs>/<time>-<strategy>`, made here; `<outputs>/latest` points to it."""
+    """`<outputs>/<time>-<strategy>`, made here, and `<outputs>/latest` points to it; or that of the run to resume."""
+    if run.server.resume:
+        return Path(run.server.resume)
     outputs = Path(run.server.output_dir or Path.cwd() / "outputs")
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{run.strategy.name}"
     number = 0

@@ -10,6 +10,7 @@ checkpoints/      the newest and the best state
 
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -23,6 +24,7 @@ import torch
 from server_app.config import RunConfig
 from server_app.measure import measure_of, written
 from server_app.report import write_report
+from server_app.resuming import CONFIG, METRICS, RESUME, SUMMARY, lines_until, rounds_done, summary_of
 from server_app.tuned import write_tuned
 from strategies.exchange import checkpoint
 from strategies.exchange.federation import Round
@@ -43,12 +45,27 @@ class Results:
         self.checkpoints = folder / "checkpoints"
         self.rounds: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
+        self.resumed: list[int] = []  # the rounds after which other processes went on
         self.began = time.monotonic()
         self._task = run.task
         self.measure = measure_of(run.task)
         self._last: State | None = None
         self.stopped = ""  # why the run ended before its last round, if so
+        if run.server.resume:
+            self._resume()
         self._write_config(run.flat)
+
+    def _resume(self) -> None:
+        """Stand where an earlier process stood after its last checkpoint. Raises ConfigError."""
+        done, before = rounds_done(self.folder), summary_of(self.folder)
+        self.rounds = lines_until(self.folder, done)
+        self.resumed = [*before.get("resumed", []), done]
+        self.began -= before.get("seconds", 0.0)
+        for line in self.rounds:
+            self._compare(line)
+        best = self.checkpoints / BEST
+        if self.best is not None and self.best["round"] == done:  # the process may have ended before it kept this one
+            checkpoint.save(best, checkpoint.load(self.checkpoints / checkpoint.LAST)[0], {"round": done})
 
     def __enter__(self) -> "Results":
         return self
@@ -81,19 +98,29 @@ class Results:
         self._write_config(self.run.flat | {LABELS: flatten(task)[LABELS]})
 
     def on_round(self, report: Round, state: State) -> None:
-        """Append the round's line, keep the state if it is the best so far, and say how far the run is."""
+        """Append the round's line, and say how far the run is."""
         line = self._line(report)
         self.rounds.append(line)
-        with (self.folder / "metrics.jsonl").open("a") as file:
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        chosen_by = line.get("chosen-by")
-        if chosen_by is not None and (self.best is None or self.measure.better(chosen_by, self.best["chosen-by"])):
-            self.best = line
-            checkpoint.save(self.checkpoints / BEST, state, {"round": report.number})
+            file.flush()
+            os.fsync(file.fileno())  # before the checkpoint that counts on it
+        self._compare(line)
         self._last = state
         self.stopped = report.stopped if report.number < self.run.server.num_server_rounds else ""
         self._summarise("running")  # what a run that is killed leaves
         LOG.info("%s", self._progress(line))
+
+    def on_kept(self, report: Round, state: State) -> None:
+        """Keep the state if it is the best so far. It comes after the newest one is kept, so that a round which is done
+        again, and may end in other bits, cannot have replaced an older best."""
+        if self.best is self.rounds[-1]:
+            checkpoint.save(self.checkpoints / BEST, state, {"round": report.number})
+
+    def _compare(self, line: dict[str, Any]) -> None:
+        chosen_by = line.get("chosen-by")
+        if chosen_by is not None and (self.best is None or self.measure.better(chosen_by, self.best["chosen-by"])):
+            self.best = line
 
     def summary(self, status: str, error: str = "") -> dict[str, Any]:
         """How the run stands. `base`, `final`, `best` are on the part that is reported."""
@@ -116,6 +143,7 @@ class Results:
             "best": (self.best or {}).get(metric),
             "best-round": (self.best or {}).get("round"),
             "rounds": last.get("round", 0),
+            **({"resumed": self.resumed} if self.resumed else {}),
             "failed-rounds": sum(bool(entry["failed"]) for entry in self.rounds),
             "ranks": nodes,
             **{name: last[name] for name in ("epsilon", "delta") if name in last},
@@ -131,13 +159,16 @@ class Results:
         }
 
     def _write_config(self, flat: Mapping[str, Any]) -> None:
-        (self.folder / "config.toml").write_text(tomli_w.dumps(nested(flat)), encoding="utf-8")
+        kept = {key: value for key, value in flat.items() if key != RESUME}
+        draft = self.folder / f".{CONFIG}"
+        draft.write_text(tomli_w.dumps(nested(kept)), encoding="utf-8")
+        draft.replace(self.folder / CONFIG)
 
     def _summarise(self, status: str, error: str = "") -> dict[str, Any]:
         summary = self.summary(status, error)
         draft = self.folder / ".summary.json"
         draft.write_text(json.dumps(summary, indent=2) + "\n")
-        draft.replace(self.folder / "summary.json")
+        draft.replace(self.folder / SUMMARY)
         return summary
 
     def _line(self, report: Round) -> dict[str, Any]:
@@ -167,6 +198,7 @@ class Results:
             "parameters": report.parameters,
             "seconds": round(report.seconds, 3),
             "failed": report.failed,
+            "resting": report.resting,
             "nodes": [asdict(line) for line in report.nodes],
         }
 

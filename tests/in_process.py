@@ -8,7 +8,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,12 +22,12 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.task_identity import TaskIdentity
 
 import client_app
+import server_app.main
 import strategies
 from client_app.local import Local
 from client_app.training import trained
 from server_app.config import RunConfig
-from server_app.main import federate, output_folder
-from server_app.results import Results
+from server_app.resuming import continued
 from strategies.exchange import checkpoint, wire
 from strategies.exchange.contract import Strategy
 from strategies.exchange.federation import Federation, Round
@@ -242,10 +242,15 @@ def hold(
     """
     run = RunConfig.read({**SMALL, **(options or {}), "output-dir": str(folder)})
     grid = grid or InProcessGrid(client_app.app, run.server.simulation.num_supernodes, **nodes)
-    place = output_folder(run)
-    with Results(place, run) as results:
-        federate(grid, run, results)
-    return Outcome(grid, run, place)
+    return Outcome(grid, run, server_app.main.hold(grid, run))
+
+
+def resumed(folder: Path, options: dict[str, Any] | None = None, grid: InProcessGrid | None = None) -> Outcome:
+    """Go on with the run in a results folder, as another process would."""
+    kept_model.cache_clear()
+    run = RunConfig.read(continued({"resume": str(folder), **(options or {})}))
+    grid = grid or InProcessGrid(client_app.app, run.server.simulation.num_supernodes, ids=1)
+    return Outcome(grid, run, server_app.main.hold(grid, run))
 
 
 def watched(
@@ -298,6 +303,6 @@ def retrained(outcome: Outcome, exchange: Exchange) -> Tensors:
 
 
 def local(grid: InProcessGrid, exchange: Exchange) -> Local:
-    """The node that a message went to, with nothing kept in Flower's state for it."""
+    """The node that a message went to."""
     context = next(c for node, c in grid.contexts.items() if grid.partitions[node] == exchange.partition)
-    return replace(Local.of(context, exchange.request.config_records["order"]), state=RecordDict())
+    return Local.of(context, exchange.request.config_records["order"])

@@ -196,7 +196,7 @@ def test_nodes_replay_hand_over_and_remainders_to_what_the_server_has(merging: W
         if exchange.partition == 2:
             node = local(merging[0], exchange)
             model = tuned_model(node.base, node.config, int(node.order[RANK]), "cpu")  # type: ignore[arg-type]
-            model = Memory(node).installed(MERGING, model, wire.unpack(exchange.request))
+            model = Memory(node, 1).installed(MERGING, model, wire.unpack(exchange.request))
     begun = MERGING.begin(merging[1][3][1], 4, 2)
     own = snapshot({**model.frozen, **model.trained})
     kept_model.cache_clear()

@@ -40,13 +40,42 @@ def test_state_and_words_come_back(tmp_path):
     state, said = checkpoint.load(path)
     assert_same(state, STATE)
     assert said == about
-    assert os.listdir(path.parent) == [path.name]
+    assert sorted(os.listdir(path.parent)) == ["journal", path.name]
 
 
 def test_more_than_ten_entries_keep_their_order(tmp_path):
     state = State({}, tuple(Entry(i, 100 - i, {"k": torch.tensor([i])}) for i in range(12)))
     checkpoint.save(tmp_path / "s", state, {})
     assert_same(checkpoint.load(tmp_path / "s")[0], state)
+
+
+def test_an_entry_is_written_once(tmp_path):
+    """And what is beside it does not grow with the journal."""
+    entries = tuple(Entry(i, 0, {"k": torch.randn(1000)}) for i in range(30))
+    sizes, times = [], {}
+    for count in range(31):
+        checkpoint.save(tmp_path / "s", State({"w": torch.ones(3)}, entries[:count]), {"round": count})
+        sizes.append((tmp_path / "s").stat().st_size)
+        for path in (tmp_path / "journal").glob("*"):
+            assert times.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns
+    assert len(times) == 30
+    assert len(set(sizes[1:])) == 1
+    assert sizes[1] < 1000
+
+
+def test_states_of_one_run_share_entries(tmp_path):
+    older = State({"w": torch.ones(3)}, STATE.journal[:2])
+    for name, state in (("best", older), ("last", STATE)):
+        checkpoint.save(tmp_path / name, state, {})
+    assert len(list((tmp_path / "journal").glob("*"))) == 3
+    assert_same(checkpoint.load(tmp_path / "best")[0], older)
+    assert_same(checkpoint.load(tmp_path / "last")[0], STATE)
+
+
+def test_a_lost_entry_is_said(saved):
+    (saved.parent / "journal" / f"{STATE.marks[2]}.safetensors").unlink()
+    with pytest.raises(OSError, match=STATE.marks[2]):
+        checkpoint.load(saved)
 
 
 def test_views_and_shared_memory_can_be_saved(tmp_path):
@@ -99,7 +128,7 @@ def test_a_draft_left_by_a_crash_does_not_matter(saved):
     assert_same(checkpoint.load(saved)[0], STATE)
     checkpoint.save(saved, State({"w": torch.zeros(3)}), {"round": 2})
     assert checkpoint.load(saved)[1] == {"round": 2}
-    assert os.listdir(saved.parent) == ["s"]
+    assert sorted(os.listdir(saved.parent)) == ["journal", "s"]
 
 
 def test_the_state_in_memory_is_not_touched(tmp_path):

@@ -49,10 +49,8 @@ def test_a_federation_learns(strategy: str, options: dict[str, Any], share: floa
 
 
 def errors_of(grid: InProcessGrid, partition: int, name: str) -> Tensors:
-    context = next(c for node, c in grid.contexts.items() if grid.partitions[node] == partition)
-    own = Memory(local(grid, grid.of("train")[0]))
-    own.state = context.state
-    return own.kept(f"wrapper-{name}")
+    last = [exchange for exchange in grid.of("train") if exchange.partition == partition][-1]
+    return Memory(local(grid, last), 3, after=True).kept().get(f"wrapper-{name}", {})
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +90,7 @@ def test_errors_stay_with_their_node(away: tuple[Outcome, list[list[Tensors]]]) 
 
     def again(errors: Tensors) -> Tensors:
         here = local(outcome.grid, second)
-        Memory(here).keep(errors, "wrapper-quantize")
+        Memory(here, 1).keep({"wrapper-quantize": errors})
         return sent(trained(here, second.request))
 
     assert equal(again(first[1]), sent(second.reply))

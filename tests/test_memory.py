@@ -3,19 +3,18 @@
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from entries import Listening, at_the_base, fresh_at, same, state_of, values
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord
 from in_process import QV, InProcessGrid, Outcome, equal, hold, local, sent, watched
 
 import client_app
 import strategies
 from client_app.consent import NodeError
 from client_app.local import Local
-from client_app.memory import KEPT_FOR, Memory
+from client_app.memory import KEPT_FOR, MODEL, Memory
 from server_app.config import RunConfig
 from strategies.algebra.lowrank import rank_axis
 from strategies.algebra.tensors import Tensors
@@ -28,8 +27,8 @@ from task.schema import ConfigError
 
 
 def node(store: Path) -> Local:
-    """A node with an empty state of its own."""
-    return Local((("store-path", str(store)),), 1, ConfigRecord(), TaskConfig(), RecordDict())
+    """A node that has nothing yet but a place."""
+    return Local((("store-path", str(store)),), 1, ConfigRecord(), TaskConfig())
 
 
 def kept(store: Path) -> list[Path]:
@@ -41,29 +40,29 @@ def kept(store: Path) -> list[Path]:
 
 def test_entries_come_in_parts_and_are_replayed_from_the_base(tmp_path: Path, strategy: Flora, model: TunedModel):
     whole = state_of(1, 2, 3)
-    memory = Memory(node(tmp_path))
+    memory = Memory(node(tmp_path), 1)
     for place in range(1, 4):
         start = State(whole.tensors, whole.journal[:place]).after(whole.marks[place - 1])
         assert len(start.journal) == 1
         memory.installed(strategy, model, start)
     assert {path.name for path in kept(tmp_path)} == set(whole.marks[1:])
     another = at_the_base()  # another process: it has the store alone
-    again = Memory(node(tmp_path)).installed(strategy, another, whole.after(whole.marks[3]))
+    again = Memory(node(tmp_path), 1).installed(strategy, another, whole.after(whole.marks[3]))
     assert same(values(again), fresh_at(strategy, whole))
 
 
 def test_an_entry_is_kept_once_for_all_nodes_of_a_store(tmp_path: Path, strategy: Flora, model: TunedModel):
     state = state_of(1, 2)
-    Memory(node(tmp_path)).installed(strategy, model, state)
+    Memory(node(tmp_path), 1).installed(strategy, model, state)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-    assert len(before) == 2 * 2
-    Memory(node(tmp_path)).installed(strategy, model, state)
+    assert len(before) == 2
+    Memory(node(tmp_path), 1).installed(strategy, model, state)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_two_runs_keep_their_own_entries_and_share_equal_ones(tmp_path: Path, strategy: Flora, model: TunedModel):
     for numbers in ((1, 2), (1, 3)):
-        model = Memory(node(tmp_path)).installed(strategy, model, state_of(*numbers))
+        model = Memory(node(tmp_path), 1).installed(strategy, model, state_of(*numbers))
         assert same(values(model), fresh_at(strategy, state_of(*numbers)))
     assert len(kept(tmp_path)) == 3
 
@@ -71,18 +70,18 @@ def test_two_runs_keep_their_own_entries_and_share_equal_ones(tmp_path: Path, st
 def test_a_missing_entry_is_said(tmp_path: Path, strategy: Flora, model: TunedModel):
     state = state_of(1, 2)
     with pytest.raises(NodeError, match=f"store {tmp_path} lacks a part of the journal, up to {state.marks[1]}"):
-        Memory(node(tmp_path)).installed(strategy, model, state.after(state.marks[1]))
-    found = Memory(node(tmp_path)).installed(strategy, model, state)
+        Memory(node(tmp_path), 1).installed(strategy, model, state.after(state.marks[1]))
+    found = Memory(node(tmp_path), 1).installed(strategy, model, state)
     assert same(values(found), fresh_at(strategy, state))
 
 
 def test_old_entries_go_when_one_comes(tmp_path: Path, strategy: Flora, model: TunedModel):
-    Memory(node(tmp_path)).installed(strategy, model, state_of(1))
+    Memory(node(tmp_path), 1).installed(strategy, model, state_of(1))
     (old,) = kept(tmp_path)
     os.utime(old, (time.time() - KEPT_FOR - 60,) * 2)
-    Memory(node(tmp_path)).installed(strategy, model, state_of(1))
+    Memory(node(tmp_path), 1).installed(strategy, model, state_of(1))
     assert kept(tmp_path) == [old]  # nothing came
-    Memory(node(tmp_path)).installed(strategy, model, state_of(4))
+    Memory(node(tmp_path), 1).installed(strategy, model, state_of(4))
     assert [path.name for path in kept(tmp_path)] == state_of(4).marks[1:]
 
 
@@ -93,10 +92,10 @@ def test_weights_are_stood_on_instead_of_entries(tmp_path: Path, strategy: Liste
     ground = journal.grounded(journal.installed(strategy, model, early))
     weights = State(whole.tensors, (), early.marks[-1], ground)
     place = tmp_path / "store"
-    found = Memory(node(place)).installed(strategy, at_the_base(), wire.unpack(wire.pack(weights)))
+    found = Memory(node(place), 1).installed(strategy, at_the_base(), wire.unpack(wire.pack(weights)))
     assert same(values(found), fresh_at(strategy, early))
     strategy.heard.clear()
-    again = Memory(node(place)).installed(strategy, at_the_base(), whole.after(early.marks[-1]))
+    again = Memory(node(place), 1).installed(strategy, at_the_base(), whole.after(early.marks[-1]))
     assert same(values(again), fresh_at(strategy, whole))
     assert strategy.heard == [3]
     assert journal.fingerprint(again) == journal.fingerprint(journal.installed(strategy, at_the_base(), whole))
@@ -107,18 +106,62 @@ def test_weights_are_stood_on_instead_of_entries(tmp_path: Path, strategy: Liste
 def test_old_weights_go_when_something_comes(tmp_path: Path, strategy: Flora, model: TunedModel):
     state = state_of(1)
     ground = journal.grounded(journal.installed(strategy, model, state))
-    Memory(node(tmp_path)).installed(strategy, model, State(state.tensors, (), state.marks[-1], ground))
+    Memory(node(tmp_path), 1).installed(strategy, model, State(state.tensors, (), state.marks[-1], ground))
     (old,) = tmp_path.glob("grounds/*")
     os.utime(old, (time.time() - KEPT_FOR - 60,) * 2)
-    Memory(node(tmp_path)).installed(strategy, model, state_of(4))
+    Memory(node(tmp_path), 1).installed(strategy, model, state_of(4))
     assert not list(tmp_path.glob("grounds/*"))
     with pytest.raises(NodeError, match="lacks a part of the journal"):
-        Memory(node(tmp_path)).installed(strategy, model, state_of(1, 2).after(state.marks[-1]))
+        Memory(node(tmp_path), 1).installed(strategy, model, state_of(1, 2).after(state.marks[-1]))
 
 
 def test_a_start_without_a_journal_leaves_the_store_alone(tmp_path: Path, strategy: Flora, model: TunedModel):
-    Memory(node(tmp_path)).installed(strategy, model, state_of())
+    Memory(node(tmp_path), 1).installed(strategy, model, state_of())
     assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------- what is a node's own, by round
+
+
+def own_of(store: Path, round: int, name: str = "a", token: str = "t", *, after: bool = False) -> Memory:
+    order = ConfigRecord({"run-token": token})
+    return Memory(Local((("name", name), ("store-path", str(store))), 1, order, TaskConfig()), round, after=after)
+
+
+def test_a_round_that_is_done_again_starts_from_what_was_kept_before_it(tmp_path: Path) -> None:
+    for round in (1, 2, 5):
+        own_of(tmp_path, round).keep({"private": {"x/y": torch.tensor([round])}, "wrapper-q": {"e": torch.ones(round)}})
+    assert own_of(tmp_path, 5).kept()["private"]["x/y"].item() == 2
+    assert own_of(tmp_path, 5).kept()["wrapper-q"]["e"].shape == (2,)
+    assert own_of(tmp_path, 5, after=True).kept()["private"]["x/y"].item() == 5
+    assert own_of(tmp_path, 9).kept()["private"]["x/y"].item() == 5
+    own_of(tmp_path, 5).keep({"private": {"x/y": torch.tensor([50])}})
+    assert own_of(tmp_path, 6).kept() == {"private": {"x/y": torch.tensor([50])}}
+    assert own_of(tmp_path, 5).kept()["private"]["x/y"].item() == 2
+
+
+def test_two_rounds_are_kept(tmp_path: Path) -> None:
+    for round in (1, 2, 3, 3):
+        own_of(tmp_path, round).keep({"private": {"x": torch.tensor([round])}})
+    (folder,) = tmp_path.glob("own/*")
+    assert sorted(path.stem for path in folder.iterdir()) == ["2", "3"]
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_is_a_nodes_own_is_its_own_in_that_run(tmp_path: Path) -> None:
+    own_of(tmp_path, 1).keep({"private": {"x": torch.ones(1)}})
+    assert own_of(tmp_path, 2).kept()
+    assert not own_of(tmp_path, 2, name="b").kept()
+    assert not own_of(tmp_path, 2, token="u").kept()
+
+
+def test_who_keeps_nothing_leaves_no_trace(tmp_path: Path) -> None:
+    own_of(tmp_path, 1).keep({"private": {}, "wrapper-q": {}})
+    assert not list(tmp_path.iterdir())
+    own_of(tmp_path, 1).keep({"private": {"x": torch.ones(1)}})
+    own_of(tmp_path, 2).keep({"private": {}})
+    assert own_of(tmp_path, 3).kept() == {}
+    assert own_of(tmp_path, 2).kept()
 
 
 # ---------------------------------------------------------------------- private tensors, in real federations
@@ -135,11 +178,9 @@ def fedsa(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def own(outcome: Outcome, partition: int) -> Tensors:
-    """What a node kept, in its own state."""
-    grid = outcome.grid
-    context = next(c for node_id, c in grid.contexts.items() if grid.partitions[node_id] == partition)
-    named = {name.removeprefix("private-"): record for name, record in context.state.items()}
-    return wire.unpack(RecordDict(named)).tensors
+    """What a node kept after its last round."""
+    last = [exchange for exchange in outcome.grid.of("train") if exchange.partition == partition][-1]
+    return Memory(local(outcome.grid, last), 2, after=True).kept()[MODEL]
 
 
 def test_nothing_but_what_is_shared_crosses_the_wire(fedsa: Outcome) -> None:
@@ -165,28 +206,24 @@ def test_every_node_keeps_what_is_its_own(fedsa: Outcome) -> None:
 
 
 def test_private_tensors_come_back_to_the_same_node(fedsa: Outcome) -> None:
-    """The second round's update, made again from what the first one left on this node, is the one that was sent; with
-    another node's, or none, it is not."""
-    first, second = ([e for e in fedsa.grid.of("train") if e.partition == 1][number] for number in range(2))
-    other = next(e for e in fedsa.grid.of("train") if e.partition == 2)
+    """The second round's update, made again from what the first one left on this node, is the one that was sent, as
+    often as it is asked for; with another node's, or none, it is not."""
+    second = [e for e in fedsa.grid.of("train") if e.partition == 1][1]
+    others = Memory(local(fedsa.grid, next(e for e in fedsa.grid.of("train") if e.partition == 2)), 2).kept()
+    here = local(fedsa.grid, second)
+    own = Memory(here, 2).kept()
     assert second.reply is not None
 
-    def again(*before: Any) -> Tensors:
+    def again() -> Tensors:
         from client_app.training import trained
 
-        state = RecordDict()
-        for exchange in before:
-            past = local(fedsa.grid, exchange)
-            past.state.update(state)
-            trained(past, exchange.request)
-            state = past.state
-        here = local(fedsa.grid, second)
-        here.state.update(state)
         return sent(trained(here, second.request))
 
-    assert equal(again(first), sent(second.reply))
-    assert not equal(again(other), sent(second.reply))
-    assert not equal(again(), sent(second.reply))
+    assert equal(again(), sent(second.reply))
+    assert equal(again(), sent(second.reply))
+    for past in (others, {}, own):
+        Memory(here, 1).keep(past)
+        assert equal(again(), sent(second.reply)) == (past is own)
 
 
 def test_what_the_server_writes_is_the_shared_part(fedsa: Outcome) -> None:

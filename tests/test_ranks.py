@@ -179,19 +179,21 @@ def test_one_automatic_node_beside_fixed_ones(tmp_path: Path):
     assert [exchange.partition for exchange in outcome.grid.of("query.trial")] == [1]
 
 
-def test_a_node_that_joins_later_is_tried_too(tmp_path: Path):
-    grid: InProcessGrid
+def test_a_node_that_joins_later_is_tried_too_and_keeps_its_rank(tmp_path: Path):
+    """Once: under its name it has the same rank in the whole run, wherever it was restarted."""
 
-    def rejoin(partition: int, kind: str, reply: Message) -> Message:
-        if (partition, kind) == (0, "train") and not restarted:
-            restarted.append(grid.restart(0))
-        return reply
+    class Late(InProcessGrid):
+        def get_node_ids(self) -> list[int]:
+            self.away = set() if self.of("train") else {0}
+            if len(self.of("train")) == 5:  # after round 2
+                self.restart(0)
+            return super().get_node_ids()
 
-    restarted: list[None] = []
-    grid = InProcessGrid(client_app.app, 3, spoil=rejoin)
-    outcome = hold(tmp_path, QV | {"lora.ranks": "auto", "lora.auto-ranks": "2,4", "num-server-rounds": 2}, grid)
-    assert [exchange.partition for exchange in grid.of("query.trial")].count(0) == 2
-    assert [line["rank"] for line in outcome.rounds[2]["nodes"]] == [4, 4, 4]
+    grid = Late(client_app.app, 3)
+    options = {"lora.ranks": "auto", "lora.auto-ranks": "2,4", "num-server-rounds": 3}
+    outcome = hold(tmp_path, QV | options, grid)
+    assert sorted(exchange.partition for exchange in grid.of("query.trial")) == [0, 1, 2]
+    assert [[line["rank"] for line in entry["nodes"]] for entry in outcome.rounds[1:]] == [[4] * 2, [4] * 3, [4] * 3]
 
 
 def test_a_rank_whose_model_no_memory_holds_is_not_given(tmp_path: Path):

@@ -189,7 +189,7 @@ def replayed(outcome: Outcome, partition: int) -> Tensors:
         if exchange.partition == partition and exchange.reply is not None:
             node = local(outcome.grid, exchange)
             model = tuned_model(node.base, node.config, int(node.order[RANK]), "cpu")  # type: ignore[arg-type]
-            model = Memory(node).installed(outcome.run.strategy, model, wire.unpack(exchange.request))
+            model = Memory(node, 1).installed(outcome.run.strategy, model, wire.unpack(exchange.request))
     return snapshot({**model.frozen, **model.trained})
 
 

@@ -3,7 +3,6 @@
 A checkpoint of a fully tuned model can be a journal of a few kilobytes a round: the model is rebuilt by replaying it.
 """
 
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +10,12 @@ from safetensors import SafetensorError
 
 from server_app.config import RunConfig
 from server_app.results import BEST
+from server_app.resuming import settings_of
 from server_app.tuned import write_tuned
 from strategies.exchange import checkpoint
 from task.base import BaseError
 from task.schema import ConfigError
 from task.store import StoreError
-from thistledown.settings import flat
 
 STATES = {"last": checkpoint.LAST, "best": BEST}
 
@@ -26,7 +25,7 @@ def export(results: Path, which: str, to: Path | None, say: Callable[[str], None
 
     Raises ConfigError where the folder does not hold what is needed.
     """
-    config = _config(results)
+    config = RunConfig.read(settings_of(results))
     path = results / "checkpoints" / STATES[which]
     try:
         state, about = checkpoint.load(path)
@@ -40,12 +39,3 @@ def export(results: Path, which: str, to: Path | None, say: Callable[[str], None
     except (BaseError, StoreError) as error:
         raise ConfigError([str(error)]) from error
     say(f"the tuned model is in {folder / which}")
-
-
-def _config(results: Path) -> RunConfig:
-    """The configuration that a run left, label names included."""
-    path = results / "config.toml"
-    try:
-        return RunConfig.read(flat(tomllib.loads(path.read_text(encoding="utf-8"))))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError([f"{results} is no results folder: {error}"]) from error

@@ -1,5 +1,6 @@
 """`thistledown run`: one simulated run on a SuperLink of its own, from the checked settings to the summary."""
 
+import itertools
 import json
 import subprocess
 import time
@@ -10,6 +11,7 @@ from typing import Any
 import tomli_w
 
 from server_app.results import nested
+from server_app.resuming import rounds_done
 from task.schema import ConfigError
 from thistledown.console import ANSI, Console
 from thistledown.settings import Settings
@@ -33,6 +35,8 @@ def run(settings: Settings, say: Say, *, verbose: bool = False) -> bool:
         )
     size = f"{counted(server.simulation.num_supernodes, 'node')}, {counted(server.num_server_rounds, 'round')}"
     say(f"{settings.config.strategy.name} with tuning {task.tuning}: {size}, seed {task.seed}")
+    if server.resume:
+        say(f"resuming {server.resume} after round {rounds_done(Path(server.resume))}")
     say("starting Flower's SuperLink")
     log = Log(Path(server.output_dir))
     console = Console(verbose=verbose)
@@ -78,8 +82,9 @@ class Log:
         self._file.flush()
 
     def move(self, folder: Path) -> None:
-        """From now on it is `run.log` in this folder."""
-        self.path = self.path.rename(folder / "run.log")
+        """From now on it is `run.log` in this folder, or `run-2.log` and so on where a run was resumed."""
+        names = itertools.chain(["run.log"], (f"run-{number}.log" for number in itertools.count(2)))
+        self.path = self.path.rename(next(path for name in names if not (path := folder / name).exists()))
 
 
 def _submitted(superlink: SuperLink, settings: Settings) -> "subprocess.Popen[str]":

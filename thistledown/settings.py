@@ -1,26 +1,29 @@
 """From defaults, preset and command line to one checked configuration, before anything is started.
 
 Flower cannot combine a TOML file with overrides and answers a wrong key with a bare code, so keys are
-merged and checked here: pyproject's defaults <- preset <- every -c, the later ones first.
+merged and checked here: pyproject's defaults <- preset <- every -c, the later ones first. Where a run is resumed, its
+own configuration comes after the defaults, and what is set may not differ from it.
 """
 
 import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import thistledown
 from server_app.config import RunConfig, Simulation, keys
+from server_app.resuming import RESUME, continued, flat
 from task.config import EMBEDDED_DATA, EMBEDDED_MODEL
 from task.schema import ConfigError
 
 Values = dict[str, object]  # run-config keys with dots, as they came
 
 PLACES = {"data.name": EMBEDDED_DATA, "model.name": EMBEDDED_MODEL}  # keys that may be paths: the word that is none
+LATEST = "latest"  # instead of a results folder: the newest
 PAIR = re.compile(r"""\s*([\w.\-]+)=('[^']*'|"[^"]*"|\[[^\]]*\]|\S+)(?=\s|$)""")
 
 
@@ -39,10 +42,14 @@ class Settings:
     def read(cls, app: Path | None, preset: str | None, overrides: Sequence[str], here: Path) -> "Settings":
         """Merge and check; relative paths are looked for in `here`. Raises ConfigError with every problem."""
         folder = app_folder(app)
-        values = merged(folder, preset, overrides, here)
+        declared, own = defaults(folder), chosen(folder, preset, overrides, here)
+        if isinstance(own.get(RESUME), str) and own[RESUME]:
+            own[RESUME] = str(_run_folder(own, here))
+            own = continued(own)
+            own["output-dir"] = own.get("output-dir") or str(Path(str(own[RESUME])).parent)
+        values = declared | own
         values["output-dir"] = values.get("output-dir") or str(here.absolute() / "outputs")
         config = RunConfig.read(values)
-        declared = defaults(folder)
         idle = tuple(key for key in values if key not in config.flat and values[key] != declared[key])
         problems = [
             f"the key '{key}' is not declared in [tool.flwr.app.config] of {folder / 'pyproject.toml'}"
@@ -75,8 +82,13 @@ def defaults(app: Path) -> Values:
 
 def merged(app: Path, preset: str | None, overrides: Sequence[str], here: Path) -> Values:
     """All keys: defaults <- preset <- overrides. Raises ConfigError for what cannot be read."""
+    return defaults(app) | chosen(app, preset, overrides, here)
+
+
+def chosen(app: Path, preset: str | None, overrides: Sequence[str], here: Path) -> Values:
+    """The keys that somebody set: preset <- overrides. Raises ConfigError for what cannot be read."""
     problems: list[str] = []
-    layers = [defaults(app)]
+    layers: list[Values] = []
     if preset is not None:
         try:
             path = preset_path(app, preset, here)
@@ -134,12 +146,11 @@ def pairs(overrides: Sequence[str]) -> Values:
     return values
 
 
-def flat(tables: Mapping[str, Any], prefix: str = "") -> Values:
-    """Nested tables as dotted keys."""
-    values: Values = {}
-    for key, value in tables.items():
-        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return values
+def _run_folder(values: Values, here: Path) -> Path:
+    """The results folder to go on in: a path, or `latest` among the outputs."""
+    if values[RESUME] == LATEST:
+        return (here / str(values.get("output-dir") or "outputs") / LATEST).resolve()
+    return (here / Path(str(values[RESUME])).expanduser()).resolve()
 
 
 def _joined(values: Values, key: str) -> str | None:

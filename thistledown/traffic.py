@@ -11,6 +11,9 @@ from strategies.algebra.tensors import Tensors
 from strategies.exchange import order, wire
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.contract import Strategy
+from strategies.exchange.door import INSTALLED
+from strategies.exchange.echo import expected as expected_echo
+from strategies.exchange.session import Session
 from strategies.exchange.vocabulary import BASE_MARK, Entry, Profile, State, Ticket, Update
 from task.base import Base
 from task.config import TaskConfig
@@ -92,7 +95,7 @@ class Traffic:
         form = (*_forms(share.tensors), *(_forms(entry.tensors) for entry in share.journal), "up", *_forms(expected))
         if form not in self.known:
             records = wire.pack(_filled(share))
-            records["order"] = order.write(self.task, strategy, self.base.fingerprint, built)
+            records["order"] = order.write(self.task, strategy, self.base.fingerprint, built, Session().token)
             records["ticket"] = order.write_ticket(ticket)
             self.known[form] = Cost(wire.size(records), wire.size(_reply(strategy, expected, ticket)))
         return self.known[form]
@@ -111,9 +114,8 @@ def _reply(strategy: Strategy, expected: Tensors, ticket: Ticket) -> RecordDict:
     for wrapper in strategy.wrappers:
         delta = wrapper.outgoing(delta, ticket, {})
     reply = wire.pack(State(delta))
-    reply["metrics"] = MetricRecord(
-        {"num-examples": 1, "server-round": 1, "seconds": 1.0, "train-loss": 1.0, "steps": 1}
-    )
+    numbers = {"num-examples": 1, "server-round": 1, "seconds": 1.0, "train-loss": 1.0, "steps": 1}
+    reply["metrics"] = MetricRecord({**numbers, INSTALLED: expected_echo({}, BASE_MARK, "")})
     return reply
 
 

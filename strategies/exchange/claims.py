@@ -24,13 +24,14 @@ def profile_in(node_id: int, reply: Message | None) -> Profile:
         rank=_whole(said, "rank", MAX_RANK),
         num_examples=_whole(said, "num-examples", MAX_ROWS),
         store=_text(said, "store"),
-        bases=_texts(said, "bases"),
+        bases=frozenset(_texts(said, "bases")),
         device=_text(said, "device"),
         memory=_whole(said, "memory", LARGEST),
         cores=_whole(said, "cores", LARGEST),
         versions=_text(said, "versions"),
         automatic=_true(said, "automatic"),
-        dtypes=_texts(said, "dtypes"),
+        dtypes=frozenset(_texts(said, "dtypes")),
+        labels=_texts(said, "labels"),
     )
 
 
@@ -61,11 +62,11 @@ def _text(said: ConfigRecord, key: str, least: int = 0) -> str:
     return str(value)
 
 
-def _texts(said: ConfigRecord, key: str) -> frozenset[str]:
+def _texts(said: ConfigRecord, key: str) -> tuple[str, ...]:
     values = _get(said, key)
     if not isinstance(values, list) or len(values) > MOST or not all(map(_fits, values)):
         raise Refused(f"its profile says {key} = {values!r:.80}, no list of at most {MOST} such texts")
-    return frozenset(values)
+    return tuple(values)
 
 
 def _fits(value: object) -> bool:

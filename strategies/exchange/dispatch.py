@@ -7,11 +7,12 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from strategies.algebra.tensors import Tensors
-from strategies.exchange import journal, order, post, wire
+from strategies.exchange import echo, journal, order, post, wire
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import NodeLine, Round
 from strategies.exchange.opening import Opening
 from strategies.exchange.roll import Roll
+from strategies.exchange.session import Session
 from strategies.exchange.vocabulary import Profile, State, Ticket
 from task.config import TaskConfig
 from task.model import TunedModel
@@ -27,23 +28,29 @@ class Dispatch:
     opening: Opening
     roll: Roll
     evaluate_config: Mapping[str, object]
-    rank: int = 0  # that nodes build adapters with, whatever rank they train
+    session: Session
     ground_bytes: int = 0  # of the weights that the journal changes, once it has an entry
     fingerprints: dict[str, str] = field(default_factory=dict)  # of the newest weights, by their mark
     weights: dict[str, Tensors] = field(default_factory=dict)  # while they are sent, by their mark
+    echoes: dict[str, int] = field(default_factory=dict)  # what the nodes just sent to shall say, by name
 
     def send(
         self, kind: str, number: int, state: State, pairs: list[tuple[Profile, Ticket]], report: Round
     ) -> list[post.Sent]:
         """One message a node, encoded once per distinct content; fills in the lines of the report."""
         packed: dict[tuple[int, str, bool], post.Parcel] = {}
-        instruction = order.write(self._config(kind), self.strategy, self.opening.base.fingerprint, self.rank)
-        sent = []
+        base, session = self.opening.base.fingerprint, self.session
+        instruction = order.write(self._config(kind), self.strategy, base, session.rank, session.token)
+        sent, by_rank = [], dict[int, int]()
+        self.echoes = {}
         for profile, ticket in pairs:
             share = self._share(profile, ticket, state)
             content = (ticket.rank, share.since, bool(share.ground))
             if content not in packed:
                 packed[content] = post.Parcel.of(wire.pack(share), share.numbers)
+            if ticket.rank not in by_rank:
+                by_rank[ticket.rank] = echo.expected(share.tensors, share.marks[-1], base)
+            self.echoes[profile.name] = by_rank[ticket.rank]
             line = NodeLine(profile.name, ticket.rank, journal=-1 if share.ground else len(share.journal))
             own = RecordDict({"order": instruction, "ticket": order.write_ticket(ticket, prove=line.catches_up)})
             item = post.send(self.grid, profile.node_id, kind, str(number), packed[content], own)

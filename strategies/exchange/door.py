@@ -12,11 +12,23 @@ from strategies.algebra.lowrank import truncated
 from strategies.algebra.tensors import Tensors
 from strategies.exchange import wire
 from strategies.exchange.algorithm import Algorithm
-from strategies.exchange.vocabulary import MAX_ROWS, Metrics, Outgrown, OutOfMemory, Refused, State, Ticket, Update
+from strategies.exchange.vocabulary import (
+    MAX_ROWS,
+    Absent,
+    Metrics,
+    Outgrown,
+    OutOfMemory,
+    Refused,
+    State,
+    Ticket,
+    Update,
+)
 from strategies.exchange.wrapper import Wrapper
 
+INSTALLED = "installed"  # the metric that says what the node installed
 PROOF = "proof"  # the record of a reply that says which weights the node stands on
 RECORDS = frozenset({"arrays", "index", "metrics", PROOF, OutOfMemory.RECORD})  # that a reply may have
+GONE = (3, 4, 5, 8)  # Flower's codes for a message or a node that it could not reach, and a process that ended
 LARGEST = 1e12  # magnitude in an update: what nobody learns in a round, and what sums and products survive
 NARROW = (torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)  # dtypes that overflow far below it
 MAX_METRICS, LARGEST_METRIC = 64, 1e100  # a perplexity is at most e^100
@@ -55,6 +67,16 @@ def admit_scores(message: Message | None, wanted: Collection[str], round: int, r
     return metrics
 
 
+def check_installed(message: Message | None, expected: int) -> None:
+    """Raise Refused unless a node says that it installed what it was sent (`echo.expected`)."""
+    records = content(message)
+    if OutOfMemory.RECORD in records:
+        return
+    said = _metrics(records.metric_records.get("metrics")).get(INSTALLED)
+    if said != expected:
+        raise Refused(f"it installed something else ({said}) than it was sent ({expected})")
+
+
 def check_proof(message: Message | None, fingerprint: str) -> None:
     """Raise Refused unless a node that has caught up stands on the weights of this fingerprint."""
     records = content(message)
@@ -67,8 +89,9 @@ def check_proof(message: Message | None, fingerprint: str) -> None:
 
 
 def _answering(records: RecordDict, round: int, rows: int) -> Metrics:
-    """The metrics of a reply to a message of this round, by a node of at most so many rows; `server-round` is gone."""
+    """What a node of at most so many rows has measured for a message of this round."""
     metrics = _metrics(records.metric_records.get("metrics"))
+    metrics.pop(INSTALLED, None)
     if metrics.pop("server-round", None) != round:
         raise Refused(f"it answers another round than {round}")
     said = metrics.get("num-examples")
@@ -88,15 +111,18 @@ def _lowered(ticket: Ticket, rank: int | float, prunes: bool) -> Ticket:
 
 def admit_metrics(message: Message | None) -> Metrics:
     """The metrics in a reply that carries nothing else. Raises Refused."""
-    return _metrics(content(message).metric_records.get("metrics"))
+    metrics = _metrics(content(message).metric_records.get("metrics"))
+    metrics.pop(INSTALLED, None)
+    return metrics
 
 
 def content(message: Message | None) -> RecordDict:
-    """The records of a reply. Raises Refused where there is none, or an error instead."""
+    """The records of a reply. Raises Refused where there is an error instead, Absent where there is nobody."""
     if message is None:
-        raise Refused("no reply before the deadline")
+        raise Absent("no reply before the deadline")
     if message.has_error():
-        raise Refused(f"node error {message.error.code}: {plain_reason(message.error.reason)}")
+        kind = Absent if message.error.code in GONE else Refused
+        raise kind(f"node error {message.error.code}: {plain_reason(message.error.reason)}")
     return message.content
 
 

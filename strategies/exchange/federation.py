@@ -32,6 +32,7 @@ class Round:
 
     number: int
     nodes: list[NodeLine] = field(default_factory=list)
+    resting: list[str] = field(default_factory=list)  # nodes that were left alone, because they did not answer before
     seconds: float = 0.0
     failed: str = ""  # the reason, where the state did not change
     stopped: str = ""  # the reason, where no further round may follow
@@ -47,6 +48,14 @@ class Round:
     parameters_down: int = 0
     parameters: int = 0  # numbers in the state
 
+    def spent(self, up: int, down: int, base: int) -> None:
+        """Count bytes of meeting nodes."""
+        self.bytes_up, self.bytes_down, self.bytes_base = (
+            self.bytes_up + up,
+            self.bytes_down + down,
+            self.bytes_base + base,
+        )
+
 
 OnRound = Callable[[Round, State], None]
 Score = Callable[[State], Metrics]
@@ -60,8 +69,11 @@ class Federation:
     base: what to start from and to offer; None: found by `model.name`.
     device: where the server has its own model; a name that torch knows.
     checkpoint: folder that holds the newest state after each round; None: none is kept.
+    resume: go on from that state, with the settings of the run that left it; else start anew.
     score: evaluates the state on the server after every round; beside Flower's `evaluate_fn` it spares a copy.
-    on_round: called after every round with its report and the state, round 0 included.
+    on_round: called after every round with its report and the state, round 0 included, before the state is kept. A run
+        that is killed between the two does that round again.
+    on_kept: called likewise once the state is kept.
     """
 
     seed: int = 0
@@ -76,5 +88,7 @@ class Federation:
     base: Base | None = None
     device: str = "cpu"
     checkpoint: Path | None = None
+    resume: bool = False
     score: Score | None = None
     on_round: OnRound | None = None
+    on_kept: OnRound | None = None

@@ -14,15 +14,18 @@ from flwr.serverapp import Grid
 from strategies.exchange import claims, door, order, post, ranks, wire
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import Federation
+from strategies.exchange.session import Session
 from strategies.exchange.vocabulary import Profile, Refused, RunFailed, State
 from task.base import Base, files, server_base
 from task.config import TaskConfig
 from task.data import Outline, outline
 from task.partition import partition, table
 from task.store import Store, server_store
+from task.versions import differing, versions, written
 
 LOG = logging.getLogger("flwr")
 POLL = 0.2  # seconds between looks for nodes
+SHOWN = 10  # nodes whose reasons an error lists before it says how many more there are
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,9 @@ class Meeting:
     bytes_base: int = 0
 
 
-def open_run(strategy: Algorithm, grid: Grid, config: TaskConfig, federation: Federation, timeout: float) -> Opening:
+def open_run(
+    strategy: Algorithm, grid: Grid, config: TaskConfig, federation: Federation, timeout: float, session: Session
+) -> Opening:
     """Everything up to the first round. Raises ConfigError, RunFailed and the task's own errors.
 
     Nodes are asked before the base is settled: training the embedded one, or reading a large one, then
@@ -57,19 +62,33 @@ def open_run(strategy: Algorithm, grid: Grid, config: TaskConfig, federation: Fe
     asked = _ask(grid, node_ids, config)
     base = federation.base or server_base(config.model, server_store())
     meeting = _offered(grid, _met(grid, asked, config, timeout), strategy, config, base, timeout)
-    meeting = _tried(grid, meeting, strategy, config, base, timeout)
-    if not meeting.profiles:
-        reasons = list(meeting.left_out.values()) or ["none is connected"]
-        raise RunFailed(f"none of {len(node_ids)} nodes can take part; {reasons[0]}")
+    meeting = _tried(grid, meeting, strategy, config, base, timeout, session)
+    _check_enough(meeting, federation)
     LOG.info("%d nodes take part", len(meeting.profiles))
     return Opening(config, base, meeting)
 
 
-def meet(grid: Grid, node_ids: Iterable[int], strategy: Algorithm, opening: Opening, timeout: float) -> Meeting:
+def meet(
+    grid: Grid, node_ids: Iterable[int], strategy: Algorithm, opening: Opening, timeout: float, session: Session
+) -> Meeting:
     """Nodes that connect later: asked in the same way, given the base if they lack it."""
     config, base = opening.config, opening.base
     meeting = _met(grid, _ask(grid, node_ids, config), config, timeout)
-    return _tried(grid, _offered(grid, meeting, strategy, config, base, timeout), strategy, config, base, timeout)
+    meeting = _offered(grid, meeting, strategy, config, base, timeout)
+    return _tried(grid, meeting, strategy, config, base, timeout, session)
+
+
+def _check_enough(meeting: Meeting, federation: Federation) -> None:
+    """Raise RunFailed, with the reason of every node that does not fit, where too few do."""
+    fit, asked = len(meeting.profiles), len(meeting.profiles) + len(meeting.left_out)
+    limits = {"min-available-nodes": federation.min_available_nodes, "min-train-nodes": federation.min_train_nodes}
+    key, needed = max(limits.items(), key=lambda item: item[1])
+    if fit >= needed:
+        return
+    reasons = [f"node {node_id}: {reason}" for node_id, reason in meeting.left_out.items()]
+    more = [f"and {len(reasons) - SHOWN} more"] if len(reasons) > SHOWN else []
+    said = "; ".join([*reasons[:SHOWN], *more]) or "no more are connected"
+    raise RunFailed(f"{fit} of {asked} nodes can take part, {key} is {needed}: {said}")
 
 
 def wait_for_nodes(grid: Grid, federation: Federation) -> list[int]:
@@ -125,13 +144,27 @@ def _met(grid: Grid, asked: list[post.Sent], config: TaskConfig, timeout: float)
             up += wire.size(door.content(reply))
             if any(profile.name == other.name for other in profiles.values()):
                 raise Refused(f"there is a node named '{profile.name}' already")
-            if profile.dtypes and (dtype := config.model.dtype) not in profile.dtypes:
-                raise Refused(f"its device, {profile.device}, does not train in model.dtype = '{dtype}'")
+            _check_fits(profile, config)
             profiles[item.node_id] = profile
         except Refused as reason:
             left_out[item.node_id] = str(reason)
             LOG.warning("left out node %d: %s", item.node_id, reason)
     return Meeting(profiles, left_out, up, sum(item.bytes for item in asked))
+
+
+def _check_fits(profile: Profile, config: TaskConfig) -> None:
+    """Raise Refused for a node whose device or labels are not for this task; only say where its software is another.
+
+    That its data has the columns a node has found out before it answers; the names and shapes of what it trains are
+    seen at the door, in its first reply, because a model takes seconds to build.
+    """
+    if profile.dtypes and (dtype := config.model.dtype) not in profile.dtypes:
+        raise Refused(f"its device, {profile.device}, does not train in model.dtype = '{dtype}'")
+    labels = config.data.labels
+    if labels and not config.causal and profile.labels != labels:
+        raise Refused(f"its labels are {'|'.join(profile.labels)!r:.200}, those of the run {'|'.join(labels)!r:.200}")
+    if other := differing(profile.versions, ours := written(versions())):
+        LOG.warning("node %s has %.200s, the server %s: bits may differ", profile.name, other, ours)
 
 
 def _offered(
@@ -177,10 +210,13 @@ def _without(meeting: Meeting, base: Base, reasons: Mapping[str, str]) -> Meetin
 
 
 def _tried(
-    grid: Grid, meeting: Meeting, strategy: Algorithm, config: TaskConfig, base: Base, timeout: float
+    grid: Grid, meeting: Meeting, strategy: Algorithm, config: TaskConfig, base: Base, timeout: float, session: Session
 ) -> Meeting:
-    """The meeting with a rank for every node whose rank is automatic, from a trial on that node."""
-    automatic = sorted((p for p in meeting.profiles.values() if p.automatic), key=lambda profile: profile.order)
+    """The meeting with a rank for every node: what the run knows of it, or its own; from a trial on that node where it
+    is automatic and new to the run."""
+    known = {node_id: replace(p, rank=session.budget(p)) for node_id, p in meeting.profiles.items()}
+    meeting = replace(meeting, profiles=known)
+    automatic = sorted((p for p in known.values() if p.automatic and not p.rank), key=lambda profile: profile.order)
     if not automatic:
         return meeting
     parcel = post.Parcel.of(RecordDict({"order": order.write(config, strategy, base.fingerprint)}))

@@ -14,13 +14,14 @@ from task.schema import ConfigError, Option, flatten, read, schema
 
 CHOICE = {"strategy": Option(str, "fedavg"), "wrappers": Option(tuple[str, ...], ())}
 PROVE = "prove"  # in a ticket: answer with a fingerprint
-BASE, RANK = "base-fingerprint", "global-rank"  # what the server adds to the settings
+BASE, RANK, RUN = "base-fingerprint", "global-rank", "run-token"  # what the server adds to the settings
 
 
-def write(config: TaskConfig, strategy: Algorithm, fingerprint: str, rank: int = 0) -> ConfigRecord:
-    """The record `order`: settings, the base they refer to, and the rank that adapters are built with."""
+def write(config: TaskConfig, strategy: Algorithm, fingerprint: str, rank: int = 0, token: str = "") -> ConfigRecord:
+    """The record `order`: settings, the base they refer to, the rank that adapters are built with, and the run's token,
+    under which a node keeps what is its own."""
     record = write_task(config)
-    record.update({BASE: fingerprint, RANK: rank})
+    record.update({BASE: fingerprint, RANK: rank, RUN: token})
     record.update(strategies.to_flat(strategy))
     return record
 
@@ -41,7 +42,7 @@ def task_of(record: ConfigRecord) -> TaskConfig:
 def strategy_of(record: ConfigRecord) -> Algorithm:
     """The strategy and its wrappers in an order. Raises ConfigError."""
     task = schema(TaskConfig)
-    rest = {k: v for k, v in record.items() if k not in task and k not in (BASE, RANK)}
+    rest = {k: v for k, v in record.items() if k not in task and k not in (BASE, RANK, RUN)}
     values, problems = read({key: rest[key] for key in CHOICE if key in rest}, CHOICE)
     strategies.require("strategy", values["strategy"], strategies.names())
     for name in values["wrappers"]:

@@ -10,7 +10,8 @@ from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import Federation, Round
 from strategies.exchange.opening import Meeting, Opening, meet
 from strategies.exchange.ranks import below
-from strategies.exchange.vocabulary import BASE_MARK, Outgrown, OutOfMemory, Profile, Refused, State, Ticket
+from strategies.exchange.session import Session
+from strategies.exchange.vocabulary import BASE_MARK, Absent, Outgrown, OutOfMemory, Profile, Refused, State, Ticket
 
 LOG = logging.getLogger("flwr")
 
@@ -24,6 +25,7 @@ class Roll:
     opening: Opening
     federation: Federation
     timeout: float
+    session: Session
     known: dict[int, Profile] = field(default_factory=dict)  # every node that ever fitted, by Flower's id
     left_out: set[int] = field(default_factory=set)
     present: list[Profile] = field(default_factory=list)  # in the order of names
@@ -37,15 +39,17 @@ class Roll:
         """Look who is connected; nodes never seen before are asked what they are. Raises RunFailed."""
         there = set(self.grid.get_node_ids())
         if strangers := sorted(there - set(self.known) - self.left_out):
-            meeting = meet(self.grid, strangers, self.strategy, self.opening, self.timeout)
+            meeting = meet(self.grid, strangers, self.strategy, self.opening, self.timeout, self.session)
             self._welcome(meeting, there)
-            report.bytes_up, report.bytes_down = meeting.bytes_up, meeting.bytes_down
-            report.bytes_base = meeting.bytes_base
+            for profile in meeting.profiles.values():
+                self.session.heard(profile.name)
+            report.spent(meeting.bytes_up, meeting.bytes_down, meeting.bytes_base)
         self._see(there)
 
     def lower(self, profile: Profile, rank: int) -> None:
         """From now on this node trains no more than `rank`."""
         LOG.info("node %s goes on at rank %d", profile.name, rank)
+        self.session.ranks[profile.name] = rank
         self.known[profile.node_id] = replace(profile, rank=rank)
 
     def share(self, profile: Profile, ticket: Ticket, state: State) -> State:
@@ -55,15 +59,22 @@ class Roll:
     def answered(self, profile: Profile, state: State) -> None:
         """A good reply: the node holds the journal that was sent to it."""
         self.marks[profile.node_id] = state.marks[-1]
+        self.session.heard(profile.name)
 
-    def failed(self, profile: Profile) -> None:
-        """No good reply: what the node holds is not known, so it will be sent everything."""
+    def failed(self, profile: Profile, round: int, reason: Refused) -> None:
+        """No good reply: what the node holds is not known, so it will be sent everything. One that did not answer at
+        all rests for some rounds, so that its next message does not wait behind this one."""
         self.marks.pop(profile.node_id, None)
+        if isinstance(reason, Absent):
+            rest = self.session.missed(profile.name, round)
+            LOG.info("node %s rests until round %d", profile.name, rest.until)
+        else:
+            self.session.heard(profile.name)
 
     def refused(self, profile: Profile, ticket: Ticket, reason: Refused) -> None:
         """No good update. A node that ran out of memory goes on at a smaller rank, where there is one; one whose data
         grew is asked again what it is."""
-        self.failed(profile)
+        self.failed(profile, ticket.round, reason)
         if isinstance(reason, Outgrown):
             self.known.pop(profile.node_id, None)
         candidates = self.opening.config.lora.auto_ranks if profile.automatic else ()
@@ -71,8 +82,17 @@ class Roll:
             self.lower(profile, rank)
 
     def cohort(self, purpose: str, fraction: float, minimum: int, round: int) -> list[Profile]:
-        """Who takes part in `purpose` in this round."""
-        return cohort.draw(self.present, fraction, minimum, self.federation.seed, purpose, round)
+        """Who takes part in `purpose` in this round: drawn from those that do not rest, unless these are too few."""
+        return cohort.draw(self.awake(round, minimum), fraction, minimum, self.federation.seed, purpose, round)
+
+    def awake(self, round: int, minimum: int) -> list[Profile]:
+        """The nodes that do not rest in this round; all that are there where these are fewer than `minimum`."""
+        awake = [profile for profile in self.present if self.session.rested(profile.name, round)]
+        return awake if len(awake) >= minimum else self.present
+
+    def resting(self, round: int) -> list[str]:
+        """Names of the nodes that are connected and left alone in this round."""
+        return [profile.name for profile in self.present if not self.session.rested(profile.name, round)]
 
     def tickets(self, round: int, rounds: int, state: State | None = None) -> dict[str, Ticket]:
         """The strategy's assignment to all who are there, no rank above what the state holds."""
@@ -92,3 +112,4 @@ class Roll:
         back = {profile.name for profile in new.values()}
         self.known = {node_id: p for node_id, p in self.known.items() if p.name not in back} | new
         self.left_out |= set(meeting.left_out)
+        self.session.ranks |= {profile.name: profile.rank for profile in new.values() if profile.automatic}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
@@ -19,11 +19,12 @@ from strategies.algebra.lowrank import truncated
 from strategies.exchange import chain, checkpoint, cohort, door, post, wire
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.dispatch import Dispatch
-from strategies.exchange.federation import Federation, Round
+from strategies.exchange.federation import Federation, NodeLine, Round
 from strategies.exchange.mechanism import Mechanism, Plan
 from strategies.exchange.meter import Meter
 from strategies.exchange.opening import Opening, open_run
 from strategies.exchange.roll import Roll
+from strategies.exchange.session import Session, resumed
 from strategies.exchange.vocabulary import Metrics, Profile, Refused, RunFailed, State, Ticket, Update
 from task.config import TaskConfig
 from task.model import build
@@ -51,22 +52,29 @@ def run(
         raise ConfigError(problems)
     torch.set_num_threads(config.threads)
     log_strategy(strategy)
-    opening = open_run(strategy, grid, config, federation, timeout)
-    session = _Run(strategy, grid, opening, federation, num_rounds, timeout, evaluate_config, evaluate_fn)
-    state = session.initial(initial_arrays)
-    session.dispatch.rank = state.rank
-    session.mechanism.start(state.tensors)
+    if federation.resume and initial_arrays is not None:
+        raise RunFailed("initial_arrays were given to a run that is resumed: it goes on from its own state")
+    kept, session = resumed(strategy.name, federation, num_rounds) if federation.resume else (None, Session())
+    opening = open_run(strategy, grid, config, federation, timeout, session)
+    held = _Run(strategy, grid, opening, federation, session, num_rounds, timeout, evaluate_config, evaluate_fn)
+    if kept is None:
+        state = held.initial(initial_arrays)
+        session.rank = state.rank
+    else:
+        state = kept
+    held.mechanism.start(state.tensors)
+    limit = min(federation.max_failed_rounds, num_rounds)
+    if session.failures >= limit:  # it ended by them, and may now fail as often again
+        session.failures = 0
     result = Result()
-    failures = 0
-    for number in range(num_rounds + 1):
-        state, report = session.opened(state) if number == 0 else session.round(number, state)
-        session.close(report, state, result)
+    for number in range(held.first, num_rounds + 1):
+        state, report = held.opened(state) if number == 0 else held.round(number, state)
+        held.close(report, state, result)
         if report.stopped and number < num_rounds:
             LOG.info("the run ends after round %d: %s", number, report.stopped)
             break
-        failures = failures + 1 if report.failed else 0
-        if failures >= min(federation.max_failed_rounds, num_rounds):
-            raise RunFailed(f"{failures} failed rounds in a row, the last because {report.failed}")
+        if session.failures >= limit:
+            raise RunFailed(f"{session.failures} failed rounds in a row, the last because {report.failed}")
     result.arrays = wire.to_arrays(state)
     return result
 
@@ -99,20 +107,27 @@ class _Run:
     grid: Grid
     opening: Opening
     federation: Federation
+    session: Session
     rounds: int
     timeout: float
     evaluate_config: dict[str, object]
     evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None
+    first: int = field(init=False)  # round of this process
     roll: Roll = field(init=False)
     dispatch: Dispatch = field(init=False)
     mechanism: Mechanism = field(init=False)
 
     def __post_init__(self) -> None:
-        self.roll = Roll(self.strategy, self.grid, self.opening, self.federation, self.timeout)
-        self.dispatch = Dispatch(self.strategy, self.grid, self.opening, self.roll, self.evaluate_config)
+        self.first = self.session.round + 1
+        self.roll = Roll(self.strategy, self.grid, self.opening, self.federation, self.timeout, self.session)
+        self.dispatch = Dispatch(self.strategy, self.grid, self.opening, self.roll, self.evaluate_config, self.session)
         held, nodes = self.federation, len(self.roll.present)
         plan = Plan(self.rounds, nodes, held.fraction_train, held.min_train_nodes, held.seed)
         self.mechanism = chain.mechanism(self.strategy, plan)
+        if self.session.privacy:
+            self.mechanism.restore(self.session.privacy)
+        if spent := self.mechanism.exhausted():
+            raise RunFailed(f"nothing left to do: {spent}")
         if promise := self.mechanism.promise():
             LOG.info("privacy: %s", promise)
 
@@ -128,8 +143,7 @@ class _Run:
 
     def opened(self, state: State) -> tuple[State, Round]:
         """Round 0: nothing is trained, the untrained state is evaluated."""
-        meeting = self.opening.meeting
-        report = Round(0, bytes_up=meeting.bytes_up, bytes_down=meeting.bytes_down, bytes_base=meeting.bytes_base)
+        report = self._report(0)
         self._evaluate(report, state)
         return state, report
 
@@ -150,11 +164,16 @@ class _Run:
             result.train_metrics_clientapp[report.number] = MetricRecord(dict(report.train))
         if report.evaluated_by_nodes:
             result.evaluate_metrics_clientapp[report.number] = MetricRecord(dict(report.evaluated_by_nodes))
-        if self.federation.checkpoint is not None:
-            about = {"round": report.number, "seed": self.federation.seed, "strategy": self.strategy.name}
-            checkpoint.save(self.federation.checkpoint / checkpoint.LAST, state, about)
         if self.federation.on_round is not None:
             self.federation.on_round(report, state)
+        self.session.round = report.number
+        self.session.failures = self.session.failures + 1 if report.failed else 0
+        self.session.privacy = self.mechanism.memory()
+        if self.federation.checkpoint is not None:
+            about = {"round": report.number, "seed": self.federation.seed, "strategy": self.strategy.name}
+            checkpoint.save(self.federation.checkpoint / checkpoint.LAST, state, about | self.session.about())
+        if self.federation.on_kept is not None:
+            self.federation.on_kept(report, state)
 
     # ------------------------------------------------------------------ one round
 
@@ -162,21 +181,23 @@ class _Run:
         """Train a cohort; the new state and what happened. The state stays where too few replies are good."""
         began = time.monotonic()
         LOG.info("[ROUND %d/%d]", number, self.rounds)
-        report = Round(number)
+        report = self._report(number)
         self.roll.call(report)
+        report.resting = self.roll.resting(number)
         tickets = self.roll.tickets(number, self.rounds, state)
         rank = max((ticket.rank for ticket in tickets.values()), default=0)
         state = self.strategy.begin(state, number, rank)
         minimum = self.federation.min_train_nodes
         there = len(self.roll.present)
-        chosen = self.mechanism.cohort(self.roll.present, number)
+        awake = self.roll.awake(number, minimum)
+        chosen = self.mechanism.cohort(awake, number)
         if chosen is None:
             chosen = self.roll.cohort("train", self.federation.fraction_train, minimum, number)
         LOG.info("configure_train: Sampled %d nodes (out of %d)", len(chosen), there)
         if there < minimum:
             report.failed = f"{there} nodes are there, min-train-nodes is {minimum}"
             return state, report
-        self.mechanism.spend(self.roll.present, chosen)
+        self.mechanism.spend(awake, chosen)
         sent = self.dispatch.send(
             "train", number, state, [(profile, tickets[profile.name]) for profile in chosen], report
         )
@@ -190,6 +211,13 @@ class _Run:
             self._evaluate(report, state)
         report.seconds = time.monotonic() - began
         return state, report
+
+    def _report(self, number: int) -> Round:
+        """A new one; what was spent on meeting the nodes counts to the first round of this process."""
+        report, meeting = Round(number), self.opening.meeting
+        if number == self.first:
+            report.spent(meeting.bytes_up, meeting.bytes_down, meeting.bytes_base)
+        return report
 
     def _combined(self, state: State, updates: Iterator[Update], widest: Ticket, report: Round) -> State:
         """The next state, or the same one where the round fails. `widest` is the ticket of the largest rank."""
@@ -232,9 +260,8 @@ class _Run:
             try:
                 if gone:
                     raise Refused("it dropped out (simulation.dropout)")
-                if line.catches_up:
-                    door.check_proof(reply, self.dispatch.fingerprint(state))
                 update = door.admit_update(self.strategy, reply, profile.name, ticket, state, profile.num_examples)
+                self._check(reply, line, state)
             except Refused as reason:
                 line.refused = str(reason)
                 LOG.warning("round %d: dropped the reply of node %s: %s", report.number, profile.name, reason)
@@ -249,6 +276,12 @@ class _Run:
                 meter.see(self.strategy.trained(state, update), update.weight)
             yield self.mechanism.admitted(update)
 
+    def _check(self, reply: Message | None, line: NodeLine, state: State) -> None:
+        """Raise Refused unless a node stands where it was sent."""
+        door.check_installed(reply, self.dispatch.echoes[line.node])
+        if line.catches_up:
+            door.check_proof(reply, self.dispatch.fingerprint(state))
+
     def _evaluate(self, report: Round, state: State) -> None:
         """Ask nodes to score the state on rows they keep for it, where the settings say so."""
         if self.opening.config.evaluate == "server":
@@ -262,14 +295,13 @@ class _Run:
         arrivals = post.replies(self.grid, sent, time.monotonic() + self.timeout)
         for profile, line, (_, reply) in zip(chosen, scratch.nodes, arrivals, strict=True):
             try:
-                if line.catches_up:
-                    door.check_proof(reply, self.dispatch.fingerprint(state))
-                metrics = self.opening.config.metrics
-                answers.append(door.admit_scores(reply, metrics, report.number, profile.num_examples))
+                metrics = door.admit_scores(reply, self.opening.config.metrics, report.number, profile.num_examples)
+                self._check(reply, line, state)
+                answers.append(metrics)
                 scratch.bytes_up += wire.size(reply.content)  # type: ignore[union-attr]
                 self.roll.answered(profile, state)
             except Refused as reason:
-                self.roll.failed(profile)
+                self.roll.failed(profile, report.number, reason)
                 LOG.warning("round %d: node %s did not evaluate: %s", report.number, profile.name, reason)
         report.bytes_down += scratch.bytes_down
         report.bytes_up += scratch.bytes_up

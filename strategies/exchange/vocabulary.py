@@ -23,6 +23,10 @@ class Refused(ValueError):
     """A reply, or a node, that does not fit; the message is the reason that is logged."""
 
 
+class Absent(Refused):
+    """A node that did not answer in time, or that Flower cannot reach."""
+
+
 class Outgrown(Refused):
     """A node with more rows than it said when it was asked; it is to be asked again."""
 
@@ -46,9 +50,10 @@ class Profile:
     device: str = "cpu"
     memory: int = 0  # bytes free where it would train
     cores: int = 1
-    versions: str = ""
+    versions: str = ""  # of what computes there (`task.versions`)
     automatic: bool = False  # is its rank found by a trial?
     dtypes: frozenset[str] = frozenset()  # that its device trains in; empty: it did not say
+    labels: tuple[str, ...] = ()  # of its rows, in the order that they are numbered
 
     @property
     def order(self) -> tuple[bool, int, str]:

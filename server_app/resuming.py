@@ -1,0 +1,149 @@
+"""Going on in the results folder of an earlier run: with its configuration, after its last checkpoint.
+
+Flower fills in defaults before anybody can see what was given, so a key at its default counts as not given.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from server_app.config import keys
+from strategies.exchange import checkpoint
+from task.schema import ConfigError, Option, Schema
+
+LOG = logging.getLogger("flwr")
+RESUME, ROUNDS = "resume", "num-server-rounds"
+# Keys that may change on the way: none of them changes what a round computes.
+FREE = (
+    RESUME, ROUNDS, "output-dir", "device", "round-timeout", "node-wait-timeout", "min-available-nodes",
+    "min-success-fraction", "max-failed-rounds", "simulation.num-cpus", "simulation.num-gpus",
+)  # fmt: skip
+CONFIG, METRICS, SUMMARY = "config.toml", "metrics.jsonl", "summary.json"
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """The configuration that a run left. Raises ConfigError."""
+    try:
+        return flat(tomllib.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError([f"{folder} is no results folder: {error}"]) from error
+
+
+def given(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a run config that are not at their defaults, and those that do not exist."""
+    known = keys()
+    return {key: value for key, value in config.items() if key not in known or not _same(known[key], value)}
+
+
+def continued(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration to go on with, where the keys that were `chosen` name a run to resume; else these.
+
+    It is that of the earlier run, but for free keys. Raises ConfigError with every other chosen key that differs, and
+    where no round is left to do.
+    """
+    if not chosen.get(RESUME):
+        return dict(chosen)
+    folder = Path(str(chosen[RESUME]))
+    if not folder.is_absolute():
+        raise ConfigError([f"resume = '{folder}' must be an absolute path"])
+    old, known = settings_of(folder), keys()
+    problems = [
+        f"{key} = {value!r}, but the run to resume has {old[key]!r}"
+        for key, value in chosen.items()
+        if key in old and key not in FREE and not _same(known[key], value, old[key])
+    ]
+    settings = old | {key: value for key, value in chosen.items() if key in FREE or key not in old}
+    if problems := problems or _nothing_left(folder, old, settings, known):
+        raise ConfigError(problems)
+    return settings
+
+
+def _same(option: Option, one: object, *others: object) -> bool:
+    """Is this value of a key the same as another, or as the default, as far as it can be read?"""
+    try:
+        return bool(option.parse(one) == (option.parse(others[0]) if others else option.default))
+    except ValueError:
+        return False
+
+
+def _nothing_left(folder: Path, old: Mapping[str, Any], settings: Mapping[str, Any], known: Schema) -> list[str]:
+    wanted, before = settings.get(ROUNDS, known[ROUNDS].default), old.get(ROUNDS, known[ROUNDS].default)
+    if type(wanted) is not int:
+        return []  # which is said where types are checked
+    if wanted < before:
+        return [f"{ROUNDS} = {wanted}, but the run to resume has {before}; it may only have more"]
+    done = rounds_done(folder)
+    if done >= wanted:
+        return [f"nothing left to do: all {done} rounds of {folder} are over; for more, set {ROUNDS} above {done}"]
+    return []
+
+
+def rounds_done(folder: Path) -> int:
+    """The round of a run's last checkpoint. Raises ConfigError."""
+    path = folder / "checkpoints" / checkpoint.LAST
+    try:
+        return int(checkpoint.about(path)["round"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError([f"cannot resume from {path}: {error}"]) from error
+
+
+def lines_until(folder: Path, last: int) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl of rounds 0 to `last`; what came after them, perhaps half a line, is cut off.
+
+    Raises ConfigError where one is missing.
+    """
+    path = folder / METRICS
+    lines: list[dict[str, Any]] = []
+    try:
+        for text in path.read_text(encoding="utf-8").splitlines()[: last + 1]:
+            lines.append(json.loads(text))
+    except (OSError, ValueError) as error:
+        raise ConfigError([f"{path} cannot be read up to round {last}: {error}"]) from error
+    if [line.get("round") for line in lines] != list(range(last + 1)):
+        raise ConfigError([f"{path} lacks rounds up to {last}, which the checkpoint has"])
+    draft = folder / f".{METRICS}"
+    draft.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    draft.replace(path)
+    return lines
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """The newest summary of a run; empty where there is none."""
+    path = folder / SUMMARY
+    said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return said
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """While this lasts, no other process writes to the results folder; the system lets go when a process dies.
+
+    Raises ConfigError where one does.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError([f"another process is at work in {folder}: is the run to resume still going?"]) from error
+        except OSError as error:
+            LOG.warning("%s cannot be locked (%s): see that no other process resumes it", folder, error.strerror)
+        yield
+    finally:
+        os.close(handle)
+
+
+def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys."""
+    values: dict[str, Any] = {}
+    for key, value in tables.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return values

@@ -1,0 +1,92 @@
+"""What a run remembers beside its state, and goes on with when it is resumed."""
+
+import logging
+import secrets
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from safetensors import SafetensorError
+
+from strategies.exchange import checkpoint
+from strategies.exchange.federation import Federation
+from strategies.exchange.vocabulary import Profile, RunFailed, State
+
+LOG = logging.getLogger("flwr")
+LONGEST_REST = 8  # rounds
+ABOUT = "session"  # its key in what a checkpoint says
+
+
+@dataclass
+class Rest:
+    """How long a node that did not answer is left alone."""
+
+    missed: int  # times in a row
+    until: int  # the first round in which it is asked again
+
+
+@dataclass
+class Session:
+    """One run, from its opening to its end, over all processes that it takes. Nodes are named, as their ids change.
+
+    Everything here is plain JSON values.
+    """
+
+    token: str = field(default_factory=lambda: secrets.token_hex(16))  # nodes keep what is theirs alone under it
+    round: int = -1  # the last that is over
+    rank: int = 0  # that adapters are built with
+    failures: int = 0  # failed rounds in a row
+    ranks: dict[str, int] = field(default_factory=dict)  # of nodes: those found by a trial, and those that were lowered
+    rests: dict[str, Rest] = field(default_factory=dict)  # of nodes that did not answer when they were last asked
+    privacy: dict[str, Any] = field(default_factory=dict)  # what a mechanism remembers (`Mechanism.memory`)
+
+    def about(self) -> dict[str, Any]:
+        """As a checkpoint says it."""
+        return {ABOUT: asdict(self)}
+
+    @classmethod
+    def read(cls, about: dict[str, Any]) -> "Session":
+        """As a checkpoint said it. Raises KeyError, TypeError."""
+        said = about[ABOUT]
+        return cls(**{**said, "rests": {name: Rest(**rest) for name, rest in said["rests"].items()}})
+
+    def budget(self, profile: Profile) -> int:
+        """The largest rank that a node trains in this run; 0 where that is still to be found."""
+        known = self.ranks.get(profile.name, 0)
+        return min(known, profile.rank) if known and profile.rank else known or profile.rank
+
+    # ------------------------------------------------------------------ nodes that do not answer
+
+    def missed(self, node: str, round: int) -> Rest:
+        """A node did not answer in this round: it rests for 1, 2, 4, ... of the next ones."""
+        before = self.rests.get(node, Rest(0, round))
+        if before.until <= round:  # training and evaluation of one round are missed once
+            before = Rest(before.missed + 1, round + 1 + min(2**before.missed, LONGEST_REST))
+        self.rests[node] = before
+        return before
+
+    def heard(self, node: str) -> None:
+        """A node answered."""
+        self.rests.pop(node, None)
+
+    def rested(self, node: str, round: int) -> bool:
+        """Is a node asked in this round?"""
+        return node not in self.rests or self.rests[node].until <= round
+
+
+def resumed(strategy: str, federation: Federation, num_rounds: int) -> tuple[State, Session]:
+    """The state and the session that an earlier process of this run has left. Raises RunFailed."""
+    if federation.checkpoint is None:
+        raise RunFailed("nothing to resume: no folder of checkpoints is named")
+    path = federation.checkpoint / checkpoint.LAST
+    try:
+        state, about = checkpoint.load(path)
+        session = Session.read(about)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RunFailed(f"cannot resume from {path}: {error}") from error
+    for what, ours in (("strategy", strategy), ("seed", federation.seed)):
+        if about[what] != ours:
+            raise RunFailed(f"{path} is of a run with {what} {about[what]}, not {ours}")
+    if session.round >= num_rounds:
+        raise RunFailed(f"nothing left to do: {session.round} of {num_rounds} rounds are over; ask for more rounds")
+    LOG.info("resuming after round %d", session.round)
+    return state, session
