@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: help venv run test check bench-aggregation bench-projection bench-ferret \
+.PHONY: help venv run test test-deployment check bench-aggregation bench-projection bench-ferret bench-deployment \
 	results-rbla results-sa-fedlora results-ferret results-fedpeft clean
 
 help:  ## what can be made
@@ -21,6 +21,9 @@ run: venv  ## federate the embedded default and print a summary
 test: venv  ## run the test suite
 	$(BIN)/python -m pytest
 
+test-deployment: venv  ## a SuperLink with TLS, nodes in network namespaces: minutes
+	$(BIN)/python -m pytest tests/deployment
+
 check: venv  ## lint, types, direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,6 +38,9 @@ bench-projection: venv  ## seeded projection: against the paper's way, against a
 
 bench-ferret: venv  ## where the time of a round of Ferret goes, on MiniLM
 	$(BIN)/python benchmarks/ferret_round.py
+
+bench-deployment: venv  ## what a round costs beside training, with Flower's start of processes and with ours
+	$(BIN)/python benchmarks/deployment.py
 
 results-rbla: venv  ## hours: RBLA against other rules, docs/results/rbla.md; JOBS=2 runs two federations at a time
 	$(BIN)/python -m benchmarks.rbla --jobs $(or $(JOBS),1)

@@ -24,12 +24,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a label name must not stop a run on an ASCII terminal
     arguments = _parser().parse_args(argv)
     _handle_signals()
-    say("checking the configuration")
+    if arguments.command != "certs":
+        say("checking the configuration")
     from task.schema import ConfigError
     from thistledown.superlink import SuperLinkError
 
     try:
-        return {"run": _run, "check": _check, "export": _export}[arguments.command](arguments)
+        return {"run": _run, "check": _check, "export": _export, "certs": _certs}[arguments.command](arguments)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return WRONG
@@ -78,6 +79,14 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--to", type=Path, metavar="DIR", help="where to write it; default: model/ in the results folder"
     )
+    certs = commands.add_parser("certs", help="make the certificates and node keys of a deployment")
+    certs.description = "Make what a folder lacks of: an authority, the SuperLink's certificate, a key pair a node."
+    certs.add_argument("folder", type=Path, metavar="DIR", help="where to write them; ca.key in it never leaves it")
+    certs.add_argument(
+        "--names", type=_listed, default=[], help="host names and addresses of the SuperLink, comma-separated"
+    )
+    certs.add_argument("--nodes", type=_listed, default=[], help="names of nodes, comma-separated")
+    certs.add_argument("--days", type=int, default=825, help="how long certificates are valid (default: 825)")
     run.description = "Simulate a federation on this machine; results go to outputs/ in the current directory."
     check.description = "Check a configuration and say what each node would do and send, without running it."
     return parser
@@ -101,6 +110,18 @@ def _export(arguments: argparse.Namespace) -> int:
 
     export(arguments.results, arguments.state, arguments.to, say)
     return DONE
+
+
+def _certs(arguments: argparse.Namespace) -> int:
+    from thistledown.certs import Keys
+
+    made = Keys(arguments.folder, arguments.names, arguments.nodes, arguments.days).make()
+    say("\n".join(map(str, made)) if made else "nothing is lacking")
+    return DONE
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _settings(arguments: argparse.Namespace) -> "Settings":

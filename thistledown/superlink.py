@@ -123,27 +123,8 @@ class SuperLink:
 
     def _stop(self) -> None:
         with _undisturbed():
-            for _ in range(ATTEMPTS):  # what ends may have started something just before
-                ours = self._processes()
-                for process in ours:
-                    _signal(process, "terminate")
-                for process in psutil.wait_procs(ours, timeout=GRACE)[1]:
-                    _signal(process, "kill")
-                if not ours:
-                    break
+            end_processes_in(self.folder)
             shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _processes(self) -> list[psutil.Process]:
-        """Every process that works in our folder; sessions, parents and environments do not tell, as Flower
-        detaches its processes and Ray renames its own."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if Path(process.cwd()).is_relative_to(self.folder) and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except (psutil.Error, OSError):
-                continue  # somebody else's, or gone
-        return found
 
     def _environment(self) -> dict[str, str]:
         own = {
@@ -165,6 +146,31 @@ class SuperLink:
         if cache := os.environ.get("THISTLEDOWN_CACHE"):
             own["THISTLEDOWN_CACHE"] = str(Path(cache).expanduser().absolute())
         return os.environ | own
+
+
+def end_processes_in(folder: Path) -> None:
+    """End every process that works in a folder or below it."""
+    for _ in range(ATTEMPTS):  # what ends may have started something just before
+        ours = processes_in(folder)
+        for process in ours:
+            _signal(process, "terminate")
+        for process in psutil.wait_procs(ours, timeout=GRACE)[1]:
+            _signal(process, "kill")
+        if not ours:
+            break
+
+
+def processes_in(folder: Path) -> list[psutil.Process]:
+    """Every process that works in a folder or below it; sessions, parents and environments do not tell, as Flower
+    detaches its processes and Ray renames its own."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if Path(process.cwd()).is_relative_to(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue  # somebody else's, or gone
+    return found
 
 
 def _executable(name: str) -> str:

@@ -1,0 +1,136 @@
+"""A machine that crashes, one that is too slow and one that computes nonsense: the run goes on without them and takes
+them back.
+
+Faults come from outside: SIGKILL, SIGSTOP, and a `sitecustomize` on one node's PYTHONPATH that spoils what it sends
+while a file is there. Nothing of it is in the app.
+"""
+
+import re
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from in_process import hold
+from three import NODES, SPLIT, deployed, node_config
+
+from benchmarks.deployed import Deployment, Run
+from benchmarks.shares import Shares
+
+ROUNDS, DEADLINE = 10, 75.0  # seconds
+BACK = 62.0  # seconds after which Flower lets an authenticated node come back
+SETTINGS = {"num-server-rounds": ROUNDS, "round-timeout": DEADLINE, "min-success-fraction": 0.3}
+CRASHES, SLOW, BROKEN = NODES
+
+SPOIL = '''
+"""Spoils the updates of local training while a file is there."""
+import pathlib, sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
+
+
+class Spoiling(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "client_app.training":
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        load = spec.loader.exec_module
+
+        def exec_module(module):
+            load(module)
+            sent = module.wire.pack
+
+            def pack(state):
+                if pathlib.Path(FLAG).exists():
+                    for tensor in state.tensors.values():
+                        tensor.fill_(float("nan"))
+                return sent(state)
+
+            module.wire.pack = pack
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+sys.meta_path.insert(0, Spoiling())
+'''
+
+
+@pytest.fixture(scope="module")
+def shares(tmp_path_factory: pytest.TempPathFactory) -> Shares:
+    """Rows of all kinds for everybody: what one node misses the others know, else nobody could make up for it."""
+    return Shares.write(tmp_path_factory.mktemp("shares"), SPLIT | {"data.partitioner": "iid"}, NODES)
+
+
+@contextmanager
+def deployed_with_faults(apart: bool, shares: Shares, folder: Path) -> Iterator[Deployment]:
+    """The three nodes, of which one spoils what it sends while there is a file `broken` in the folder."""
+    (folder / "sitecustomize.py").write_text(SPOIL.replace("FLAG", repr(str(folder / "broken"))))
+    with Deployment(NODES, apart) as running:
+        for name in NODES:
+            own = {"PYTHONPATH": str(folder)} if name == BROKEN else {}
+            running.node(name, node_config(shares, name), own, "thistledown-superexec")
+        running.online(len(NODES))
+        yield running
+
+
+def undisturbed(shares: Shares, folder: Path, seed: int) -> float:
+    """The accuracy that the same nodes reach when nothing happens, in this process."""
+    own: dict[int, dict[str, Any]] = {number: {"name": n, **node_config(shares, n)} for number, n in enumerate(NODES)}
+    whole = {"data.train-rows": 0, "data.validation-rows": 0, "data.test-rows": 0, "local-steps": 0, "batch-size": 16}
+    options = deployed(shares) | whole | SETTINGS | {"seed": seed}
+    return float(hold(folder, options, node_configs=own).summary["final"])
+
+
+def supervise(deployment: Deployment) -> None:
+    """What systemd does for the node that crashed."""
+    time.sleep(BACK)
+    deployment.restart(CRASHES)
+
+
+def disturbed(deployment: Deployment, shares: Shares, folder: Path) -> tuple[Run, str]:
+    """A run in which all three have their misfortune, one after another, and its log; it has ended."""
+    slow = deployment.executors[SLOW]
+    run = deployment.submit(deployed(shares) | SETTINGS)
+    third = "(?s)(Start `flwr-clientapp` process.*?){3}"  # message: after the profile and the base, round 1
+    deployment.executors[CRASHES].until(third, seconds=600)
+    time.sleep(0.5)
+    deployment.nodes[CRASHES].kill()
+    supervisor = threading.Thread(target=supervise, args=(deployment,))
+    supervisor.start()
+
+    run.until_refused(CRASHES)
+    slow.send(signal.SIGSTOP)
+    run.until_refused(SLOW)
+    slow.send(signal.SIGCONT)
+    (folder / "broken").touch()
+    run.until_refused(BROKEN)
+    (folder / "broken").unlink()
+
+    supervisor.join(300)
+    assert run.end() == "finished:completed", run.log
+    return run, run.log
+
+
+def test_the_run_goes_on(apart: bool, shares: Shares, tmp_path: Path) -> None:
+    with deployed_with_faults(apart, shares, tmp_path) as deployment:
+        run, log = disturbed(deployment, shares, tmp_path)
+        rounds, refused, final = run.rounds, run.refused, run.summary["final"]
+    assert len(rounds) == ROUNDS + 1
+    assert not any(entry["failed"] for entry in rounds)
+    assert not refused[-1], refused  # everybody is back
+    assert len(rounds[-1]["nodes"]) == len(NODES)
+    for node, reason in [
+        (CRASHES, "no reply before the deadline|node error 5"),
+        (SLOW, "no reply before the deadline"),
+        (BROKEN, "holds NaN or infinity"),
+    ]:
+        assert re.search(rf"round \d+: dropped the reply of node {node}: .*({reason})", log), log
+    finals = [undisturbed(shares, tmp_path / str(seed), seed) for seed in range(3)]
+    print(f"undisturbed {finals}, disturbed {final}")
+    assert final >= min(finals) - statistics.stdev(finals)
