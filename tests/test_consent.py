@@ -7,43 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import ConfigRecord, Context, Message, RecordDict
-from in_process import through_wire
+from deployed_node import SECRET, asked, context, refusal, settings
+from flwr.app import ConfigRecord
 from samples import write_table
 
-import client_app
-from client_app.consent import NodeError, NodeFailed
+from client_app.consent import NodeError
 from client_app.local import Local
 from strategies.exchange import order, wire
 from strategies.exchange.vocabulary import MAX_RANK, Refused, State
 from task.base import BaseError, accept_offer, named_folder, node_base, node_bases
 from task.config import Model, TaskConfig
 from task.store import Store
-
-SECRET = "Ada-Lovelace-1815"  # stands in rows that must not be told
-
-
-def context(**node: Any) -> Context:
-    own = {name.replace("_", "-"): value for name, value in node.items()}
-    return Context(run_id=7, node_id=3, node_config=own, state=RecordDict(), run_config={})
-
-
-def asked(kind: str, content: dict[str, Any], node: Context) -> Message:
-    """What a deployed node answers. Raises what it would tell."""
-    message = Message(RecordDict(content), dst_node_id=3, message_type=kind)
-    message.metadata.__dict__["_message_id"] = "question"
-    return client_app.app(through_wire(message), node)
-
-
-def refusal(kind: str, content: dict[str, Any], node: Context) -> str:
-    with pytest.raises(NodeFailed) as failed:
-        asked(kind, content, node)
-    return str(failed.value)
-
-
-def settings(**options: object) -> ConfigRecord:
-    return ConfigRecord({name.replace("__", ".").replace("_", "-"): value for name, value in options.items()})  # type: ignore[misc]
-
 
 PARTITION: dict[str, Any] = {"partition_id": 0, "num_partitions": 2}
 

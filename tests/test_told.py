@@ -6,8 +6,9 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Context, Message, RecordDict
-from in_process import InProcessGrid, hold, through_wire
+from deployed_node import SECRET, asked, context, refusal, settings
+from flwr.app import ConfigRecord, Message
+from in_process import InProcessGrid, hold
 from samples import png, vision_base, write_table
 
 import client_app
@@ -15,30 +16,6 @@ from client_app.consent import HIDDEN, NodeError, NodeFailed, told
 from task.images import ImageEncoder
 from task.raw import DataError, Table
 from task.schema import ConfigError
-
-SECRET = "Ada-Lovelace-1815"  # stands in rows that must not be told
-
-
-def context(**node: Any) -> Context:
-    own = {name.replace("_", "-"): value for name, value in node.items()}
-    return Context(run_id=7, node_id=3, node_config=own, state=RecordDict(), run_config={})
-
-
-def asked(kind: str, content: dict[str, Any], node: Context) -> Message:
-    """What a deployed node answers. Raises what it would tell."""
-    message = Message(RecordDict(content), dst_node_id=3, message_type=kind)
-    message.metadata.__dict__["_message_id"] = "question"
-    return client_app.app(through_wire(message), node)
-
-
-def refusal(kind: str, content: dict[str, Any], node: Context) -> str:
-    with pytest.raises(NodeFailed) as failed:
-        asked(kind, content, node)
-    return str(failed.value)
-
-
-def settings(**options: object) -> ConfigRecord:
-    return ConfigRecord({name.replace("__", ".").replace("_", "-"): value for name, value in options.items()})  # type: ignore[misc]
 
 
 def texts(path: object) -> ConfigRecord:
