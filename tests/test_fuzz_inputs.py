@@ -149,7 +149,7 @@ def test_a_damaged_order_is_refused_or_is_one(changed: dict[str, Any]) -> None:
 
 PROFILE: dict[str, Any] = {
     "name": "7", "rank": 8, "num-examples": 10, "store": "ab", "bases": ["0" * 32], "device": "cpu", "memory": 2**33,
-    "cores": 4, "versions": "python 3.11", "automatic": False, "dtypes": ["float32"],
+    "cores": 4, "versions": "python 3.11", "automatic": False, "dtypes": ["float32"], "labels": ["cat", "dog"],
 }  # fmt: skip
 
 
@@ -182,7 +182,7 @@ def test_a_damaged_profile_is_refused_by_what_it_says_or_is_one(changed: dict[st
         return
     assert {field.name: type(getattr(profile, field.name)) for field in fields(Profile)} == {
         "node_id": int, "name": str, "rank": int, "num_examples": int, "store": str, "bases": frozenset, "device": str,
-        "memory": int, "cores": int, "versions": str, "automatic": bool, "dtypes": frozenset,
+        "memory": int, "cores": int, "versions": str, "automatic": bool, "dtypes": frozenset, "labels": tuple,
     }  # fmt: skip
     assert profile.name
     assert profile.name.isprintable()
@@ -193,7 +193,8 @@ def test_a_damaged_profile_is_refused_by_what_it_says_or_is_one(changed: dict[st
 def test_a_good_profile_is_believed() -> None:
     profile = claims.profile_in(3, delivered("profile", PROFILE))
     assert (profile.name, profile.rank, profile.num_examples) == ("7", 8, 10)
-    assert claims.profile_in(3, delivered("profile", PROFILE | {"bases": [], "dtypes": []})).bases == frozenset()
+    bare = claims.profile_in(3, delivered("profile", PROFILE | {"bases": [], "dtypes": [], "labels": []}))
+    assert (bare.bases, bare.dtypes, bare.labels) == (frozenset(), frozenset(), ())
 
 
 @fuzz(200)

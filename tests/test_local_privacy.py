@@ -11,6 +11,7 @@ from in_process import equal, hold
 import strategies
 from strategies.algebra.accountant import gaussian_epsilon
 from strategies.algebra.clipping import norm
+from strategies.exchange.door import INSTALLED
 from strategies.exchange.mechanism import Plan
 from strategies.exchange.vocabulary import Profile, Ticket
 
@@ -74,7 +75,7 @@ def test_nothing_that_was_measured_leaves_a_node(tmp_path: Path) -> None:
     for exchange in outcome.grid.of("train"):
         assert exchange.reply is not None
         said = exchange.reply.metric_records["metrics"]
-        assert set(said) == {"num-examples", "server-round", "steps"}
+        assert set(said) == {"num-examples", "server-round", "steps", INSTALLED}
 
 
 def test_a_run_ends_where_the_budget_does(tmp_path: Path) -> None:
