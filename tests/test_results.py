@@ -1,6 +1,7 @@
 """Studies: which runs follow from what is declared, that a real one resumes and records failures, and its page."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import command, pages, records
+from benchmarks import command, federation, pages, records
 from benchmarks.command import Progress
 from benchmarks.federation import Federation, NotMeasured
 from benchmarks.figures import difference, verdict
@@ -179,12 +180,12 @@ def test_a_study_records_a_failure_and_runs_nothing_twice(tmp_path: Path, capsys
     progress.run(min(2, os.cpu_count() or 1), tmp_path / "outputs", keep=True)
     assert progress.ran == 2
     said = capsys.readouterr().out
-    assert "tiny head seed 0 rate 3e+37: failed: the loss is not finite from round 1 on" in said
+    assert "tiny head seed 0 rate 3e+37: failed: 1 failed rounds in a row" in said
+    assert "'classifier.weight' holds 3e+37" in said
     assert "[2/2]" in said
 
     learned, exploded = json.loads(path.read_text())["runs"]
     assert (learned["status"], exploded["status"]) == ("completed", "failed")
-    assert exploded["measured"]["loss"][1] is None
     assert exploded["final"] is None
     numbers = learned["measured"]
     assert len(numbers["accuracy"]) == 2
@@ -199,7 +200,7 @@ def test_a_study_records_a_failure_and_runs_nothing_twice(tmp_path: Path, capsys
     assert again.ran == 0
     assert again.done == progress.done
     pages.write(path)
-    assert "the loss is not finite from round 1 on" in path.with_suffix(".md").read_text()
+    assert "'classifier.weight' holds 3e+37" in path.with_suffix(".md").read_text()
     assert "<svg" in (tmp_path / "some-tiny.svg").read_text()
 
 
@@ -209,6 +210,12 @@ def content(study: Study, result: Callable[[Run], Measured], folder: Path) -> di
     records.save(path, study, completed(study, result))
     found: dict[str, Any] = json.loads(path.read_text())
     return found
+
+
+def test_a_loss_that_is_not_finite_is_a_failure() -> None:
+    lines = [{"round": number, "loss": loss} for number, loss in enumerate((1.0, 2.0, math.nan, math.inf))]
+    assert federation._not_finite(lines) == "the loss is not finite from round 2 on"
+    assert not federation._not_finite(lines[:2])
 
 
 def row(page: str, start: str) -> list[str]:
