@@ -52,7 +52,7 @@ def admit_update(
     expected = truncated(strategy.expected(state, ticket), ticket.rank)
     delta = _unwrapped(strategy.wrappers, records, expected)
     update = Update(node, ticket, delta, float(metrics["num-examples"]), metrics)
-    _check_magnitude(strategy, state, update)
+    _check_sums(strategy, state, update)
     if reason := strategy.refusal(state, update):
         raise Refused(reason)
     return update
@@ -179,16 +179,21 @@ def _check_tensors(delta: Mapping[str, torch.Tensor], expected: Mapping[str, tor
             raise Refused(f"'{name}' has shape {tuple(tensor.shape)}, expected {tuple(like.shape)}")
         if tensor.dtype != like.dtype:
             raise Refused(f"'{name}' has dtype {tensor.dtype}, expected {like.dtype}")
-        if not bool(torch.isfinite(_comparable(tensor)).all()):
+        largest = _largest(tensor)
+        if not math.isfinite(largest):
             raise Refused(f"'{name}' holds NaN or infinity")
-
-
-def _check_magnitude(strategy: Algorithm, state: State, update: Update) -> None:
-    """Finite numbers may still be too large for the sums and products that are made of them."""
-    for name, tensor in update.delta.items():
-        numbers = torch.view_as_real(tensor) if tensor.is_complex() else _comparable(tensor)
-        if numbers.numel() and (largest := max(map(abs, torch.stack(numbers.aminmax()).tolist()))) > LARGEST:
+        if largest > LARGEST:
             raise Refused(f"'{name}' holds {largest:g}; no number of an update is larger than {LARGEST:g}")
+
+
+def _largest(tensor: torch.Tensor) -> float:
+    """The largest magnitude in a tensor, by one pass over it; NaN where it holds NaN."""
+    numbers = torch.view_as_real(tensor) if tensor.is_complex() else _comparable(tensor)
+    return max(map(abs, torch.stack(numbers.aminmax()).tolist())) if numbers.numel() else 0.0
+
+
+def _check_sums(strategy: Algorithm, state: State, update: Update) -> None:
+    """In narrow dtypes a sum may be infinite although its terms are not."""
     if any(tensor.dtype in NARROW for tensor in update.delta.values()):
         for name, tensor in strategy.trained(state, update).items():
             if not bool(torch.isfinite(_comparable(tensor)).all()):
