@@ -12,8 +12,8 @@ from typing import Any
 import strategies
 from strategies.exchange.contract import Strategy
 from strategies.exchange.federation import Federation
+from strategies.exchange.fit import misfits
 from strategies.exchange.mechanism import Plan
-from strategies.exchange.rounds import misfits
 from task.config import TaskConfig
 from task.device import DEVICES, found
 from task.schema import ConfigError, Flat, Schema, build, flatten, group, option, read, schema

@@ -19,7 +19,7 @@ import strategies
 from strategies.algebra.robust import Spill, cut, median, trimmed_mean
 from strategies.algebra.tensors import Tensors
 from strategies.exchange import chain
-from strategies.exchange.rounds import misfits
+from strategies.exchange.fit import misfits
 from strategies.exchange.vocabulary import Refused, State, Ticket, Update
 from strategies.exchange.wrapper import Wrapper
 from task.config import TaskConfig

@@ -18,7 +18,7 @@ import strategies
 from server_app.config import RunConfig
 from strategies.algebra.tensors import Tensors, raw, snapshot
 from strategies.exchange import checkpoint, wire
-from strategies.exchange.rounds import misfits
+from strategies.exchange.fit import misfits
 from strategies.exchange.vocabulary import Entry, Profile, RunFailed, State, Ticket
 from strategies.sa_fedlora import SCHEDULES, WAITING, remainder, shrunk
 from task.config import TaskConfig

@@ -14,7 +14,7 @@ import strategies
 from strategies.algebra.tensors import Tensors
 from strategies.exchange import door, wire
 from strategies.exchange.contract import Strategy
-from strategies.exchange.rounds import misfits
+from strategies.exchange.fit import misfits
 from strategies.exchange.vocabulary import Refused, State, Ticket
 from strategies.exchange.wrapper import Wrapper
 from task.config import TaskConfig

@@ -6,7 +6,6 @@ import itertools
 import logging
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -20,6 +19,8 @@ from strategies.exchange import chain, checkpoint, cohort, door, post, wire
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.dispatch import Dispatch
 from strategies.exchange.federation import Federation, NodeLine, Round
+from strategies.exchange.fit import misfits
+from strategies.exchange.means import means
 from strategies.exchange.mechanism import Mechanism, Plan
 from strategies.exchange.meter import Meter
 from strategies.exchange.opening import Opening, open_run
@@ -77,19 +78,6 @@ def run(
             raise RunFailed(f"{session.failures} failed rounds in a row, the last because {report.failed}")
     result.arrays = wire.to_arrays(state)
     return result
-
-
-def misfits(strategy: Algorithm, config: TaskConfig, federation: Federation | None = None) -> list[str]:
-    """Why a strategy cannot run with these settings, if so."""
-    found = strategy.problems(config)
-    if strategy.tunings is not None and config.tuning not in strategy.tunings:
-        fits = " or ".join(f"'{tuning}'" for tuning in sorted(strategy.tunings))
-        found.append(f"strategy = '{strategy.name}' needs tuning = {fits}, not '{config.tuning}'")
-    found += chain.problems(strategy)
-    found += [problem for wrapper in strategy.wrappers for problem in wrapper.unfit(config, federation)]
-    if strategy.personal and config.evaluate != "nodes":
-        found.append(f"strategy = '{strategy.name}' leaves a model of its own on every node: set evaluate = 'nodes'")
-    return found
 
 
 def log_strategy(strategy: Algorithm) -> None:
@@ -236,7 +224,7 @@ class _Run:
         like = truncated(self.strategy.expected(state, widest), widest.rank)
         combined = self.mechanism.combined(combined, good, like)
         self.mechanism.close([line.metrics for line in report.nodes if not line.refused])
-        report.train = _means([line.metrics for line in report.nodes if not line.refused])
+        report.train = means([line.metrics for line in report.nodes if not line.refused])
         return self.strategy.apply(state, combined, report.number)
 
     def _updates(
@@ -306,18 +294,4 @@ class _Run:
         report.bytes_down += scratch.bytes_down
         report.bytes_up += scratch.bytes_up
         report.parameters_down += scratch.parameters_down
-        report.evaluated_by_nodes = _means(answers)
-
-
-def _means(answers: list[Metrics]) -> Metrics:
-    """Means of every metric over nodes, weighted by their rows; `num-examples` is the sum."""
-    sums: dict[str, float] = defaultdict(float)
-    weights: dict[str, float] = defaultdict(float)
-    for metrics in answers:
-        for name, value in metrics.items():
-            sums[name] += value * metrics.get("num-examples", 1)
-            weights[name] += metrics.get("num-examples", 1)
-    means: Metrics = {name: sums[name] / weights[name] for name in sums if weights[name]}
-    if answers:
-        means["num-examples"] = int(sum(metrics.get("num-examples", 0) for metrics in answers))
-    return means
+        report.evaluated_by_nodes = means(answers)

@@ -1,0 +1,19 @@
+"""What the metrics of many nodes are together."""
+
+from collections import defaultdict
+
+from strategies.exchange.vocabulary import Metrics
+
+
+def means(answers: list[Metrics]) -> Metrics:
+    """Means of every metric over nodes, weighted by their rows; `num-examples` is the sum."""
+    sums: dict[str, float] = defaultdict(float)
+    weights: dict[str, float] = defaultdict(float)
+    for metrics in answers:
+        for name, value in metrics.items():
+            sums[name] += value * metrics.get("num-examples", 1)
+            weights[name] += metrics.get("num-examples", 1)
+    found: Metrics = {name: sums[name] / weights[name] for name in sums if weights[name]}
+    if answers:
+        found["num-examples"] = int(sum(metrics.get("num-examples", 0) for metrics in answers))
+    return found
