@@ -5,6 +5,8 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.study import mean_of_last
+
 Content = dict[str, Any]  # of a study's JSON file
 
 
@@ -31,6 +33,10 @@ class Outcome:
     def lists(self, name: str) -> list[list[float]]:
         """What was measured round by round, the state before training left out, by seed."""
         return [run["measured"][name][1:] for run in self.runs]
+
+    def last(self, name: str) -> list[float]:
+        """Mean over the last rounds of what was measured, by seed."""
+        return [mean_of_last(run["measured"][name]) for run in self.runs]
 
     @property
     def rounds_to_target(self) -> float:

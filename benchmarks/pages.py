@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.figures import Content, Outcome, difference, outcomes, verdict
 from benchmarks.plots import draw
 from benchmarks.savings import savings
+from benchmarks.study import LOSS
 
 
 def write(path: Path) -> None:
@@ -85,11 +86,13 @@ def _results(found: list[Outcome], ran: list[Outcome], setting: Content) -> str:
     best = statistics.mean(ran[0].values("last-5"))
     soonest = min(outcome.rounds_to_target for outcome in ran)
     heads = ["method", f"first round at {_share(setting['target'], 2)}", "mean of last 5", "last round"]
+    beside = ["accuracy"] if ran[0].metric == LOSS else []  # two methods can be ranked otherwise by each
+    heads += [f"{name}, last 5" for name in beside]
     heads += ["MB up", "MB down", "inexactness", "rate", "runs"]
     rows = []
     for outcome in found:
         if not outcome.runs:
-            rows.append([outcome.method, *[""] * 7, _count(outcome)])
+            rows.append([outcome.method, *[""] * (len(heads) - 2), _count(outcome)])
             continue
         last_5 = outcome.values("last-5")
         rows.append(
@@ -98,6 +101,7 @@ def _results(found: list[Outcome], ran: list[Outcome], setting: Content) -> str:
                 _bold(_rounds(outcome), outcome.rounds_to_target == soonest < math.inf),
                 _bold(_spread(last_5), statistics.mean(last_5) == best),
                 _spread(outcome.values("final")),
+                *(_spread(outcome.last(name)) for name in beside),
                 f"{outcome.total('bytes_up') / 1e6:.1f}",
                 f"{outcome.total('bytes_down') / 1e6:.1f}",
                 _inexactness(outcome),

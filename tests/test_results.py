@@ -285,6 +285,8 @@ def test_of_a_loss_less_is_better(tmp_path: Path) -> None:
     assert page.index("| ours |") < page.index("| head |")
     assert row(page, "head")[0] == "> 2, > 2, > 2"
     assert "guessing, 2.300" in page
+    assert "accuracy, last 5" in page
+    assert row(page, "head")[3] == ".375 ± .000"
     assert "mean validation loss" in page
 
 
