@@ -120,7 +120,7 @@ def _comparison(ran: list[Outcome], reference: Outcome) -> str:
             continue
         gap, error = difference(outcome.values("last-5"), reference.values("last-5"))
         sooner = reference.rounds_to_target - outcome.rounds_to_target  # nan where neither gets there
-        rounds = f"{-sooner:+.1f}" if math.isfinite(sooner) else ""
+        rounds = f"{0.0 - sooner:+.1f}" if math.isfinite(sooner) else ""
         said = [f"{_signed(gap)} ± {_share(error)}", verdict(gap, error, outcome.metric)]
         rows.append([outcome.method, *said, rounds, _ratio(outcome, reference)])
     heads = [
