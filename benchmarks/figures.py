@@ -5,7 +5,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.study import mean_of_last
+from benchmarks.study import LOSS, mean_of_last
 
 Content = dict[str, Any]  # of a study's JSON file
 
@@ -60,7 +60,7 @@ def outcomes(content: Content, setting: Content) -> list[Outcome]:
         runs = [run for run in own if run["rate"] == rate]
         good = [run for run in runs if run["status"] == "completed"]
         found.append(Outcome(setting, method, rate, searched, good, len(runs) - len(good)))
-    sign = 1 if setting.get("metric") == "loss" else -1
+    sign = 1 if setting.get("metric") == LOSS else -1
     return sorted(found, key=lambda outcome: sign * statistics.mean(outcome.values("last-5") or [sign * math.inf]))
 
 
@@ -76,7 +76,7 @@ def difference(one: list[float], other: list[float]) -> tuple[float, float]:
 
 def verdict(gap: float, error: float, metric: str) -> str:
     """What a difference of a metric says."""
-    gap = -gap if metric == "loss" else gap
+    gap = -gap if metric == LOSS else gap
     if math.isnan(error):
         return "one seed"
     if abs(gap) <= error:

@@ -86,8 +86,8 @@ def _results(found: list[Outcome], ran: list[Outcome], setting: Content) -> str:
     best = statistics.mean(ran[0].values("last-5"))
     soonest = min(outcome.rounds_to_target for outcome in ran)
     heads = ["method", f"first round at {_share(setting['target'], 2)}", "mean of last 5", "last round"]
-    beside = ["accuracy"] if ran[0].metric == LOSS else []  # two methods can be ranked otherwise by each
-    heads += [f"{name}, last 5" for name in beside]
+    by_loss = ran[0].metric == LOSS
+    heads += ["accuracy, last 5"] if by_loss else []  # it can rank two methods otherwise
     heads += ["MB up", "MB down", "inexactness", "rate", "runs"]
     rows = []
     for outcome in found:
@@ -101,7 +101,7 @@ def _results(found: list[Outcome], ran: list[Outcome], setting: Content) -> str:
                 _bold(_rounds(outcome), outcome.rounds_to_target == soonest < math.inf),
                 _bold(_spread(last_5), statistics.mean(last_5) == best),
                 _spread(outcome.values("final")),
-                *(_spread(outcome.last(name)) for name in beside),
+                *([_spread(outcome.last("accuracy"))] if by_loss else []),
                 f"{outcome.total('bytes_up') / 1e6:.1f}",
                 f"{outcome.total('bytes_down') / 1e6:.1f}",
                 _inexactness(outcome),
