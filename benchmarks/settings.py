@@ -13,7 +13,7 @@ TARGET = 0.75
 TEN = "ten nodes, Dirichlet 0.5"
 
 MINILM_ABOUT = (
-    "MiniLM (22.7 million parameters) learns the four topics of AG News: 2,000 articles of 40 tokens on {split}, "
+    "MiniLM (22.7 million parameters) learns the four topics of AG News: 2,000 articles of {tokens} tokens on {split}, "
     "4 local AdamW steps of 16 articles a round, adapters on all linear layers. 400 test rows: the "
     "standard error of one accuracy near .8 is two points."
 )
@@ -23,18 +23,20 @@ VIT_ABOUT = (
 )
 
 
-def minilm(rounds: int, ranks: str, said: str, methods: tuple[Method, ...], split: str = TEN) -> Setting:
+def minilm(
+    rounds: int, ranks: str, said: str, methods: tuple[Method, ...], split: str = TEN, tokens: int = 40
+) -> Setting:
     """On the preset `ag-news`; `said` is what there is to say of the ranks, `split` names that of the rows."""
     options: Options = {
         "model.name": MINILM,
         "data.name": AG_NEWS,
-        "data.max-length": 40,
+        "data.max-length": tokens,
         "data.train-rows": 2000,
         "data.validation-rows": 100,
         "data.test-rows": 400,
         **_federation(rounds, ranks, steps=4, batch=16),
     }
-    about, assets = f"{MINILM_ABOUT.format(split=split)} {said}", (MINILM, AG_NEWS)
+    about, assets = f"{MINILM_ABOUT.format(split=split, tokens=tokens)} {said}", (MINILM, AG_NEWS)
     return Setting("minilm", about, options, methods, RATES, TARGET, preset="ag-news", assets=assets)
 
 

@@ -227,6 +227,11 @@ def test_what_the_plan_gives_is_said() -> None:
     assert "no noise is added" in mechanism(epsilon=0.0).promise()
 
 
+def test_a_delta_that_protects_nobody_is_said() -> None:
+    assert "Weak" not in mechanism(noise=1.0, delta=1 / 256).promise()
+    assert "a delta above 1/256 allows that one of the nodes is exposed" in mechanism(noise=1.0, delta=0.004).promise()
+
+
 # ---------------------------------------------------------------------- federations
 
 SAME = {"data.partitioner": "iid", "num-server-rounds": 2, "tuning": "bias"}  # 30 rows for each of 3 nodes

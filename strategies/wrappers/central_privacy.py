@@ -182,7 +182,13 @@ class CentralMechanism(Mechanism):
         return (
             f"epsilon {self._cost({self.planned: rounds}):.2f} at delta {self.options.delta:g} for all data of a node "
             f"after {rounds} rounds{ends}; noise {self.noise:.3f} times the clip of {self.clip:g}; {who}"
+            f"{self._warning()}"
         )
+
+    def _warning(self) -> str:
+        """A mechanism that hands out one node at random has a delta of 1/N: nothing above it protects anybody."""
+        loose = self.options.delta * self.plan.nodes > 1
+        return f". Weak: a delta above 1/{self.plan.nodes} allows that one of the nodes is exposed" if loose else ""
 
     def memory(self) -> dict[str, Any]:
         draws = [[draw.rate, draw.nodes, draw.size, rounds] for draw, rounds in self.draws.items()]
