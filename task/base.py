@@ -121,7 +121,7 @@ def fingerprint(folder: Path, store: Store) -> str:
     return (store.path("fingerprints", key) / "fingerprint").read_text()
 
 
-def accept_offer(contents: Mapping[str, bytes], wanted: str, store: Store) -> None:
+def accept_offer(contents: Mapping[str, bytes | memoryview], wanted: str, store: Store) -> None:
     """Keep a base that the server sent. Raises BaseError where names or fingerprint are not as announced."""
     bad = [name for name in contents if not FILES.fullmatch(name)]
     if bad or _hash({name: (len(data), [data]) for name, data in contents.items()}) != wanted:
@@ -131,7 +131,7 @@ def accept_offer(contents: Mapping[str, bytes], wanted: str, store: Store) -> No
             (draft / name).write_bytes(data)  # type: ignore[operator]
 
 
-def _hash(contents: Mapping[str, tuple[int, Iterable[bytes]]]) -> str:
+def _hash(contents: Mapping[str, tuple[int, Iterable[bytes | memoryview]]]) -> str:
     """Of every file its name, its size and its bytes, in pieces: models may be larger than memory."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(contents):

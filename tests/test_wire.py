@@ -22,7 +22,7 @@ EMPTY = {"tensors": [], "journal": []}
 
 
 def described(tensors: Tensors) -> dict[str, object]:
-    return {name: (t.dtype, tuple(t.shape), raw(t)) for name, t in tensors.items()}
+    return {name: (t.dtype, tuple(t.shape), bytes(raw(t))) for name, t in tensors.items()}
 
 
 def assert_same(one: State, other: State) -> None:

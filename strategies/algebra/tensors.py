@@ -35,12 +35,12 @@ def proximal(live: Mapping[str, torch.Tensor], mu: float) -> Callable[[], torch.
     return lambda: mu / 2 * torch.stack([(live[name] - tensor).square().sum() for name, tensor in anchor.items()]).sum()
 
 
-def raw(tensor: torch.Tensor) -> bytes:
-    """The tensor's bytes in row-major order."""
+def raw(tensor: torch.Tensor) -> memoryview:
+    """The tensor's bytes in row-major order; those of a contiguous tensor on the CPU itself, not a copy."""
     if not tensor.numel():
-        return b""  # an empty tensor may have strides that no view of bytes allows
+        return memoryview(b"")  # an empty tensor may have strides that no view of bytes allows
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes()
+    return flat.view(torch.uint8).numpy().data
 
 
 def snapshot(tensors: Mapping[str, torch.Tensor]) -> Tensors:

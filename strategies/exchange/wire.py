@@ -116,7 +116,7 @@ def from_arrays(arrays: ArrayRecord) -> State:
 def _array(tensor: torch.Tensor) -> Array:
     """NumPy's format where NumPy has the dtype, so that plain Flower code can read it too."""
     if tensor.dtype in (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
-        return Array(_dtype_name(tensor), tuple(tensor.shape), STYPE, raw(tensor))
+        return Array(_dtype_name(tensor), tuple(tensor.shape), STYPE, bytes(raw(tensor)))
     return Array(tensor.detach().cpu().contiguous().numpy())
 
 
