@@ -1,10 +1,6 @@
-"""Studies: which runs follow from what is declared, that a real one resumes and records failures, and its page."""
+"""The page of a study: its tables, its plots, and that those in the repository are of the numbers beside them."""
 
 import json
-import math
-import os
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,210 +8,18 @@ from typing import Any
 
 import pytest
 
-from benchmarks import command, federation, pages, records
-from benchmarks.command import Progress
-from benchmarks.federation import Federation, NotMeasured
+from benchmarks import pages, records
 from benchmarks.figures import difference, verdict
 from benchmarks.savings import INITIATING
-from benchmarks.study import LAST, Measured, Method, Run, Setting, Study, run_of
-
-OURS = Method("ours", {"strategy": "fedavg", "tuning": "lora"})
-HEAD = Method("head", {"strategy": "fedavg", "tuning": "head"})
-TINY = Setting(
-    "tiny",
-    "Two nodes, one step.",
-    {"num-server-rounds": 1, "local-steps": 1, "simulation.num-supernodes": 2},
-    (OURS, HEAD),
-    {"lora": (0.001, 0.01), "head": (0.01,)},
-    target=0.5,
-)
-HERE = "2 cores of some kind"
-STUDY = Study("some", "A study", ("About it.",), ("Somebody said so.",), (TINY,), "ours")
+from benchmarks.study import Measured, Run, Study
+from tests.studies import HEAD, HERE, OURS, STUDY, TINY, completed, measured
 
 
-def measured(accuracy: float = 0.5, *, chosen_by: float | None = None, error: str = "", rounds: int = 2) -> Measured:
-    """A run of two rounds whose accuracy grows to `accuracy`."""
-    by_round = [0.1, *(accuracy * n / rounds for n in range(1, rounds + 1))]
-    numbers: dict[str, list[Any]] = {name: [0, *[1000] * rounds] for name in ("bytes_up", "bytes_down")}
-    numbers |= {name: [0, *[100] * rounds] for name in ("parameters_up", "parameters_down")}
-    chosen = by_round if chosen_by is None else [chosen_by] * len(by_round)
-    inexactness = [None, *[0.25] * rounds]
-    quality = {"accuracy": by_round, "chosen-by": chosen, "loss": [1.0] * len(by_round), "inexactness": inexactness}
-    return {"error": error, "seconds": 3.0, "on": HERE, **quality, **numbers}
-
-
-def completed(study: Study, result: Callable[[Run], Measured]) -> dict[str, Measured]:
-    """All runs that a study comes to, with what `result` says of each."""
-    done: dict[str, Measured] = {}
-    while pending := [run for run in study.runs(done) if run.key not in done]:
-        done |= {run.key: result(run) for run in pending}
-    return done
-
-
-def names(study: Study, done: dict[str, Measured]) -> list[tuple[str, int, float]]:
-    return [(run.method, run.seed, run.rate) for run in study.runs(done)]
-
-
-# ------------------------------------------------------------------------------------------- what is run
-def test_first_the_search_then_the_other_seeds_at_the_rate_that_won() -> None:
-    search = [("ours", 0, 0.001), ("ours", 0, 0.01), ("head", 0, 0.01)]
-    assert names(STUDY, {}) == search
-    done = completed(STUDY, lambda run: measured(run.rate))
-    rest = [(method, seed, 0.01) for seed in (1, 2) for method in ("ours", "head")]
-    assert names(STUDY, done) == search + rest
-    assert len(done) == STUDY.size
-
-
-def test_a_rate_is_chosen_by_validation_and_a_failed_run_loses() -> None:
-    by_validation = completed(STUDY, lambda run: measured(run.rate, chosen_by=1 - run.rate))
-    assert STUDY.chosen(TINY, OURS, by_validation) == 0.001
-    failing = completed(STUDY, lambda run: measured(0.9, error="" if run.rate == 0.001 else "nan"))
-    assert STUDY.chosen(TINY, OURS, failing) == 0.001
-    assert STUDY.chosen(TINY, HEAD, failing) is None
-    assert [run for run in names(STUDY, failing) if run[0] == "head"] == [("head", 0, 0.01)]
-
-
-def test_only_the_last_rounds_choose() -> None:
-    early, late = measured(), measured()
-    early["chosen-by"], late["chosen-by"] = [0.0, 1.0, *[0.2] * LAST], [0.0, 0.0, *[0.3] * LAST]
-    slow, fast = (run_of(TINY, OURS, 0, rate) for rate in (0.001, 0.01))
-    assert STUDY.chosen(TINY, OURS, {slow.key: early, fast.key: late}) == 0.01
-
-
-def test_a_run_is_known_by_its_options() -> None:
-    other = replace(TINY, options={**TINY.options, "local-steps": 2})
-    assert run_of(TINY, OURS, 0, 0.01).key != run_of(other, OURS, 0, 0.01).key
-    assert run_of(TINY, OURS, 0, 0.01).key == run_of(replace(TINY, about="in other words"), OURS, 0, 0.01).key
-
-
-def test_a_setting_may_take_over_rates() -> None:
-    """Nothing is searched in it, all seeds are run, and asking for it alone looks up what was found."""
-    other = replace(TINY, name="other", options={**TINY.options, "local-steps": 2}, rates_of=TINY)
-    both = replace(STUDY, settings=(TINY, other))
-    done = completed(both, lambda run: measured(run.rate))
-    own = [run for run in both.runs(done) if run.setting == "other"]
-    assert sorted((run.method, run.seed, run.rate) for run in own) == [
-        (method, seed, 0.01) for method in ("head", "ours") for seed in (0, 1, 2)
-    ]
-    assert len(done) == both.size == STUDY.size + 6
-    assert list(command.selected(both, ["other"]).runs(done)) == own
-
-
-def test_what_is_searched_may_be_another_option() -> None:
-    method = Method("clipped", {**OURS.options, "learning-rate": 0.1}, rates=(0.5, 1.0), searched="max-grad-norm")
-    runs = list(replace(STUDY, settings=(replace(TINY, methods=(method,)),)).runs({}))
-    assert [(run.options["max-grad-norm"], run.options["learning-rate"]) for run in runs] == [(0.5, 0.1), (1.0, 0.1)]
-
-
-def test_tied_rates_and_seeds_are_filled_in() -> None:
-    method = replace(OURS, tied={"other-rate": 0.1})
-    run = run_of(replace(TINY, options={"model.name": "base-{seed}"}), method, 3, 0.5)
-    assert run.arguments[-1] == (
-        "model.name='base-3' strategy='fedavg' tuning='lora' learning-rate=0.5 other-rate=0.05 seed=3"
-    )
-
-
-# ------------------------------------------------------------------------------------------- the file
-def test_what_is_saved_is_known_again_and_what_is_not_declared_goes(tmp_path: Path) -> None:
-    path = tmp_path / "some.json"
-    done = completed(STUDY, lambda run: measured(run.rate))
-    records.save(path, STUDY, done)
-    assert records.load(path) == done
-    alone = replace(STUDY, settings=(replace(TINY, methods=(HEAD,)),))
-    records.save(path, alone, records.load(path))
-    assert len(records.load(path)) == 3
-    content = json.loads(path.read_text())
-    assert content["runs"][0]["command"].startswith('.venv/bin/thistledown run -c "num-server-rounds=1 local-steps=1 ')
-    assert content["runs"][0]["measured"]["on"] == HERE
-    assert [entry.name for entry in tmp_path.iterdir()] == ["some.json"]
-
-
-# ------------------------------------------------------------------------------------------- the command
-def exit_code(study: Study, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["results", *arguments])
-    return command.main(study)
-
-
-def test_it_says_what_is_missing_before_it_starts(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lacking = replace(STUDY, settings=(replace(TINY, assets=("../no/such/data",)),))
-    strange = replace(STUDY, settings=(replace(TINY, methods=(Method("x", {"strategy": "x", "tuning": "lora"}),)),))
-    for study, arguments, said in [
-        (lacking, (), "setting tiny needs ../no/such/data"),
-        (strange, (), "tiny, x: there is no strategy 'x'"),
-        (STUDY, ("--only", "theirs"), "there are tiny, head, ours"),
-        (STUDY, ("--jobs", "0"), "--jobs 0: this machine has"),
-    ]:
-        assert exit_code(study, monkeypatch, *arguments) == command.WRONG
-        assert said in capsys.readouterr().err
-
-
-def test_part_of_a_study() -> None:
-    two = replace(STUDY, settings=(TINY, replace(TINY, name="other")))
-    part = command.selected(two, ["other", "head"])
-    assert [(setting.name, method.name) for setting, method in part.contests()] == [("other", "head")]
-    assert command.selected(two, []) == two
-
-
-# ------------------------------------------------------------------------------------------- real runs
-def test_what_does_not_begin_is_not_held_against_a_method(tmp_path: Path) -> None:
-    run = run_of(replace(TINY, options={"no-such-key": 1}), OURS, 0, 0.01)
-    federation = Federation(run, tmp_path / "out", cpus=1)
-    try:
-        while not federation.over():
-            time.sleep(0.1)
-    finally:
-        federation.stop()
-    with pytest.raises(NotMeasured, match=r"(?s)exit code 2.*no-such-key"):
-        federation.measured()
-
-
-@pytest.mark.flower
-def test_a_study_records_a_failure_and_runs_nothing_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two federations: one learns, the head of the other explodes."""
-    setting = replace(TINY, rates={"lora": (0.01,), "head": (3e37,)})
-    study, path = replace(STUDY, settings=(setting,), seeds=(0,)), tmp_path / "some.json"
-    progress = Progress(study, study, path)
-    progress.run(min(2, os.cpu_count() or 1), tmp_path / "outputs", keep=True)
-    assert progress.ran == 2
-    said = capsys.readouterr().out
-    assert "tiny head seed 0 rate 3e+37: failed: 1 failed rounds in a row" in said
-    assert "'classifier.weight' holds 3e+37" in said
-    assert "[2/2]" in said
-
-    learned, exploded = json.loads(path.read_text())["runs"]
-    assert (learned["status"], exploded["status"]) == ("completed", "failed")
-    assert exploded["final"] is None
-    numbers = learned["measured"]
-    assert len(numbers["accuracy"]) == 2
-    assert 0 < numbers["accuracy"][1] < 1
-    assert numbers["parameters_up"][1] == 2 * 29_322
-    assert numbers["bytes_up"][1] > 4 * numbers["parameters_up"][1]
-    assert not list((tmp_path / "outputs").glob("*/*/model"))
-    assert list((tmp_path / "outputs").glob("*/*/metrics.jsonl"))
-
-    again = Progress(study, study, path)
-    again.run(1, tmp_path / "outputs", keep=True)
-    assert again.ran == 0
-    assert again.done == progress.done
-    pages.write(path)
-    assert "'classifier.weight' holds 3e+37" in path.with_suffix(".md").read_text()
-    assert "<svg" in (tmp_path / "some-tiny.svg").read_text()
-
-
-# ------------------------------------------------------------------------------------------- the page
 def content(study: Study, result: Callable[[Run], Measured], folder: Path) -> dict[str, Any]:
     path = folder / "some.json"
     records.save(path, study, completed(study, result))
     found: dict[str, Any] = json.loads(path.read_text())
     return found
-
-
-def test_a_loss_that_is_not_finite_is_a_failure() -> None:
-    lines = [{"round": number, "loss": loss} for number, loss in enumerate((1.0, 2.0, math.nan, math.inf))]
-    assert federation._not_finite(lines) == "the loss is not finite from round 2 on"
-    assert not federation._not_finite(lines[:2])
 
 
 def row(page: str, start: str) -> list[str]:

@@ -1,0 +1,85 @@
+"""Which runs follow from what a study declares, and the file in which it remembers them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks import command, records
+from benchmarks.study import LAST, Measured, Method, Study, run_of
+from tests.studies import HEAD, HERE, OURS, STUDY, TINY, completed, measured
+
+
+def names(study: Study, done: dict[str, Measured]) -> list[tuple[str, int, float]]:
+    return [(run.method, run.seed, run.rate) for run in study.runs(done)]
+
+
+def test_first_the_search_then_the_other_seeds_at_the_rate_that_won() -> None:
+    search = [("ours", 0, 0.001), ("ours", 0, 0.01), ("head", 0, 0.01)]
+    assert names(STUDY, {}) == search
+    done = completed(STUDY, lambda run: measured(run.rate))
+    rest = [(method, seed, 0.01) for seed in (1, 2) for method in ("ours", "head")]
+    assert names(STUDY, done) == search + rest
+    assert len(done) == STUDY.size
+
+
+def test_a_rate_is_chosen_by_validation_and_a_failed_run_loses() -> None:
+    by_validation = completed(STUDY, lambda run: measured(run.rate, chosen_by=1 - run.rate))
+    assert STUDY.chosen(TINY, OURS, by_validation) == 0.001
+    failing = completed(STUDY, lambda run: measured(0.9, error="" if run.rate == 0.001 else "nan"))
+    assert STUDY.chosen(TINY, OURS, failing) == 0.001
+    assert STUDY.chosen(TINY, HEAD, failing) is None
+    assert [run for run in names(STUDY, failing) if run[0] == "head"] == [("head", 0, 0.01)]
+
+
+def test_only_the_last_rounds_choose() -> None:
+    early, late = measured(), measured()
+    early["chosen-by"], late["chosen-by"] = [0.0, 1.0, *[0.2] * LAST], [0.0, 0.0, *[0.3] * LAST]
+    slow, fast = (run_of(TINY, OURS, 0, rate) for rate in (0.001, 0.01))
+    assert STUDY.chosen(TINY, OURS, {slow.key: early, fast.key: late}) == 0.01
+
+
+def test_a_run_is_known_by_its_options() -> None:
+    other = replace(TINY, options={**TINY.options, "local-steps": 2})
+    assert run_of(TINY, OURS, 0, 0.01).key != run_of(other, OURS, 0, 0.01).key
+    assert run_of(TINY, OURS, 0, 0.01).key == run_of(replace(TINY, about="in other words"), OURS, 0, 0.01).key
+
+
+def test_a_setting_may_take_over_rates() -> None:
+    """Nothing is searched in it, all seeds are run, and asking for it alone looks up what was found."""
+    other = replace(TINY, name="other", options={**TINY.options, "local-steps": 2}, rates_of=TINY)
+    both = replace(STUDY, settings=(TINY, other))
+    done = completed(both, lambda run: measured(run.rate))
+    own = [run for run in both.runs(done) if run.setting == "other"]
+    assert sorted((run.method, run.seed, run.rate) for run in own) == [
+        (method, seed, 0.01) for method in ("head", "ours") for seed in (0, 1, 2)
+    ]
+    assert len(done) == both.size == STUDY.size + 6
+    assert list(command.selected(both, ["other"]).runs(done)) == own
+
+
+def test_what_is_searched_may_be_another_option() -> None:
+    method = Method("clipped", {**OURS.options, "learning-rate": 0.1}, rates=(0.5, 1.0), searched="max-grad-norm")
+    runs = list(replace(STUDY, settings=(replace(TINY, methods=(method,)),)).runs({}))
+    assert [(run.options["max-grad-norm"], run.options["learning-rate"]) for run in runs] == [(0.5, 0.1), (1.0, 0.1)]
+
+
+def test_tied_rates_and_seeds_are_filled_in() -> None:
+    method = replace(OURS, tied={"other-rate": 0.1})
+    run = run_of(replace(TINY, options={"model.name": "base-{seed}"}), method, 3, 0.5)
+    assert run.arguments[-1] == (
+        "model.name='base-3' strategy='fedavg' tuning='lora' learning-rate=0.5 other-rate=0.05 seed=3"
+    )
+
+
+def test_what_is_saved_is_known_again_and_what_is_not_declared_goes(tmp_path: Path) -> None:
+    path = tmp_path / "some.json"
+    done = completed(STUDY, lambda run: measured(run.rate))
+    records.save(path, STUDY, done)
+    assert records.load(path) == done
+    alone = replace(STUDY, settings=(replace(TINY, methods=(HEAD,)),))
+    records.save(path, alone, records.load(path))
+    assert len(records.load(path)) == 3
+    content = json.loads(path.read_text())
+    assert content["runs"][0]["command"].startswith('.venv/bin/thistledown run -c "num-server-rounds=1 local-steps=1 ')
+    assert content["runs"][0]["measured"]["on"] == HERE
+    assert [entry.name for entry in tmp_path.iterdir()] == ["some.json"]
