@@ -39,7 +39,7 @@ def _update(local: Local, content: RecordDict) -> RecordDict:
     rows, _ = local.rows()
     places = {wrapper: f"wrapper-{strategies.wrapper_name(wrapper)}" for wrapper in strategy.wrappers}
     kept = here.memory.kept()
-    trainer = trainer_of(local, strategy, rows, ticket.seed)
+    trainer = trainer_of(local, strategy, rows, ticket.seed).cooled(ticket.round, ticket.rounds)
     for wrapper, place in places.items():
         trainer = wrapper.training(trainer, ticket, kept.setdefault(place, {}))
     delta, metrics = strategy.train(model, trainer, ticket)

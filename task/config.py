@@ -4,6 +4,7 @@ These travel in every message; a node reads nothing but the message and its own 
 The settings of the server alone live in `server_app.config`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -117,6 +118,7 @@ class TaskConfig:
     device: str = option("auto", choices=DEVICES)
     evaluate: str = option("server", choices=("server", "nodes", "both"))
     learning_rate: float = option(0.005, low=0.0)
+    learning_rate_min: float = option(0.0, low=0.0)
     local_epochs: int = option(3, low=1)
     local_steps: int = option(0, low=0)
     batch_size: int = option(16, low=1)
@@ -148,6 +150,13 @@ class TaskConfig:
             tuning=self.tuning,
             seed=self.seed,
         )
+
+    def rate(self, round: int, rounds: int) -> float:
+        """Learning rate of a round from 1 to `rounds`: half a cosine from `learning-rate` in the first down to
+        `learning-rate-min` in the last; constant where that is 0."""
+        least = self.learning_rate_min or self.learning_rate
+        share = (1 + math.cos(math.pi * (round - 1) / max(1, rounds - 1))) / 2
+        return least + (self.learning_rate - least) * share
 
     @property
     def causal(self) -> bool:
@@ -183,6 +192,11 @@ class TaskConfig:
             found.append(f"lora.auto-ranks must be ascending ranks, such as '2,4,8', not '{candidates!r}'")
         if self.tuning == "dora" and len(self.lora.ranks) != 1:
             found.append("tuning = 'dora' has one rank for all nodes; lora.ranks must be one number, such as '8'")
+        if self.learning_rate_min > self.learning_rate:
+            found.append(
+                f"learning-rate-min = {self.learning_rate_min:g} is above learning-rate = {self.learning_rate:g}; the "
+                "rate falls to it, from the first round to the last"
+            )
         if self.optimizer == "adamw" and self.momentum:
             found.append("momentum is an option of optimizer = 'sgd'; adamw has its own")
         if self.data.validation_fraction + self.data.test_fraction >= 1:

@@ -25,6 +25,7 @@ FOREIGN = {
     "min-available-clients": "min-available-nodes",
     "num-rounds": "num-server-rounds",
     "lr": "learning-rate",
+    "learning-rate-max": "learning-rate",
     "epochs": "local-epochs",
     "lora.alpha": "lora.scaling",
     "lora.rank": "lora.ranks",

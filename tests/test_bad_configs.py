@@ -66,6 +66,7 @@ BAD = [
     ("data.partitioner='natural' data.name='x.csv'", "data.partitioner = 'natural' needs data.id-column"),
     ("lora.ranks=''", "lora.ranks must be whole numbers separated by ',', such as '2,4,8', or 'auto', not ''"),
     ("lora.auto-ranks='8,4'", "lora.auto-ranks must be ascending"),
+    ("learning-rate-min=0.1", "learning-rate-min = 0.1 is above learning-rate = 0.005"),
     ("momentum=0.9", "momentum is an option of optimizer = 'sgd'"),
     ("data.validation-fraction=0.5 data.test-fraction=0.5", "leave no rows to train on"),
     ("evaluate='nodes' data.holdout=0.0", "evaluate = 'nodes' needs data.holdout above 0"),

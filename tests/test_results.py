@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from studies import HEAD, HERE, OURS, STUDY, TINY, completed, measured
 
 from benchmarks import pages, records
 from benchmarks.figures import difference, verdict
 from benchmarks.savings import INITIATING
 from benchmarks.study import Measured, Run, Study
-from tests.studies import HEAD, HERE, OURS, STUDY, TINY, completed, measured
 
 
 def content(study: Study, result: Callable[[Run], Measured], folder: Path) -> dict[str, Any]:

@@ -4,9 +4,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from studies import HEAD, HERE, OURS, STUDY, TINY, completed, measured
+
 from benchmarks import command, records
 from benchmarks.study import LAST, Measured, Method, Study, run_of
-from tests.studies import HEAD, HERE, OURS, STUDY, TINY, completed, measured
 
 
 def names(study: Study, done: dict[str, Measured]) -> list[tuple[str, int, float]]:

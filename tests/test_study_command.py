@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from studies import OURS, STUDY, TINY
 
 from benchmarks import command, federation, pages
 from benchmarks.command import Progress
 from benchmarks.federation import Federation, NotMeasured
 from benchmarks.study import Method, Study, run_of
-from tests.studies import OURS, STUDY, TINY
 
 
 def exit_code(study: Study, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -106,7 +106,8 @@ def _choices(run: RunConfig) -> Iterator[str]:
     if task.tuning == "lora" and not task.lora.ranks:
         yield from _automatic(task)
     length = f"{task.local_steps} steps" if task.local_steps else f"{task.local_epochs} epochs"
-    rate = f"{task.optimizer}, learning rate {task.learning_rate:g}"
+    cooled = f" to {task.learning_rate_min:g}" if task.learning_rate_min else ""
+    rate = f"{task.optimizer}, learning rate {task.learning_rate:g}{cooled}"
     yield f"training  {length} of {task.batch_size} rows a round, {rate}"
 
 

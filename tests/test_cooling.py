@@ -1,0 +1,42 @@
+"""The learning rate of a round: constant, or falling by a cosine from the first round to the last."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from in_process import InProcessGrid, watched
+
+import client_app
+import strategies
+from task.config import TaskConfig
+
+ROUNDS = 3
+
+
+@given(st.floats(1e-6, 1.0), st.floats(0.0, 1.0), st.integers(1, 40))
+def test_it_falls_from_one_to_the_other(most: float, share: float, rounds: int) -> None:
+    config = TaskConfig(learning_rate=most, learning_rate_min=most * share)
+    rates = [config.rate(round, rounds) for round in range(1, rounds + 1)]
+    assert math.isclose(rates[0], most)
+    assert all(before >= after for before, after in pairwise(rates))
+    if rounds > 1:
+        assert math.isclose(rates[-1], most * share or most)
+
+
+def test_without_a_least_it_stays_to_the_bit() -> None:
+    config = TaskConfig(learning_rate=0.007)
+    assert {config.rate(round, 15) for round in range(1, 16)} == {0.007}
+
+
+@pytest.mark.parametrize(("least", "shares"), [(0.0, (1, 1, 1)), (1e-6, (1, 0.55, 0.1))])
+def test_nodes_step_by_the_rate_of_the_round(least: float, shares: tuple[float, ...]) -> None:
+    """All rows in one step, and steps so short that the gradient stays what it was."""
+    options = {"tuning": "head", "optimizer": "sgd", "local-steps": 1, "batch-size": 1000, "learning-rate": 1e-5}
+    grid = InProcessGrid(client_app.app, 2)
+    seen = watched(strategies.load("fedavg"), {**options, "learning-rate-min": least}, ROUNDS, grid)
+    states = [torch.cat([t.double().flatten() for t in state.tensors.values()]) for _, state in seen]
+    steps = [float(torch.linalg.vector_norm(after - before)) for before, after in pairwise(states)]
+    assert [step / steps[0] for step in steps] == pytest.approx(shares, rel=0.02)
