@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.figures import Content, Outcome, difference, outcomes, verdict
 from benchmarks.plots import draw
-from benchmarks.savings import savings
+from benchmarks.savings import INITIATING, savings
 from benchmarks.study import LOSS
 
 
@@ -142,8 +142,8 @@ def _ratio(outcome: Outcome, reference: Outcome) -> str:
 def _savings(ran: list[Outcome], reference: Outcome) -> str:
     rows = []
     for outcome in ran:
-        if outcome is reference:
-            continue
+        if INITIATING not in outcome.runs[0]["options"]:
+            continue  # the reference, and its like
         saved = savings(outcome, reference)
         shares = [f"{100 * share:.2f} %" for share in (saved.annealed, saved.whole, saved.counted)]
         rows.append([outcome.method, *shares, f"{saved.handover / 1e6:.2f} M"])

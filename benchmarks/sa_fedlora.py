@@ -4,6 +4,7 @@
 """
 
 import sys
+from dataclasses import replace
 
 from benchmarks import command
 from benchmarks.savings import INITIATING
@@ -25,6 +26,11 @@ def annealed(initiating_rounds: int) -> Method:
     return Method(f"sa-fedlora-{initiating_rounds}", options, {"sa-fedlora.initiating-rate": FULL_SHARE})
 
 
+def cooled(method: Method) -> Method:
+    """The method with a learning rate that falls, by a cosine, to a tenth in the last round."""
+    return replace(method, name=f"{method.name}-cooled", tied={**method.tied, "learning-rate-min": 0.1})
+
+
 STUDY = Study(
     "sa-fedlora",
     "SA-FedLoRA: full rounds first, then adapters of falling rank",
@@ -32,7 +38,8 @@ STUDY = Study(
         "Yang et al. (arXiv 2405.09394, version 1) train all weights for some initiating rounds, then adapters whose "
         "rank falls as the run cools. The formulas of rank and penalty are not public; those here are our own, see "
         "the strategy's docstring. `sa-fedlora-N` has N initiating rounds; their learning rate is a tenth of the "
-        "adapters', so that each search tries as many values as that of full FedAvg.",
+        "adapters', so that each search tries as many values as that of full FedAvg. `-cooled` are methods whose "
+        "learning rate falls by a cosine, to a tenth in the last round.",
         "Parameters are counted from the runs' own ledgers, both ways. The hand-over is the full model that every node "
         "downloads once after the initiating stage. Three shares are given: the rounds after the initiating stage "
         "alone, against the same rounds of full FedAvg, without the hand-over; all rounds without it; all that "
@@ -41,7 +48,7 @@ STUDY = Study(
     ('"Up to 93.62 %" fewer communicated parameters than FedAvg, with better accuracy (the paper\'s abstract).',),
     (
         minilm(30, "8", "Ranks 8 to 2.", (FULL, *(annealed(rounds) for rounds in (0, 1, 2)))),
-        fashion_vit(60, "4", "Ranks 4 to 2.", (FULL, annealed(1))),
+        fashion_vit(60, "4", "Ranks 4 to 2.", (FULL, annealed(1), cooled(FULL), cooled(annealed(1)))),
     ),
     reference="fedavg",
     savings=True,
