@@ -39,7 +39,8 @@ def _update(local: Local, content: RecordDict) -> RecordDict:
     rows, _ = local.rows()
     places = {wrapper: f"wrapper-{strategies.wrapper_name(wrapper)}" for wrapper in strategy.wrappers}
     kept = here.memory.kept()
-    trainer = trainer_of(local, strategy, rows, ticket.seed).cooled(ticket.round, ticket.rounds)
+    rate = local.config.rate(ticket.round, ticket.rounds)
+    trainer = trainer_of(local, strategy, rows, ticket.seed).at_rate(rate)
     for wrapper, place in places.items():
         trainer = wrapper.training(trainer, ticket, kept.setdefault(place, {}))
     delta, metrics = strategy.train(model, trainer, ticket)

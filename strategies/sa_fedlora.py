@@ -143,7 +143,7 @@ class SAFedLora(Strategy):
         if self.initiates(ticket.round):
             trainer = trainer.regularised(partial(proximal, mu=self.mu))
             if self.initiating_rate:
-                trainer = replace(trainer, config=replace(trainer.config, learning_rate=self.initiating_rate))
+                trainer = trainer.at_rate(self.initiating_rate)
         return super().train(model, trainer, ticket)
 
 

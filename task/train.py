@@ -39,9 +39,9 @@ class Trainer:
         """The same trainer with one more penalty in every fit, before the others."""
         return replace(self, regularisers=(regulariser, *self.regularisers))
 
-    def cooled(self, round: int, rounds: int) -> "Trainer":
-        """The same trainer with the learning rate of a round."""
-        return replace(self, config=replace(self.config, learning_rate=self.config.rate(round, rounds)))
+    def at_rate(self, rate: float) -> "Trainer":
+        """The same trainer with another learning rate."""
+        return replace(self, config=replace(self.config, learning_rate=rate))
 
     def fit(
         self, model: TunedModel, live: Mapping[str, torch.Tensor] | None = None, penalty: Penalty | None = None
