@@ -87,5 +87,5 @@ def _by_round(lines: list[dict[str, Any]], name: str) -> list[float | None]:
 
 
 def _not_finite(lines: list[dict[str, Any]]) -> str:
-    broken = [line["round"] for line in lines if not math.isfinite(line["loss"])]
+    broken = [line["round"] for line in lines if not math.isfinite(line.get("loss", 0.0))]
     return f"the loss is not finite from round {broken[0]} on" if broken else ""

@@ -30,20 +30,21 @@ def tunings(names: tuple[str, ...]) -> tuple[Method, ...]:
 
 
 def grid(task: Task, rounds: int, names: tuple[str, ...]) -> tuple[Setting, ...]:
-    """{IID, Dirichlet 0.1} x {all of 16 nodes, two of them a round}; the latter train three times the rounds.
+    """{IID, Dirichlet 0.1} x {all of 16 nodes, two of them a round}; the latter train three times the rounds, and every
+    third is measured.
 
     Rates are searched in the first.
     """
     found: list[Setting] = []
-    for share in (1.0, EIGHTH):
+    for share, times, ending, who in ((1.0, 1, "", "all of them"), (EIGHTH, 3, "-eighth", "two of them a round")):
+        common: Options = {"simulation.num-supernodes": 16, "fraction-train": share, "evaluate-every": times}
         for split, (said, options) in SPLITS.items():
-            who, times = ("all of them", 1) if share == 1 else ("two of them a round", 3)
             setting = task(rounds * times, "8", "LoRA has rank 8.", tunings(names), f"16 nodes, {said}, {who}")
             found.append(
                 replace(
                     setting,
-                    name=f"{setting.name}-{split}" + ("" if share == 1 else "-eighth"),
-                    options={**setting.options, **options, "simulation.num-supernodes": 16, "fraction-train": share},
+                    name=f"{setting.name}-{split}{ending}",
+                    options={**setting.options, **options, **common},
                     rates=RATES,
                     rates_of=found[0] if found else None,
                 )

@@ -30,8 +30,8 @@ class Outcome:
         """What the setting goes by."""
         return str(self.setting.get("metric", "accuracy"))
 
-    def lists(self, name: str) -> list[list[float]]:
-        """What was measured round by round, the state before training left out, by seed."""
+    def lists(self, name: str) -> list[list[Any]]:
+        """What was measured round by round, the state before training left out, by seed; None where nothing was."""
         return [run["measured"][name][1:] for run in self.runs]
 
     def last(self, name: str) -> list[float]:

@@ -1,6 +1,7 @@
 """Plots of a page: the metric by round, and by what was moved. Equal numbers give equal files."""
 
 import statistics
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,11 @@ def _moved(outcome: Outcome, by_parameters: bool) -> list[float]:
     return [(up + down) / 1e6 for up, down in zip(*ways, strict=True)]
 
 
-def _curve(axes: Any, outcome: Outcome, places: list[float]) -> None:
-    by_round = list(zip(*outcome.lists(outcome.metric), strict=True))
+def _curve(axes: Any, outcome: Outcome, places: Sequence[float]) -> None:
+    """The rounds that were measured."""
+    values = zip(places, *outcome.lists(outcome.metric), strict=True)
+    places, *by_seed = zip(*(column for column in values if None not in column), strict=True)
+    by_round = list(zip(*by_seed, strict=True))
     means = [statistics.mean(values) for values in by_round]
     line = axes.plot(places, means, label=outcome.method, marker=".")[0]
     if len(by_round[0]) > 1:

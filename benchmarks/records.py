@@ -73,7 +73,7 @@ def _run(run: Run, setting: Setting, measured: Measured) -> dict[str, Any]:
     """What the run was, what follows from its numbers, and the numbers."""
     failed, values = bool(measured["error"]), measured[setting.metric]
     sign = -1 if setting.metric == LOSS else 1
-    reached = (n for n, value in enumerate(values) if n and sign * value >= sign * setting.target)
+    reached = (n for n, value in enumerate(values) if n and value is not None and sign * value >= sign * setting.target)
     return {
         "setting": run.setting,
         "method": run.method,

@@ -6,7 +6,7 @@ setting may take over what was found in another.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,9 +159,9 @@ def validation(measured: Measured) -> float | None:
     return None if measured["error"] else mean_of_last(measured["chosen-by"])
 
 
-def mean_of_last(values: list[float]) -> float:
-    """Over the last rounds; a run that is shorter has the round before training (the first value) left out."""
-    last = values[1:][-LAST:]
+def mean_of_last(values: Sequence[float | None]) -> float:
+    """Over the last rounds that were measured, the one before training (the first value) left out."""
+    last = [value for value in values[1:] if value is not None][-LAST:]
     return round(sum(last) / len(last), 6)
 
 

@@ -44,6 +44,7 @@ class ServerConfig:
     round_timeout: float = option(3600.0, low=0.1)
     min_success_fraction: float = option(0.5, low=0.0, high=1.0)
     max_failed_rounds: int = option(3, low=1)
+    evaluate_every: int = option(1, low=1)
     server_device: str = option("auto", choices=DEVICES)
     output_dir: str = option("")
     resume: str = option("")
@@ -98,6 +99,7 @@ def _federation(task: TaskConfig, server: ServerConfig) -> Federation:
         node_wait_timeout=server.node_wait_timeout,
         min_success_fraction=server.min_success_fraction,
         max_failed_rounds=server.max_failed_rounds,
+        evaluate_every=server.evaluate_every,
         dropout=server.simulation.dropout,
         resume=bool(server.resume),
     )

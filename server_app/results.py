@@ -47,6 +47,7 @@ class Results:
         self.best: dict[str, Any] | None = None
         self.resumed: list[int] = []  # the rounds after which other processes went on
         self.began = time.monotonic()
+        self._since: tuple[int, float] | None = None  # the first round of this process, and when it was over
         self._task = run.task
         self.measure = measure_of(run.task)
         self._last: State | None = None
@@ -126,7 +127,7 @@ class Results:
         """How the run stands. `base`, `final`, `best` are on the part that is reported."""
         metric = self.measure.metric
         first, last = (self.rounds[0], self.rounds[-1]) if self.rounds else ({}, {})
-        # Where nodes score, a round without a good answer has no quality; the state is that of the round before.
+        # A round that was not evaluated has no quality, nor has one where nodes score and none answers well.
         scored: dict[str, Any] = next((entry for entry in reversed(self.rounds) if metric in entry), {})
         nodes = {line["node"]: line["rank"] for entry in self.rounds for line in entry["nodes"]}
         return {
@@ -213,15 +214,15 @@ class Results:
         done, total = line["round"], self.run.server.num_server_rounds
         said = [f"{title} {written(line[name])}" for name, title in self.measure.titles.items() if name in line]
         quality = "  ".join(said) or "not evaluated"
+        first, since = self._since = self._since or (done, time.monotonic())
         if done == 0:
             return f"round 0/{total}  {quality}  (before training)"
-        spent = sum(entry["seconds"] for entry in self.rounds)
-        left = spent / done * (total - done)
+        pace = (time.monotonic() - since) / (done - first) if done > first else line["seconds"]
+        left = pace * (total - done)
         if "epsilon" in line:
             quality += f"  epsilon {'unbounded' if line['epsilon'] is None else written(line['epsilon'], 2)}"
         traffic = f"up {human(line['bytes_up'])}  down {human(line['bytes_down'])}"
-        pace = f"{line['seconds']:.1f} s  ETA {left // 60:.0f}:{left % 60:02.0f}"
-        return f"round {done}/{total}  {quality}  {traffic}  {pace}"
+        return f"round {done}/{total}  {quality}  {traffic}  {line['seconds']:.1f} s  ETA {clock(left)}"
 
     def _export(self) -> None:
         """The tuned model, last and best."""
@@ -239,6 +240,11 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
             table, name = key.split(".", 1)
             tables.setdefault(table, {})[name] = value
     return tables
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds: 2:05."""
+    return f"{round(seconds) // 60}:{round(seconds) % 60:02}"
 
 
 def human(count: float) -> str:

@@ -24,7 +24,8 @@ RESUME, ROUNDS = "resume", "num-server-rounds"
 # Keys that may change on the way: none of them changes what a round computes.
 FREE = (
     RESUME, ROUNDS, "output-dir", "device", "server-device", "round-timeout", "node-wait-timeout",
-    "min-available-nodes", "min-success-fraction", "max-failed-rounds", "simulation.num-cpus", "simulation.num-gpus",
+    "min-available-nodes", "min-success-fraction", "max-failed-rounds", "evaluate-every", "simulation.num-cpus",
+    "simulation.num-gpus",
 )  # fmt: skip
 CONFIG, METRICS, SUMMARY = "config.toml", "metrics.jsonl", "summary.json"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from studies import HEAD, HERE, OURS, STUDY, TINY, completed, measured
 
-from benchmarks import command, records
+from benchmarks import command, pages, records
 from benchmarks.study import LAST, Measured, Method, Study, run_of
 
 
@@ -37,6 +37,21 @@ def test_only_the_last_rounds_choose() -> None:
     early["chosen-by"], late["chosen-by"] = [0.0, 1.0, *[0.2] * LAST], [0.0, 0.0, *[0.3] * LAST]
     slow, fast = (run_of(TINY, OURS, 0, rate) for rate in (0.001, 0.01))
     assert STUDY.chosen(TINY, OURS, {slow.key: early, fast.key: late}) == 0.01
+
+
+def test_rounds_that_were_not_measured_count_for_nothing(tmp_path: Path) -> None:
+    sparse = measured(rounds=12)
+    sparse["accuracy"] = [0.1, *[None, 0.4] * 6]
+    sparse["chosen-by"] = [0.1, *[None, 0.2] * 6]
+    path = tmp_path / "some.json"
+    records.save(path, STUDY, {run_of(TINY, OURS, 0, 0.001).key: sparse})
+    (run,) = json.loads(path.read_text())["runs"]
+    assert (run["final"], run["last-5"], run["validation"], run["rounds-to-target"]) == (0.4, 0.4, 0.2, None)
+    sparse["accuracy"][4] = 0.5
+    records.save(path, STUDY, completed(STUDY, lambda _: sparse))
+    assert json.loads(path.read_text())["runs"][0]["rounds-to-target"] == 4
+    pages.write(path)
+    assert path.with_name("some-tiny.svg").read_text().startswith("<?xml")
 
 
 def test_a_run_is_known_by_its_options() -> None:

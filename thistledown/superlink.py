@@ -23,6 +23,8 @@ from typing import Any
 
 import psutil
 
+from thistledown.bundle import gathered
+
 NAME = "simulation"  # of the connection, in config.toml
 START = 60.0  # seconds that it may take to answer
 ATTEMPTS = 5
@@ -31,7 +33,8 @@ LONGEST_ROOT = 40  # characters; Ray's sockets below it must fit into the 104 th
 
 
 class SuperLinkError(RuntimeError):
-    """A SuperLink that did not start, or that does not answer; the message has the end of its log."""
+    """A SuperLink that did not start, or that does not answer (the message has the end of its log), or an app that
+    Flower does not take."""
 
 
 class SuperLink:
@@ -58,11 +61,18 @@ class SuperLink:
         self._stop()
 
     def submit(self, app: Path, config: str, nodes: int, cpus: int, gpus: float) -> "subprocess.Popen[str]":
-        """Submit a run with the run config `config` (TOML); the process prints the run's log as it comes."""
+        """Submit a run with the run config `config` (TOML); the process prints the run's log as it comes. Once.
+
+        Raises SuperLinkError for an app that Flower does not take.
+        """
+        try:
+            bundle = gathered(app, self.folder / "app")
+        except ValueError as error:
+            raise SuperLinkError(f"Flower does not take the app in {app}: {error}") from error
         file = self.folder / "run.toml"
         file.write_text(config, encoding="utf-8")
         size = f"num-supernodes={nodes} client-resources-num-cpus={cpus} client-resources-num-gpus={gpus}"
-        command = ["run", str(app), NAME, "--stream", "--run-config", str(file), "--federation-config", size]
+        command = ["run", str(bundle), NAME, "--stream", "--run-config", str(file), "--federation-config", size]
         return subprocess.Popen(
             [_executable("flwr"), *command],
             cwd=self.work,

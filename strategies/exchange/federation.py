@@ -70,7 +70,9 @@ class Federation:
     device: where the server has its own model; a name that torch knows.
     checkpoint: folder that holds the newest state after each round; None: none is kept.
     resume: go on from that state, with the settings of the run that left it; else start anew.
-    score: evaluates the state on the server after every round; beside Flower's `evaluate_fn` it spares a copy.
+    evaluate_every: rounds from one evaluation to the next, on the server or on nodes; round 0 and the last are always
+        evaluated.
+    score: evaluates the state on the server; beside Flower's `evaluate_fn` it spares a copy.
     on_round: called after every round with its report and the state, round 0 included, before the state is kept. A run
         that is killed between the two does that round again.
     on_kept: called likewise once the state is kept.
@@ -84,6 +86,7 @@ class Federation:
     node_wait_timeout: float = 120.0
     min_success_fraction: float = 0.5
     max_failed_rounds: int = 3
+    evaluate_every: int = 1
     dropout: float = 0.0
     base: Base | None = None
     device: str = "cpu"

@@ -139,15 +139,8 @@ class _Run:
         """After a round: score it on the server, keep it, report it."""
         report.privacy, report.stopped = self.mechanism.spent(), self.mechanism.exhausted()
         report.parameters = sum(tensor.numel() for tensor in state.tensors.values())
-        if self.federation.score is not None:
-            report.evaluated_by_server = self.federation.score(state)
-            scores = MetricRecord(dict(report.evaluated_by_server))
-            result.evaluate_metrics_serverapp[report.number] = scores
-        if self.evaluate_fn is not None:
-            scored = self.evaluate_fn(report.number, wire.to_arrays(state))
-            if scored is not None:
-                report.evaluated_by_server = dict(scored)  # type: ignore[arg-type]
-                result.evaluate_metrics_serverapp[report.number] = scored
+        if self._due(report.number):
+            self._score(report, state, result)
         if report.train:
             result.train_metrics_clientapp[report.number] = MetricRecord(dict(report.train))
         if report.evaluated_by_nodes:
@@ -162,6 +155,22 @@ class _Run:
             checkpoint.save(self.federation.checkpoint / checkpoint.LAST, state, about | self.session.about())
         if self.federation.on_kept is not None:
             self.federation.on_kept(report, state)
+
+    def _due(self, number: int) -> bool:
+        """Is the state evaluated in this round?"""
+        return number % self.federation.evaluate_every == 0 or number == self.rounds or bool(self.mechanism.exhausted())
+
+    def _score(self, report: Round, state: State, result: Result) -> None:
+        """Evaluate the state on the server, where somebody said how."""
+        if self.federation.score is not None:
+            report.evaluated_by_server = self.federation.score(state)
+            scores = MetricRecord(dict(report.evaluated_by_server))
+            result.evaluate_metrics_serverapp[report.number] = scores
+        if self.evaluate_fn is not None:
+            scored = self.evaluate_fn(report.number, wire.to_arrays(state))
+            if scored is not None:
+                report.evaluated_by_server = dict(scored)  # type: ignore[arg-type]
+                result.evaluate_metrics_serverapp[report.number] = scored
 
     # ------------------------------------------------------------------ one round
 
@@ -271,8 +280,8 @@ class _Run:
             door.check_proof(reply, self.dispatch.fingerprint(state))
 
     def _evaluate(self, report: Round, state: State) -> None:
-        """Ask nodes to score the state on rows they keep for it, where the settings say so."""
-        if self.opening.config.evaluate == "server":
+        """Ask nodes to score the state on rows they keep for it, where the settings say so and it is time to."""
+        if self.opening.config.evaluate == "server" or not self._due(report.number):
             return
         tickets = self.roll.tickets(report.number, self.rounds, state)
         chosen = self.roll.cohort("evaluate", self.federation.fraction_evaluate, 1, report.number)

@@ -1,0 +1,77 @@
+"""What `thistledown run` hands to Flower: a folder of which Flower bundles the same as of the app's own."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from flwr.cli.build import build_fab_from_disk
+
+from thistledown.bundle import gathered
+from thistledown.superlink import SuperLink, SuperLinkError
+
+PROJECT = """
+[project]
+name = "some"
+version = "0.1.0"
+license = { file = "LICENSE" }
+dependencies = ["flwr>=1.41.0"]
+[tool.flwr.app]
+publisher = "somebody"
+fab-format-version = 1
+flwr-version-target = "1.41.0"
+%s
+[tool.flwr.app.components]
+serverapp = "own.app:server"
+clientapp = "own.app:client"
+"""
+FILES = (
+    "LICENSE", "README.md", "own/app.py", "own/deep/er.py", "own/test_app.py", "own/notes.txt", "other.py",
+    "own/__pycache__/app.py", ".venv/lib/library.py", "venv/library.py", "results/some.json", "results/deep/some.json",
+)  # fmt: skip
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    folder = tmp_path / "some"
+    for name in FILES:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"# {name}\n")
+    (folder / ".gitignore").write_text("# what runs leave\nresults/\n")
+    (folder / "linked.py").symlink_to(folder / "other.py")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        "",
+        'fab-include = ["own/**/*.py", "LICENSE"]',
+        'fab-exclude = ["other.py", ".gitignore"]',
+        'fab-include = ["**/*.py", "LICENSE"]\nfab-exclude = ["own/test_*.py", "README.md"]',
+    ],
+)
+def test_it_is_flowers_own(app: Path, tmp_path: Path, patterns: str) -> None:
+    (app / "pyproject.toml").write_text(PROJECT % patterns)
+    place = gathered(app, tmp_path / "app")
+    assert build_fab_from_disk(place) == build_fab_from_disk(app)
+    assert (place / "own/deep/er.py").read_text() == "# own/deep/er.py\n"
+
+
+def test_ignored_folders_are_not_entered(app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (app / "pyproject.toml").write_text(PROJECT % "")
+    entered: list[str] = []
+    listed = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: entered.append(str(path)) or listed(path))  # type: ignore[func-returns-value]
+    gathered(app, tmp_path / "app")
+    assert {Path(path).relative_to(app).as_posix() for path in entered} == {".", "own", "own/deep"}
+
+
+def test_an_app_that_flower_refuses_is_named(app: Path) -> None:
+    (app / "pyproject.toml").write_text(PROJECT % "fab-include = []")
+    superlink = SuperLink()
+    try:
+        with pytest.raises(SuperLinkError, match=re.escape(f'app in {app}: Property "fab-include"')):
+            superlink.submit(app, "", nodes=2, cpus=1, gpus=0.0)
+    finally:
+        superlink.folder.rmdir()

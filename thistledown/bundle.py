@@ -1,0 +1,43 @@
+"""The files of an app that Flower looks for, in a folder of their own.
+
+`flwr run` looks at every file below the app's folder before it leaves most of them out; where an environment lies there
+too, that takes longer than the rest of a start.
+"""
+
+import os
+import shutil
+import tomllib
+from pathlib import Path
+
+from flwr.cli.build import get_user_fab_patterns
+from flwr.cli.utils import build_pathspec, filter_paths_for_publish, load_gitignore_patterns
+from flwr.common.constant import FAB_CONFIG_FILE, FAB_EXCLUDE_PATTERNS
+
+ANY = "any"  # a name of a file that no pattern asks for
+
+
+def gathered(app: Path, place: Path) -> Path:
+    """Copy what the app's patterns name into the new folder `place`, and return that: Flower bundles the same of both.
+
+    Raises ValueError for an app whose patterns Flower does not take.
+    """
+    include, exclude = get_user_fab_patterns(tomllib.loads((app / FAB_CONFIG_FILE).read_text(encoding="utf-8")))
+    named = build_pathspec([*(include or ["**"]), *(exclude or []), FAB_CONFIG_FILE])
+    for name, path in filter_paths_for_publish(_files(app)).items():
+        if named.match_file(name):
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(str(path), place / name)
+    return place
+
+
+def _files(app: Path) -> dict[str, Path | bytes]:
+    """Files of the app by relative path, as Flower collects them: links are left out. Folders of which Flower takes
+    nothing, or which git ignores, are not entered."""
+    ignored = build_pathspec([*FAB_EXCLUDE_PATTERNS, *load_gitignore_patterns(app / ".gitignore")])
+    files: dict[str, Path | bytes] = {}
+    for folder, below, names in os.walk(app):
+        inside = Path(folder).relative_to(app)
+        below[:] = [name for name in below if not ignored.match_file((inside / name / ANY).as_posix())]
+        found = {(inside / name).as_posix(): Path(folder, name) for name in names}
+        files |= {name: path for name, path in found.items() if not path.is_symlink()}
+    return files
