@@ -36,7 +36,10 @@ def grid(task: Task, rounds: int, names: tuple[str, ...]) -> tuple[Setting, ...]
     Rates are searched in the first.
     """
     found: list[Setting] = []
-    for share, times, ending, who in ((1.0, 1, "", "all of them"), (EIGHTH, 3, "-eighth", "two of them a round")):
+    for share, times, ending, who in (
+        (1.0, 1, "", "all of them"),
+        (EIGHTH, 3, "-eighth", "two of them a round, measured every third"),
+    ):
         common: Options = {"simulation.num-supernodes": 16, "fraction-train": share, "evaluate-every": times}
         for split, (said, options) in SPLITS.items():
             setting = task(rounds * times, "8", "LoRA has rank 8.", tunings(names), f"16 nodes, {said}, {who}")
@@ -103,7 +106,7 @@ PRIVACY = Setting(
 COMPRESSION = fashion_vit(
     15,
     "8",
-    "Every weight trains, and what nodes send up travels in fewer bits, with error feedback. 2,000 test rows.",
+    "Every weight trains, and what nodes send up travels in fewer bits, with error feedback.",
     (
         compressed("full", {}),
         compressed("half", {"wrappers": "half"}),
@@ -111,8 +114,9 @@ COMPRESSION = fashion_vit(
         compressed("int4", {"wrappers": "quantize", "quantize.bits": 4}),
         compressed("top-k", {"wrappers": "top-k"}),
     ),
+    rows=2000,
 )
-COMPRESSION = replace(COMPRESSION, name="compression", options={**COMPRESSION.options, "data.test-rows": 2000})
+COMPRESSION = replace(COMPRESSION, name="compression")
 STUDY = Study(
     "fedpeft",
     "FedPEFT: every way to tune a little",
@@ -129,7 +133,7 @@ STUDY = Study(
     ),
     (
         *grid(partial(minilm, tokens=24), 10, TUNINGS),
-        *grid(fashion_vit, 20, tuple(name for name in TUNINGS if name not in OF_TEXT_ALONE)),
+        *grid(partial(fashion_vit, rows=500), 15, tuple(name for name in TUNINGS if name not in OF_TEXT_ALONE)),
         COMPRESSION,
         PRIVACY,
     ),

@@ -19,7 +19,7 @@ MINILM_ABOUT = (
 )
 VIT_ABOUT = (
     "A vision transformer (0.8 million parameters) that was trained on Fashion-MNIST learns MNIST: 3,000 digits on "
-    "{split}, 5 local AdamW steps of 8 digits a round, adapters on all linear layers, 1,000 test rows."
+    "{split}, 5 local AdamW steps of 8 digits a round, adapters on all linear layers, {rows:,} test rows."
 )
 
 
@@ -40,19 +40,21 @@ def minilm(
     return Setting("minilm", about, options, methods, RATES, TARGET, preset="ag-news", assets=assets)
 
 
-def fashion_vit(rounds: int, ranks: str, said: str, methods: tuple[Method, ...], split: str = TEN) -> Setting:
-    """On the defaults; `said` and `split` as of `minilm`."""
+def fashion_vit(
+    rounds: int, ranks: str, said: str, methods: tuple[Method, ...], split: str = TEN, rows: int = 1000
+) -> Setting:
+    """On the defaults; `said` and `split` as of `minilm`; `rows` are tested on."""
     options: Options = {
         "model.name": VIT,
         "data.name": MNIST,
         "data.train-rows": 3000,
         "data.validation-rows": 300,
-        "data.test-rows": 1000,
+        "data.test-rows": rows,
         "data.partitioner": "dirichlet",
         "data.alpha": 0.5,
         **_federation(rounds, ranks, steps=5, batch=8),
     }
-    about = f"{VIT_ABOUT.format(split=split)} {said}"
+    about = f"{VIT_ABOUT.format(split=split, rows=rows)} {said}"
     return Setting("fashion-vit", about, options, methods, RATES, TARGET, assets=(VIT, MNIST))
 
 
