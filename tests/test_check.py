@@ -39,6 +39,17 @@ def test_check_says_what_changes_from_round_to_round(tmp_path: Path) -> None:
     assert next(line.split()[4:] for line in lines if line.startswith("   0 ")) == ["-", "4"]
 
 
+@pytest.mark.parametrize(("every", "rounds"), [(1, 12), (5, 3), (12, 1)])
+def test_check_counts_what_is_sent_to_be_evaluated(tmp_path: Path, every: int, rounds: int) -> None:
+    """Rounds 5, 10 and 12 of 12, say."""
+
+    def down(more: str) -> float:
+        text = explained(tmp_path, f"num-server-rounds=12 simulation.num-supernodes=2 {more}")
+        return float(text.split("the run   about ")[1].split()[0])
+
+    assert down(f"evaluate='both' evaluate-every={every}") / down("") == pytest.approx(1 + rounds / 12, rel=0.02)
+
+
 def test_check_counts_what_updates_put_into_a_journal(tmp_path: Path) -> None:
     said = "strategy='ferret' tuning='full' ferret.coordinates=2000 simulation.num-supernodes=5 num-server-rounds=3"
     text = explained(tmp_path, said)

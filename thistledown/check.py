@@ -12,6 +12,7 @@ import strategies
 from server_app.config import RunConfig
 from server_app.results import human
 from strategies.exchange import chain
+from strategies.exchange.federation import evaluated
 from strategies.exchange.opening import needs_no_data, settled
 from strategies.exchange.ranks import MEMORY_SHARE, TIME_SHARE
 from strategies.exchange.vocabulary import Profile, RunFailed
@@ -197,7 +198,9 @@ def _run_cost(run: RunConfig, task: TaskConfig, legs: list[Leg]) -> str:
         down += len(leg.rounds) * sum(cost.down for cost in costs) * run.server.fraction_train
         up += len(leg.rounds) * sum(cost.up for cost in costs) * run.server.fraction_train
         if task.evaluate != "server":
-            down += len(leg.rounds) * sum(cost.down for cost in costs) * run.server.fraction_evaluate
+            rounds, every = run.server.num_server_rounds, run.server.evaluate_every
+            often = sum(evaluated(round, rounds, every) for round in leg.rounds)
+            down += often * sum(cost.down for cost in costs) * run.server.fraction_evaluate
     return f"the run   about {human(down)} down and {human(up)} up, without Flower's envelopes and an offer of the base"
 
 

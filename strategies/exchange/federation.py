@@ -57,6 +57,11 @@ class Round:
         )
 
 
+def evaluated(round: int, rounds: int, every: int) -> bool:
+    """Is the state of a round evaluated? Those of round 0 and the last always are."""
+    return round % every == 0 or round == rounds
+
+
 OnRound = Callable[[Round, State], None]
 Score = Callable[[State], Metrics]
 
@@ -65,13 +70,12 @@ Score = Callable[[State], Metrics]
 class Federation:
     """Who takes part, how long to wait, what counts as failure, what to keep. The defaults just work.
 
+    evaluate_every: rounds from one evaluation to the next, on the server or on nodes; see `evaluated`.
     dropout: share of replies that are let go, as if their nodes had dropped out in the middle of the round.
     base: what to start from and to offer; None: found by `model.name`.
     device: where the server has its own model; a name that torch knows.
     checkpoint: folder that holds the newest state after each round; None: none is kept.
     resume: go on from that state, with the settings of the run that left it; else start anew.
-    evaluate_every: rounds from one evaluation to the next, on the server or on nodes; round 0 and the last are always
-        evaluated.
     score: evaluates the state on the server; beside Flower's `evaluate_fn` it spares a copy.
     on_round: called after every round with its report and the state, round 0 included, before the state is kept. A run
         that is killed between the two does that round again.

@@ -18,7 +18,7 @@ from strategies.algebra.lowrank import truncated
 from strategies.exchange import chain, checkpoint, cohort, door, post, wire
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.dispatch import Dispatch
-from strategies.exchange.federation import Federation, NodeLine, Round
+from strategies.exchange.federation import Federation, NodeLine, Round, evaluated
 from strategies.exchange.fit import misfits
 from strategies.exchange.means import means
 from strategies.exchange.mechanism import Mechanism, Plan
@@ -158,7 +158,7 @@ class _Run:
 
     def _due(self, number: int) -> bool:
         """Is the state evaluated in this round?"""
-        return number % self.federation.evaluate_every == 0 or number == self.rounds or bool(self.mechanism.exhausted())
+        return evaluated(number, self.rounds, self.federation.evaluate_every) or bool(self.mechanism.exhausted())
 
     def _score(self, report: Round, state: State, result: Result) -> None:
         """Evaluate the state on the server, where somebody said how."""
