@@ -47,7 +47,7 @@ class Results:
         self.best: dict[str, Any] | None = None
         self.resumed: list[int] = []  # the rounds after which other processes went on
         self.began = time.monotonic()
-        self._since: tuple[int, float] | None = None  # the first round of this process, and when it was over
+        self._over: list[float] = []  # when each round of this process was
         self._task = run.task
         self.measure = measure_of(run.task)
         self._last: State | None = None
@@ -108,6 +108,7 @@ class Results:
             os.fsync(file.fileno())  # before the checkpoint that counts on it
         self._compare(line)
         self._last = state
+        self._over.append(time.monotonic())
         self.stopped = report.stopped if report.number < self.run.server.num_server_rounds else ""
         self._summarise("running")  # what a run that is killed leaves
         LOG.info("%s", self._progress(line))
@@ -214,10 +215,10 @@ class Results:
         done, total = line["round"], self.run.server.num_server_rounds
         said = [f"{title} {written(line[name])}" for name, title in self.measure.titles.items() if name in line]
         quality = "  ".join(said) or "not evaluated"
-        first, since = self._since = self._since or (done, time.monotonic())
         if done == 0:
             return f"round 0/{total}  {quality}  (before training)"
-        pace = (time.monotonic() - since) / (done - first) if done > first else line["seconds"]
+        steps = len(self._over) - 1
+        pace = (self._over[-1] - self._over[0]) / steps if steps else line["seconds"]
         left = pace * (total - done)
         if "epsilon" in line:
             quality += f"  epsilon {'unbounded' if line['epsilon'] is None else written(line['epsilon'], 2)}"

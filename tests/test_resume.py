@@ -168,23 +168,26 @@ def test_what_a_node_keeps_is_found_by_its_name_and_run(whole: Callable[[str], O
 # ------------------------------------------------------------------------------- between two writes
 
 
-@pytest.fixture
-def second_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which round has the best state hangs on how a processor rounds; here it is always round 2."""
-
-    def compare(results: Results, line: dict[str, Any]) -> None:
-        results.best = line if line["round"] <= 2 else results.best
-
-    monkeypatch.setattr(Results, "_compare", compare)
+def second_is_best(results: Results, line: dict[str, Any]) -> None:
+    """Which round has the best state hangs on how a processor rounds; by this it is always round 2."""
+    results.best = line if line["round"] <= 2 else results.best
 
 
-@pytest.mark.usefixtures("second_is_best")
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Results, "_compare", second_is_best)
+        return hold(tmp_path_factory.mktemp("never"), options("hetlora"))
+
+
 @pytest.mark.parametrize("place", ["line", "half a line", "checkpoint", "best"])
-def test_killed_between_two_writes(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_between_two_writes(
+    place: str, never_killed: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After the line of round 2 and before its checkpoint; after that and before the best state."""
     save = checkpoint.save
-    never = hold(tmp_path / "never", options("hetlora"))
-    assert never.summary["best-round"] == 2
+    assert never_killed.summary["best-round"] == 2
+    monkeypatch.setattr(Results, "_compare", second_is_best)
 
     def dying(path: Path, state: Any, about: dict[str, Any]) -> None:
         newest = path.name == checkpoint.LAST
@@ -205,7 +208,7 @@ def test_killed_between_two_writes(place: str, tmp_path: Path, monkeypatch: pyte
             hold(tmp_path, options("hetlora"))
     outcome = resumed((tmp_path / "latest").resolve())
     assert outcome.summary["resumed"] == [1 if "line" in place else 2]
-    assert_same_run(outcome, never)
+    assert_same_run(outcome, never_killed)
 
 
 def test_an_abandoned_round_cannot_have_replaced_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,14 +23,14 @@ def gathered(app: Path, place: Path) -> Path:
     """
     include, exclude = get_user_fab_patterns(tomllib.loads((app / FAB_CONFIG_FILE).read_text(encoding="utf-8")))
     named = build_pathspec([*(include or ["**"]), *(exclude or []), FAB_CONFIG_FILE])
-    for name, path in filter_paths_for_publish(_files(app)).items():
+    for name, path in filter_paths_for_publish(candidates(app)).items():
         if named.match_file(name):
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(str(path), place / name)
     return place
 
 
-def _files(app: Path) -> dict[str, Path | bytes]:
+def candidates(app: Path) -> dict[str, Path | bytes]:
     """Files of the app by relative path, as Flower collects them: links are left out. Folders of which Flower takes
     nothing, or which git ignores, are not entered."""
     ignored = build_pathspec([*FAB_EXCLUDE_PATTERNS, *load_gitignore_patterns(app / ".gitignore")])

@@ -23,8 +23,6 @@ from typing import Any
 
 import psutil
 
-from thistledown.bundle import gathered
-
 NAME = "simulation"  # of the connection, in config.toml
 START = 60.0  # seconds that it may take to answer
 ATTEMPTS = 5
@@ -65,6 +63,8 @@ class SuperLink:
 
         Raises SuperLinkError for an app that Flower does not take.
         """
+        from thistledown.bundle import gathered  # Flower's whole command line, which no other command needs
+
         try:
             bundle = gathered(app, self.folder / "app")
         except ValueError as error:
