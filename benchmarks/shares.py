@@ -43,14 +43,14 @@ class Shares:
             parquet(whole / f"{part}.parquet", digits(part))
         store = Store(folder / "store")
         config = TaskConfig.read({**settings, "data.name": str(whole)})
-        train = outline(config, store).train
-        split = partition(config, train.labels, train.ids, len(nodes), store)
+        plan = outline(config, store)
+        split = partition(config, plan, len(nodes), store)
         images, labels = digits("train")
         files = []
         for (number, name), positions in zip(enumerate(nodes), split, strict=True):
             suffix, write = list(WRITERS.items())[number % len(WRITERS)]
             (place := folder / name).mkdir()
-            rows = train.rows[positions]
+            rows = plan.train.rows[positions]
             write(place / f"digits{suffix}", (images[rows], labels[rows]))
             files.append(place / f"digits{suffix}")
         return cls(whole, tuple(files))

@@ -169,6 +169,5 @@ class Local:
         if self.config.data.partitioner == "none":
             raise NodeError("data.partitioner = 'none', but the node config has no data-path")
         check_source(self.config, own)
-        train = self._outline().train
-        split = partition(self.config, train.labels, train.ids, int(own["num-partitions"]), self.store)
+        split = partition(self.config, self._outline(), int(own["num-partitions"]), self.store)
         return split[int(own["partition-id"])]

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,7 @@ def write_outline(folder: Path, labels: tuple[str, ...], parts: dict[str, Part])
     (folder / "outline.json").write_text(json.dumps({"labels": labels, "splits": splits, "rows": counts}))
 
 
+@lru_cache(maxsize=4)  # every message to every simulated node asks; what is under a key never changes
 def read_outline(folder: Path, key: str) -> Outline:
     """What `write_outline` kept, mapped into memory."""
     found = json.loads((folder / "outline.json").read_text())

@@ -3,19 +3,24 @@ and kept."""
 
 import logging
 import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from task.config import TaskConfig
+from task.outline import Outline
+from task.rows import mapped
 from task.seeds import derive
 from task.store import Store, recipe_hash
 
 log = logging.getLogger(__name__)
 
 Positions = NDArray[np.int64]
-_EDITION = 1  # of what is stored
+_EDITION = 2  # of what is stored
 _SHOWN = 20  # nodes in a table
 
 
@@ -23,28 +28,29 @@ class SplitError(ValueError):
     """Rows that cannot be divided as asked; the message has the numbers and what to change."""
 
 
-def partition(
-    config: TaskConfig, labels: Positions, ids: Positions | None, num_partitions: int, store: Store
-) -> list[Positions]:
-    """Sorted row positions of every partition: disjoint, none empty.
+def partition(config: TaskConfig, plan: Outline, num_partitions: int, store: Store) -> Sequence[Positions]:
+    """Sorted positions in the train part of every partition: disjoint, none empty; mapped into memory, not to be
+    written.
 
-    `labels` (N,) and `ids` (N,) are the classes and natural clients of the rows, int64. Equal `config.seed`
-    give equal splits. Raises SplitError.
+    Equal `config.seed` give equal splits. Raises SplitError.
     """
     data = config.data
     settings = [data.partitioner, data.alpha, data.min_partition_size, data.shards_per_node, config.seed]
-    contents = [None if values is None else values.tobytes().hex() for values in (labels, ids)]
-    key = recipe_hash([_EDITION, num_partitions, settings, contents])
+    key = recipe_hash([_EDITION, num_partitions, settings, plan.key])
     with store.made("splits", key) as folder:
         if folder is not None:
-            parts = _divide(config, labels, ids, num_partitions)
-            sizes = [len(part) for part in parts]
-            np.savez(folder / "split.npz", positions=np.concatenate(parts), sizes=np.array(sizes, np.int64))
-    with np.load(store.path("splits", key) / "split.npz", allow_pickle=False) as split:
-        return np.split(split["positions"], np.cumsum(split["sizes"])[:-1])
+            parts = _divide(config, plan.train.labels, plan.train.ids, num_partitions)
+            np.save(folder / "positions.npy", np.concatenate(parts))
+            np.save(folder / "ends.npy", np.cumsum([len(part) for part in parts]))
+    return _kept(store.path("splits", key))
 
 
-def table(parts: list[Positions], labels: Positions, names: tuple[str, ...]) -> str:
+@lru_cache(maxsize=4)  # every message to every simulated node asks; what is under a key never changes
+def _kept(folder: Path) -> tuple[Positions, ...]:
+    return tuple(np.split(mapped(folder / "positions.npy"), mapped(folder / "ends.npy")[:-1]))
+
+
+def table(parts: Sequence[Positions], labels: Positions, names: tuple[str, ...]) -> str:
     """Rows per node and class (rows alone where classes have no names) as text, a line a node; of many nodes the first
     ones."""
     counts = [np.bincount(labels[part], minlength=len(names)) for part in parts[:_SHOWN]]

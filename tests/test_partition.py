@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 
 from task.config import TaskConfig
 from task.digits import digits_part
-from task.partition import SplitError, partition, table
-from task.store import Store
+from task.outline import Outline, Part
+from task.partition import SplitError, _kept, partition, table
+from task.store import Store, recipe_hash
 
 SPLITS = ["iid", "dirichlet", "shards", "natural", "linear", "square", "exponential", "staircase"]
 
@@ -23,6 +25,18 @@ def config(partitioner: str, seed: int = 0, **options: object) -> TaskConfig:
     flat = {f"data.{name.replace('_', '-')}": value for name, value in options.items()}
     own = {"data.name": "mine.csv", "data.id-column": "user"} if partitioner == "natural" else {}
     return TaskConfig.read({"data.partitioner": partitioner, "seed": seed, **own, **flat})
+
+
+def divided(
+    config: TaskConfig, labels: np.ndarray, ids: np.ndarray | None, nodes: int, store: Store
+) -> Sequence[np.ndarray]:
+    """The split of rows with these labels and natural clients."""
+    part = Part("train", np.arange(len(labels)), labels, ids)
+    return partition(config, Outline(key_of(labels, ids), (), {"train": part}), nodes, store)
+
+
+def key_of(labels: np.ndarray, ids: np.ndarray | None) -> str:
+    return recipe_hash([labels.tolist(), None if ids is None else ids.tolist()])
 
 
 @pytest.fixture
@@ -45,7 +59,7 @@ def ids(labels: np.ndarray) -> np.ndarray:
 def test_a_split_is_disjoint_seeded_and_kept(
     kind: str, labels: np.ndarray, ids: np.ndarray, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = partition(config(kind), labels, ids, 6, store)
+    parts = divided(config(kind), labels, ids, 6, store)
     rows = np.concatenate(parts)
     assert len(parts) == 6
     assert len(set(rows.tolist())) == len(rows)
@@ -53,29 +67,29 @@ def test_a_split_is_disjoint_seeded_and_kept(
     assert 0 <= rows.min() <= rows.max() < len(labels)
     assert all(len(part) and (np.diff(part) > 0).all() for part in parts)
 
-    again = partition(config(kind), labels, ids, 6, Store(tmp_path / "other"))
+    again = divided(config(kind), labels, ids, 6, Store(tmp_path / "other"))
     assert all((one == two).all() for one, two in zip(parts, again, strict=True))
     with monkeypatch.context() as patch:
         patch.setattr("task.partition._divide", None)
-        kept = partition(config(kind), labels, ids, 6, store)
+        _kept.cache_clear()
+        kept = divided(config(kind), labels, ids, 6, store)
         assert all((one == two).all() for one, two in zip(parts, kept, strict=True))
-    other = partition(config(kind, seed=1), labels, ids, 6, store)
+    other = divided(config(kind, seed=1), labels, ids, 6, store)
     same = [set(one) == set(two) for one, two in zip(parts, other, strict=True)]
     assert all(same) if kind == "natural" else not any(same)
 
 
-def test_a_kept_split_is_read_without_heavy_imports(labels: np.ndarray, store: Store, tmp_path: Path) -> None:
-    partition(config("dirichlet"), labels, None, 10, store)
-    np.save(tmp_path / "labels.npy", labels)
+def test_a_kept_split_is_read_without_heavy_imports_and_without_labels(labels: np.ndarray, store: Store) -> None:
+    divided(config("dirichlet"), labels, None, 10, store)
     code = f"""
 import sys
 from pathlib import Path
-import numpy as np
 from task.config import TaskConfig
+from task.outline import Outline
 from task.partition import partition
 from task.store import Store
-labels = np.load({str(tmp_path / "labels.npy")!r})
-assert len(partition(TaskConfig.read({{}}), labels, None, 10, Store(Path({str(store.root)!r})))) == 10
+outline = Outline({key_of(labels, None)!r}, (), {{}})
+assert len(partition(TaskConfig.read({{}}), outline, 10, Store(Path({str(store.root)!r})))) == 10
 print(sorted({{"datasets", "flwr_datasets", "torch", "pandas"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -85,7 +99,7 @@ print(sorted({{"datasets", "flwr_datasets", "torch", "pandas"}} & set(sys.module
 def test_dirichlet_skews_by_alpha_and_keeps_the_minimum(labels: np.ndarray, store: Store) -> None:
     skews = []
     for alpha in (0.1, 100.0):
-        parts = partition(config("dirichlet", alpha=alpha, min_partition_size=20), labels, None, 8, store)
+        parts = divided(config("dirichlet", alpha=alpha, min_partition_size=20), labels, None, 8, store)
         assert min(len(part) for part in parts) >= 20
         shares = [np.bincount(labels[part], minlength=10).max() / len(part) for part in parts]
         skews.append(np.mean(shares))
@@ -93,7 +107,7 @@ def test_dirichlet_skews_by_alpha_and_keeps_the_minimum(labels: np.ndarray, stor
 
 
 def test_shards_give_few_labels_to_a_node(labels: np.ndarray, store: Store) -> None:
-    parts = partition(config("shards", shards_per_node=2), labels, None, 10, store)
+    parts = divided(config("shards", shards_per_node=2), labels, None, 10, store)
     assert max(len(np.unique(labels[part])) for part in parts) <= 4
     assert {len(part) for part in parts} == {74}
 
@@ -101,13 +115,13 @@ def test_shards_give_few_labels_to_a_node(labels: np.ndarray, store: Store) -> N
 def test_iid_does_not_follow_the_order_of_the_file(store: Store) -> None:
     in_order = np.repeat(np.arange(5), 100)
     for kind in ("iid", "linear"):
-        for part in partition(config(kind), in_order, None, 5, store):
+        for part in divided(config(kind), in_order, None, 5, store):
             assert len(np.unique(in_order[part])) == 5
 
 
 @pytest.mark.parametrize("kind", ["linear", "square", "exponential"])
 def test_size_skew(kind: str, labels: np.ndarray, store: Store) -> None:
-    sizes = [len(part) for part in partition(config(kind), labels, None, 5, store)]
+    sizes = [len(part) for part in divided(config(kind), labels, None, 5, store)]
     assert sizes == sorted(sizes)
     assert sizes[-1] >= 1.6 * sizes[0]
 
@@ -115,21 +129,21 @@ def test_size_skew(kind: str, labels: np.ndarray, store: Store) -> None:
 def test_natural_clients_are_dealt_in_turn(
     labels: np.ndarray, ids: np.ndarray, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    exact = partition(config("natural"), labels, ids, 13, store)
+    exact = divided(config("natural"), labels, ids, 13, store)
     assert [np.unique(ids[part]).tolist() for part in exact] == [[number] for number in range(13)]
     with caplog.at_level(logging.INFO, "task.partition"):
-        fewer = partition(config("natural"), labels, ids, 5, store)
+        fewer = divided(config("natural"), labels, ids, 5, store)
     assert [np.unique(ids[part]).tolist() for part in fewer] == [list(range(n, 13, 5)) for n in range(5)]
     assert "13 natural clients on 5 nodes" in caplog.text
     with pytest.raises(SplitError, match="'user' names 13 clients for 14 nodes"):
-        partition(config("natural"), labels, ids, 14, store)
+        divided(config("natural"), labels, ids, 14, store)
     with pytest.raises(SplitError, match=r"needs data\.id-column"):
-        partition(config("natural"), labels, None, 5, store)
+        divided(config("natural"), labels, None, 5, store)
 
 
 def test_a_split_that_cannot_be_says_what_to_change(labels: np.ndarray, store: Store) -> None:
     with pytest.raises(SplitError) as error:
-        partition(config("dirichlet"), labels, None, 200, store)
+        divided(config("dirichlet"), labels, None, 200, store)
     assert str(error.value) == (
         "750 rows cannot be divided among 200 nodes by the dirichlet split with data.alpha = 0.5 and "
         "data.min-partition-size = 5 (3.8 rows a node on average); use fewer nodes, a larger alpha, a smaller "
@@ -145,12 +159,12 @@ def test_a_split_that_cannot_be_says_what_to_change(labels: np.ndarray, store: S
     }
     for (kind, nodes), problem in refused.items():
         with pytest.raises(SplitError, match=problem):
-            partition(config(kind), labels, None, nodes, store)
+            divided(config(kind), labels, None, nodes, store)
 
 
 def test_a_table_of_a_split(labels: np.ndarray, store: Store) -> None:
     names = tuple("0123456789")
-    text = table(partition(config("iid"), labels, None, 30, store), labels, names)
+    text = table(divided(config("iid"), labels, None, 30, store), labels, names)
     lines = text.splitlines()
     assert len(lines) == 22
     assert lines[0].split() == ["node", "rows", *names]
@@ -165,7 +179,7 @@ def test_a_staircase_gives_growing_labels_and_rows(classes: int, nodes: int, row
     """Laws: disjoint, every row given, node i holds the classes up to its step and no fewer rows than node i - 1."""
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(classes), rows))
     with tempfile.TemporaryDirectory() as folder:
-        parts = partition(config("staircase", seed=seed), labels, None, nodes, Store(Path(folder)))
+        parts = divided(config("staircase", seed=seed), labels, None, nodes, Store(Path(folder)))
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(labels)))
     for node, part in enumerate(parts):
         assert np.unique(labels[part]).tolist() == [c for c in range(classes) if c * nodes // classes <= node]
@@ -174,7 +188,7 @@ def test_a_staircase_gives_growing_labels_and_rows(classes: int, nodes: int, row
 
 
 def test_a_staircase_of_as_many_nodes_as_labels(labels: np.ndarray, store: Store) -> None:
-    parts = partition(config("staircase"), labels, None, 10, store)
+    parts = divided(config("staircase"), labels, None, 10, store)
     for node, part in enumerate(parts):
         assert np.unique(labels[part]).tolist() == list(range(node + 1))
     zeros = [np.count_nonzero(labels[part] == 0) for part in parts]

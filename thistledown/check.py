@@ -3,7 +3,7 @@
 import itertools
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -19,7 +19,7 @@ from strategies.exchange.vocabulary import Profile, RunFailed
 from task.base import Base, BaseError, server_base
 from task.completions import CompletionEncoder
 from task.config import AUTO, EMBEDDED_MODEL, TaskConfig
-from task.data import DataError, Parts, holdout, prepare
+from task.data import DataError, Parts, holdout, outline, prepare
 from task.model import tuned_model
 from task.partition import Positions, SplitError, partition, table
 from task.rows import Completions
@@ -141,14 +141,14 @@ def _tokens(encoder: CompletionEncoder, inputs: Completions) -> Iterator[str]:
     yield f"          at most {encoder.max_length} a row{share}"
 
 
-def _split(run: RunConfig, task: TaskConfig, parts: Parts | None, store: Store) -> list[Positions]:
+def _split(run: RunConfig, task: TaskConfig, parts: Parts | None, store: Store) -> Sequence[Positions]:
     """The rows of every simulated node; of none where nodes bring their own data."""
     if parts is None or task.data.partitioner == "none":
         return []
-    return partition(task, parts.train.labels, parts.train.ids, run.server.simulation.num_supernodes, store)
+    return partition(task, outline(task, store), run.server.simulation.num_supernodes, store)
 
 
-def _profiles(run: RunConfig, task: TaskConfig, split: list[Positions]) -> list[Profile]:
+def _profiles(run: RunConfig, task: TaskConfig, split: Sequence[Positions]) -> list[Profile]:
     """The nodes as they would say what they are; where they bring their own data, one for each rank."""
     budgets = _budgets(task)
     sizes = [len(rows) for rows in split] or [0] * len(budgets)
@@ -163,7 +163,9 @@ def _budgets(task: TaskConfig) -> tuple[int, ...]:
     return (task.lora.ranks or task.lora.auto_ranks[-1:]) if task.tuning == "lora" else (0,)
 
 
-def _costs(run: RunConfig, task: TaskConfig, base: Base, parts: Parts | None, split: list[Positions]) -> Iterator[str]:
+def _costs(
+    run: RunConfig, task: TaskConfig, base: Base, parts: Parts | None, split: Sequence[Positions]
+) -> Iterator[str]:
     """What trains, and what a round and the run send."""
     profiles = _profiles(run, task, split)
     before = run.strategy.assign(profiles, 0, run.server.num_server_rounds, task.seed)
@@ -204,7 +206,7 @@ def _run_cost(run: RunConfig, task: TaskConfig, legs: list[Leg]) -> str:
     return f"the run   about {human(down)} down and {human(up)} up, without Flower's envelopes and an offer of the base"
 
 
-def _nodes(task: TaskConfig, parts: Parts, split: list[Positions], legs: list[Leg]) -> Iterator[str]:
+def _nodes(task: TaskConfig, parts: Parts, split: Sequence[Positions], legs: list[Leg]) -> Iterator[str]:
     for number, rows in enumerate(split[:SHOWN]):
         name, own = str(number), parts.train.select(rows)
         if task.evaluate != "server":

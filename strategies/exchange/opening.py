@@ -257,6 +257,6 @@ def _choice(
 
 
 def _check_split(config: TaskConfig, plan: Outline, store: Store, num_nodes: int) -> None:
-    split = partition(config, plan.train.labels, plan.train.ids, num_nodes, store)
+    split = partition(config, plan, num_nodes, store)
     for line in table(split, plan.train.labels, plan.labels).splitlines():
         LOG.info("%s", line)
