@@ -1,6 +1,8 @@
 """The page of a study: its tables, its plots, and that those in the repository are of the numbers beside them."""
 
 import json
+import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -121,6 +123,17 @@ def test_equal_numbers_draw_equal_files(tmp_path: Path) -> None:
         pages.write(tmp_path / name / "some.json")
         drawn.append((tmp_path / name / "some-tiny.svg").read_bytes())
     assert drawn[0] == drawn[1]
+
+
+def test_no_two_of_many_methods_are_drawn_alike(tmp_path: Path) -> None:
+    methods = tuple(replace(OURS, name=f"method-{number}") for number in range(12))
+    study = replace(STUDY, settings=(replace(TINY, methods=methods),), reference="method-0")
+    content(study, lambda run: measured(0.5), tmp_path)
+    pages.write(tmp_path / "some.json")
+    styles = re.findall(r'<path [^>]*style="(fill: none; stroke[^"]*)"', (tmp_path / "some-tiny.svg").read_text())
+    lines = Counter(style for style in styles if "stroke-width: 1.5" in style)
+    assert len(lines) == 12
+    assert set(lines.values()) == {3}  # two panels and the legend
 
 
 COMMITTED = sorted(records.RESULTS.glob("*.json"))
