@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TypeVar
 
 import psutil
@@ -50,10 +51,13 @@ def within_memory(device: str, work: Callable[[], T]) -> T:
     raise OutOfMemory(said)
 
 
+@lru_cache  # of a simulation's nodes each asks; what a device can do stays
 def _trains(dtype: torch.dtype, device: str) -> bool:
     try:
         matrix = torch.ones(2, 2, dtype=dtype, device=device, requires_grad=True)
         torch.nn.functional.layer_norm(matrix @ matrix, (2,)).sum().backward()  # type: ignore[no-untyped-call]
+    except torch.OutOfMemoryError:  # a RuntimeError too, and no lack of the device
+        raise
     except (RuntimeError, TypeError):  # how torch says that a device lacks a dtype or an operation in it
         return False
     return True

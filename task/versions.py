@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = ("torch", "transformers", "peft", "flwr")
@@ -9,13 +10,15 @@ PACKAGES = ("torch", "transformers", "peft", "flwr")
 
 def versions() -> dict[str, str]:
     """Versions by name, Python's first; an empty one for what is not installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = ""
-    return found
+    return {"python": platform.python_version()} | {name: _installed(name) for name in PACKAGES}
+
+
+@lru_cache  # of a simulation's nodes each says them, and metadata takes milliseconds to read
+def _installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
 
 
 def written(found: Mapping[str, str]) -> str:

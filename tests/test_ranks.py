@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from in_process import QV, InProcessGrid, equal, hold
 
 import client_app
-from client_app.device import dtypes, free_memory
+from client_app.device import _trains, dtypes, free_memory
 from strategies.algebra.lowrank import truncated
 from strategies.exchange.ranks import DEADLINE, LARGEST, MEMORY, MEMORY_SHARE, TIME_SHARE, Choice, Trial, choose
 from strategies.exchange.vocabulary import Refused
@@ -245,3 +245,21 @@ def test_a_device_that_lacks_the_models_dtype_is_left_out(tmp_path: Path):
 def test_what_the_cpu_has():
     assert "float32" in dtypes("cpu")
     assert free_memory("cpu") > 0
+
+
+def test_a_process_tries_its_device_once(monkeypatch: pytest.MonkeyPatch):
+    found = dtypes("cpu")
+    monkeypatch.setattr("torch.nn.functional.layer_norm", None)
+    assert dtypes("cpu") == found
+
+
+def test_a_full_device_is_not_said_to_lack_a_dtype(monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    _trains.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.nn.functional.layer_norm", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            dtypes("cpu")
+    assert "float32" in dtypes("cpu")
