@@ -11,6 +11,11 @@ from task.texts import pad_id
 from task.tuning import Head
 
 
+def warm_up() -> None:
+    """Import what `loaded` takes: seconds, for whoever has to wait for others anyway."""
+    from transformers import PreTrainedModel  # noqa: F401
+
+
 def loaded(base: Base, config: TaskConfig) -> tuple[nn.Module, Head]:
     """The model for `task.kind`, a classifier with a head for `data.labels`. Weights that the base lacks are drawn from
     torch's global random state.

@@ -19,6 +19,7 @@ from strategies.exchange.vocabulary import Profile, Refused, RunFailed, State
 from task.base import Base, files, server_base
 from task.config import TaskConfig
 from task.data import Outline, outline
+from task.loading import warm_up
 from task.partition import partition, table
 from task.store import Store, server_store
 from task.versions import differing, versions, written
@@ -53,14 +54,15 @@ def open_run(
 ) -> Opening:
     """Everything up to the first round. Raises ConfigError, RunFailed and the task's own errors.
 
-    Nodes are asked before the base is settled: training the embedded one, or reading a large one, then
-    overlaps with the start of their processes.
+    Nodes are asked before the base is settled: training the embedded one, or reading a large one, and imports then
+    overlap with the start of their processes.
     """
     node_ids = wait_for_nodes(grid, federation)
     if not config.data.labels:
         config = settled(config, server_store(), len(node_ids))
     asked = _ask(grid, node_ids, config)
     base = federation.base or server_base(config.model, server_store())
+    warm_up()
     meeting = _offered(grid, _met(grid, asked, config, timeout), strategy, config, base, timeout)
     meeting = _tried(grid, meeting, strategy, config, base, timeout, session)
     _check_enough(meeting, federation)
