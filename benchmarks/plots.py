@@ -30,7 +30,7 @@ def draw(path: Path, outcomes: list[Outcome], target: float, *, by_parameters: b
         for panel in (by_round, by_traffic):
             panel.axhline(target, color="grey", linewidth=0.8, linestyle=":")
             panel.grid(alpha=0.3)
-        by_round.legend(fontsize="small")
+        figure.legend(*by_round.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 
