@@ -16,11 +16,10 @@ def draw(path: Path, outcomes: list[Outcome], target: float, *, by_parameters: b
     from matplotlib.figure import Figure
 
     metric = outcomes[0].metric
-    with matplotlib.rc_context({"svg.hashsalt": "thistledown"}):
+    styles = matplotlib.cycler(linestyle=("-", "--", ":")) * matplotlib.rcParams["axes.prop_cycle"]
+    with matplotlib.rc_context({"svg.hashsalt": "thistledown", "axes.prop_cycle": styles}):
         figure = Figure(figsize=(11, 4), layout="constrained")
         by_round, by_traffic = figure.subplots(1, 2, sharey=True)
-        for panel in (by_round, by_traffic):
-            panel.set_prop_cycle(matplotlib.cycler(linestyle=("-", "--", ":")) * matplotlib.rcParams["axes.prop_cycle"])
         for outcome in outcomes:
             _curve(by_round, outcome, list(range(1, len(outcome.lists(metric)[0]) + 1)))
             _curve(by_traffic, outcome, list(accumulate(_moved(outcome, by_parameters))))

@@ -1,5 +1,6 @@
 """From the files of a base to a plain transformers model and the head that it ends in."""
 
+import importlib
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from task.tuning import Head
 
 def warm_up() -> None:
     """Import what `loaded` takes: seconds, for whoever has to wait for others anyway."""
-    from transformers import PreTrainedModel  # noqa: F401
+    importlib.import_module("transformers.modeling_utils")
 
 
 def loaded(base: Base, config: TaskConfig) -> tuple[nn.Module, Head]:
