@@ -18,8 +18,8 @@ venv: .venv/installed  ## create .venv and install everything, pinned
 run: venv  ## federate the embedded default and print a summary
 	$(BIN)/thistledown run
 
-test: venv  ## run the test suite
-	$(BIN)/python -m pytest
+test: venv  ## run the test suite, two files at a time; JOBS=4 runs four
+	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
 test-deployment: venv  ## a SuperLink with TLS, nodes in network namespaces: minutes
 	$(BIN)/python -m pytest tests/deployment
