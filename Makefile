@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: help venv run test test-deployment check bench-aggregation bench-projection bench-ferret bench-deployment \
+.PHONY: help venv run test test-deployment check bench-aggregation bench-projection bench-ferret bench-scoring bench-deployment \
 	results-rbla results-sa-fedlora results-ferret results-fedpeft clean
 
 help:  ## what can be made
@@ -38,6 +38,9 @@ bench-projection: venv  ## seeded projection: against the paper's way, against a
 
 bench-ferret: venv  ## where the time of a round of Ferret goes, on MiniLM
 	$(BIN)/python benchmarks/ferret_round.py
+
+bench-scoring: venv  ## scoring of a state by the server: batch after batch, and on all cores
+	$(BIN)/python -m benchmarks.scoring
 
 bench-deployment: venv  ## what a round costs beside training, with Flower's start of processes and with ours
 	$(BIN)/python benchmarks/deployment.py

@@ -8,6 +8,7 @@ from strategies.exchange.vocabulary import Metrics, State
 from task.base import server_base
 from task.config import TaskConfig
 from task.data import prepare
+from task.side_by_side import batches_at_once
 from task.store import server_store
 from task.train import evaluate
 
@@ -24,8 +25,9 @@ class Evaluator:
         base = server_base(self.config.model, server_store())
         model = held(self.strategy, base, self.config, state, self.device)
         parts = prepare(self.config, base.folder, server_store())
+        at_once = batches_at_once(self.device, self.config.threads)  # nodes wait meanwhile
         scores: Metrics = {}
         for name, rows in (("validation", parts.validation), ("test", parts.test)):
-            for metric, value in evaluate(model, rows, self.device).items():
+            for metric, value in evaluate(model, rows, self.device, at_once).items():
                 scores[f"{name}-{metric}"] = value
         return scores

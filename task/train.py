@@ -15,11 +15,12 @@ from task.device import kind
 from task.model import TunedModel
 from task.perplexity import score_tokens
 from task.rows import Rows
+from task.side_by_side import portion, side_by_side
 
 if TYPE_CHECKING:
     from task.private import PrivateSteps
 
-EVALUATION_BATCH = 256
+EVALUATION_ROWS = 256  # that are scored at a time
 Penalty = Callable[[], torch.Tensor]
 Regulariser = Callable[[Mapping[str, torch.Tensor]], Penalty | None]
 
@@ -137,17 +138,18 @@ def steps_of(config: TaskConfig, rows: int) -> int:
     return config.local_steps or math.ceil(rows / config.batch_size) * config.local_epochs
 
 
-@torch.no_grad()
-def evaluate(model: TunedModel, rows: Rows, device: str) -> dict[str, float]:
+def evaluate(model: TunedModel, rows: Rows, device: str, at_once: int = 1) -> dict[str, float]:
     """Mean cross-entropy (`loss`, nats) and `accuracy` (share of rows) of the model as it stands; of a causal language
-    model over tokens, and its `perplexity`: see `score_tokens`."""
+    model over tokens, and its `perplexity`: see `score_tokens`. `at_once` batches are scored at a time."""
     model.module.eval()
     if model.config.causal:
-        return score_tokens(model.module, rows, device)
-    loss, correct = 0.0, 0
-    for positions in torch.split(torch.arange(len(rows)), EVALUATION_BATCH):
+        return score_tokens(model.module, rows, device, at_once)
+
+    def score(positions: torch.Tensor) -> tuple[float, int]:
         batch = rows.batch(positions, device)
         output = model.module(**batch)
-        loss += float(output.loss) * len(positions)
-        correct += int((output.logits.argmax(-1) == batch["labels"]).sum())
-    return {"loss": loss / len(rows), "accuracy": correct / len(rows)}
+        return float(output.loss) * len(positions), int((output.logits.argmax(-1) == batch["labels"]).sum())
+
+    batches = torch.split(torch.arange(len(rows)), portion(EVALUATION_ROWS, device))
+    losses, correct = zip(*side_by_side(score, batches, at_once), strict=True)
+    return {"loss": math.fsum(losses) / len(rows), "accuracy": sum(correct) / len(rows)}

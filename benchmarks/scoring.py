@@ -1,0 +1,66 @@
+"""How long the server scores a state: MiniLM and 1,000 articles, batch after batch and on all cores.
+
+Real model, real articles, the code of the server, one process without Flower. Prints one JSON line: seconds of either
+way, the fastest of a few in turn, and their ratio. The scores are the same to the bit, or it fails.
+
+    .venv/bin/python -m benchmarks.scoring [--threads 1]
+"""
+
+import argparse
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from task.base import server_base
+from task.data import prepare
+from task.model import TunedModel, tuned_model
+from task.rows import Rows
+from task.side_by_side import batches_at_once
+from task.store import server_store
+from task.train import evaluate
+from thistledown.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+ASSETS = "../shared/assets"
+OVERRIDES = f"model.name='{ASSETS}/minilm-l6-v2' data.name='{ASSETS}/ag_news' data.test-rows=1000"
+TIMES = 3
+
+
+def scene() -> tuple[TunedModel, Rows]:
+    """The model as the server has it, and the test part."""
+    config = Settings.read(ROOT, "ag-news", [OVERRIDES], ROOT).config.task
+    base = server_base(config.model, server_store())
+    parts = prepare(config, base.folder, server_store())
+    return tuned_model(base, replace(config, data=replace(config.data, labels=parts.labels)), 8, "cpu"), parts.test
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    threads = parser.parse_args().threads
+    torch.set_num_threads(threads)
+    model, rows = scene()
+    ways = (1, batches_at_once("cpu", threads))
+    best, scores = dict.fromkeys(ways, float("inf")), []
+    for way in ways * TIMES:
+        began = time.perf_counter()
+        scores.append(evaluate(model, rows, "cpu", way))
+        best[way] = min(best[way], time.perf_counter() - began)
+    if any(score != scores[0] for score in scores):
+        raise SystemExit(f"scores differ: {scores}")
+    alone, together = (round(best[way], 2) for way in ways)
+    found = {
+        "one_after_another_s": alone,
+        "at_once": ways[1],
+        "at_once_s": together,
+        "ratio": round(together / alone, 2),
+    }
+    print(json.dumps({"cores": os.cpu_count(), "threads": threads, **found}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Batches that are scored at a time: the bits of one after another, for every tuning of every kind of model."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from tuned import FITTING, Sample, samples
+
+from task.data import prepare
+from task.side_by_side import MOST, batches_at_once, portion, side_by_side
+from task.store import server_store
+from task.train import evaluate
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory, words: Path) -> dict[str, Sample]:
+    return samples(tmp_path_factory.mktemp("kinds"), words)
+
+
+@pytest.mark.parametrize(("kind", "tuning"), FITTING)
+def test_scores_are_those_of_one_after_another(
+    kinds: dict[str, Sample], kind: str, tuning: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("task.train.EVALUATION_ROWS", MOST * 2)
+    monkeypatch.setattr("task.perplexity.LOGITS", MOST * 20 * 32)
+    model = kinds[kind].build(tuning)
+    rows = prepare(model.config, kinds[kind].base.folder, server_store()).test
+    asked: list[int] = []
+    model.module.register_forward_pre_hook(lambda *_: asked.append(threading.get_ident()))
+    alone = evaluate(model, rows, "cpu")
+    batches = len(asked)
+    assert batches > 1
+    for at_once in (2, 4):
+        assert evaluate(model, rows, "cpu", at_once) == alone
+    assert len(asked) == 3 * batches
+    assert set(asked[:batches]) == {threading.get_ident()}
+    assert threading.get_ident() not in asked[batches:]
+
+
+def test_as_many_are_at_work_as_are_asked_for_and_each_as_it_would_be_alone() -> None:
+    """They wait for each other; none has gradients, and all have the threads of the process."""
+    together = threading.Barrier(3)
+
+    def score(number: int) -> tuple[int, bool, int]:
+        together.wait(timeout=30)
+        return number, torch.is_grad_enabled(), torch.get_num_threads()
+
+    assert torch.is_grad_enabled()
+    expected = [(number, False, torch.get_num_threads()) for number in range(6)]
+    assert side_by_side(score, range(6), 3) == expected
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_what_one_of_them_raises_is_raised(at_once: int) -> None:
+    with pytest.raises(ZeroDivisionError):
+        side_by_side(lambda number: (1 / number,), [1, 0, 2], at_once)
+
+
+def test_cores_are_shared_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert [batches_at_once("cpu", threads) for threads in (1, 2, 4, 6, 8)] == [6, 3, 1, 1, 1]
+    assert batches_at_once("cuda:1", 1) == 1
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert batches_at_once("cpu", 1) == MOST
+    assert (portion(256, "cpu"), portion(256, "cuda")) == (256 // MOST, 256)
