@@ -9,12 +9,13 @@ way, the fastest of a few in turn, and their ratio. The scores are the same to t
 import argparse
 import json
 import os
-import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from benchmarks.projection import fastest
 from task.base import server_base
 from task.data import prepare
 from task.model import TunedModel, tuned_model
@@ -27,7 +28,6 @@ from thistledown.settings import Settings
 ROOT = Path(__file__).parent.parent
 ASSETS = "../shared/assets"
 OVERRIDES = f"model.name='{ASSETS}/minilm-l6-v2' data.name='{ASSETS}/ag_news' data.test-rows=1000"
-TIMES = 3
 
 
 def scene() -> tuple[TunedModel, Rows]:
@@ -44,15 +44,15 @@ def main() -> None:
     threads = parser.parse_args().threads
     torch.set_num_threads(threads)
     model, rows = scene()
-    ways = (1, batches_at_once("cpu", threads))
-    best, scores = dict.fromkeys(ways, float("inf")), []
-    for way in ways * TIMES:
-        began = time.perf_counter()
+    ways, scores = (1, batches_at_once("cpu", threads)), []
+
+    def score(way: int) -> None:
         scores.append(evaluate(model, rows, "cpu", way))
-        best[way] = min(best[way], time.perf_counter() - began)
+
+    times = fastest(*(partial(score, way) for way in ways), times=3)
     if any(score != scores[0] for score in scores):
         raise SystemExit(f"scores differ: {scores}")
-    alone, together = (round(best[way], 2) for way in ways)
+    alone, together = (round(seconds, 2) for seconds in times)
     found = {
         "one_after_another_s": alone,
         "at_once": ways[1],

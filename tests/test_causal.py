@@ -19,6 +19,7 @@ from task.model import TunedModel, build
 from task.perplexity import _batches
 from task.rows import IGNORED
 from task.schema import ConfigError
+from task.side_by_side import MOST
 from task.store import Store
 from task.train import Trainer, evaluate
 from task.tuning import TuningError
@@ -146,7 +147,7 @@ def test_settings_that_do_not_go_together_are_told_at_once() -> None:
 
 # ------------------------------------------------------------------------------- what is measured
 def test_metrics_are_means_over_completion_tokens(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("task.perplexity.LOGITS", 8 * 40 * 32)  # batches of several sizes
+    monkeypatch.setattr("task.perplexity.LOGITS", MOST * 40 * 32)  # batches of several sizes
     rows = prepared(tmp_path, base.folder, ROWS | {"output": ["three", "cold hot night day", "day"] * 8})
     model = build(base, config(), 0, "cpu")
     model.module.double().eval()
