@@ -80,18 +80,30 @@ def missing(study: Study) -> list[str]:
 
 
 def refused(study: Study) -> list[str]:
-    """What `thistledown run` would not take, before hours are spent on the rest."""
+    """What `thistledown run` would not take, and rows that cannot be divided with some seed, before hours are spent."""
+    first = study.seeds[0]
+    runs = [run_of(setting, method, first, setting.grid(method)[0]) for setting, method in study.contests()]
+    for setting in study.settings:
+        method = setting.methods[0]
+        runs += [run_of(setting, method, seed, setting.grid(method)[0]) for seed in study.seeds[1:]]
+    return [f"{run.setting}, {run.method}, seed {run.seed}: {problem}" for run in runs for problem in _problems(run)]
+
+
+def _problems(run: Run) -> list[str]:
+    from task.data import DataError, outline
+    from task.partition import SplitError, partition
     from task.schema import ConfigError
+    from task.store import server_store
     from thistledown.settings import Settings
 
-    problems = []
-    for setting, method in study.contests():
-        run = run_of(setting, method, study.seeds[0], setting.grid(method)[0])
-        try:
-            Settings.read(ROOT, run.preset or None, [run.arguments[-1]], ROOT)
-        except ConfigError as error:
-            problems += [f"{setting.name}, {method.name}: {problem}" for problem in error.problems]
-    return problems
+    try:
+        config, store = Settings.read(ROOT, run.preset or None, [run.arguments[-1]], ROOT).config, server_store()
+        partition(config.task, outline(config.task, store), config.server.simulation.num_supernodes, store)
+    except ConfigError as error:
+        return error.problems
+    except (DataError, SplitError) as error:
+        return [str(error)]
+    return []
 
 
 class Progress:

@@ -27,9 +27,11 @@ def test_it_says_what_is_missing_before_it_starts(
 ) -> None:
     lacking = replace(STUDY, settings=(replace(TINY, assets=("../no/such/data",)),))
     strange = replace(STUDY, settings=(replace(TINY, methods=(Method("x", {"strategy": "x", "tuning": "lora"}),)),))
+    crowded = replace(STUDY, settings=(replace(TINY, options={**TINY.options, "simulation.num-supernodes": 500}),))
     for study, arguments, said in [
         (lacking, (), "setting tiny needs ../no/such/data"),
-        (strange, (), "tiny, x: there is no strategy 'x'"),
+        (strange, (), "tiny, x, seed 0: there is no strategy 'x'"),
+        (crowded, (), "tiny, ours, seed 2: 750 rows cannot be divided among 500 nodes"),
         (STUDY, ("--only", "theirs"), "there are tiny, head, ours"),
         (STUDY, ("--jobs", "0"), "--jobs 0: this machine has"),
     ]:
