@@ -34,10 +34,10 @@ bench-aggregation: venv  ## 1,000 adapter updates: our rules against Flower's ow
 	$(BIN)/python benchmarks/aggregation.py
 
 bench-projection: venv  ## seeded projection: against the paper's way, against a copy, and its memory
-	$(BIN)/python benchmarks/projection.py
+	$(BIN)/python -m benchmarks.projection
 
 bench-ferret: venv  ## where the time of a round of Ferret goes, on MiniLM
-	$(BIN)/python benchmarks/ferret_round.py
+	$(BIN)/python -m benchmarks.ferret_round
 
 bench-scoring: venv  ## scoring of a state by the server: batch after batch, and on all cores
 	$(BIN)/python -m benchmarks.scoring

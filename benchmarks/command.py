@@ -5,7 +5,6 @@ federation did not begin, 2 something is missing or wrong in what is asked, 130 
 """
 
 import argparse
-import os
 import signal
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from benchmarks import pages, records
 from benchmarks.federation import ROOT, Federation, NotMeasured
 from benchmarks.study import Measured, Run, Study, run_of
+from task.device import cores
 
 DONE, BROKEN, WRONG, INTERRUPTED = 0, 1, 2, 130
 PAUSE = 0.5  # seconds between looks at the federations
@@ -27,8 +27,8 @@ def main(study: Study, prepare: Callable[[], None] = lambda: None) -> int:
     arguments = _parser(study).parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave through `finally`, as on Ctrl-C
     jobs = arguments.jobs
-    if not 1 <= jobs <= (os.cpu_count() or 1):
-        return _refused(f"--jobs {jobs}: this machine has {os.cpu_count()} cores, and every job needs one")
+    if not 1 <= jobs <= cores():
+        return _refused(f"--jobs {jobs}: this process may use {cores()} cores, and every job needs one")
     try:
         chosen = selected(study, arguments.only)
     except ValueError as error:

@@ -4,19 +4,19 @@ Real model, real articles, the code of nodes and server, one process without Flo
 local training, and of what Ferret adds to it as shares of that: projection on a node, aggregation on the server, replay
 of the round on a node, and catching up with ten rounds at once.
 
-    .venv/bin/python benchmarks/ferret_round.py [--threads 1]
+    .venv/bin/python -m benchmarks.ferret_round [--threads 1]
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import strategies
+from benchmarks.fastest import fastest
 from strategies.exchange import journal
 from strategies.exchange.vocabulary import Entry, Profile, State, Update
 from task.base import server_base
@@ -33,16 +33,6 @@ OVERRIDES = (
     "learning-rate=0.001 data.train-rows=2000"
 )
 NODES, AWAY, TIMES = 10, 10, 3
-
-
-def seconds(task: Callable[[], object]) -> float:
-    """Of the fastest of a few."""
-    best = float("inf")
-    for _ in range(TIMES):
-        began = time.perf_counter()
-        task()
-        best = min(best, time.perf_counter() - began)
-    return best
 
 
 class Scene:
@@ -70,19 +60,22 @@ class Scene:
     def measured(self) -> dict[str, float]:
         """Seconds of training, and shares of them."""
         self.strategy.install(self.model, State({}))
-        fitting = seconds(lambda: self.trainer.fit(self.model))
+        (fitting,) = fastest(lambda: self.trainer.fit(self.model), times=TIMES)
         self.strategy.install(self.model, State({}))
         update = self.trained()
         cohort = [replace(update, node=name, ticket=ticket) for name, ticket in self.tickets.items()]
         idle = replace(self.trainer, config=replace(self.task, local_steps=1))
-        whole = seconds(lambda: self.strategy.train(self.model, idle, self.tickets["0"]))
-        projection = whole - seconds(lambda: idle.fit(self.model))
-        aggregation = seconds(lambda: self.strategy.combine(self.state, cohort))
         entry = Entry(1, 0, self.strategy.combine(self.state, cohort))
-        replay = seconds(lambda: self.strategy.replay(self.model, entry))
+        whole, step, aggregation, replay = fastest(
+            lambda: self.strategy.train(self.model, idle, self.tickets["0"]),
+            lambda: idle.fit(self.model),
+            lambda: self.strategy.combine(self.state, cohort),
+            lambda: self.strategy.replay(self.model, entry),
+            times=TIMES,
+        )
         entries = tuple(replace(entry, round=number) for number in range(1, AWAY + 1))
         catching_up = self._catching_up(State({}, entries))
-        shares = {"projection": projection, "aggregation": aggregation, "replay": replay}
+        shares = {"projection": whole - step, "aggregation": aggregation, "replay": replay}
         ratios = {name: round(value / fitting, 4) for name, value in shares.items()}
         return {
             "local_training_s": round(fitting, 2),

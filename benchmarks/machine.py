@@ -1,11 +1,12 @@
 """What a run was measured on: processor, accelerator and versions, in one line."""
 
-import os
 import platform
 import re
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+
+from task.device import cores, found, kind
 
 PACKAGES = ("torch", "flwr", "peft", "transformers", "ray")
 
@@ -14,7 +15,7 @@ PACKAGES = ("torch", "flwr", "peft", "transformers", "ray")
 def described() -> str:
     """Such as `2 cores (AMD EPYC), no accelerator; python 3.11.7, torch 2.13.0, ...`."""
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    return f"{os.cpu_count()} cores ({_cpu()}), {_accelerator()}; python {platform.python_version()}, {packages}"
+    return f"{cores()} cores ({_cpu()}), {_accelerator()}; python {platform.python_version()}, {packages}"
 
 
 def _cpu() -> str:
@@ -25,8 +26,6 @@ def _cpu() -> str:
 
 def _accelerator() -> str:
     import torch  # seconds
-
-    from task.device import found, kind
 
     device = found("auto")
     return "no accelerator" if device == "cpu" else torch.get_device_module(kind(device)).get_device_name(0)

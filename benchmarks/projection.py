@@ -10,17 +10,16 @@ Prints one JSON line:
     reconstruct_vs_copy      likewise, adding the rebuilt vector included
     peak_extra_MB            100 M numbers: how far peak memory rises above the two vectors
 
-    .venv/bin/python benchmarks/projection.py [--threads 1] [--seeds 32]
+    .venv/bin/python -m benchmarks.projection [--threads 1] [--seeds 32]
 """
 
 import argparse
 import json
 import resource
-import time
-from collections.abc import Callable
 
 import torch
 
+from benchmarks.fastest import fastest
 from strategies.algebra.layout import Layout
 from strategies.algebra.philox import Seeds
 from strategies.algebra.projection import Coordinates, Projection
@@ -67,17 +66,6 @@ class Vectors:
         for blocks in layout.groups():
             change = self.projection.rebuilt([given], [SEEDS], blocks, CPU)
             layout.write(self.before, blocks, layout.read(self.before, blocks) + change)
-
-
-def fastest(*tasks: Callable[[], object], times: int = 5) -> list[float]:
-    """Seconds of each task: the best of several, taken in turn, since machines are noisy."""
-    best = [float("inf")] * len(tasks)
-    for _ in range(times):
-        for number, task in enumerate(tasks):
-            began = time.perf_counter()
-            task()
-            best[number] = min(best[number], time.perf_counter() - began)
-    return best
 
 
 def against_copies(vectors: Vectors) -> dict[str, float]:

@@ -8,16 +8,16 @@ way, the fastest of a few in turn, and their ratio. The scores are the same to t
 
 import argparse
 import json
-import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from benchmarks.projection import fastest
+from benchmarks.fastest import fastest
 from task.base import server_base
 from task.data import prepare
+from task.device import cores
 from task.model import TunedModel, tuned_model
 from task.rows import Rows
 from task.side_by_side import batches_at_once
@@ -59,7 +59,7 @@ def main() -> None:
         "at_once_s": together,
         "ratio": round(together / alone, 2),
     }
-    print(json.dumps({"cores": os.cpu_count(), "threads": threads, **found}))
+    print(json.dumps({"cores": cores(), "threads": threads, **found}))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ Node config keys: `partition-id` and `num-partitions` (a simulated share of the 
 `store-path`; and what it lets the order do: see `client_app.consent`.
 """
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ from flwr.app.typing import ConfigRecordValues
 from client_app.consent import NodeError, check_code, check_source, follows_paths
 from task.base import Base, accept_offer, node_base, node_bases
 from task.config import AUTO, TaskConfig
+from task.device import cores, found
 from task.seeds import derive
 from task.store import Store, node_store
 from task.versions import versions, written
@@ -88,8 +88,6 @@ class Local:
     @property
     def device(self) -> str:
         """The node's own `device`, else the order's; auto takes the first accelerator there is."""
-        from task.device import found
-
         return found(str(dict(self.node).get("device", self.config.device)))
 
     @property
@@ -130,7 +128,7 @@ class Local:
             "device": self.device,
             "dtypes": dtypes(self.device),
             "memory": free_memory(self.device),
-            "cores": os.cpu_count() or 1,
+            "cores": cores(),
             "versions": written(versions()),
             "labels": list(self.labels),
         }

@@ -20,6 +20,13 @@ def found(wanted: str) -> str:
     return wanted
 
 
+def cores() -> int:
+    """CPU cores that this process may use: its affinity and the quota of its container are counted."""
+    import joblib  # takes a moment; configurations are read without it
+
+    return int(joblib.cpu_count())
+
+
 def kind(device: str) -> str:
     """`cuda` of `cuda:1`."""
     return device.split(":")[0]

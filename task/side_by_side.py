@@ -1,13 +1,12 @@
 """Batches that are scored at the same time, on cores that would idle; what comes of it does not depend on how many."""
 
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 
-from task.device import kind
+from task.device import cores, kind
 
 MOST = 8  # at a time, on a CPU
 Batch = TypeVar("Batch")
@@ -28,7 +27,7 @@ def side_by_side(score: Callable[[Batch], Score], batches: Iterable[Batch], at_o
 
 def batches_at_once(device: str, threads: int) -> int:
     """How many batches keep all cores busy that have `threads` torch threads each; one on an accelerator."""
-    return max(1, min(_most(device), (os.cpu_count() or 1) // threads))
+    return max(1, min(_most(device), cores() // threads))
 
 
 def portion(budget: int, device: str) -> int:

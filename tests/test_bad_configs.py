@@ -46,7 +46,7 @@ BAD = [
     ("lora.dropout=1.0", "lora.dropout must be at most 0.9, not 1"),
     ("fedprox.mu=-1", "fedprox.mu must be at least 0, not -1"),
     ("simulation.num-supernodes=0", "simulation.num-supernodes must be at least 1, not 0"),
-    ("simulation.num-cpus=4096", "simulation.num-cpus = 4096, but this machine has"),
+    ("simulation.num-cpus=4096", "simulation.num-cpus = 4096, but this process may use"),
     ("simulation.num-gpus=64.0", "simulation.num-gpus = 64, but this machine has"),
     # choices
     ("tuning='lroa'", f"tuning must be one of {', '.join(TUNINGS)}, not 'lroa'; did you mean 'lora'?"),

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from task.device import cores
+
 pytestmark = pytest.mark.flower
 COMMAND = Path(sys.executable).with_name("thistledown")
 
@@ -53,7 +55,7 @@ def test_bytes_are_those_of_the_records(default: Path) -> None:
 
 def test_one_process_instead_of_two_gives_the_same_bits(default: Path, tmp_path: Path) -> None:
     """With two CPUs a node there is one process on two cores, and it serves all nodes."""
-    cpus = os.cpu_count() or 1
+    cpus = cores()
     alone = simulated(tmp_path, f"simulation.num-cpus={cpus}")
     here, there = (load_file(folder / "checkpoints" / "last.safetensors") for folder in (default, alone))
     assert here.keys() == there.keys()

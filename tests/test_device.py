@@ -1,9 +1,11 @@
 """Devices by their names."""
 
+import os
+
 import pytest
 import torch
 
-from task.device import DeviceError, found, kind
+from task.device import DeviceError, cores, found, kind
 
 
 def test_auto_takes_an_accelerator_where_there_is_one():
@@ -25,3 +27,13 @@ def test_a_device_that_is_not_there_is_named(name: str):
 
 def test_the_kind_leaves_the_number_out():
     assert kind("cuda:1") == "cuda"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
+def test_cores_are_those_this_process_may_use():
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)

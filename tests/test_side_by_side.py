@@ -1,6 +1,5 @@
 """Batches that are scored at a time: the bits of one after another, for every tuning of every kind of model."""
 
-import os
 import threading
 from pathlib import Path
 
@@ -59,9 +58,9 @@ def test_what_one_of_them_raises_is_raised(at_once: int) -> None:
 
 
 def test_cores_are_shared_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr("task.side_by_side.cores", lambda: 6)
     assert [batches_at_once("cpu", threads) for threads in (1, 2, 4, 6, 8)] == [6, 3, 1, 1, 1]
     assert batches_at_once("cuda:1", 1) == 1
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr("task.side_by_side.cores", lambda: 64)
     assert batches_at_once("cpu", 1) == MOST
     assert (portion(256, "cpu"), portion(256, "cuda")) == (256 // MOST, 256)

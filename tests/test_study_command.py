@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import sys
 import time
 from dataclasses import replace
@@ -15,6 +14,7 @@ from benchmarks import command, federation, pages
 from benchmarks.command import Progress
 from benchmarks.federation import Federation, NotMeasured
 from benchmarks.study import Method, Study, run_of
+from task.device import cores
 
 
 def exit_code(study: Study, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -33,7 +33,7 @@ def test_it_says_what_is_missing_before_it_starts(
         (strange, (), "tiny, x, seed 0: there is no strategy 'x'"),
         (crowded, (), "tiny, ours, seed 2: 750 rows cannot be divided among 500 nodes"),
         (STUDY, ("--only", "theirs"), "there are tiny, head, ours"),
-        (STUDY, ("--jobs", "0"), "--jobs 0: this machine has"),
+        (STUDY, ("--jobs", "0"), "--jobs 0: this process may use"),
     ]:
         assert exit_code(study, monkeypatch, *arguments) == command.WRONG
         assert said in capsys.readouterr().err
@@ -64,7 +64,7 @@ def test_a_study_records_a_failure_and_runs_nothing_twice(tmp_path: Path, capsys
     setting = replace(TINY, rates={"lora": (0.01,), "head": (3e37,)})
     study, path = replace(STUDY, settings=(setting,), seeds=(0,)), tmp_path / "some.json"
     progress = Progress(study, study, path)
-    progress.run(min(2, os.cpu_count() or 1), tmp_path / "outputs", keep=True)
+    progress.run(min(2, cores()), tmp_path / "outputs", keep=True)
     assert progress.ran == 2
     said = capsys.readouterr().out
     assert "tiny head seed 0 rate 3e+37: failed: 1 failed rounds in a row" in said

@@ -6,7 +6,6 @@ own configuration comes after the defaults, and what is set may not differ from 
 """
 
 import difflib
-import os
 import re
 import tomllib
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import thistledown
 from server_app.config import RunConfig, Simulation, keys
 from server_app.resuming import RESUME, continued, flat
 from task.config import EMBEDDED_DATA, EMBEDDED_MODEL
+from task.device import cores
 from task.schema import ConfigError
 
 Values = dict[str, object]  # run-config keys with dots, as they came
@@ -193,9 +193,8 @@ def _beyond_machine(simulation: Simulation) -> list[str]:
     import torch
 
     found = []
-    cpus = os.cpu_count() or 1
-    if simulation.num_cpus > cpus:
-        found.append(f"simulation.num-cpus = {simulation.num_cpus}, but this machine has {cpus}")
+    if simulation.num_cpus > cores():
+        found.append(f"simulation.num-cpus = {simulation.num_cpus}, but this process may use {cores()}")
     gpus = torch.cuda.device_count() or torch.xpu.device_count()
     if simulation.num_gpus > gpus:
         found.append(f"simulation.num-gpus = {simulation.num_gpus:g}, but this machine has {gpus} that torch can use")
