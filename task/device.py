@@ -22,9 +22,9 @@ def found(wanted: str) -> str:
 
 def cores() -> int:
     """CPU cores that this process may use: its affinity and the quota of its container are counted."""
-    import joblib  # takes a moment; configurations are read without it
+    from joblib import cpu_count  # takes a moment; configurations are read without it
 
-    return int(joblib.cpu_count())
+    return int(cpu_count())
 
 
 def kind(device: str) -> str:
