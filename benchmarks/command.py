@@ -81,11 +81,12 @@ def missing(study: Study) -> list[str]:
 
 def refused(study: Study) -> list[str]:
     """What `thistledown run` would not take, and rows that cannot be divided with some seed, before hours are spent."""
-    first = study.seeds[0]
-    runs = [run_of(setting, method, first, setting.grid(method)[0]) for setting, method in study.contests()]
-    for setting in study.settings:
-        method = setting.methods[0]
-        runs += [run_of(setting, method, seed, setting.grid(method)[0]) for seed in study.seeds[1:]]
+    runs = [
+        run_of(setting, method, seed, setting.grid(method)[0])
+        for setting, method in study.contests()
+        for seed in study.seeds
+        if seed == study.seeds[0] or method is setting.methods[0]
+    ]
     return [f"{run.setting}, {run.method}, seed {run.seed}: {problem}" for run in runs for problem in _problems(run)]
 
 
