@@ -22,7 +22,8 @@ import tomli_w
 import torch
 
 from server_app.config import RunConfig
-from server_app.measure import measure_of, written
+from server_app.measure import measure_of
+from server_app.progress import progress
 from server_app.report import write_report
 from server_app.resuming import CONFIG, METRICS, RESUME, SUMMARY, lines_until, rounds_done, summary_of
 from server_app.tuned import write_tuned
@@ -111,7 +112,7 @@ class Results:
         self._over.append(time.monotonic())
         self.stopped = report.stopped if report.number < self.run.server.num_server_rounds else ""
         self._summarise("running")  # what a run that is killed leaves
-        LOG.info("%s", self._progress(line))
+        LOG.info("%s", progress(line, self.measure.titles, self.run.server.num_server_rounds, self._over))
 
     def on_kept(self, report: Round, state: State) -> None:
         """Keep the state if it is the best so far. It comes after the newest one is kept, so that a round which is done
@@ -211,20 +212,6 @@ class Results:
             source = "server: test part; the best round is chosen on the validation part"
         return f"{source}, by the {self.measure.rule}" if self.measure.lowest else source
 
-    def _progress(self, line: Mapping[str, Any]) -> str:
-        done, total = line["round"], self.run.server.num_server_rounds
-        said = [f"{title} {written(line[name])}" for name, title in self.measure.titles.items() if name in line]
-        quality = "  ".join(said) or "not evaluated"
-        if done == 0:
-            return f"round 0/{total}  {quality}  (before training)"
-        steps = len(self._over) - 1
-        pace = (self._over[-1] - self._over[0]) / steps if steps else line["seconds"]
-        left = pace * (total - done)
-        if "epsilon" in line:
-            quality += f"  epsilon {'unbounded' if line['epsilon'] is None else written(line['epsilon'], 2)}"
-        traffic = f"up {human(line['bytes_up'])}  down {human(line['bytes_down'])}"
-        return f"round {done}/{total}  {quality}  {traffic}  {line['seconds']:.1f} s  ETA {clock(left)}"
-
     def _export(self) -> None:
         """The tuned model, last and best."""
         if self._last is None:
@@ -241,17 +228,3 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
             table, name = key.split(".", 1)
             tables.setdefault(table, {})[name] = value
     return tables
-
-
-def clock(seconds: float) -> str:
-    """Minutes and seconds: 2:05."""
-    return f"{round(seconds) // 60}:{round(seconds) % 60:02}"
-
-
-def human(count: float) -> str:
-    """Bytes for people: 1.2 kB, 3.4 MB (powers of 1000)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError("unreachable")

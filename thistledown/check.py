@@ -10,7 +10,7 @@ import torch
 
 import strategies
 from server_app.config import RunConfig
-from server_app.results import human
+from server_app.progress import human
 from strategies.exchange import chain
 from strategies.exchange.federation import evaluated
 from strategies.exchange.opening import needs_no_data, settled

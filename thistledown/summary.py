@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from server_app.results import human
+from server_app.progress import human
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
