@@ -82,7 +82,7 @@ def missing(study: Study) -> list[str]:
 def refused(study: Study) -> list[str]:
     """What `thistledown run` would not take, and rows that cannot be divided with some seed, before hours are spent."""
     runs = [
-        run_of(setting, method, seed, setting.grid(method)[0])
+        run_of(setting, method, seed, setting.declared(method)[0])
         for setting, method in study.contests()
         for seed in study.seeds
         if seed == study.seeds[0] or method is setting.methods[0]

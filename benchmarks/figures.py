@@ -55,7 +55,7 @@ def outcomes(content: Content, setting: Content) -> list[Outcome]:
     found = []
     for method in setting["methods"]:
         search = searches[method]
-        rate, searched = search["chosen"], len(search["scores"]) == len(search["grid"])
+        rate, searched = search["chosen"], 0 < len(search["grid"]) == len(search["scores"])
         own = [run for run in content["runs"] if (run["setting"], run["method"]) == (setting["name"], method)]
         runs = [run for run in own if run["rate"] == rate]
         good = [run for run in runs if run["status"] == "completed"]

@@ -49,7 +49,7 @@ def _section(content: Content, setting: Content) -> str:
     found = outcomes(content, setting)
     ran = _ran(content, setting)
     parts = [f"## {setting['name']}", setting["about"]]
-    parts += [f"Learning rates are those that were found best in {setting['rates-of']}."] if setting["rates-of"] else []
+    parts += [_rates(setting)] if setting["rates-of"] else []
     if "level" in setting:
         what, value = setting["level"]
         parts.append(f"To compare with: {what}, {value:.3f}.")
@@ -64,6 +64,20 @@ def _section(content: Content, setting: Content) -> str:
         parts += [_savings(ran, reference)] if content["savings"] else []
         parts.append(f"One of the runs: `{reference.runs[0]['command']}`")
     return "\n\n".join(filter(None, parts))
+
+
+def _rates(setting: Content) -> str:
+    """How rates hang on another setting."""
+    found = f"those that were found best in {setting['rates-of']}"
+    if not _searches(setting):
+        return f"Learning rates are {found}."
+    times = " or ".join(f"{share:.3g}" for share in setting["shares"])
+    return f"Learning rates are searched again: {found}, times {times}."
+
+
+def _searches(setting: Content) -> bool:
+    """Does it choose rates by runs of its own?"""
+    return not setting["rates-of"] or len(setting["shares"]) > 1
 
 
 def _ran(content: Content, setting: Content) -> list[Outcome]:
@@ -153,8 +167,8 @@ def _savings(ran: list[Outcome], reference: Outcome) -> str:
 
 def _search(content: Content) -> str:
     rows = []
-    borrowing = {setting["name"] for setting in content["settings"] if setting["rates-of"]}
-    own = [search for search in content["search"] if search["setting"] not in borrowing]
+    searching = {setting["name"] for setting in content["settings"] if _searches(setting)}
+    own = [search for search in content["search"] if search["setting"] in searching]
     for search in own:
         scores = search["scores"]
         shown = (_bold(f"{rate:g}: {_score(scores, rate)}", rate == search["chosen"]) for rate in search["grid"])

@@ -20,7 +20,7 @@ def load(path: Path) -> dict[str, Measured]:
 
 
 def save(path: Path, study: Study, done: dict[str, Measured]) -> None:
-    """Write the whole file, so that a reader never sees half of it. Runs that are not declared are dropped."""
+    """Write the whole file, so that a reader never sees half of it. Runs that no search can want are dropped."""
     settings = {setting.name: setting for setting in study.settings}
     content = {
         "study": study.name,
@@ -33,7 +33,7 @@ def save(path: Path, study: Study, done: dict[str, Measured]) -> None:
         "seeds": study.seeds,
         "settings": [_setting(setting) for setting in study.settings],
         "search": [_search(study, setting, method, done) for setting, method in study.contests()],
-        "runs": [_run(run, settings[run.setting], done[run.key]) for run in study.runs(done) if run.key in done],
+        "runs": [_run(run, settings[run.setting], done[run.key]) for run in study.possible(done) if run.key in done],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".draft")
@@ -50,6 +50,7 @@ def _setting(setting: Setting) -> dict[str, Any]:
         "target": setting.target,
         "metric": setting.metric,
         "rates-of": setting.rates_of.name if setting.rates_of else "",
+        **({"shares": setting.shares} if setting.rates_of else {}),
         **({"level": setting.level()} if setting.level else {}),
         "methods": {method.name: method.options for method in setting.methods},
     }
@@ -61,7 +62,7 @@ def _search(study: Study, setting: Setting, method: Method, done: dict[str, Meas
         "setting": setting.name,
         "method": method.name,
         "option": method.searched,
-        "grid": setting.searching.grid(method),
+        "grid": study.grid(setting, method, done),
         "tied": method.tied,
         "scores": {str(rate): score for rate, score in study.scores(setting, method, done).items()},
         "chosen": study.chosen(setting, method, done),

@@ -2,7 +2,7 @@
 
 One option, by default the learning rate, is searched for every method alike: on the first seed each value of the grid
 is run, and the one with the best mean of the validation metric over the last rounds is used for the other seeds. A
-setting may take over what was found in another.
+setting may go by what was found in another: take it over, or search among shares of it.
 """
 
 import json
@@ -32,10 +32,10 @@ class Method:
 class Setting:
     """A task on which methods compete. `{seed}` in a text option stands for the seed of the run.
 
-    `rates` are the grids by tuning; a method may have its own. `rates_of` is another setting with the same methods, by
-    whose search this one goes. `target` is the value of `metric` whose first round is reported, `level` computes one
-    to compare with (what it is, and its value), `assets` are the files and folders that must be there, from the root
-    of the clone.
+    `rates` are the grids by tuning; a method may have its own. `rates_of` is another setting with the same methods:
+    what was found there, times each of `shares`, is the grid here. `target` is the value of `metric` whose first round
+    is reported, `level` computes one to compare with (what it is, and its value), `assets` are the files and folders
+    that must be there, from the root of the clone.
     """
 
     name: str
@@ -49,15 +49,15 @@ class Setting:
     metric: str = "accuracy"
     level: Callable[[], tuple[str, float]] | None = None
     rates_of: "Setting | None" = None
+    shares: tuple[float, ...] = (1.0,)
 
-    def grid(self, method: Method) -> tuple[float, ...]:
-        """The learning rates that are tried for a method."""
+    def declared(self, method: Method) -> tuple[float, ...]:
+        """The learning rates that are written down for a method."""
         return method.rates or self.rates[str(method.options["tuning"])]
 
-    @property
-    def searching(self) -> "Setting":
-        """Where rates are searched."""
-        return self.rates_of or self
+    def tries(self, method: Method) -> int:
+        """How many learning rates are tried for a method."""
+        return len(self.shares if self.rates_of else self.declared(method))
 
     @property
     def rule(self) -> str:
@@ -103,10 +103,7 @@ class Study:
     @property
     def size(self) -> int:
         """How many runs there are if every search finds a rate."""
-        return sum(
-            len(self.seeds) + (0 if setting.rates_of else len(setting.grid(method)) - 1)
-            for setting, method in self.contests()
-        )
+        return sum(len(self.seeds) - 1 + setting.tries(method) for setting, method in self.contests())
 
     def contests(self) -> Iterator[tuple[Setting, Method]]:
         """Every method in every setting."""
@@ -117,26 +114,39 @@ class Study:
 
         The later seeds of a method are known when its search is over and found a rate that works.
         """
-        first = self.seeds[0]
         for setting, method in self.contests():
-            for rate in setting.grid(method) if not setting.rates_of else ():
-                yield run_of(setting, method, first, rate)
+            for rate in self.grid(setting, method, done):
+                yield run_of(setting, method, self.seeds[0], rate)
         rates = [(setting, method, self.chosen(setting, method, done)) for setting, method in self.contests()]
-        for seed in self.seeds:
+        for seed in self.seeds[1:]:
             for setting, method, chosen in rates:
-                if chosen is not None and (seed != first or setting.rates_of):
+                if chosen is not None:
                     yield run_of(setting, method, seed, chosen)
+
+    def possible(self, done: Mapping[str, Measured]) -> Iterator[Run]:
+        """Every run that the searches may come to want, in the order of `runs`."""
+        for seed in self.seeds:
+            for setting, method in self.contests():
+                for rate in self.grid(setting, method, done):
+                    yield run_of(setting, method, seed, rate)
+
+    def grid(self, setting: Setting, method: Method, done: Mapping[str, Measured]) -> tuple[float, ...]:
+        """The learning rates that are tried; none while they hang on another setting's search."""
+        if setting.rates_of is None:
+            return setting.declared(method)
+        found = self.chosen(setting.rates_of, method, done)
+        return () if found is None else tuple(round(found * share, 6) for share in setting.shares)
 
     def scores(self, setting: Setting, method: Method, done: Mapping[str, Measured]) -> dict[float, float | None]:
         """Validation metric by rate, for the rates that were run; None where the run failed."""
-        runs = [run_of(setting.searching, method, self.seeds[0], rate) for rate in setting.searching.grid(method)]
+        runs = [run_of(setting, method, self.seeds[0], rate) for rate in self.grid(setting, method, done)]
         return {run.rate: validation(done[run.key]) for run in runs if run.key in done}
 
     def chosen(self, setting: Setting, method: Method, done: Mapping[str, Measured]) -> float | None:
         """The best rate; None while the search goes on, or if every run of it failed. Ties go to the first."""
         scores = self.scores(setting, method, done)
         worked = {rate: score for rate, score in scores.items() if score is not None}
-        if not worked or len(scores) < len(setting.searching.grid(method)):
+        if not worked or len(scores) < setting.tries(method):
             return None
         return (min if setting.metric == LOSS else max)(worked, key=worked.__getitem__)
 

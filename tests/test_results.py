@@ -56,6 +56,13 @@ def test_a_page_says_whose_rates_a_setting_uses(tmp_path: Path) -> None:
     assert f"Measured on {HERE}." in page
 
 
+def test_a_page_shows_a_search_among_shares(tmp_path: Path) -> None:
+    other = replace(TINY, name="other", options={**TINY.options, "local-steps": 2}, rates_of=TINY, shares=(1.0, 1 / 3))
+    page = pages.page(content(replace(STUDY, settings=(TINY, other)), lambda run: measured(run.rate), tmp_path))
+    assert "Learning rates are searched again: those that were found best in tiny, times 1 or 0.333." in page
+    assert row(page[page.index("| other |") :], "other") == ["ours", "**0.01: .007**, 0.003333: .003"]
+
+
 def test_a_method_whose_runs_all_failed_has_no_numbers(tmp_path: Path) -> None:
     page = pages.page(content(STUDY, lambda run: measured(error="it broke" if run.method == "head" else ""), tmp_path))
     assert row(page, "head") == [*[""] * 7, "failed at every rate"]
@@ -84,8 +91,8 @@ def test_of_a_loss_less_is_better(tmp_path: Path) -> None:
 
     found = content(study, result, tmp_path)
     assert {search["method"]: search["chosen"] for search in found["search"]} == {
-        setting.methods[0].name: min(setting.grid(setting.methods[0])),
-        setting.methods[1].name: min(setting.grid(setting.methods[1])),
+        setting.methods[0].name: min(setting.declared(setting.methods[0])),
+        setting.methods[1].name: min(setting.declared(setting.methods[1])),
     }
     page = pages.page(found)
     assert page.index("| ours |") < page.index("| head |")

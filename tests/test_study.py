@@ -73,6 +73,31 @@ def test_a_setting_may_take_over_rates() -> None:
     assert list(command.selected(both, ["other"]).runs(done)) == own
 
 
+def test_a_setting_may_search_among_shares_of_what_was_found_elsewhere() -> None:
+    other = replace(TINY, name="other", options={**TINY.options, "local-steps": 2}, rates_of=TINY, shares=(1.0, 1 / 3))
+    both = replace(STUDY, settings=(TINY, other))
+    assert {run.setting for run in both.runs({})} == {"tiny"}  # nothing is known of it before the other search is over
+    done = completed(both, lambda run: measured(run.rate if run.setting == "tiny" else 1 - run.rate))
+    own = [(run.method, run.seed, run.rate) for run in both.runs(done) if run.setting == "other"]
+    assert own == [
+        *((method, 0, rate) for method in ("ours", "head") for rate in (0.01, 0.003333)),
+        *((method, seed, 0.003333) for seed in (1, 2) for method in ("ours", "head")),
+    ]
+    assert len(done) == both.size == STUDY.size + 8
+
+
+def test_runs_are_kept_while_a_wider_search_is_open(tmp_path: Path) -> None:
+    """Later seeds at a rate that was found earlier are not lost when there are more rates to try."""
+    narrow = replace(STUDY, settings=(replace(TINY, rates={"lora": (0.01,), "head": (0.01,)}),))
+    path = tmp_path / "some.json"
+    done = completed(narrow, lambda run: measured(run.rate))
+    assert STUDY.chosen(TINY, OURS, done) is None
+    records.save(path, STUDY, done)
+    assert records.load(path) == done
+    records.save(path, narrow, completed(STUDY, lambda run: measured(run.rate)))
+    assert records.load(path) == done
+
+
 def test_what_is_searched_may_be_another_option() -> None:
     method = Method("clipped", {**OURS.options, "learning-rate": 0.1}, rates=(0.5, 1.0), searched="max-grad-norm")
     runs = list(replace(STUDY, settings=(replace(TINY, methods=(method,)),)).runs({}))
