@@ -43,11 +43,11 @@ def grid(
     does not; and on skewed rows among `shares` of what was found.
     """
     found: list[Setting] = []
-    for share, times, ending, who in (
+    for fraction, times, ending, who in (
         (1.0, 1, "", "all of them"),
         (EIGHTH, 3, "-eighth", "two of them a round, measured every third"),
     ):
-        common: Options = {"simulation.num-supernodes": 16, "fraction-train": share, "evaluate-every": times}
+        common: Options = {"simulation.num-supernodes": 16, "fraction-train": fraction, "evaluate-every": times}
         searching: Setting | None = None
         for split, (said, options) in (("iid", IID), ("skewed", skewed)):
             setting = task(rounds * times, "8", "LoRA has rank 8.", tunings(names), f"16 nodes, {said}, {who}")

@@ -46,7 +46,7 @@ class Strategy(Algorithm, FlowerStrategy):
 
         Raises ConfigError for bad settings, RunFailed when the federation cannot go on.
         """
-        return rounds.run(
+        return rounds.hold(
             self,
             grid,
             initial_arrays=initial_arrays,

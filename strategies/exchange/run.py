@@ -1,0 +1,70 @@
+"""One run in progress: what stays the same from round to round, and who remembers what does not."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+
+from strategies.exchange import chain, door
+from strategies.exchange.algorithm import Algorithm
+from strategies.exchange.dispatch import Dispatch
+from strategies.exchange.federation import Federation, NodeLine, Round, evaluated
+from strategies.exchange.mechanism import Mechanism, Plan
+from strategies.exchange.opening import Opening
+from strategies.exchange.roll import Roll
+from strategies.exchange.session import Session
+from strategies.exchange.vocabulary import RunFailed, State
+
+LOG = logging.getLogger("flwr")
+
+
+@dataclass
+class Run:
+    """Everything that a round needs. Raises RunFailed where privacy allows no round."""
+
+    strategy: Algorithm
+    grid: Grid
+    opening: Opening
+    federation: Federation
+    session: Session
+    rounds: int
+    timeout: float  # seconds, per round
+    evaluate_config: dict[str, object]
+    evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None
+    first: int = field(init=False)  # round of this process
+    roll: Roll = field(init=False)
+    dispatch: Dispatch = field(init=False)
+    mechanism: Mechanism = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.first = self.session.round + 1
+        self.roll = Roll(self.strategy, self.grid, self.opening, self.federation, self.timeout, self.session)
+        self.dispatch = Dispatch(self.strategy, self.grid, self.opening, self.roll, self.evaluate_config, self.session)
+        held, nodes = self.federation, len(self.roll.present)
+        plan = Plan(self.rounds, nodes, held.fraction_train, held.min_train_nodes, held.seed)
+        self.mechanism = chain.mechanism(self.strategy, plan)
+        if self.session.privacy:
+            self.mechanism.restore(self.session.privacy)
+        if spent := self.mechanism.exhausted():
+            raise RunFailed(f"nothing left to do: {spent}")
+        if promise := self.mechanism.promise():
+            LOG.info("privacy: %s", promise)
+
+    def report(self, number: int) -> Round:
+        """A new one; what was spent on meeting the nodes counts to the first round of this process."""
+        report, meeting = Round(number), self.opening.meeting
+        if number == self.first:
+            report.spent(meeting.bytes_up, meeting.bytes_down, meeting.bytes_base)
+        return report
+
+    def due(self, number: int) -> bool:
+        """Is the state evaluated in this round?"""
+        return evaluated(number, self.rounds, self.federation.evaluate_every) or bool(self.mechanism.exhausted())
+
+    def check(self, reply: Message | None, line: NodeLine, state: State) -> None:
+        """Raise Refused unless a node stands where it was sent."""
+        door.check_installed(reply, self.dispatch.echoes[line.node])
+        if line.catches_up:
+            door.check_proof(reply, self.dispatch.fingerprint(state))

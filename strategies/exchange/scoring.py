@@ -1,0 +1,56 @@
+"""What a state is worth: scored on the server, or by nodes on rows that they keep for it."""
+
+import logging
+import time
+
+from flwr.app import MetricRecord
+from flwr.serverapp.strategy import Result
+
+from strategies.exchange import door, post, wire
+from strategies.exchange.federation import Round
+from strategies.exchange.means import means
+from strategies.exchange.run import Run
+from strategies.exchange.vocabulary import Metrics, Refused, State
+
+LOG = logging.getLogger("flwr")
+
+
+def by_server(run: Run, report: Round, state: State, result: Result) -> None:
+    """Evaluate the state here, where somebody said how."""
+    if run.federation.score is not None:
+        report.evaluated_by_server = run.federation.score(state)
+        scores = MetricRecord(dict(report.evaluated_by_server))
+        result.evaluate_metrics_serverapp[report.number] = scores
+    if run.evaluate_fn is not None:
+        scored = run.evaluate_fn(report.number, wire.to_arrays(state))
+        if scored is not None:
+            report.evaluated_by_server = dict(scored)  # type: ignore[arg-type]
+            result.evaluate_metrics_serverapp[report.number] = scored
+
+
+def by_nodes(run: Run, report: Round, state: State) -> None:
+    """Ask nodes to score the state, where the settings say so and it is time to."""
+    if run.opening.config.evaluate == "server" or not run.due(report.number):
+        return
+    tickets = run.roll.tickets(report.number, run.rounds, state)
+    chosen = run.roll.cohort("evaluate", run.federation.fraction_evaluate, 1, report.number)
+    pairs = [(profile, tickets[profile.name]) for profile in chosen]
+    scratch = Round(report.number)
+    sent = run.dispatch.send("evaluate", report.number, state, pairs, scratch)
+    answers: list[Metrics] = []
+    arrivals = post.replies(run.grid, sent, time.monotonic() + run.timeout)
+    for profile, line, (_, reply) in zip(chosen, scratch.nodes, arrivals, strict=True):
+        try:
+            metrics = door.admit_scores(reply, run.opening.config.metrics, report.number, profile.num_examples)
+            run.check(reply, line, state)
+        except Refused as reason:
+            run.roll.failed(profile, report.number, reason)
+            LOG.warning("round %d: node %s did not evaluate: %s", report.number, profile.name, reason)
+        else:
+            answers.append(metrics)
+            scratch.bytes_up += wire.size(door.content(reply))
+            run.roll.answered(profile, state)
+    report.bytes_down += scratch.bytes_down
+    report.bytes_up += scratch.bytes_up
+    report.parameters_down += scratch.parameters_down
+    report.evaluated_by_nodes = means(answers)

@@ -1,0 +1,135 @@
+"""One round of training: draw a cohort, send, check replies, combine, apply."""
+
+import itertools
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from flwr.app import Message
+
+from strategies.algebra.lowrank import truncated
+from strategies.exchange import chain, cohort, door, post, wire
+from strategies.exchange.federation import NodeLine, Round
+from strategies.exchange.means import means
+from strategies.exchange.meter import Meter
+from strategies.exchange.run import Run
+from strategies.exchange.vocabulary import Profile, Refused, State, Ticket, Update
+
+LOG = logging.getLogger("flwr")
+
+
+def train(run: Run, number: int, state: State) -> tuple[State, Round]:
+    """The new state and what happened. The state stays where too few replies are good. Raises RunFailed."""
+    LOG.info("[ROUND %d/%d]", number, run.rounds)
+    report = run.report(number)
+    run.roll.call(report)
+    report.resting = run.roll.resting(number)
+    tickets = run.roll.tickets(number, run.rounds, state)
+    rank = max((ticket.rank for ticket in tickets.values()), default=0)
+    state = run.strategy.begin(state, number, rank)
+    minimum, there = run.federation.min_train_nodes, len(run.roll.present)
+    if there < minimum:
+        report.failed = f"{there} nodes are there, min-train-nodes is {minimum}"
+        return state, report
+    chosen = _drawn(run, number)
+    turn = _Turn(run, state, tickets, report)
+    new = turn.combined(turn.updates(chosen))
+    if not report.failed:
+        report.inexactness = turn.meter.read(truncated(new.tensors, rank), new.journal[len(state.journal) :])
+    return new, report
+
+
+def _drawn(run: Run, number: int) -> list[Profile]:
+    """Who trains in this round, which from now on costs the privacy that it costs."""
+    minimum = run.federation.min_train_nodes
+    awake = run.roll.awake(number, minimum)
+    chosen = run.mechanism.cohort(awake, number)
+    if chosen is None:
+        chosen = run.roll.cohort("train", run.federation.fraction_train, minimum, number)
+    LOG.info("configure_train: Sampled %d nodes (out of %d)", len(chosen), len(run.roll.present))
+    run.mechanism.spend(awake, chosen)
+    return chosen
+
+
+@dataclass
+class _Turn:
+    """A round under way: the state that nodes are sent, everybody's tickets, and what is seen of the replies."""
+
+    run: Run
+    state: State
+    tickets: dict[str, Ticket]
+    report: Round
+    meter: Meter = field(default_factory=Meter)
+
+    def updates(self, chosen: list[Profile]) -> Iterator[Update]:
+        """Good updates in cohort order as their replies come; the others are logged with node and reason.
+
+        Nothing is sent before the first is asked for.
+        """
+        run, report = self.run, self.report
+        pairs = [(profile, self.tickets[profile.name]) for profile in chosen]
+        sent = run.dispatch.send("train", report.number, self.state, pairs, report)
+        arrivals = post.replies(run.grid, sent, time.monotonic() + run.timeout)
+        for profile, line, (_, reply) in zip(chosen, report.nodes, arrivals, strict=True):
+            try:
+                update = self._admitted(profile, line, reply)
+            except Refused as reason:
+                line.refused = str(reason)
+                LOG.warning("round %d: dropped the reply of node %s: %s", report.number, profile.name, reason)
+                run.roll.refused(profile, self.tickets[profile.name], reason)
+            else:
+                self._noted(profile, line, update)
+                yield run.mechanism.admitted(update)
+
+    def _admitted(self, profile: Profile, line: NodeLine, reply: Message | None) -> Update:
+        """The update in a reply. Raises Refused."""
+        run, report = self.run, self.report
+        if cohort.drops_out(profile, run.federation.dropout, run.federation.seed, report.number):
+            raise Refused("it dropped out (simulation.dropout)")
+        if reply is not None and not reply.has_error():
+            line.bytes_up = wire.size(reply.content)
+            report.bytes_up += line.bytes_up
+        ticket = self.tickets[profile.name]
+        update = door.admit_update(run.strategy, reply, profile.name, ticket, self.state, profile.num_examples)
+        run.check(reply, line, self.state)
+        return update
+
+    def _noted(self, profile: Profile, line: NodeLine, update: Update) -> None:
+        """What a good update tells, as far as privacy lets it."""
+        run, silent = self.run, self.run.mechanism.silent
+        line.metrics = {} if silent else dict(update.metrics)
+        self.report.parameters_up += sum(delta.numel() for delta in update.delta.values())
+        run.roll.answered(profile, self.state)
+        if update.ticket.rank != self.tickets[profile.name].rank:
+            run.roll.lower(profile, update.ticket.rank)
+        if self.state.rank and not run.strategy.personal and not silent:
+            self.meter.see(run.strategy.trained(self.state, update), update.weight)
+
+    def combined(self, updates: Iterator[Update]) -> State:
+        """The next state, or the same one where the round fails."""
+        run, state, report = self.run, self.state, self.report
+        first = next(updates, None)
+        combined = {} if first is None else chain.rule(run.strategy)(state, itertools.chain([first], updates))
+        good = [line.metrics for line in report.nodes if not line.refused]
+        LOG.info("aggregate_train: Received %d results and %d failures", len(good), len(report.nodes) - len(good))
+        report.failed = self._shortage(len(good))
+        if report.failed:
+            LOG.error("[ROUND %d] failed, the state stays: %s", report.number, report.failed)
+            return state
+        widest = max(self.tickets.values(), key=lambda ticket: ticket.rank)
+        like = truncated(run.strategy.expected(state, widest), widest.rank)
+        combined = run.mechanism.combined(combined, len(good), like)
+        run.mechanism.close(good)
+        report.train = means(good)
+        return run.strategy.apply(state, combined, report.number)
+
+    def _shortage(self, good: int) -> str:
+        """Why so many good replies are too few, if they are."""
+        sampled = len(self.report.nodes)
+        needed = max(min(1, sampled), math.ceil(self.run.federation.min_success_fraction * sampled - 1e-9))
+        if good >= needed:
+            return ""
+        reasons = sorted({line.refused for line in self.report.nodes if line.refused})
+        return f"{good} of {sampled} replies were good, {needed} are needed: {'; '.join(reasons[:3])}"
