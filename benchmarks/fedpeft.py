@@ -152,6 +152,7 @@ STUDY = Study(
         PRIVACY,
     ),
     reference="full",
+    floor="head",
 )
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ def _section(content: Content, setting: Content) -> str:
     if reference is not None:
         parts.append(_comparison(ran, reference))
         parts += [_savings(ran, reference)] if content["savings"] else []
+        parts.append(_floor(ran, content.get("floor", "")))
         parts.append(f"One of the runs: `{reference.runs[0]['command']}`")
     return "\n\n".join(filter(None, parts))
 
@@ -145,6 +146,20 @@ def _comparison(ran: list[Outcome], reference: Outcome) -> str:
         "its bytes",
     ]
     return _table(heads, rows) if rows else ""
+
+
+def _floor(ran: list[Outcome], name: str) -> str:
+    """Which methods are not above the one that all should be above."""
+    floor = next((outcome for outcome in ran if outcome.method == name), None)
+    if floor is None:
+        return ""
+    found: dict[str, list[str]] = {"behind": [], "within one error": [], "one seed": []}
+    for outcome in ran:
+        gap, error = difference(outcome.values("last-5"), floor.values("last-5"))
+        if outcome is not floor and (said := verdict(gap, error, outcome.metric)) in found:
+            found[said].append(outcome.method)
+    listed = "; ".join(f"{', '.join(names)} ({said})" for said, names in found.items() if names)
+    return f"Not above {name} by more than one error: {listed}." if listed else f"All others are above {name}."
 
 
 def _ratio(outcome: Outcome, reference: Outcome) -> str:

@@ -29,6 +29,7 @@ def save(path: Path, study: Study, done: dict[str, Measured]) -> None:
         "published": study.published,
         "command": f"make results-{study.name}",
         "reference": study.reference,
+        **({"floor": study.floor} if study.floor else {}),
         "savings": study.savings,
         "seeds": study.seeds,
         "settings": [_setting(setting) for setting in study.settings],

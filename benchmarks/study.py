@@ -89,7 +89,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """`about` and `published` are paragraphs of its page; other methods are compared to `reference`."""
+    """`about` and `published` are paragraphs of its page; other methods are compared to `reference`, and the page says
+    which are not above `floor`."""
 
     name: str
     title: str
@@ -99,6 +100,7 @@ class Study:
     reference: str
     savings: bool = False  # report parameters saved against the reference
     seeds: tuple[int, ...] = (0, 1, 2)
+    floor: str = ""
 
     @property
     def size(self) -> int:

@@ -47,6 +47,25 @@ def test_a_page_has_means_spreads_and_who_is_best(tmp_path: Path) -> None:
     assert "`.venv/bin/thistledown run -c" in page
 
 
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        (0.3, "Not above head by more than one error: ours (behind)."),
+        (0.42, "Not above head by more than one error: ours (within one error)."),
+        (0.6, "All others are above head."),
+    ],
+)
+def test_a_page_says_what_is_not_above_the_floor(first: float, said: str, tmp_path: Path) -> None:
+    """head: .5 with every seed; ours begins at `first` and gains .1 a seed."""
+    found = content(
+        replace(STUDY, floor="head"),
+        lambda run: measured(first + run.seed / 10 if run.method == "ours" else 0.5),
+        tmp_path,
+    )
+    assert said in pages.page(found)
+    assert "above head" not in pages.page(found | {"floor": ""})
+
+
 def test_a_page_says_whose_rates_a_setting_uses(tmp_path: Path) -> None:
     other = replace(TINY, name="other", options={**TINY.options, "local-steps": 2}, rates_of=TINY)
     page = pages.page(content(replace(STUDY, settings=(TINY, other)), lambda run: measured(run.rate), tmp_path))
