@@ -58,7 +58,7 @@ def _section(content: Content, setting: Content) -> str:
     parts.append(f"Measured on {_machines(ran)}.")
     plot = f"![{ran[0].metric} by round]({_plot(content, setting)})"
     parts += [plot, _results(found, ran, setting)]
-    reference = next((outcome for outcome in ran if outcome.method == content["reference"]), None)
+    reference = _named(ran, content["reference"])
     if reference is not None:
         parts.append(_comparison(ran, reference))
         parts += [_savings(ran, reference)] if content["savings"] else []
@@ -83,6 +83,10 @@ def _searches(setting: Content) -> bool:
 
 def _ran(content: Content, setting: Content) -> list[Outcome]:
     return [outcome for outcome in outcomes(content, setting) if outcome.runs]
+
+
+def _named(ran: list[Outcome], name: str) -> Outcome | None:
+    return next((outcome for outcome in ran if outcome.method == name), None)
 
 
 def _machines(ran: list[Outcome]) -> str:
@@ -150,7 +154,7 @@ def _comparison(ran: list[Outcome], reference: Outcome) -> str:
 
 def _floor(ran: list[Outcome], name: str) -> str:
     """Which methods are not above the one that all should be above."""
-    floor = next((outcome for outcome in ran if outcome.method == name), None)
+    floor = _named(ran, name)
     if floor is None:
         return ""
     found: dict[str, list[str]] = {"behind": [], "within one error": [], "one seed": []}

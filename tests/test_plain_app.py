@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import ConfigRecord
+from flwr.app import ConfigRecord, MetricRecord
 from in_process import InProcessGrid
 
 import client_app
 import strategies
 from strategies.exchange import wire
+from strategies.exchange.federation import Federation, Round
 from thistledown.superlink import SuperLink
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +35,7 @@ clientapp = "client_app:app"
 """
 
 SERVER = """
-from flwr.app import ConfigRecord
+from flwr.app import ConfigRecord, MetricRecord
 from flwr.serverapp import ServerApp
 
 import strategies
@@ -99,6 +100,19 @@ def test_start_leaves_evaluation_to_whom_it_is_given() -> None:
         evaluate_fn=lambda number, arrays: seen.append((number, set(arrays.to_torch_state_dict()))),
     )
     assert seen == [(number, {"classifier.weight", "classifier.bias"}) for number in range(3)]
+
+
+def test_lists_of_somebodys_scores_are_in_the_result_and_numbers_in_reports() -> None:
+    reports: list[Round] = []
+    result = strategies.load("fedavg").start(
+        InProcessGrid(client_app.app, NODES),
+        num_rounds=1,
+        train_config=ConfigRecord(SETTINGS | {"tuning": "head"}),
+        evaluate_fn=lambda number, arrays: MetricRecord({"accuracy": 0.5, "by-class": [0.25, 0.75]}),
+        federation=Federation(on_round=lambda report, state: reports.append(report)),
+    )
+    assert [report.evaluated_by_server for report in reports] == [{"accuracy": 0.5}] * 2
+    assert dict(result.evaluate_metrics_serverapp[1]) == {"accuracy": 0.5, "by-class": [0.25, 0.75]}
 
 
 @pytest.fixture

@@ -24,7 +24,9 @@ def by_server(run: Run, report: Round, state: State, result: Result) -> None:
     if run.evaluate_fn is not None:
         scored = run.evaluate_fn(report.number, wire.to_arrays(state))
         if scored is not None:
-            report.evaluated_by_server = dict(scored)  # type: ignore[arg-type]
+            # a report has numbers; lists that somebody computes stay in the result, which gets the whole record
+            numbers = {name: value for name, value in scored.items() if not isinstance(value, list)}
+            report.evaluated_by_server = numbers
             result.evaluate_metrics_serverapp[report.number] = scored
 
 
