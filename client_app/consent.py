@@ -83,11 +83,10 @@ def told(error: Exception) -> str:
     """What others may know of an error."""
     from strategies.exchange.vocabulary import Refused
     from task.partition import SplitError
-    from task.raw import DataError
     from task.tuning import TuningError
 
-    if isinstance(error, DataError):
-        return error.public
+    if isinstance(public := getattr(error, "public", None), str):
+        return public
     if isinstance(error, BaseError | ConfigError | NodeError | Refused | SplitError | StoreError | TuningError):
         return str(error)
     return f"{type(error).__name__}: {HIDDEN}"

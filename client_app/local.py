@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.app.typing import ConfigRecordValues
 
+from client_app import consent
 from client_app.consent import NodeError, check_code, check_source, follows_paths
+from client_app.policy import Policy
 from task.base import Base, accept_offer, node_base, node_bases
 from task.config import AUTO, TaskConfig
 from task.device import cores, found
@@ -36,16 +38,18 @@ class Local:
     node_id: int
     order: ConfigRecord
     config: TaskConfig
+    policy: Policy = Policy()
 
     @classmethod
     def of(cls, context: Context, order: ConfigRecord) -> "Local":
-        """From Flower's context and the order in a message. Raises ConfigError for an order that is not valid,
-        NodeError for one that this node does not follow."""
+        """From Flower's context and the order in a message. Raises PolicyError for a policy that cannot be read,
+        ConfigError for an order that is not valid, NodeError for one that this node does not follow."""
         from strategies.exchange.order import task_of
 
+        policy = Policy.of(context.node_config, deployed=not consent.simulated())
         config = task_of(order)
         check_code(config, context.node_config)
-        return cls(tuple(sorted(context.node_config.items())), context.node_id, order, config)
+        return cls(tuple(sorted(context.node_config.items())), context.node_id, order, config, policy)
 
     @property
     def name(self) -> str:
