@@ -21,7 +21,7 @@ from strategies.algebra.tensors import Tensors, corner, snapshot
 from strategies.exchange import checkpoint, journal
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.order import RUN
-from strategies.exchange.vocabulary import BASE_MARK, Entry, State, mark_after
+from strategies.exchange.vocabulary import BASE_MARK, Entry, State
 from task.model import TunedModel
 from task.store import recipe_hash
 
@@ -42,9 +42,9 @@ class Memory:
 
     def installed(self, strategy: Algorithm, model: TunedModel, start: State) -> TunedModel:
         """The model as the server wants this node to have it, private tensors included. Raises NodeError."""
-        marks = self._path_to(self._added(start))
+        end = self._added(start)
         model = journal.installed_from(
-            strategy, model, start, marks, lambda n: self._entry(marks[n + 1]), lambda: self._ground(marks[0])
+            strategy, model, start, lambda reached: self._path(reached, end), self._entry, self._ground
         )
         for name, tensor in truncated(self.kept().get(MODEL, {}), start.rank or model.rank).items():
             corner(model.trained[name].data, tensor.shape).copy_(tensor)  # this round's rank may be another
@@ -96,7 +96,7 @@ class Memory:
                     self._forget_old()
                     checkpoint.save(folder / WEIGHTS, State(start.ground), {})
         for entry in start.journal:
-            following = mark_after(mark, entry)
+            following = entry.mark_after(mark)
             with self.store.made(KIND, following) as folder:
                 if folder is not None:
                     self._forget_old()
@@ -104,11 +104,11 @@ class Memory:
             mark = following
         return mark
 
-    def _path_to(self, mark: str) -> list[str]:
-        """All marks up to this one, from the base or from weights that are kept, whichever is nearer. Raises NodeError
-        where the store has lost a part."""
-        path = [mark]
-        while path[-1] != BASE_MARK and not self.store.path(GROUNDS, path[-1]).exists():
+    def _path(self, reached: str, end: str) -> list[str]:
+        """All marks up to `end`, from what a model has reached, from weights that are kept or from the base, whichever
+        is nearest. Raises NodeError where the store has lost a part."""
+        path = [end]
+        while path[-1] not in (BASE_MARK, reached) and not self.store.path(GROUNDS, path[-1]).exists():
             place = self.store.path(KIND, path[-1]) / ENTRY
             if not place.exists():
                 raise NodeError(f"the store {self.store.root} lacks a part of the journal, up to {path[-1]}")

@@ -15,7 +15,7 @@ import strategies
 from strategies.algebra.tensors import raw, snapshot
 from strategies.exchange import checkpoint, journal, wire
 from strategies.exchange.journal import NOWHERE
-from strategies.exchange.vocabulary import BASE_MARK, Entry, Refused, State, mark_after
+from strategies.exchange.vocabulary import BASE_MARK, Entry, Refused, State
 from task.base import server_base
 from task.config import Model
 from task.model import TunedModel, build, tuned_model
@@ -65,8 +65,8 @@ VALUES = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
 )
 def test_another_entry_has_another_mark(other):
     one = Entry(1, 5, {"w": VALUES})
-    assert mark_after(BASE_MARK, one) == mark_after(BASE_MARK, Entry(1, 5, {"w": VALUES.clone()}))
-    assert mark_after(BASE_MARK, one) != mark_after(BASE_MARK, other)
+    assert one.mark_after(BASE_MARK) == Entry(1, 5, {"w": VALUES.clone()}).mark_after(BASE_MARK)
+    assert one.mark_after(BASE_MARK) != other.mark_after(BASE_MARK)
 
 
 def test_equal_bits_in_another_layout_are_the_same_entry():
@@ -165,14 +165,14 @@ def test_a_replay_that_broke_off_is_not_gone_on_with(strategy: Listening, model:
 def test_entries_that_are_there_are_not_asked_for(strategy: Listening, model: TunedModel) -> None:
     state = state_of(1, 2, 3)
     journal.installed(strategy, model, state_of(1, 2))
-    asked: list[int] = []
+    asked: list[str] = []
 
-    def ask(number: int) -> Entry:
-        asked.append(number)
-        return state.journal[number]
+    def ask(mark: str) -> Entry:
+        asked.append(mark)
+        return state.journal[state.marks.index(mark) - 1]
 
-    journal.installed_from(strategy, model, state, state.marks, ask, dict)
-    assert asked == [2]
+    journal.installed_from(strategy, model, state, lambda reached: state.marks[2:], ask, lambda mark: {})
+    assert asked == [state.marks[3]]
 
 
 def test_frozen_weights_that_a_round_wrote_are_put_back(strategy: Listening, model: TunedModel) -> None:

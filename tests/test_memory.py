@@ -2,13 +2,15 @@
 
 import os
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from entries import Listening, at_the_base, fresh_at, same, state_of, values
-from flwr.app import ConfigRecord
-from in_process import QV, InProcessGrid, Outcome, equal, hold, local, sent, watched
+from flwr.app import ConfigRecord, Message
+from in_process import QV, InProcessGrid, Outcome, equal, hold, local, sent, suiting, watched
 
 import client_app
 import strategies
@@ -18,7 +20,7 @@ from client_app.memory import KEPT_FOR, MODEL, Memory
 from server_app.config import RunConfig
 from strategies.algebra.lowrank import rank_axis
 from strategies.algebra.tensors import Tensors
-from strategies.exchange import journal, wire
+from strategies.exchange import checkpoint, journal, vocabulary, wire
 from strategies.exchange.vocabulary import State
 from strategies.flora import Flora
 from task.config import TaskConfig
@@ -82,7 +84,7 @@ def test_old_entries_go_when_one_comes(tmp_path: Path, strategy: Flora, model: T
     Memory(node(tmp_path), 1).installed(strategy, model, state_of(1))
     assert kept(tmp_path) == [old]  # nothing came
     Memory(node(tmp_path), 1).installed(strategy, model, state_of(4))
-    assert [path.name for path in kept(tmp_path)] == state_of(4).marks[1:]
+    assert [path.name for path in kept(tmp_path)] == list(state_of(4).marks[1:])
 
 
 def test_weights_are_stood_on_instead_of_entries(tmp_path: Path, strategy: Listening, model: TunedModel):
@@ -112,12 +114,41 @@ def test_old_weights_go_when_something_comes(tmp_path: Path, strategy: Flora, mo
     Memory(node(tmp_path), 1).installed(strategy, model, state_of(4))
     assert not list(tmp_path.glob("grounds/*"))
     with pytest.raises(NodeError, match="lacks a part of the journal"):
-        Memory(node(tmp_path), 1).installed(strategy, model, state_of(1, 2).after(state.marks[-1]))
+        Memory(node(tmp_path), 1).installed(strategy, at_the_base(), state_of(1, 2).after(state.marks[-1]))
+    Memory(node(tmp_path), 1).installed(strategy, model, state_of(1, 2).after(state.marks[-1]))  # it stands there
 
 
 def test_a_start_without_a_journal_leaves_the_store_alone(tmp_path: Path, strategy: Flora, model: TunedModel):
     Memory(node(tmp_path), 1).installed(strategy, model, state_of())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["ferret", "flora"])
+def test_a_round_costs_the_same_however_many_were_before(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that are opened, names that are looked up on the disk, and hashes of entries, on server and nodes."""
+    counts, rounds = Counter[str](), list[Counter[str]]()
+
+    def counted(what: str, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counts[what] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    def spoil(partition: int, kind: str, answer: Message) -> Message:
+        if (partition, kind) == (0, "train"):
+            rounds.append(Counter(counts))
+            counts.clear()
+        return answer
+
+    monkeypatch.setattr(checkpoint, "safe_open", counted("opened", checkpoint.safe_open))
+    monkeypatch.setattr(vocabulary.hashlib, "blake2b", counted("hashed", vocabulary.hashlib.blake2b))
+    monkeypatch.setattr(Path, "exists", counted("looked up", Path.exists))
+    options = {"strategy": name, "num-server-rounds": 12, "evaluate-every": 12, **suiting(name)}
+    hold(tmp_path, options, spoil=spoil)
+    assert rounds[11] == rounds[3]
 
 
 # ---------------------------------------------------------------------- what is a node's own, by round

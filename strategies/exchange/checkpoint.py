@@ -28,11 +28,15 @@ def save(path: Path, state: State, about: dict[str, Any]) -> None:
     A failure leaves that as it was. Raises TypeError for what JSON cannot hold.
     """
     text = json.dumps(about | {MARK: state.marks[-1]})
-    for mark, following, entry in zip(state.marks, state.marks[1:], state.journal, strict=False):
-        place = _place(path, following)
-        if not place.exists():
-            write_entry(place, entry, mark)
+    for number in range(_written(path, state), len(state.journal)):
+        write_entry(_place(path, state.marks[number + 1]), state.journal[number], state.marks[number])
     _write(path, state.tensors, text)
+
+
+def _written(path: Path, state: State) -> int:
+    """How many entries are on the disk. They are written in order, so the newest one that is there tells."""
+    there = (number for number in range(len(state.journal), 0, -1) if _place(path, state.marks[number]).exists())
+    return next(there, 0)
 
 
 def load(path: Path) -> tuple[State, dict[str, Any]]:

@@ -33,32 +33,43 @@ def held(strategy: Algorithm, base: Base, config: TaskConfig, state: State, devi
 
 def installed(strategy: Algorithm, model: TunedModel, start: State) -> TunedModel:
     """The model as the server holds it; `start` has the whole journal."""
-    return installed_from(strategy, model, start, start.marks, lambda number: start.journal[number], dict)
+
+    def path(reached: str) -> Sequence[str]:
+        return start.marks[start.marks.index(reached) :] if reached in start.marks else start.marks
+
+    def entry(mark: str) -> Entry:
+        return start.journal[start.marks.index(mark) - 1]
+
+    return installed_from(strategy, model, start, path, entry, lambda mark: start.ground)
 
 
 def installed_from(
     strategy: Algorithm,
     model: TunedModel,
     start: State,
-    marks: Sequence[str],
-    entry: Callable[[int], Entry],
-    ground: Callable[[], Tensors],
+    path: Callable[[str], Sequence[str]],
+    entry: Callable[[str], Entry],
+    ground: Callable[[str], Tensors],
 ) -> TunedModel:
-    """The model after entries 0, 1, ... with the tensors of `start`; `marks` has one mark more than there are entries.
+    """The model after all entries, with the tensors of `start`.
 
-    `ground` gives the weights at the first mark, as far as they are not the base's. What the model has seen is not
-    asked for. A model that is elsewhere (another run's journal, a later place in this one, weights that a round
-    changed and this start leaves alone) is built again from the base.
+    `path` gives the marks from where the model is to the end of the journal, so that a round costs the same however
+    long the journal is; where the model is not on the way, those from the base, or from the weights that `ground` gives
+    for the first of them. `entry` gives the entry that leads to a mark; what the model has seen is not asked for. A
+    model that is elsewhere (another run's journal, a later place in this one, weights that a round changed and this
+    start leaves alone) is built again from the base.
     """
-    if model.mark not in marks or model.changed - start.tensors.keys():
+    here = NOWHERE if model.changed - start.tensors.keys() else model.mark
+    first, *following = path(here)
+    if first != here:
         model = pristine(model)
-        if marks[0] != BASE_MARK:
-            _stand(model, ground())
-            model.mark = marks[0]
-    for number in range(marks.index(model.mark), len(marks) - 1):
+        if first != BASE_MARK:
+            _stand(model, ground(first))
+            model.mark = first
+    for mark in following:
         model.mark = NOWHERE
-        strategy.replay(model, entry(number))
-        model.mark = marks[number + 1]
+        strategy.replay(model, entry(mark))
+        model.mark = mark
     strategy.install(model, start)
     return model
 

@@ -80,6 +80,15 @@ class Entry:
     round: int
     seed: int
     tensors: Tensors
+    _marks: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)  # after, by before
+
+    def mark_after(self, before: str) -> str:
+        """Return the mark of a journal that has this entry after the mark `before`. Hashed once: a journal is walked
+        several times a round, and must not cost more the longer it gets."""
+        if before not in self._marks:
+            hashed = hashlib.blake2b(f"{before} {self.digest}".encode(), digest_size=16)
+            self._marks[before] = hashed.hexdigest()
+        return self._marks[before]
 
     @cached_property
     def digest(self) -> str:
@@ -91,12 +100,7 @@ class Entry:
         return hashed.hexdigest()
 
 
-BASE_MARK = ""  # before the first entry
-
-
-def mark_after(mark: str, entry: Entry) -> str:
-    """The mark of a journal that goes one entry beyond `mark`. Equal marks: equal entries, from the base on."""
-    return hashlib.blake2b(f"{mark} {entry.digest}".encode(), digest_size=16).hexdigest()
+BASE_MARK = ""  # before the first entry; equal marks mean equal entries, from the base on
 
 
 @dataclass(frozen=True)
@@ -125,13 +129,13 @@ class State:
         """How many bytes there are in the journal's tensors."""
         return sum(tensor.nbytes for entry in self.journal for tensor in entry.tensors.values())
 
-    @property
-    def marks(self) -> list[str]:
+    @cached_property
+    def marks(self) -> tuple[str, ...]:
         """The mark before each entry, and after the last."""
         marks = [self.since]
         for entry in self.journal:
-            marks.append(mark_after(marks[-1], entry))
-        return marks
+            marks.append(entry.mark_after(marks[-1]))
+        return tuple(marks)
 
     def after(self, mark: str) -> "State":
         """Without the entries up to `mark`; whole where the journal does not know that mark."""
