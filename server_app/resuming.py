@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from server_app.config import keys
 from strategies.exchange import checkpoint
 from task.schema import ConfigError, Option, Schema
@@ -92,7 +90,9 @@ def rounds_done(folder: Path) -> int:
     path = folder / "checkpoints" / checkpoint.LAST
     try:
         return int(checkpoint.about(path)["round"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except checkpoint.Damaged as error:
+        raise ConfigError([f"cannot resume: {error}; {checkpoint.OTHERS}"]) from error
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise ConfigError([f"cannot resume from {path}: {error}"]) from error
 
 

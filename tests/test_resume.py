@@ -80,7 +80,7 @@ def test_what_is_no_results_folder_is_refused(tmp_path: Path) -> None:
         resumed(tmp_path)
     folder = stopped(tmp_path)
     (folder / "checkpoints" / checkpoint.LAST).write_bytes(b"torn")
-    with pytest.raises(ConfigError, match=r"cannot resume from .*last\.safetensors"):
+    with pytest.raises(ConfigError, match=r"cannot resume: .*last\.safetensors is damaged"):
         resumed(folder)
     with pytest.raises(ConfigError, match="must be an absolute path"):
         resumed(Path("latest"))

@@ -6,8 +6,6 @@ A checkpoint of a fully tuned model can be a journal of a few kilobytes a round:
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from server_app.config import RunConfig
 from server_app.results import BEST
 from server_app.resuming import settings_of
@@ -29,7 +27,7 @@ def export(results: Path, which: str, to: Path | None, say: Callable[[str], None
     path = results / "checkpoints" / STATES[which]
     try:
         state, about = checkpoint.load(path)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise ConfigError([f"cannot read the checkpoint {path}: {error}"]) from error
     entries = f", {len(state.journal)} journal entries" if state.journal else ""
     say(f"rebuilding {config.task.model.name} after round {about['round']} of {config.strategy.name}{entries}")

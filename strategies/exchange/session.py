@@ -5,8 +5,6 @@ import secrets
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from safetensors import SafetensorError
-
 from strategies.exchange import checkpoint
 from strategies.exchange.federation import Federation
 from strategies.exchange.vocabulary import Profile, RunFailed, State
@@ -81,7 +79,9 @@ def resumed(strategy: str, federation: Federation, num_rounds: int) -> tuple[Sta
     try:
         state, about = checkpoint.load(path)
         session = Session.read(about)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except checkpoint.Damaged as error:
+        raise RunFailed(f"cannot resume: {error}; {checkpoint.OTHERS}") from error
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise RunFailed(f"cannot resume from {path}: {error}") from error
     for what, ours in (("strategy", strategy), ("seed", federation.seed)):
         if about[what] != ours:
