@@ -13,10 +13,9 @@ from pathlib import Path
 
 from flwr.app import Context, Message
 
-from task.base import HUB_ID, BaseError
+from task.base import HUB_ID
 from task.config import EMBEDDED_DATA, TaskConfig
-from task.schema import ConfigError
-from task.store import StoreError
+from task.sources import unreadable
 
 PATHS, CODE = "follow-paths", "trust-remote-code"
 HIDDEN = "an error that only this node's own log tells"
@@ -24,7 +23,12 @@ Handler = Callable[[Message, Context], Message]
 
 
 class NodeError(ValueError):
-    """A node config that cannot serve the order, or an order that this node does not follow."""
+    """A node config that cannot serve the order, or an order that this node does not follow. `public` is what others
+    are told, where that is less than the message."""
+
+    def __init__(self, message: str, public: str | None = None) -> None:
+        super().__init__(message)
+        self.public = message if public is None else public
 
 
 class NodeFailed(RuntimeError):
@@ -58,10 +62,12 @@ def check_source(config: TaskConfig, node: Mapping[str, object]) -> None:
     if name == EMBEDDED_DATA or follows_paths(node):
         return
     if not HUB_ID.fullmatch(name) or Path(name).exists():
-        raise NodeError(
+        said = (
             f"the order names the path data.name = '{name:.80}'; this node reads its own data-path, and what the order "
             f"names only with {PATHS} = true in its node config"
         )
+        # whether something of that name lies in the working folder is the node's own business
+        raise NodeError(said, unreadable(name) if HUB_ID.fullmatch(name) else said)
 
 
 def guarded(handler: Handler) -> Handler:
@@ -80,13 +86,6 @@ def guarded(handler: Handler) -> Handler:
 
 
 def told(error: Exception) -> str:
-    """What others may know of an error."""
-    from strategies.exchange.vocabulary import Refused
-    from task.partition import SplitError
-    from task.tuning import TuningError
-
-    if isinstance(public := getattr(error, "public", None), str):
-        return public
-    if isinstance(error, BaseError | ConfigError | NodeError | Refused | SplitError | StoreError | TuningError):
-        return str(error)
-    return f"{type(error).__name__}: {HIDDEN}"
+    """What others may know of an error: its `public`, where it is one of ours that has that, else its type."""
+    public = getattr(error, "public", None)
+    return public if isinstance(public, str) else f"{type(error).__name__}: {HIDDEN}"

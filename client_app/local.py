@@ -5,6 +5,7 @@ Node config keys: `partition-id` and `num-partitions` (a simulated share of the 
 `store-path`; and what it lets the order do: see `client_app.consent`.
 """
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from client_app.policy import Policy
 from task.base import Base, accept_offer, node_base, node_bases
 from task.config import AUTO, TaskConfig
 from task.device import cores, found
+from task.labels import LabelError
 from task.seeds import derive
 from task.store import Store, node_store
 from task.versions import versions, written
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from task.outline import Outline
     from task.rows import Positions, Rows
 
+LOG = logging.getLogger("flwr")
 NodeConfig = tuple[tuple[str, bool | int | float | str], ...]
 
 
@@ -74,7 +77,8 @@ class Local:
             return 0
         rank = self._said_rank
         if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-            raise NodeError(f"node config rank = {rank!r} must be a whole number above 0, or '{AUTO}'")
+            problem = f"must be a whole number above 0, or '{AUTO}'"
+            raise NodeError(f"node config rank = {rank!r} {problem}", f"the node config's rank {problem}")
         return rank
 
     @property
@@ -99,17 +103,13 @@ class Local:
         """Rows this node has, counted without a model. Raises DataError, NodeError, SplitError."""
         return len(self._share()) if self._own_path() is None else len(self._outline().train)
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Names of the labels of its rows, in the order that they are numbered. Raises DataError."""
-        return self._outline().labels
-
     def rows(self) -> tuple["Rows", "Rows"]:
         """The node's rows to train on and the rows it keeps for evaluation (none where only the server scores)."""
         from task.data import holdout, prepare, prepare_file
 
         if (path := self._own_path()) is not None:
-            rows = prepare_file(self.config, self.base.folder, self.store, path, self.config.data.labels)
+            labels, most = self.config.data.labels, self._most_labels
+            rows = prepare_file(self.config, self.base.folder, self.store, path, labels, most)
         else:
             share = self._share()
             rows = prepare(self.config, self.base.folder, self.store).train.select(share)
@@ -122,11 +122,12 @@ class Local:
         from client_app.device import dtypes, free_memory
 
         own = dict(self.node)
+        rows, fit = self._rows_that_fit()
         answers: dict[str, ConfigRecordValues] = {
             "name": self.name,
             "rank": self.rank,
             "automatic": self.automatic,
-            "num-examples": self.num_examples,
+            "num-examples": rows,
             "store": self.store.id,
             "bases": node_bases(self.config.model, self.store, follows_paths(own)),
             "device": self.device,
@@ -134,9 +135,21 @@ class Local:
             "memory": free_memory(self.device),
             "cores": cores(),
             "versions": written(versions()),
-            "labels": list(self.labels),
+            "labels-fit": fit,
+            "labels": list(self.policy.columns.publish_labels),
         }
         return ConfigRecord(answers)
+
+    def _rows_that_fit(self) -> tuple[int, bool]:
+        """How many rows there are, and whether their labels are among those of the order; of a deployed node whose
+        labels are not, no more than that is for others to know."""
+        try:
+            return self.num_examples, True
+        except LabelError as error:
+            if consent.simulated():
+                raise
+            LOG.error("the labels do not fit: %s", error)
+            return 0, False
 
     def accept_base(self, records: RecordDict) -> int:
         """Keep the files of an offered base; returns how many there were. Raises BaseError, Refused."""
@@ -158,8 +171,14 @@ class Local:
         from task.data import outline, outline_file
 
         if (path := self._own_path()) is not None:
-            return outline_file(self.config, self.store, path, self.config.data.labels)
+            return outline_file(self.config, self.store, path, self.config.data.labels, self._most_labels)
         return outline(self.config, self.store)
+
+    @property
+    def _most_labels(self) -> int:
+        """How many labels a column may have that the node's owner has not named; 0: any number."""
+        columns = self.policy.columns
+        return 0 if columns.labels else columns.max_labels
 
     def _share(self) -> "Positions":
         """The positions of this node's rows in the common data."""

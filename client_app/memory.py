@@ -111,7 +111,8 @@ class Memory:
         while path[-1] not in (BASE_MARK, reached) and not self.store.path(GROUNDS, path[-1]).exists():
             place = self.store.path(KIND, path[-1]) / ENTRY
             if not place.exists():
-                raise NodeError(f"the store {self.store.root} lacks a part of the journal, up to {path[-1]}")
+                lacks = f"lacks a part of the journal, up to {path[-1]}"
+                raise NodeError(f"the store {self.store.root} {lacks}", f"the node's store {lacks}")
             path.append(checkpoint.mark_before(place))
         return path[::-1]
 

@@ -21,10 +21,9 @@ ROWS = ("exact", "rounded")  # how a node says how many rows it has
 class PolicyError(ConfigError):
     """A policy that cannot be read. The message, with every problem and the path, is for the owner alone."""
 
-    public = "the node's policy cannot be read"
-
     def __init__(self, where: str, problems: list[str]) -> None:
         super().__init__([f"{where}: {problem}" for problem in problems])
+        self.public = "the node's policy cannot be read"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ import torch
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 import strategies
+from client_app import consent
+from client_app.consent import NodeError
 from client_app.device import within_memory
 from client_app.local import Local
 from client_app.memory import MODEL, Memory
@@ -29,7 +31,8 @@ def trained(local: Local, content: RecordDict) -> RecordDict:
     try:
         return within_memory(local.device, lambda: _update(local, content))
     except OutOfMemory as error:
-        return RecordDict({OutOfMemory.RECORD: ConfigRecord({"said": str(error)})})
+        said = str(error) if consent.simulated() else OutOfMemory.SAID
+        return RecordDict({OutOfMemory.RECORD: ConfigRecord({"said": said})})
 
 
 def _update(local: Local, content: RecordDict) -> RecordDict:
@@ -67,7 +70,7 @@ def evaluated(local: Local, content: RecordDict) -> RecordDict:
     here = _Stand.of(local, content, after=True)
     _, kept = local.rows()
     if not len(kept):
-        raise ValueError(f"node {local.name} keeps no rows for evaluation (data.holdout = {local.config.data.holdout})")
+        raise NodeError(f"node {local.name} keeps no rows for evaluation (data.holdout = {local.config.data.holdout})")
     metrics = {"num-examples": len(kept), "server-round": here.ticket.round, **evaluate(here.model, kept, local.device)}
     return RecordDict({"metrics": MetricRecord({**metrics, **here.echo}), **here.proof})
 

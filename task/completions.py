@@ -89,7 +89,8 @@ class CompletionEncoder:
         tokenizer = tokenizer_in(self.base)
         check_length(self.max_length, tokenizer, self.base)
         if tokenizer.eos_token_id is None:
-            raise DataError(f"the tokenizer in {self.base} has no end token, which a completion ends with")
+            problem = "has no end token, which a completion ends with"
+            raise DataError(f"the tokenizer in {self.base} {problem}", f"the tokenizer {problem}")
         pairs = self._pairs if self.columns.instruction else self._wholes
         ids, prompts = [], []
         for start in range(0, len(rows), CHUNK):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from task.completions import Columns, CompletionEncoder
 from task.config import BY_LABEL, TaskConfig
 from task.images import ImageEncoder
-from task.labels import category_names, label_codes, label_names
+from task.labels import category_names, check_few, label_codes, label_names
 from task.outline import Outline, Part, read_outline, write_outline
 from task.raw import DataError, Raw
 from task.rows import Rows
@@ -75,24 +75,30 @@ def _task_outline(config: TaskConfig, store: Store, source: Source) -> Outline:
     return _outline(store, source, config, [splits, sizes], lambda: _parts(config, source))
 
 
-def outline_file(config: TaskConfig, store: Store, path: str | Path, labels: Sequence[str] = ()) -> Outline:
+def outline_file(
+    config: TaskConfig, store: Store, path: str | Path, labels: Sequence[str] = (), most_labels: int = 0
+) -> Outline:
     """The one part `train` of a node's own file or folder; its labels, if a classifier is tuned, must be among `labels`
-    (empty: any).
+    (empty: any), and no more than `most_labels` (0: any number), as `labels.check_few` says.
 
     Raises DataError as `outline` does.
     """
-    return _own_outline(config, store, _own(config, path), labels)
+    return _own_outline(config, store, _own(config, path), labels, most_labels)
 
 
-def _own_outline(config: TaskConfig, store: Store, source: Source, labels: Sequence[str]) -> Outline:
+def _own_outline(
+    config: TaskConfig, store: Store, source: Source, labels: Sequence[str], most_labels: int = 0
+) -> Outline:
     config = replace(config, data=replace(config.data, partitioner="none"))  # nobody divides a node's own rows
 
     def parts() -> tuple[tuple[str, ...], dict[str, Part]]:
         splits = list(source.splits())
-        part, names = _part(config, source, splits[0] if len(splits) == 1 else config.data.train_split, labels)
+        split = splits[0] if len(splits) == 1 else config.data.train_split
+        part, names = _part(config, source, split, labels, most_labels)
         return names, {"train": part}
 
-    return _outline(store, source, config, [config.data.train_split, list(labels)], parts)
+    choices = [config.data.train_split, list(labels), *([most_labels] if most_labels else [])]
+    return _outline(store, source, config, choices, parts)
 
 
 def _source(config: TaskConfig) -> Source:
@@ -147,11 +153,15 @@ def _parts(config: TaskConfig, source: Source) -> tuple[tuple[str, ...], dict[st
     return names, {name: _limited(parts[name], limits[name], name) for name in PARTS}
 
 
-def _part(config: TaskConfig, source: Source, split: str, labels: Sequence[str]) -> tuple[Part, tuple[str, ...]]:
+def _part(
+    config: TaskConfig, source: Source, split: str, labels: Sequence[str], most_labels: int = 0
+) -> tuple[Part, tuple[str, ...]]:
     """All rows of a split, and the label names (those given, if any)."""
     data, raw = config.data, read_split(source, split)
     for column in _input_columns(config):
         raw.require(column)
+    if most_labels and not config.causal:
+        check_few(raw, data.label_column, most_labels)
     names, codes = _labels(config, raw, split, labels)
     ids = _ids(raw, data.id_column) if data.id_column and split == data.train_split else None
     return Part(split, np.arange(len(raw)), codes, ids), names
@@ -225,10 +235,12 @@ def prepare(config: TaskConfig, base: Path, store: Store) -> Parts:
     return Parts(rows["train"], rows["validation"], rows["test"], plan.labels)
 
 
-def prepare_file(config: TaskConfig, base: Path, store: Store, path: str | Path, labels: Sequence[str]) -> Rows:
-    """The rows of a node's own file or folder. Raises DataError as `prepare` does."""
+def prepare_file(
+    config: TaskConfig, base: Path, store: Store, path: str | Path, labels: Sequence[str], most_labels: int = 0
+) -> Rows:
+    """The rows of a node's own file or folder. Raises DataError as `outline_file` and `prepare` do."""
     source = _own(config, path)
-    plan = _own_outline(config, store, source, labels)
+    plan = _own_outline(config, store, source, labels, most_labels)
     return _prepared(config, base, store, source, plan)["train"]
 
 

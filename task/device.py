@@ -7,6 +7,8 @@ DEVICES = ("auto", "cpu", *ACCELERATORS)
 class DeviceError(ValueError):
     """A device that this machine does not have."""
 
+    public = "the node lacks the device that it was asked to use"
+
 
 def found(wanted: str) -> str:
     """The device by its name; `auto` is the first accelerator there is, else the CPU. Raises DeviceError."""

@@ -19,7 +19,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # none whose rea
 
 
 class NoImage(ValueError):
-    """A value that is no image of the right kind; `seen` goes on with what it is."""
+    """A value that is no image of the right kind, in words that depend on no value; `seen` goes on with what it is."""
 
     def __init__(self, problem: str, seen: str = "") -> None:
         super().__init__(problem)
@@ -149,10 +149,10 @@ def _decoded(content: bytes) -> Any:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        problem = f"{len(content)} bytes that are no readable image ({', '.join(FORMATS)})"
-        raise NoImage(problem, f": {error}") from error
+        problem = f"no readable image ({', '.join(FORMATS)})"
+        raise NoImage(problem, f", but {len(content)} bytes: {error}") from error
     if image.mode.startswith(("I", "F")):
-        raise NoImage(f"an image of mode {image.mode}; only 8 bits a channel can be used")
+        raise NoImage("only images of 8 bits a channel can be used", f", and this one is of mode {image.mode}")
     return image
 
 
@@ -172,5 +172,5 @@ def _grid(value: Any) -> NDArray[np.uint8]:
     if whole.ndim == 3 and whole.shape[-1] == 1:
         whole = whole[..., 0]
     if not whole.size or whole.ndim not in (2, 3) or (whole.ndim == 3 and whole.shape[-1] != 3):
-        raise NoImage(f"an image has shape (H, W), (H, W, C) or (C, H, W) with 1 or 3 channels, not {grid.shape}")
+        raise NoImage("an image has shape (H, W), (H, W, C) or (C, H, W) with 1 or 3 channels", f", not {grid.shape}")
     return np.ascontiguousarray(whole)

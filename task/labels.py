@@ -8,13 +8,28 @@ from numpy.typing import NDArray
 from task.raw import DataError, Raw
 
 SEPARATOR = "|"  # of label names in a configuration
+FEW = 20  # rows of which each may have a label of its own
+
+
+class LabelError(DataError):
+    """Labels that are not among those given."""
+
+
+def check_few(raw: Raw, column: str, most: int) -> None:
+    """DataError for a column of more than `most` different values, or more than half as many as rows, which are names,
+    numbers of people or free text rather than labels. Asked before labels are compared to any."""
+    different = len(set(_values(raw, column)))
+    if different > most or (len(raw) >= FEW and different > len(raw) / 2):
+        problem = f"column '{column}' has too many different values to be labels"
+        raise DataError(f"{raw.place}, {problem}: {different} in {len(raw)} rows", problem)
 
 
 def label_names(raw: Raw, column: str, given: Sequence[str]) -> tuple[str, ...]:
     """As `category_names`, of what a classifier learns to tell apart: two at least."""
     names = category_names(raw, column, given)
     if len(names) < 2:
-        raise DataError(f"{raw.place}, column '{column}': one label only ({_shown(names)}), nothing to tell apart")
+        problem = f"column '{column}': one label only"
+        raise DataError(f"{raw.place}, {problem} ({_shown(names)}), nothing to tell apart", problem)
     return names
 
 
@@ -35,7 +50,7 @@ def label_codes(raw: Raw, column: str, names: Sequence[str]) -> NDArray[np.int64
 
     A string is looked up as it is. A number is looked up as text where names are numbers,
     else it is the position.
-    Raises DataError for a missing label and for one that is not among the names.
+    Raises DataError for a missing label, LabelError for one that is not among the names.
     """
     codes: dict[str | int, int] = {name: code for code, name in enumerate(names)}
     if not any(_is_whole(name) for name in names):
@@ -47,7 +62,10 @@ def label_codes(raw: Raw, column: str, names: Sequence[str]) -> NDArray[np.int64
         found = words[value] if words and isinstance(value, int) and 0 <= value < len(words) else value
         code = codes.get(found, codes.get(str(found)))
         if code is None:
-            raise DataError.at(raw.place, row, column, f"the label is none of {_shown(names)}", f": {found!r:.60}")
+            raise LabelError(
+                f"{raw.place}, row {row}, column '{column}': the label is none of {_shown(names)}: {found!r:.60}",
+                f"column '{column}': a label is not among those given",
+            )
         labels[row] = code
     return labels
 

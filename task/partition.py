@@ -25,7 +25,11 @@ _SHOWN = 20  # nodes in a table
 
 
 class SplitError(ValueError):
-    """Rows that cannot be divided as asked; the message has the numbers and what to change."""
+    """Rows that cannot be divided as asked; the message has counts, keys of the order and what to change."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.public = message
 
 
 def partition(config: TaskConfig, plan: Outline, num_partitions: int, store: Store) -> Sequence[Positions]:

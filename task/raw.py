@@ -16,7 +16,7 @@ class DataError(ValueError):
     """Data that cannot be used; the message names file, row and column.
 
     Rows count from 0, without the header. The message may quote what was found. `public` is what may be said to others:
-    no value of a row, no name that only the data has, no folder of this machine.
+    a kind of problem and names that the order has; nothing that depends on a value, no row, no name of a file.
     """
 
     def __init__(self, message: str, public: str = HIDDEN) -> None:
@@ -25,9 +25,9 @@ class DataError(ValueError):
 
     @classmethod
     def at(cls, place: str, row: int, column: str, problem: str, seen: str = "") -> "DataError":
-        """What is wrong with one value; `seen` ends the message and is not public."""
-        where = f"row {row}, column '{column}': {problem}"
-        return cls(f"{place}, {where}{seen}", f"{file_name(place)}, {where}")
+        """What is wrong with one value. `problem` is the kind of problem, in words that depend on no value; `seen` ends
+        the message and is not public. Neither is the row: who may choose column and labels would learn whose it is."""
+        return cls(f"{place}, row {row}, column '{column}': {problem}{seen}", f"column '{column}': {problem}")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Arrays:
 
     def values(self, column: str, rows: NDArray[np.int64] | None = None) -> Iterator[object]:
         """Always a DataError: there is no column of text or of ids."""
-        raise DataError(f"{self.place} holds images and labels only; there is no column '{column}'")
+        problem = f"images and labels only; there is no column '{column}'"
+        raise DataError(f"{self.place} holds {problem}", f"the data holds {problem}")
 
     def label_values(self, column: str) -> Iterator[object]:
         """The label of every row."""
@@ -75,7 +76,7 @@ class Table:
     def require(self, column: str) -> None:
         """DataError unless the table has this column."""
         if not self.has(column):
-            public = f"{file_name(self.place)} has no column '{column}'"
+            public = f"there is no column '{column}'"
             raise DataError(f"{self.place} {lacks('column', column, self.dataset.column_names)}", public)
 
     def has(self, column: str) -> bool:
@@ -106,11 +107,6 @@ class Table:
 
 
 Raw = Arrays | Table
-
-
-def file_name(place: str) -> str:
-    """The last part of a path, or of the name of a dataset."""
-    return place.rsplit("/", 1)[-1]
 
 
 def lacks(what: str, name: str, have: Iterable[str]) -> str:

@@ -38,12 +38,14 @@ FOREIGN = {
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot run; the message lists every problem."""
+    """A configuration that cannot run; the message lists every problem. All of it may be told to whoever sent the
+    configuration: keys and values are theirs."""
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__("\n  - ".join([f"{count} in the configuration:", *problems]))
+        self.public = str(self)
 
 
 @dataclass(frozen=True)

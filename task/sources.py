@@ -14,7 +14,7 @@ import numpy as np
 
 from task.config import EMBEDDED_DATA
 from task.digits import PARTS, digits_part
-from task.raw import Arrays, DataError, Raw, Table, file_name, lacks
+from task.raw import HIDDEN, Arrays, DataError, Raw, Table, lacks
 from task.tables import READERS
 
 
@@ -45,19 +45,24 @@ def open_source(name: str, subset: str = "", train_split: str = "train") -> Sour
     if path.is_file():
         return _file(path.resolve())
     if path.suffix.lower() in (*READERS, ".npz") or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
-        raise DataError(f"there is no file or folder {path.absolute()}")
+        raise DataError(f"there is no file or folder {path.absolute()}", unreadable(name))
     return Loaded(name, subset)
+
+
+def unreadable(name: str) -> str:
+    """What may be said of data that an order names: the same whether there is such a file or not."""
+    return f"data.name = '{name:.80}' cannot be read here"
 
 
 def read_split(source: Source, split: str) -> Raw:
     """The rows of a split; DataError where it does not exist or is empty."""
     if split not in source.splits():
         advice = "; leave data.test-split empty to cut test rows from train" if split == "test" else ""
-        public = f"{file_name(source.name)} has no split '{split}'"
+        public = f"there is no split '{split}'"
         raise DataError(f"{source.name} {lacks('split', split, source.splits())}{advice}", public)
     raw = source.load(split)
     if not len(raw):
-        raise DataError(f"{raw.place} has no rows", f"{file_name(raw.place)} has no rows")
+        raise DataError(f"{raw.place} has no rows", "there are no rows")
     return raw
 
 
@@ -126,9 +131,7 @@ class Npz:
         try:
             opened = np.load(self.path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise DataError(
-                f"{self.path} is not an npz file: {error}", f"{self.path.name} is not an npz file"
-            ) from error
+            raise DataError(f"{self.path} is not an npz file: {error}", "the data is not an npz file") from error
         if not hasattr(opened, "files"):
             raise DataError(f"{self.path} is not an npz file, but a single array")
         return opened
@@ -190,7 +193,8 @@ class Loaded:
             return dict(datasets.load_dataset(self.place, self.subset or None))
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             kind = "a dataset of the hub, nor a local file or folder" if self.folder is None else "data"
-            raise DataError(f"{self.name} cannot be read as {kind}: {error}") from error
+            public = HIDDEN if self.folder else unreadable(self.place)
+            raise DataError(f"{self.name} cannot be read as {kind}: {error}", public) from error
 
 
 def _file(path: Path) -> Source:

@@ -21,6 +21,8 @@ from pathlib import Path
 class StoreError(OSError):
     """A store that cannot be written."""
 
+    public = "the node's store cannot be written"
+
 
 @dataclass(frozen=True)
 class Store:

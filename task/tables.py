@@ -38,7 +38,7 @@ def _json(path: Path) -> Any:
     except (ValueError, RecursionError) as error:
         raise _is_no(path, "json", error) from error
     if not isinstance(records, list):
-        raise DataError(f"{path} holds no list of rows; one row a line is a .jsonl file")
+        raise DataError(f"{path} holds no list of rows; one row a line is a .jsonl file", "the data is no list of rows")
     return _table(path, records)
 
 
@@ -49,14 +49,13 @@ def _jsonl(path: Path) -> Any:
             try:
                 records += [json.loads(line)] if line.strip() else []
             except (ValueError, RecursionError) as error:
-                public = f"{path.name}, line {number} is not json"
-                raise DataError(f"{path}, line {number} is not json: {error}", public) from error
+                raise DataError(f"{path}, line {number} is not json: {error}", "a line is not json") from error
     return _table(path, records)
 
 
 def _is_no(path: Path, kind: str, error: Exception) -> DataError:
     """Parsers quote what they stumbled on."""
-    return DataError(f"{path} is not a {kind} file: {error}", f"{path.name} is not a {kind} file")
+    return DataError(f"{path} is not a {kind} file: {error}", f"the data is not a {kind} file")
 
 
 def _table(path: Path, records: list[Any]) -> Any:
@@ -65,8 +64,8 @@ def _table(path: Path, records: list[Any]) -> Any:
 
     for row, record in enumerate(records):
         if not isinstance(record, dict):
-            problem = f"row {row}: not an object with named values"
-            raise DataError(f"{path}, {problem}, but {record!r:.60}", f"{path.name}, {problem}")
+            problem = "not an object with named values"
+            raise DataError(f"{path}, row {row}: {problem}, but {record!r:.60}", f"a row is {problem}")
     columns: dict[str, list[Any]] = {name: [] for record in records for name in record}
     for name, values in columns.items():
         values += [record.get(name) for record in records]
@@ -83,8 +82,7 @@ def _name_odd_value(path: Path, column: str, values: list[Any]) -> None:
     for row, value in enumerate(values):
         if value is not None and type(value) is not kinds[0]:
             problem = f"column '{column}': holds {value!r:.60}, where rows before hold {kinds[0].__name__}"
-            public = f"{path.name}, row {row}: a value of another type than in the rows before"
-            raise DataError(f"{path}, row {row}, {problem}", public)
+            raise DataError(f"{path}, row {row}, {problem}", "a column holds values of several types")
 
 
 READERS: dict[str, Callable[[Path], Any]] = {

@@ -52,9 +52,9 @@ def read_texts(raw: Raw, column: str, rows: NDArray[np.int64]) -> list[str]:
         if isinstance(value, str) and value.strip():
             texts.append(value)
             continue
-        missing = value is None or isinstance(value, str)
-        problem = "the text is empty" if missing else f"no text, but {value!r:.60}"
-        raise DataError.at(raw.place, int(row), column, problem)
+        if value is None or isinstance(value, str):
+            raise DataError.at(raw.place, int(row), column, "the text is empty")
+        raise DataError.at(raw.place, int(row), column, "no text", f", but {value!r:.60}")
     return texts
 
 
@@ -92,14 +92,16 @@ def tokenizer_in(base: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise DataError(f"{base} has no tokenizer that can be read: {error}") from error
+        public = "the base has no tokenizer that can be read"
+        raise DataError(f"{base} has no tokenizer that can be read: {error}", public) from error
 
 
 def check_length(max_length: int, tokenizer: Any, base: Path) -> None:
     """DataError where `data.max-length` is more than tokenizer and model take."""
     limit = min(tokenizer.model_max_length, _positions(base))
     if max_length > limit:
-        raise DataError(f"data.max-length = {max_length} is more than the {limit} tokens that {base} takes")
+        problem = f"data.max-length = {max_length} is more than the {limit} tokens that"
+        raise DataError(f"{problem} {base} takes", f"{problem} the base takes")
 
 
 def pad_id(base: Path) -> int:
@@ -112,7 +114,8 @@ def padding(tokenizer: Any, base: Path) -> int:
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)
-    raise DataError(f"the tokenizer in {base} has neither a padding nor an end token")
+    problem = "has neither a padding nor an end token"
+    raise DataError(f"the tokenizer in {base} {problem}", f"the tokenizer {problem}")
 
 
 def _positions(base: Path) -> int:

@@ -21,7 +21,12 @@ class Head:
 
 
 class TuningError(ValueError):
-    """A tuning that does not fit a model."""
+    """A tuning that does not fit a model; the message names keys of the order and layers of the base, which is the
+    server's too."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.public = message
 
 
 def mark(module: nn.Module, trains: Callable[[str], bool]) -> nn.Module:

@@ -216,12 +216,12 @@ def test_a_run_does_not_start_where_too_few_fit(tmp_path: Path, key: str) -> Non
 def test_a_node_of_other_labels_is_left_out(tmp_path: Path) -> None:
     def spoil(partition: int, kind: str, reply: Message) -> Message:
         if (partition, kind) == (1, "query.profile"):
-            labels = reply.content.config_records["profile"]["labels"]
-            assert labels == [str(digit) for digit in range(10)]
-            reply.content["profile"] = ConfigRecord({**reply.content.config_records["profile"], "labels": ["x", "y"]})
+            profile = reply.content.config_records["profile"]
+            assert (profile["labels-fit"], profile["labels"]) == (True, [])
+            reply.content["profile"] = ConfigRecord({**profile, "labels-fit": False, "labels": ["x", "y"]})
         return reply
 
-    with pytest.raises(RunFailed, match=r"its labels are 'x\|y', those of the run '0\|1\|2\|3\|4"):
+    with pytest.raises(RunFailed, match=r"its labels are not among those of the run, '0\|1\|2.*9'; it has 'x\|y'"):
         hold(tmp_path, {"min-train-nodes": 3}, spoil=spoil)
 
 

@@ -31,6 +31,7 @@ def profile_in(node_id: int, reply: Message | None) -> Profile:
         versions=_text(said, "versions"),
         automatic=_true(said, "automatic"),
         dtypes=frozenset(_texts(said, "dtypes")),
+        labels_fit=_true(said, "labels-fit"),
         labels=_texts(said, "labels"),
     )
 

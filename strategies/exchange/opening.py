@@ -162,9 +162,9 @@ def _check_fits(profile: Profile, config: TaskConfig) -> None:
     """
     if profile.dtypes and (dtype := config.model.dtype) not in profile.dtypes:
         raise Refused(f"its device, {profile.device}, does not train in model.dtype = '{dtype}'")
-    labels = config.data.labels
-    if labels and not config.causal and profile.labels != labels:
-        raise Refused(f"its labels are {'|'.join(profile.labels)!r:.200}, those of the run {'|'.join(labels)!r:.200}")
+    if not profile.labels_fit:
+        own = f"; it has {'|'.join(profile.labels)!r:.200}" if profile.labels else ""
+        raise Refused(f"its labels are not among those of the run, {'|'.join(config.data.labels)!r:.200}{own}")
     if other := differing(profile.versions, ours := written(versions())):
         LOG.warning("node %s has %.200s, the server %s: bits may differ", profile.name, other, ours)
 

@@ -20,7 +20,12 @@ class RunFailed(RuntimeError):
 
 
 class Refused(ValueError):
-    """A reply, or a node, that does not fit; the message is the reason that is logged."""
+    """A message, a reply or a node that does not fit; the reason that is logged. It says what the other side has sent,
+    and no more."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.public = message
 
 
 class Absent(Refused):
@@ -33,6 +38,8 @@ class Outgrown(Refused):
 
 class OutOfMemory(Refused):
     """A node whose memory does not do for what it was asked; it may do at a smaller rank."""
+
+    SAID = "the node has too little memory for it"  # all that others learn: what torch says may name files
 
     RECORD = "out-of-memory"  # of such a node's reply; `said` in it is the error
 
@@ -53,7 +60,8 @@ class Profile:
     versions: str = ""  # of what computes there (`task.versions`)
     automatic: bool = False  # is its rank found by a trial?
     dtypes: frozenset[str] = frozenset()  # that its device trains in; empty: it did not say
-    labels: tuple[str, ...] = ()  # of its rows, in the order that they are numbered
+    labels_fit: bool = True  # are the labels of its rows among those of the order?
+    labels: tuple[str, ...] = ()  # those that its owner has published
 
     @property
     def order(self) -> tuple[bool, int, str]:
