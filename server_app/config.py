@@ -45,6 +45,7 @@ class ServerConfig:
     min_success_fraction: float = option(0.5, low=0.0, high=1.0)
     max_failed_rounds: int = option(3, low=1)
     evaluate_every: int = option(1, low=1)
+    max_weight_ratio: float = option(5.0, low=0.0)
     server_device: str = option("auto", choices=DEVICES)
     output_dir: str = option("")
     resume: str = option("")
@@ -100,6 +101,7 @@ def _federation(task: TaskConfig, server: ServerConfig) -> Federation:
         min_success_fraction=server.min_success_fraction,
         max_failed_rounds=server.max_failed_rounds,
         evaluate_every=server.evaluate_every,
+        max_weight_ratio=server.max_weight_ratio,
         dropout=server.simulation.dropout,
         resume=bool(server.resume),
     )

@@ -29,7 +29,7 @@ from server_app.resuming import CONFIG, METRICS, RESUME, SUMMARY, lines_until, r
 from server_app.tuned import write_tuned
 from strategies.exchange import checkpoint
 from strategies.exchange.federation import Round
-from strategies.exchange.vocabulary import State
+from strategies.exchange.vocabulary import RunFailed, State
 from task.config import TaskConfig
 from task.schema import flatten
 
@@ -76,6 +76,7 @@ class Results:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
+            self._salvage(error)
             self._end("failed", str(error) or repr(error))
             return
         try:
@@ -84,6 +85,14 @@ class Results:
             self._end("failed", f"the tuned model could not be written: {failure}")
             raise
         self._end("completed")
+
+    def _salvage(self, error: BaseException) -> None:
+        """Write the model that the good rounds of a failed run left."""
+        if isinstance(error, RunFailed) and any(not line["failed"] for line in self.rounds[1:]):
+            try:
+                self._export()
+            except Exception as failure:  # noqa: BLE001 - the run's own failure is what counts
+                LOG.warning("the tuned model of the rounds before could not be written: %s", failure)
 
     def _end(self, status: str, error: str = "") -> None:
         summary = self._summarise(status, error)

@@ -11,7 +11,7 @@ import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
 from in_process import Outcome, hold, left, retold
 
-from strategies.exchange import wire
+from strategies.exchange import checkpoint, wire
 from strategies.exchange.vocabulary import Entry, RunFailed, State
 
 EIGHT = {
@@ -201,18 +201,23 @@ def test_all_bad_fails_the_run(tmp_path: Path) -> None:
 
 def test_the_state_stays_in_a_failed_round(tmp_path: Path) -> None:
     before = hold(tmp_path / "one", EIGHT | {"num-server-rounds": 1})
-    after = hold(tmp_path / "two", EIGHT, spoil=from_round(2, raises))
-    assert after.summary["status"] == "completed"
-    assert after.summary["failed-rounds"] == 1
+    with pytest.raises(RunFailed, match="1 failed rounds in a row"):
+        hold(tmp_path / "two", EIGHT, spoil=from_round(2, raises))
+    summary, rounds = left(tmp_path / "two")
+    assert (summary["status"], summary["failed-rounds"]) == ("failed", 1)
+    after, _ = checkpoint.load(tmp_path / "two" / "latest" / "checkpoints" / checkpoint.LAST)
     for name, tensor in before.state().tensors.items():
-        assert torch.equal(tensor, after.state().tensors[name])
-    assert after.rounds[2]["accuracy"] == after.rounds[1]["accuracy"]
+        assert torch.equal(tensor, after.tensors[name])
+    assert rounds[2]["accuracy"] == rounds[1]["accuracy"]
+    assert (tmp_path / "two" / "latest" / "model" / "best").exists()  # what the good round left
 
 
 def test_a_failed_round_has_a_quality_where_nodes_measure_it(tmp_path: Path) -> None:
     """The state is there even though the round failed, so `final` is what it scores."""
-    outcome = hold(tmp_path, EIGHT | {"evaluate": "nodes"}, spoil=from_round(2, raises))
-    assert outcome.summary["final"] == outcome.rounds[1]["accuracy"]
+    with pytest.raises(RunFailed):
+        hold(tmp_path, EIGHT | {"evaluate": "nodes"}, spoil=from_round(2, raises))
+    summary, rounds = left(tmp_path)
+    assert summary["final"] == rounds[1]["accuracy"]
 
 
 def from_round(number: int, way: Callable[[Message], Message | None]) -> Callable[[int, str, Message], Message | None]:
@@ -246,7 +251,7 @@ def test_a_good_round_forgives_failed_ones(tmp_path: Path) -> None:
             raise ValueError("busy")
         return reply
 
-    options = EIGHT | {"num-server-rounds": 5, "max-failed-rounds": 3, "simulation.num-supernodes": 2}
+    options = EIGHT | {"num-server-rounds": 6, "max-failed-rounds": 3, "simulation.num-supernodes": 2}
     outcome = hold(tmp_path, options, spoil=spoil)
     assert outcome.summary["failed-rounds"] == 4
     with pytest.raises(RunFailed, match="2 failed rounds in a row"):

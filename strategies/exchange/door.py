@@ -24,6 +24,7 @@ from strategies.exchange.vocabulary import (
     Update,
 )
 from strategies.exchange.wrapper import Wrapper
+from task.perplexity import HOPELESS
 
 INSTALLED = "installed"  # the metric that says what the node installed
 PROOF = "proof"  # the record of a reply that says which weights the node stands on
@@ -31,7 +32,14 @@ RECORDS = frozenset({"arrays", "index", "metrics", PROOF, OutOfMemory.RECORD})  
 GONE = (3, 4, 5, 8)  # Flower's codes for a message or a node that it could not reach, and a process that ended
 LARGEST = 1e12  # magnitude in an update: what nobody learns in a round, and what sums and products survive
 NARROW = (torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)  # dtypes that overflow far below it
-MAX_METRICS, LARGEST_METRIC = 64, 1e100  # a perplexity is at most e^100
+MAX_METRICS, LARGEST_METRIC = 64, 1e100
+LARGEST_LOSS = 1e6  # nats: a model that guesses has the logarithm of its classes or words, a ruined one thousands
+RANGES = {  # of metrics whose meaning is known
+    "accuracy": (0.0, 1.0),
+    "loss": (0.0, LARGEST_LOSS),
+    "train-loss": (0.0, LARGEST_LOSS),
+    "perplexity": (1.0, math.exp(HOPELESS)),
+}
 METRIC_NAME = re.compile(r"[\w.\-/ ]{1,80}")
 LONGEST_REASON = 100_000  # characters of an error that are looked at
 SHOWN = 3  # names that a reason lists before it says how many more there are
@@ -150,6 +158,9 @@ def _metrics(record: Mapping[str, object] | None) -> Metrics:
             raise Refused(f"metric {_shown(name)} is {value:g}, larger than {LARGEST_METRIC:g}")
         if not METRIC_NAME.fullmatch(name):
             raise Refused(f"{_shown(name)} is no name for a metric")
+        low, high = RANGES.get(name, (-math.inf, math.inf))
+        if not low <= value <= high:
+            raise Refused(f"metric {_shown(name)} is {value:g}, not from {low:g} to {high:g}")
         metrics[name] = value
     return metrics
 
@@ -184,6 +195,11 @@ def _check_tensors(delta: Mapping[str, torch.Tensor], expected: Mapping[str, tor
             raise Refused(f"'{name}' holds NaN or infinity")
         if largest > LARGEST:
             raise Refused(f"'{name}' holds {largest:g}; no number of an update is larger than {LARGEST:g}")
+
+
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the name of the first tensor that holds NaN or infinity, "" if there is none."""
+    return next((name for name, tensor in tensors.items() if not math.isfinite(_largest(tensor))), "")
 
 
 def _largest(tensor: torch.Tensor) -> float:

@@ -72,6 +72,8 @@ class Federation:
 
     evaluate_every: rounds from one evaluation to the next, on the server or on nodes; see `evaluated`.
     dropout: share of replies that are let go, as if their nodes had dropped out in the middle of the round.
+    max_weight_ratio: a node that claims more rows than this many times the median claim counts as the median one;
+        0: every claim is believed. See `weights`.
     base: what to start from and to offer; None: found by `model.name`.
     device: where the server has its own model; a name that torch knows.
     checkpoint: folder that holds the newest state after each round; None: none is kept.
@@ -91,6 +93,7 @@ class Federation:
     min_success_fraction: float = 0.5
     max_failed_rounds: int = 3
     evaluate_every: int = 1
+    max_weight_ratio: float = 5.0
     dropout: float = 0.0
     base: Base | None = None
     device: str = "cpu"

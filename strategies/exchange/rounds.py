@@ -86,11 +86,13 @@ def _rounds(run: Run, state: State) -> Result:
     for number in range(run.first, run.rounds + 1):
         state, report = _round(run, number, state)
         _close(run, report, state, result)
-        if report.stopped and number < run.rounds:
-            LOG.info("the run ends after round %d: %s", number, report.stopped)
-            break
-        if session.failures >= limit:
+        over = bool(report.stopped) or number == run.rounds
+        if session.failures and (over or session.failures >= limit):
             raise RunFailed(f"{session.failures} failed rounds in a row, the last because {report.failed}")
+        if over:
+            break
+    if report.stopped and number < run.rounds:
+        LOG.info("the run ends after round %d: %s", number, report.stopped)
     result.arrays = wire.to_arrays(state)
     return result
 

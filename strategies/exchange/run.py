@@ -1,13 +1,13 @@
 """One run in progress: what stays the same from round to round, and who remembers what does not."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
-from strategies.exchange import chain, door
+from strategies.exchange import chain, door, weights
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.dispatch import Dispatch
 from strategies.exchange.federation import Federation, NodeLine, Round, evaluated
@@ -37,6 +37,7 @@ class Run:
     roll: Roll = field(init=False)
     dispatch: Dispatch = field(init=False)
     mechanism: Mechanism = field(init=False)
+    doubted: set[str] = field(default_factory=set)  # nodes whose claims of rows were said to be too large
 
     def __post_init__(self) -> None:
         self.first = self.session.round + 1
@@ -58,6 +59,16 @@ class Run:
         if number == self.first:
             report.spent(meeting.bytes_up, meeting.bytes_down, meeting.bytes_base)
         return report
+
+    def rows(self, claims: Mapping[str, int | float]) -> dict[str, int]:
+        """Return the most rows that each node counts for, by name; say of whom less is believed than it claims."""
+        limits = weights.limits(claims, ratio := self.federation.max_weight_ratio)
+        for name, limit in limits.items():
+            if claims[name] > limit and name not in self.doubted:
+                self.doubted.add(name)
+                said = "node %s claims %d rows, above max-weight-ratio = %g times the median claim: it counts for %d"
+                LOG.warning(said, name, claims[name], ratio, limit)
+        return limits
 
     def due(self, number: int) -> bool:
         """Is the state evaluated in this round?"""

@@ -6,7 +6,7 @@ import time
 from flwr.app import MetricRecord
 from flwr.serverapp.strategy import Result
 
-from strategies.exchange import door, post, wire
+from strategies.exchange import door, post, weights, wire
 from strategies.exchange.federation import Round
 from strategies.exchange.means import means
 from strategies.exchange.run import Run
@@ -39,7 +39,7 @@ def by_nodes(run: Run, report: Round, state: State) -> None:
     pairs = [(profile, tickets[profile.name]) for profile in chosen]
     scratch = Round(report.number)
     sent = run.dispatch.send("evaluate", report.number, state, pairs, scratch)
-    answers: list[Metrics] = []
+    answers: dict[str, Metrics] = {}
     arrivals = post.replies(run.grid, sent, time.monotonic() + run.timeout)
     for profile, line, (_, reply) in zip(chosen, scratch.nodes, arrivals, strict=True):
         try:
@@ -49,10 +49,11 @@ def by_nodes(run: Run, report: Round, state: State) -> None:
             run.roll.failed(profile, report.number, reason)
             LOG.warning("round %d: node %s did not evaluate: %s", report.number, profile.name, reason)
         else:
-            answers.append(metrics)
+            answers[profile.name] = metrics
             scratch.bytes_up += wire.size(door.content(reply))
             run.roll.answered(profile, state)
     report.bytes_down += scratch.bytes_down
     report.bytes_up += scratch.bytes_up
     report.parameters_down += scratch.parameters_down
-    report.evaluated_by_nodes = means(answers)
+    rows = run.rows({name: metrics["num-examples"] for name, metrics in answers.items()})
+    report.evaluated_by_nodes = means([weights.counted(metrics, rows[name]) for name, metrics in answers.items()])

@@ -5,12 +5,13 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from flwr.app import Message
 
 from strategies.algebra.lowrank import truncated
-from strategies.exchange import chain, cohort, door, post, wire
+from strategies.exchange import chain, cohort, door, post, weights, wire
 from strategies.exchange.federation import NodeLine, Round
 from strategies.exchange.means import means
 from strategies.exchange.meter import Meter
@@ -34,7 +35,8 @@ def train(run: Run, number: int, state: State) -> tuple[State, Round]:
         report.failed = f"{there} nodes are there, min-train-nodes is {minimum}"
         return state, report
     chosen = _drawn(run, number)
-    turn = _Turn(run, state, tickets, report)
+    rows = run.rows({profile.name: profile.num_examples for profile in run.roll.present})
+    turn = _Turn(run, state, tickets, report, rows)
     new = turn.combined(turn.updates(chosen))
     if not report.failed:
         report.inexactness = turn.meter.read(truncated(new.tensors, rank), new.journal[len(state.journal) :])
@@ -61,6 +63,7 @@ class _Turn:
     state: State
     tickets: dict[str, Ticket]
     report: Round
+    rows: dict[str, int]  # that each node counts for at most
     meter: Meter = field(default_factory=Meter)
 
     def updates(self, chosen: list[Profile]) -> Iterator[Update]:
@@ -94,7 +97,8 @@ class _Turn:
         ticket = self.tickets[profile.name]
         update = door.admit_update(run.strategy, reply, profile.name, ticket, self.state, profile.num_examples)
         run.check(reply, line, self.state)
-        return update
+        metrics = weights.counted(update.metrics, self.rows[profile.name])
+        return replace(update, weight=float(metrics["num-examples"]), metrics=metrics)
 
     def _noted(self, profile: Profile, line: NodeLine, update: Update) -> None:
         """What a good update tells, as far as privacy lets it."""
@@ -122,8 +126,14 @@ class _Turn:
         like = truncated(run.strategy.expected(state, widest), widest.rank)
         combined = run.mechanism.combined(combined, len(good), like)
         run.mechanism.close(good)
+        new = run.strategy.apply(state, combined, report.number)
+        if wild := door.not_finite({**new.tensors, **_entered(state, new)}):
+            nodes = ", ".join(line.node for line in report.nodes if not line.refused)
+            report.failed = f"the new state would hold NaN or infinity in '{wild}', from the updates of {nodes}"
+            LOG.error("[ROUND %d] failed, the state stays: %s", report.number, report.failed)
+            return state
         report.train = means(good)
-        return run.strategy.apply(state, combined, report.number)
+        return new
 
     def _shortage(self, good: int) -> str:
         """Why so many good replies are too few, if they are."""
@@ -133,3 +143,9 @@ class _Turn:
             return ""
         reasons = sorted({line.refused for line in self.report.nodes if line.refused})
         return f"{good} of {sampled} replies were good, {needed} are needed: {'; '.join(reasons[:3])}"
+
+
+def _entered(before: State, after: State) -> dict[str, torch.Tensor]:
+    """The tensors of what a round has added to the journal."""
+    entries = after.journal[len(before.journal) :]
+    return {f"{name} (entry {n})": tensor for n, entry in enumerate(entries) for name, tensor in entry.tensors.items()}
