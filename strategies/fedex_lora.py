@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 from strategies.algebra.lowrank import FLOAT32, ProductSum, modules, pair
 from strategies.algebra.tensors import Tensors, added
-from strategies.exchange.contract import EXACT, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
+from strategies.exchange.contract import EXACT, FIXED_POINT, IDENTITY, ORDER, PRODUCTS, WEIGHTS, Strategy
 from strategies.exchange.journal import merge
 from strategies.exchange.vocabulary import Entry, State, Update
+from task.config import TaskConfig
 from task.model import TunedModel
 
 RESIDUAL = "residual "  # in front of names, where the residual lies beside the change of the factors
@@ -30,6 +31,9 @@ class FedExLora(Strategy):
     tunings = frozenset({"lora"})
     mean = False
     laws = frozenset({IDENTITY, FIXED_POINT, ORDER, WEIGHTS, EXACT})
+
+    def apart(self, config: TaskConfig) -> str:
+        return PRODUCTS
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
         means: dict[str, ProductSum] = defaultdict(ProductSum)

@@ -65,6 +65,14 @@ class FedKSeed(Strategy):
             )
         return found
 
+    def apart(self, config: TaskConfig) -> str:
+        if 0 < config.local_steps < self.directions:
+            return (
+                f"in local-steps = {config.local_steps} a node tries few of fedkseed.directions = {self.directions}, "
+                "and others than the other nodes: set fewer directions than local steps"
+            )
+        return ""
+
     # ------------------------------------------------------------------ the server's half
 
     def initial(self, model: TunedModel) -> State:
@@ -79,6 +87,13 @@ class FedKSeed(Strategy):
 
     def expected(self, state: State, ticket: Ticket) -> Tensors:
         return {name: tensor.float() for name, tensor in state.tensors.items()}
+
+    def length(self, delta: Tensors) -> float:
+        """Of the totals; what else is sent only says which directions are drawn."""
+        return super().length({TOTALS: delta[TOTALS]})
+
+    def shortened(self, delta: Tensors, share: float) -> Tensors:
+        return delta | super().shortened({TOTALS: delta[TOTALS]}, share)
 
     # ------------------------------------------------------------------ the node's half
 

@@ -32,7 +32,17 @@ import torch
 
 from strategies.algebra.layout import Layout
 from strategies.algebra.philox import Seeds
-from strategies.algebra.projection import BASES, Coordinates, Projection, from_exact, summed, weighted
+from strategies.algebra.projection import (
+    BASES,
+    Coordinates,
+    Projection,
+    from_exact,
+    most_counts,
+    spread_out,
+    summed,
+    weighted,
+)
+from strategies.algebra.robust import Settle
 from strategies.algebra.tensors import Tensors, snapshot
 from strategies.exchange.contract import FIXED_POINT, ORDER, WEIGHTS, Strategy
 from strategies.exchange.vocabulary import Entry, Metrics, Profile, RunFailed, State, Ticket, Update
@@ -122,20 +132,40 @@ class Ferret(Strategy):
             return f"'{COUNTS}' give a block more coordinates than it has elements"
         return ""
 
+    def length(self, delta: Tensors) -> float:
+        """Of the coordinates, times their scales."""
+        return float(_coordinates(delta).exact().norm())
+
+    def shortened(self, delta: Tensors, share: float) -> Tensors:
+        return delta | super().shortened({SCALES: delta[SCALES]}, share)
+
+    def apart(self, config: TaskConfig) -> str:
+        if self.seeds == "fresh":
+            return "with ferret.seeds = 'fresh' every node has a basis of its own: set it 'shared' or 'pool'"
+        return ""
+
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
         cohort = sorted(updates, key=lambda update: update.node)
         total, step = sum(update.weight for update in cohort), self.stepped(cohort[0].ticket)
         rows = [_coordinates(update.delta) for update in cohort]
         weights = [step * update.weight / total for update in cohort]
-        if self._pooled:
-            return {EXACT: summed(rows, weights).exact()}
-        seeds = [self._seeds(update.ticket) for update in cohort]
-        if self.seeds == "shared":
-            rows, seeds = [summed(rows, weights)], seeds[:1]
-        else:
-            rows = weighted(rows, weights)
-        combined = {name: torch.stack([_row(row)[name] for row in rows]) for name in (NUMBERS, COUNTS)}
-        return combined | {SCALES: rows[0].scales, SEEDS: torch.tensor(seeds, dtype=torch.int64)}
+        if self.seeds != "fresh":
+            return self._one(summed(rows, weights), cohort[0].ticket)
+        return _entered(weighted(rows, weights), [self._seeds(update.ticket) for update in cohort])
+
+    def combine_by(self, settle: Settle, state: State, updates: Iterable[Update]) -> Tensors:
+        """Every coordinate of the one basis that all nodes share is settled; a node that has fewer of a block has zeros
+        for the others, for that is what its vector is made of."""
+        cohort = list(updates)
+        rows, ticket = [_coordinates(update.delta) for update in cohort], cohort[0].ticket
+        counts = most_counts(rows)
+        like = {EXACT: torch.empty(int(counts.sum()), dtype=torch.float64, device="meta")}
+        found = settle(like, ({EXACT: spread_out(row, counts)} for row in rows)).over_owners(like)
+        return self._one(from_exact(self.stepped(ticket) * found[EXACT], counts), ticket)
+
+    def _one(self, row: Coordinates, ticket: Ticket) -> Tensors:
+        """The one row that a cohort's become in a basis that all share."""
+        return {EXACT: row.exact()} if self._pooled else _entered([row], [self._seeds(ticket)])
 
     def apply(self, state: State, combined: Tensors, round: int) -> State:
         if not self._pooled:
@@ -191,6 +221,12 @@ class Ferret(Strategy):
                 change = change + layout.read(model.beside, blocks) * self.momentum
                 layout.write(model.beside, blocks, change)
             layout.write(tensors, blocks, before + change)
+
+
+def _entered(rows: list[Coordinates], seeds: list[Seeds]) -> Tensors:
+    """Rows of the same scales as an entry of the journal holds them."""
+    stacked = {name: torch.stack([_row(row)[name] for row in rows]) for name in (NUMBERS, COUNTS)}
+    return stacked | {SCALES: rows[0].scales, SEEDS: torch.tensor(seeds, dtype=torch.int64)}
 
 
 def _pool(config: TaskConfig) -> Seeds:

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from strategies.algebra.lowrank import ProductSum, factor_names, modules, others, pair
 from strategies.algebra.mean import WeightedSum
 from strategies.algebra.tensors import Tensors, difference
-from strategies.exchange.contract import ORDER, WEIGHTS, Strategy
+from strategies.exchange.contract import ORDER, PRODUCTS, WEIGHTS, Strategy
 from strategies.exchange.vocabulary import State, Update
+from task.config import TaskConfig
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class FlexLora(Strategy):
     mean = False
     cumulative = False  # the factors are split anew in every round
     laws = frozenset({ORDER, WEIGHTS})
+
+    def apart(self, config: TaskConfig) -> str:
+        return PRODUCTS
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
         products: dict[str, ProductSum] = defaultdict(ProductSum)

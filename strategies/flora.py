@@ -20,9 +20,10 @@ import torch
 from strategies.algebra.lowrank import ProductSum, modules, others, pair, rank_axis, silenced, truncated
 from strategies.algebra.mean import WeightedSum
 from strategies.algebra.tensors import Tensors, added, difference, snapshot
-from strategies.exchange.contract import EXACT, FIXED_POINT, ORDER, WEIGHTS, Strategy
+from strategies.exchange.contract import EXACT, FIXED_POINT, ORDER, PRODUCTS, WEIGHTS, Strategy
 from strategies.exchange.journal import merge
 from strategies.exchange.vocabulary import Entry, Metrics, State, Ticket, Update
+from task.config import TaskConfig
 from task.model import TunedModel
 from task.train import Trainer
 
@@ -36,6 +37,9 @@ class Flora(Strategy):
     mean = False
     cumulative = False  # an update is what a node holds, in factors that are drawn afresh
     laws = frozenset({FIXED_POINT, ORDER, WEIGHTS, EXACT})
+
+    def apart(self, config: TaskConfig) -> str:
+        return PRODUCTS
 
     # ------------------------------------------------------------------ the server's half
 
@@ -55,6 +59,17 @@ class Flora(Strategy):
 
     def expected(self, state: State, ticket: Ticket) -> Tensors:
         return truncated(state.tensors, ticket.rank)
+
+    def length(self, delta: Tensors) -> float:
+        """Of the products, which are what nodes learned, and of all other tensors: factors alone are long from the
+        start."""
+        learned = [ProductSum.of(*pair(delta, module)).norm() for module in modules(delta)]
+        return math.hypot(super().length(others(delta)), *learned)
+
+    def shortened(self, delta: Tensors, share: float) -> Tensors:
+        """By B and the other tensors: the products shrink in proportion."""
+        longer = {name: tensor for name, tensor in delta.items() if rank_axis(name) != 0}
+        return delta | super().shortened(longer, share)
 
     def trained(self, state: State, update: Update) -> Tensors:
         return update.delta | added(others(state.tensors), update.delta)

@@ -19,6 +19,7 @@ import torch
 
 from strategies.algebra.lowrank import ProductSum, factor_names, modules, others, pair, truncated
 from strategies.algebra.mean import WeightedSum
+from strategies.algebra.robust import Settle
 from strategies.algebra.tensors import Tensors, difference, snapshot
 from strategies.exchange.contract import IDENTITY, ORDER, WEIGHTS, Strategy
 from strategies.exchange.vocabulary import Metrics, State, Ticket, Update
@@ -58,6 +59,11 @@ class HetLora(Strategy):
         for total in factors.values():
             mean |= total.mean() if total.total else {name: state.tensors[name] for name in total.sums}
         return difference(mean, state.tensors)
+
+    def combine_by(self, settle: Settle, state: State, updates: Iterable[Update]) -> Tensors:
+        """Every slice is settled by the nodes that kept it, and shrinks by their share; norms of products do not weigh,
+        for a liar's would be the largest."""
+        return settle(state.tensors, (update.delta for update in updates)).padded(state.tensors)
 
     # ------------------------------------------------------------------ the node's half
 

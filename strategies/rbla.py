@@ -19,6 +19,7 @@ import torch
 
 from strategies.algebra.lowrank import owned, rank_axis
 from strategies.algebra.mean import WeightedSum
+from strategies.algebra.robust import Settle
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.contract import Strategy
 from strategies.exchange.vocabulary import State, Update
@@ -45,3 +46,7 @@ class RBLA(Strategy):
             owners = torch.tensor(changes.total) if axis is None else slices.unsqueeze(1 - axis)
             change[name] = torch.where(owners > 0, total / owners, 0.0).to(state.tensors[name].dtype)
         return change
+
+    def combine_by(self, settle: Settle, state: State, updates: Iterable[Update]) -> Tensors:
+        """Every slice is settled by its owners; those of too few keep their value."""
+        return settle(state.tensors, (update.delta for update in updates)).over_owners(state.tensors)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from strategies.algebra.lowrank import owned, rank_axis
 from strategies.algebra.mean import WeightedSum
+from strategies.algebra.robust import Settle
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.contract import EQUAL_RANKS, IDENTITY, ORDER, WEIGHTS, Strategy
 from strategies.exchange.vocabulary import State, Update
@@ -38,3 +39,7 @@ class ZeroPad(Strategy):
             if axis is not None:  # to those who lack a slice, it is zero
                 total.addcmul_(state.tensors[name].double(), lacking.unsqueeze(1 - axis))
         return changes.mean()
+
+    def combine_by(self, settle: Settle, state: State, updates: Iterable[Update]) -> Tensors:
+        """Every slice is settled by its owners, and shrinks by their share of the nodes as in the mean."""
+        return settle(state.tensors, (update.delta for update in updates)).padded(state.tensors)

@@ -18,6 +18,7 @@ import strategies
 from strategies.algebra.lowrank import products
 from strategies.algebra.projection import LARGEST
 from strategies.algebra.tensors import Tensors, added
+from strategies.exchange import chain
 from strategies.exchange.contract import EQUAL_RANKS, EXACT, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
 from strategies.exchange.vocabulary import Entry, Profile, State, Ticket, Update
 from strategies.exchange.wrapper import Wrapper
@@ -62,7 +63,7 @@ class Scene:
 
     def next(self, updates: Sequence[Update] | None = None) -> State:
         """The state after the round."""
-        combined = self.strategy.combine(self.state, iter(self.updates if updates is None else updates))
+        combined = chain.rule(self.strategy)(self.state, iter(self.updates if updates is None else updates))
         return self.strategy.apply(self.state, combined, 1)
 
 
@@ -174,9 +175,9 @@ def loaded(name: str, wrappers: Sequence[Wrapper] = ()) -> Strategy:
     return strategies.load(name, wrappers, **SMALL.get(name, {}))
 
 
-def variants(name: str) -> list[Strategy]:
+def variants(name: str, wrappers: Sequence[Wrapper] = ()) -> list[Strategy]:
     """A strategy as it is by default, or fits the toy; one of two stages in the second too, and so on."""
-    return [strategies.load(name, **SMALL.get(name, {}), **chosen) for chosen in ({}, *FURTHER.get(name, []))]
+    return [strategies.load(name, wrappers, **SMALL.get(name, {}), **chosen) for chosen in ({}, *FURTHER.get(name, []))]
 
 
 def merged(journal: Sequence[Entry]) -> Tensors:

@@ -16,13 +16,10 @@ from in_process import equal
 from laws import Plan, plans, scene
 
 import strategies
-from strategies.algebra.robust import Spill, cut, median, trimmed_mean
+from strategies.algebra.robust import Spill, cut, median, settled, trimmed_mean
 from strategies.algebra.tensors import Tensors
 from strategies.exchange import chain
-from strategies.exchange.fit import misfits
-from strategies.exchange.vocabulary import Refused, State, Ticket, Update
-from strategies.exchange.wrapper import Wrapper
-from task.config import TaskConfig
+from strategies.exchange.vocabulary import State, Ticket, Update
 
 EXAMPLES = settings(max_examples=60)
 TICKET = Ticket(1, 3, 9, 0)
@@ -93,33 +90,36 @@ def test_blocks_do_not_show(terms: int, at_once: int, seed: int) -> None:
         drawn = [{n: torch.randn(t.shape, generator=numbers) for n, t in like.items()} for _ in range(terms)]
         for term in drawn:
             spill.add(term)
-        found = spill.reduced(median, at_once)
+        found = spill.reduced(median, 1, at_once).numbers
     for name in like:
         whole = np.median(torch.stack([term[name].double() for term in drawn]).numpy(), axis=0)
-        assert torch.equal(found[name], torch.from_numpy(np.asarray(whole)).float())
+        assert torch.equal(found[name], torch.from_numpy(np.asarray(whole)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.float32])
 def test_results_have_the_dtypes_of_the_state(dtype: torch.dtype) -> None:
-    with Spill({"w": torch.zeros(2, dtype=dtype)}) as spill:
-        for value in (1, 2, 2**20 if dtype == torch.int64 else 4):
-            spill.add({"w": torch.tensor([value, -value]).to(dtype)})
-        assert torch.equal(spill.reduced(median)["w"], torch.tensor([2, -2]).to(dtype))
+    like = {"w": torch.zeros(2, dtype=dtype)}
+    terms = [{"w": torch.tensor([v, -v]).to(dtype)} for v in (1, 2, 2**20 if dtype == torch.int64 else 4)]
+    found = settled(median, 1, like, terms)
+    for change in (found.over_owners(like), found.over_all(like), found.padded(like)):
+        assert torch.equal(change["w"], torch.tensor([2, -2]).to(dtype))
 
 
 def test_float64_is_not_narrowed() -> None:
     with Spill({"w": torch.zeros(1, dtype=torch.float64)}) as spill:
         spill.add({"w": torch.tensor([1 / 3], dtype=torch.float64)})
-        assert spill.reduced(median)["w"].item() == 1 / 3
+        assert spill.reduced(median).numbers["w"].item() == 1 / 3
 
 
-def test_smaller_factors_are_corners_and_missing_names_are_zero() -> None:
+def test_smaller_factors_are_corners_and_what_is_missing_is_absent() -> None:
     with Spill({"a": torch.zeros(3, 2), "b": torch.zeros(2)}) as spill:
-        for value in (1.0, 2.0, 3.0):
-            spill.add({"a": torch.full((2, 2), value)})
-        found = spill.reduced(median)
-    assert found["a"].tolist() == [[2, 2], [2, 2], [0, 0]]
-    assert found["b"].tolist() == [0, 0]
+        for value, rows in ((1.0, 3), (2.0, 2), (7.0, 2)):
+            spill.add({"a": torch.full((rows, 2), value)})
+        found, pairs = spill.reduced(median), spill.reduced(median, 2)
+    assert found.numbers["a"].tolist() == [[2, 2], [2, 2], [1, 1]]
+    assert found.share["a"].tolist() == [[1, 1], [1, 1], [1 / 3, 1 / 3]]
+    assert pairs.numbers["a"].tolist() == [[2, 2], [2, 2], [0, 0]]
+    assert found.numbers["b"].tolist() == found.share["b"].tolist() == [0, 0]
     with Spill({"a": torch.zeros(1)}) as spill, pytest.raises(KeyError):
         spill.add({"strange": torch.zeros(1)})
 
@@ -133,7 +133,7 @@ def test_memory_does_not_grow_with_terms() -> None:
         with Spill(like) as spill:
             for number in range(terms):
                 spill.add({"w": torch.full((50_000,), float(number))})
-            spill.reduced(median, 2**16)
+            spill.reduced(median, 1, 2**16)
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return most
@@ -190,70 +190,3 @@ def test_without_trimming_it_is_the_mean_of_nodes() -> None:
         combined("trimmed-mean", {"trim": 0.0}, drawn.state, drawn.updates).values(), plain.values()
     ):
         torch.testing.assert_close(tensor, other)
-
-
-# ---------------------------------------------------------------------- the norm
-
-
-def bounded(action: str, bound: float, sent: Tensors) -> Tensors:
-    return strategies.load_wrapper("norm-bound", bound=bound, action=action).incoming(sent, sent)
-
-
-@EXAMPLES
-@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=8), st.floats(1e-3, 1e6))
-def test_a_longer_update_is_shortened_and_a_shorter_one_is_not(values: list[float], bound: float) -> None:
-    sent = {"a": torch.tensor(values), "b": torch.tensor(values[:1], dtype=torch.float64), "n": torch.tensor([9])}
-    length = math.sqrt(sum(float(np.float32(v)) ** 2 for v in values) + float(np.float32(values[0])) ** 2)
-    found = bounded("clip", bound, sent)
-    assert found["n"].item() == 9
-    for name in ("a", "b"):
-        wanted = sent[name].double() * min(1.0, bound / length if length else 1.0)
-        torch.testing.assert_close(found[name].double(), wanted, rtol=1e-5, atol=1e-30)
-    if length < bound * (1 - 1e-9):
-        assert equal(found, sent)
-
-
-def test_a_longer_update_is_refused_where_that_is_asked() -> None:
-    sent = {"w": torch.full((4,), 3.0)}
-    assert equal(bounded("refuse", 6.0, sent), sent)
-    with pytest.raises(Refused, match=r"its norm is 6, more than norm-bound\.bound = 5\.9"):
-        bounded("refuse", 5.9, sent)
-
-
-# ---------------------------------------------------------------------- what goes together
-
-
-def said(strategy: str, *names: str) -> str:
-    chosen: list[Wrapper] = [strategies.load_wrapper(name) for name in names]
-    return "\n".join(misfits(strategies.load(strategy, chosen), TaskConfig(tuning="lora", evaluate="nodes")))
-
-
-MEANS = [name for name in strategies.names() if strategies.strategy_class(name).mean]
-
-
-@pytest.mark.parametrize("name", strategies.names())
-@pytest.mark.parametrize("rule", ["median", "trimmed-mean"])
-def test_only_a_mean_has_another_rule(name: str, rule: str) -> None:
-    assert ("needs a mean of updates" in said(name, rule)) == (name not in MEANS)
-
-
-def test_there_is_one_rule() -> None:
-    assert "'median' and 'trimmed-mean' both say how updates combine" in said("fedavg", "median", "trimmed-mean")
-
-
-@pytest.mark.parametrize("rule", ["median", "trimmed-mean"])
-def test_sparse_updates_have_no_middle(rule: str) -> None:
-    assert f"'top-k' sends other places of every node, of which '{rule}' leaves nothing" in said(
-        "fedavg", "top-k", rule
-    )
-    assert not said("fedavg", rule, "quantize")
-    assert not said("fedavg", "norm-bound", rule, "half")
-
-
-@pytest.mark.parametrize("code", ["half", "quantize", "top-k"])
-def test_a_norm_is_that_of_an_update(code: str) -> None:
-    assert f"'norm-bound' after '{code}' sees no update but a code: put 'norm-bound' first" in said(
-        "fedavg", code, "norm-bound"
-    )
-    assert not said("fedavg", "norm-bound", code)
-    assert "those of 'flora' are not" in said("flora", "norm-bound")

@@ -158,14 +158,24 @@ def weighted(rows: Sequence[Coordinates], weights: Sequence[float]) -> list[Coor
 
 def summed(rows: Sequence[Coordinates], weights: Sequence[float]) -> Coordinates:
     """The weighted sum of vectors that have coordinates in one basis: each block gets as many as in any row."""
-    counts = torch.stack([row.counts for row in rows]).amax(0)
+    counts = most_counts(rows)
     exact = torch.zeros(int(counts.sum()), dtype=torch.float64)
-    begins = counts.cumsum(0) - counts
     for row, weight in zip(rows, weights, strict=True):
-        own = row.counts.cumsum(0) - row.counts
-        moved = torch.arange(len(row.numbers)) + (begins - own).repeat_interleave(row.counts)
-        exact[moved] += weight * row.exact()
+        exact += weight * spread_out(row, counts)
     return from_exact(exact, counts)
+
+
+def most_counts(rows: Sequence[Coordinates]) -> torch.Tensor:
+    """The largest number of coordinates that each block has in any row (L,)."""
+    return torch.stack([row.counts for row in rows]).amax(0)
+
+
+def spread_out(row: Coordinates, counts: torch.Tensor) -> torch.Tensor:
+    """The coordinates in float64 where a row of so many a block has them; beyond its own a vector has zeros."""
+    whole = torch.zeros(int(counts.sum()), dtype=torch.float64)
+    begins, own = counts.cumsum(0) - counts, row.counts.cumsum(0) - row.counts
+    whole[torch.arange(len(row.numbers)) + (begins - own).repeat_interleave(row.counts)] = row.exact()
+    return whole
 
 
 def from_exact(exact: torch.Tensor, counts: torch.Tensor) -> Coordinates:

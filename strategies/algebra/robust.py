@@ -5,11 +5,14 @@ Yin, Chen, Ramchandran, Bartlett, "Byzantine-Robust Distributed Learning: Toward
 largest and the k smallest. Where no more than k of the numbers are wild (for the median: less than half), the result
 lies between the smallest and the largest of the others. Both need all numbers of a place at once, so terms wait in a
 file, and places are read from it some at a time.
+
+Terms need not have every number. A place is settled by those that have it: the others are absent, which is not zero.
 """
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -22,14 +25,51 @@ from strategies.algebra.tensors import Tensors
 AT_ONCE = 2**21  # numbers that are sorted at once
 ROUNDING = 1e-9  # of a share: 0.1 of 30 is 3, not a little more
 Columns = NDArray[np.float64]  # (terms, places)
+Rule = Callable[[Columns], NDArray[np.float64]]  # to (places,)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a rule made of every place, in float64: the `numbers`, zero where too few terms have one, and the `share` of
+    all terms that have one."""
+
+    numbers: Tensors
+    share: Tensors
+
+    def over_owners(self, like: Mapping[str, torch.Tensor]) -> Tensors:
+        """Return the numbers, in the dtypes of `like`."""
+        return {name: self.numbers[name].to(tensor.dtype) for name, tensor in like.items()}
+
+    def over_all(self, like: Mapping[str, torch.Tensor]) -> Tensors:
+        """Return the numbers as if those who lack one had a zero and the rule were a mean: times the share."""
+        return {name: (self.share[name] * self.numbers[name]).to(tensor.dtype) for name, tensor in like.items()}
+
+    def padded(self, start: Mapping[str, torch.Tensor]) -> Tensors:
+        """Return the change of `start` where terms are changes of it and those who lack a number hold a zero there."""
+        change: Tensors = {}
+        for name, tensor in start.items():
+            kept = self.share[name] - 1  # exactly zero where everybody has the number
+            change[name] = (self.share[name] * self.numbers[name] + kept * tensor.double()).to(tensor.dtype)
+        return change
+
+
+Settle = Callable[[Mapping[str, torch.Tensor], Iterable[Mapping[str, torch.Tensor]]], Settled]
+
+
+def settled(rule: Rule, least: int, like: Mapping[str, torch.Tensor], terms: Iterable[Tensors]) -> Settled:
+    """What `rule` makes of every place of `terms`, which are read once, as they come; see `Spill.reduced`."""
+    with Spill(like) as spill:
+        for term in terms:
+            spill.add(term)
+        return spill.reduced(rule, least)
 
 
 class Spill:
     """Terms of named tensors in a file, which is gone when it is closed; in the folder for temporary files (TMPDIR).
 
-    Terms may be smaller than `like` along any axis: they are then its leading corner, and zero elsewhere, as in a
-    `WeightedSum`; names that a term lacks are zero too. A term takes 4 bytes a number, 8 where `like` has numbers that
-    float32 does not hold.
+    Terms may be smaller than `like` along any axis: they then have the numbers of its leading corner, as a factor of
+    smaller rank has, and lack the others; they may lack whole names. A term takes 4 bytes a number, 8 where `like` has
+    numbers that float32 does not hold. What is absent is NaN in the file, which no term holds.
     """
 
     def __init__(self, like: Mapping[str, torch.Tensor]) -> None:
@@ -54,26 +94,29 @@ class Spill:
         if strange := term.keys() - self._like.keys():
             raise KeyError(sorted(strange)[0])
         for name, tensor in self._like.items():
-            whole = np.zeros(tuple(tensor.shape), self._dtype)
+            whole = np.full(tuple(tensor.shape), np.nan, self._dtype)
             if name in term:
                 own = term[name].detach().cpu()
                 whole[tuple(map(slice, own.shape))] = own.to(torch.float64).numpy()
             self._file.write(whole.tobytes())
         self.terms += 1
 
-    def reduced(self, rule: Callable[[Columns], NDArray[np.float64]], at_once: int = AT_ONCE) -> Tensors:
-        """What `rule` makes of every place, (terms, places) to (places,), in the dtypes of `like`."""
-        flat = np.empty(self._width)
+    def reduced(self, rule: Rule, least: int = 1, at_once: int = AT_ONCE) -> Settled:
+        """What `rule` makes of every place, by the terms that have a number there. Where these are fewer than `least`
+        (of as many terms as there are, at most) it is zero."""
+        numbers, share = np.zeros(self._width), np.ones(self._width)
         step = max(1, at_once // max(1, self.terms))
         for start in range(0, self._width, step):
-            stop = min(start + step, self._width)
-            flat[start:stop] = rule(self._columns(start, stop))
-        reduced, done = {}, 0
-        for name, tensor in self._like.items():
-            own = torch.from_numpy(flat[done : done + tensor.numel()]).reshape(tensor.shape)
-            reduced[name] = own.to(tensor.dtype, copy=True)
-            done += tensor.numel()
-        return reduced
+            columns = self._columns(start, min(start + step, self._width))
+            place = slice(start, start + columns.shape[1])
+            numbers[place], owners = _over_owners(rule, columns, min(least, self.terms))
+            share[place] = owners / max(1, self.terms)
+        return Settled(self._named(numbers), self._named(share))
+
+    def _named(self, flat: NDArray[np.float64]) -> Tensors:
+        sizes = [tensor.numel() for tensor in self._like.values()]
+        parts = torch.split(torch.from_numpy(flat), sizes)
+        return {name: part.reshape(self._like[name].shape) for name, part in zip(self._like, parts, strict=True)}
 
     def _columns(self, start: int, stop: int) -> Columns:
         columns = np.empty((self.terms, stop - start))
@@ -82,6 +125,18 @@ class Spill:
             self._file.seek((term * self._width + start) * size)
             columns[term] = np.frombuffer(self._file.read((stop - start) * size), self._dtype)
         return columns
+
+
+def _over_owners(rule: Rule, columns: Columns, least: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The rule over what there is of each column, and how much that is; absent numbers are NaN."""
+    owners = len(columns) - np.isnan(columns).sum(axis=0)
+    numbers = np.zeros(columns.shape[1])
+    if (owners < len(columns)).any():
+        columns = np.sort(columns, axis=0)  # which puts what is absent last
+    for count in np.unique(owners[owners >= max(1, least)]):
+        whole = owners == count
+        numbers[whole] = rule(columns[:count, whole])
+    return numbers, owners
 
 
 def cut(share: float, terms: int) -> int:

@@ -11,7 +11,8 @@ import torch
 
 from strategies.algebra.lowrank import silenced, truncated
 from strategies.algebra.mean import WeightedSum
-from strategies.algebra.tensors import Tensors, added, difference, snapshot
+from strategies.algebra.robust import Settle
+from strategies.algebra.tensors import Tensors, added, difference, norm, snapshot
 from strategies.exchange.vocabulary import Entry, Metrics, Profile, State, Ticket, Update
 from strategies.exchange.wrapper import Wrapper
 from task.config import TaskConfig
@@ -24,6 +25,7 @@ FIXED_POINT = "updates of zero leave the state as it is"
 ORDER = "the order of updates does not matter"
 WEIGHTS = "only the proportions of weights matter"
 EQUAL_RANKS = "with equal ranks it is federated averaging"
+PRODUCTS = "it combines products of factors, of which no number of a factor has a middle"
 EXACT = "the product of the factors becomes the weighted mean of the nodes' products"
 
 
@@ -89,6 +91,25 @@ class Algorithm:
     def trained(self, state: State, update: Update) -> Tensors:
         """The tensors that the node held after training, by its update."""
         return added(self.start_of(state, update.ticket).tensors, update.delta)
+
+    def length(self, delta: Tensors) -> float:
+        """Return how far an update would move a model: the Euclidean norm of all its floating tensors as one vector."""
+        return norm(tensor for tensor in delta.values() if tensor.is_floating_point())
+
+    def shortened(self, delta: Tensors, share: float) -> Tensors:
+        """Return an update that goes the same way, `share` as far; its `length` is that share of the old one."""
+        return {n: (t.double() * share).to(t.dtype) if t.is_floating_point() else t for n, t in delta.items()}
+
+    def apart(self, config: TaskConfig) -> str:
+        """Return why the numbers of one place in nodes' updates do not belong together, so that no order statistic may
+        take the place of their mean (`combine_by`); empty where they do."""
+        own = type(self).combine_by is not Algorithm.combine_by
+        return "" if self.mean or own else "it takes no mean of numbers"
+
+    def combine_by(self, settle: Settle, state: State, updates: Iterable[Update]) -> Tensors:
+        """Return one change of the state where `settle`, for every number, takes the place of the mean over the nodes
+        that have it. All nodes count alike; one that lacks a number left it as it is, as in the mean."""
+        return settle(state.tensors, (update.delta for update in updates)).over_all(state.tensors)
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
         """One change of the state from the updates of a round, which are read once, as they come."""

@@ -1,6 +1,7 @@
 """Which wrappers go together, in which order, and with which strategy; and which of them says how updates combine."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import strategies
 from strategies.algebra.tensors import Tensors
@@ -15,7 +16,7 @@ Rule = Callable[[State, Iterable[Update]], Tensors]
 def rule(strategy: Algorithm) -> Rule:
     """How the updates of a round combine: by the wrapper that has a rule of its own, else by the strategy's."""
     own = [wrapper for wrapper in strategy.wrappers if replaces(wrapper, "combine")]
-    return own[0].combine if own else strategy.combine
+    return partial(own[0].combine, strategy) if own else strategy.combine
 
 
 def problems(strategy: Algorithm) -> list[str]:

@@ -14,10 +14,19 @@ from flwr.serverapp.strategy import Result
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from strategies.exchange import rounds
-from strategies.exchange.algorithm import EQUAL_RANKS, EXACT, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Algorithm
+from strategies.exchange.algorithm import (
+    EQUAL_RANKS,
+    EXACT,
+    FIXED_POINT,
+    IDENTITY,
+    ORDER,
+    PRODUCTS,
+    WEIGHTS,
+    Algorithm,
+)
 from strategies.exchange.federation import Federation
 
-__all__ = ["EQUAL_RANKS", "EXACT", "FIXED_POINT", "IDENTITY", "ORDER", "WEIGHTS", "Strategy"]
+__all__ = ["EQUAL_RANKS", "EXACT", "FIXED_POINT", "IDENTITY", "ORDER", "PRODUCTS", "WEIGHTS", "Strategy"]
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 

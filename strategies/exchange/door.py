@@ -60,9 +60,11 @@ def admit_update(
     expected = truncated(strategy.expected(state, ticket), ticket.rank)
     delta = _unwrapped(strategy.wrappers, records, expected)
     update = Update(node, ticket, delta, float(metrics["num-examples"]), metrics)
-    _check_sums(strategy, state, update)
     if reason := strategy.refusal(state, update):
         raise Refused(reason)
+    for wrapper in strategy.wrappers:
+        update = wrapper.admitted(strategy, update)
+    _check_sums(strategy, state, update)
     return update
 
 

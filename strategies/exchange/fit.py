@@ -13,7 +13,8 @@ def misfits(strategy: Algorithm, config: TaskConfig, federation: Federation | No
         fits = " or ".join(f"'{tuning}'" for tuning in sorted(strategy.tunings))
         found.append(f"strategy = '{strategy.name}' needs tuning = {fits}, not '{config.tuning}'")
     found += chain.problems(strategy)
-    found += [problem for wrapper in strategy.wrappers for problem in wrapper.unfit(config, federation)]
+    for wrapper in strategy.wrappers:
+        found += wrapper.unsuited(strategy, config) + wrapper.unfit(config, federation)
     if strategy.personal and config.evaluate != "nodes":
         found.append(f"strategy = '{strategy.name}' leaves a model of its own on every node: set evaluate = 'nodes'")
     return found

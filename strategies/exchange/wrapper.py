@@ -41,6 +41,10 @@ class Wrapper:
         """What is wrong between this wrapper, the strategy and the wrappers that go first, nearer to the update."""
         return []
 
+    def unsuited(self, strategy: "Algorithm", config: TaskConfig) -> list[str]:
+        """What is wrong between this wrapper and the strategy under the task's settings."""
+        return []
+
     def unfit(self, config: TaskConfig, federation: Federation | None) -> list[str]:
         """What is wrong between this wrapper, the task's settings and the federation (None: not known yet)."""
         return []
@@ -68,9 +72,13 @@ class Wrapper:
         has the names, shapes and dtypes of `form(like)` and is finite; what else can be wrong with it is Refused."""
         return sent
 
-    def combine(self, state: "State", updates: Iterable["Update"]) -> Tensors:
-        """On the server: one change of the state from the updates of a round, instead of their mean weighted by rows.
-        One wrapper of a chain may have such a rule, where the strategy's own is that mean."""
+    def admitted(self, strategy: "Algorithm", update: "Update") -> "Update":
+        """On the server: what an update counts as, once all wrappers are undone. Raises Refused."""
+        return update
+
+    def combine(self, strategy: "Algorithm", state: "State", updates: Iterable["Update"]) -> Tensors:
+        """On the server: one change of the state from the updates of a round, instead of the strategy's own rule. One
+        wrapper of a chain may have such a rule."""
         raise NotImplementedError
 
     def mechanism(self, plan: Plan) -> Mechanism | None:

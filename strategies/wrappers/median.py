@@ -6,31 +6,19 @@ result still lies between the smallest and the largest of what the others sent. 
 differ are not averaged but outvoted.
 
 All nodes count alike, whatever rows they say they have: a weight is a claim, and a node that claims a million rows
-would be the median. Updates wait in a file; memory does not grow with their number (`strategies/algebra/robust.py`).
+would be the median. Where nodes hold different ranks, a slice is settled by those that hold it. Updates wait in a file;
+memory does not grow with their number (`strategies/algebra/robust.py`).
 """
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from strategies.algebra.robust import median
-from strategies.algebra.tensors import Tensors
-from strategies.exchange.order_statistics import combined, misfits
-from strategies.exchange.vocabulary import State, Update
-from strategies.exchange.wrapper import Wrapper
-
-if TYPE_CHECKING:
-    from strategies.exchange.algorithm import Algorithm
+from strategies.algebra.robust import Columns, median
+from strategies.exchange.order_statistics import OrderStatistic
 
 
 @dataclass(frozen=True)
-class Median(Wrapper):
-    """Has no options."""
+class Median(OrderStatistic):
+    """`min_owners` is the least number of nodes that must hold a number for it to change."""
 
-    averaged = True
-
-    def problems(self, strategy: "Algorithm", inner: Sequence[Wrapper]) -> list[str]:
-        return misfits(self, inner)
-
-    def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
-        return combined(median, state, updates)
+    def rule(self, columns: Columns) -> Columns:
+        return median(columns)

@@ -1,22 +1,20 @@
 """No update is longer than a bound.
 
 Sun, Kairouz, Suresh, McMahan, "Can You Really Backdoor Federated Learning?", arXiv 1911.07963: an update u is scaled by
-min(1, M / ||u||) before it is averaged, with one Euclidean norm over all its floating tensors; `bound` is M. With
-`action` = refuse a longer one is dropped like any bad reply. The server does it, once the wrappers after this one are
-undone; nodes need not be trusted with it.
+min(1, M / ||u||) before it is combined; `bound` is M. With `action` = refuse a longer one is dropped like any bad
+reply. The server does it, once all wrappers are undone; nodes need not be trusted with it.
+
+How long an update is, and what shortens it, is the strategy's to say (`Algorithm.length`). For most it is one Euclidean
+norm over all floating tensors; where nodes send factors that they drew themselves, it is that of the products. Where
+products are combined, changes (dB, dA) of common factors B, A move a product by at most M (||B|| + ||A||) + M^2 / 2.
 
 It bounds how far a node can pull the mean, not where: with weights by rows a node of share p moves it by at most p M.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import torch
-
-import strategies
-from strategies.algebra.tensors import Tensors, norm
-from strategies.exchange.vocabulary import Refused
+from strategies.exchange.vocabulary import Refused, Update
 from strategies.exchange.wrapper import Wrapper
 from task.schema import option
 
@@ -31,19 +29,10 @@ class NormBound(Wrapper):
     bound: float = option(1.0, low=1e-12)
     action: str = option("clip", choices=("clip", "refuse"))
 
-    def problems(self, strategy: "Algorithm", inner: Sequence[Wrapper]) -> list[str]:
-        found = []
-        if not strategy.mean:
-            found.append(f"wrapper 'norm-bound' shortens updates that are averaged; those of '{strategy.name}' are not")
-        if coded := [strategies.wrapper_name(wrapper) for wrapper in inner if type(wrapper).form is not Wrapper.form]:
-            found.append(f"wrappers: 'norm-bound' after '{coded[0]}' sees no update but a code: put 'norm-bound' first")
-        return found
-
-    def incoming(self, sent: Tensors, like: Mapping[str, torch.Tensor]) -> Tensors:
-        length = norm(tensor for tensor in sent.values() if tensor.is_floating_point())
+    def admitted(self, strategy: "Algorithm", update: Update) -> Update:
+        length = strategy.length(update.delta)
         if length <= self.bound:
-            return sent
+            return update
         if self.action == "refuse":
             raise Refused(f"its norm is {length:g}, more than norm-bound.bound = {self.bound:g}")
-        share = self.bound / length
-        return {n: (t.double() * share).to(t.dtype) if t.is_floating_point() else t for n, t in sent.items()}
+        return replace(update, delta=strategy.shortened(update.delta, self.bound / length))

@@ -5,35 +5,23 @@ Yin, Chen, Ramchandran, Bartlett, "Byzantine-Robust Distributed Learning: Toward
 every number of the result still lies between the smallest and the largest of what the others sent.
 
 All nodes count alike, whatever rows they say they have: a weight is a claim, and a node that claims a million rows
-would be the mean. Updates wait in a file; memory does not grow with their number (`strategies/algebra/robust.py`).
+would be the mean. Where nodes hold different ranks, a slice is settled by those that hold it, and the share is of
+these. Updates wait in a file; memory does not grow with their number (`strategies/algebra/robust.py`).
 """
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
 
-from strategies.algebra.robust import trimmed_mean
-from strategies.algebra.tensors import Tensors
-from strategies.exchange.order_statistics import combined, misfits
-from strategies.exchange.vocabulary import State, Update
-from strategies.exchange.wrapper import Wrapper
+from strategies.algebra.robust import Columns, trimmed_mean
+from strategies.exchange.order_statistics import OrderStatistic
 from task.schema import option
-
-if TYPE_CHECKING:
-    from strategies.exchange.algorithm import Algorithm
 
 
 @dataclass(frozen=True)
-class TrimmedMean(Wrapper):
-    """`trim` is the share of the nodes that is left out at each end, rounded up."""
+class TrimmedMean(OrderStatistic):
+    """`trim` is the share of the nodes that is left out at each end, rounded up; `min_owners` the least number of nodes
+    that must hold a number for it to change."""
 
     trim: float = option(0.1, low=0.0, high=0.5)
 
-    averaged = True
-
-    def problems(self, strategy: "Algorithm", inner: Sequence[Wrapper]) -> list[str]:
-        return misfits(self, inner)
-
-    def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
-        return combined(partial(trimmed_mean, share=self.trim), state, updates)
+    def rule(self, columns: Columns) -> Columns:
+        return trimmed_mean(columns, self.trim)
