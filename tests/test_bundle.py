@@ -1,12 +1,14 @@
 """What `thistledown run` hands to Flower: a folder of which Flower bundles the same as of the app's own."""
 
+import hashlib
 import re
 from pathlib import Path
 
 import pytest
 from flwr.cli.build import build_fab_from_disk
 
-from thistledown.bundle import candidates, gathered
+from thistledown.bundle import app_hash, candidates, gathered
+from thistledown.main import main
 from thistledown.superlink import SuperLink, SuperLinkError
 
 PROJECT = """
@@ -56,6 +58,7 @@ def test_it_is_flowers_own(app: Path, tmp_path: Path, patterns: str) -> None:
     place = gathered(app, tmp_path / "app")
     assert build_fab_from_disk(place) == build_fab_from_disk(app)
     assert (place / "own/deep/er.py").read_text() == "# own/deep/er.py\n"
+    assert app_hash(app) == hashlib.sha256(build_fab_from_disk(app)).hexdigest()  # which is what `flwr run` sends
 
 
 def test_ignored_folders_are_not_entered(app: Path) -> None:
@@ -71,3 +74,13 @@ def test_an_app_that_flower_refuses_is_named(app: Path) -> None:
             superlink.submit(app, "", nodes=2, cpus=1, gpus=0.0)
     finally:
         superlink.folder.rmdir()
+
+
+def test_the_hash_of_a_clone_is_printed(app: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (app / "pyproject.toml").write_text(PROJECT % "")
+    assert main(["app", "hash", str(app)]) == 0
+    assert capsys.readouterr().out == f"{app_hash(app)}\n"
+    (app / "pyproject.toml").write_text(PROJECT % 'fab-include = ["nothing.py"]')
+    assert main(["app", "hash", str(app)]) == 2
+    assert "Flower does not take the app in" in capsys.readouterr().err
+    assert main(["app", "hash", str(app / "own")]) == 2

@@ -4,12 +4,14 @@
 too, that takes longer than the rest of a start.
 """
 
+import hashlib
 import os
 import shutil
+import tempfile
 import tomllib
 from pathlib import Path
 
-from flwr.cli.build import get_user_fab_patterns
+from flwr.cli.build import build_fab_from_disk, get_user_fab_patterns
 from flwr.cli.utils import build_pathspec, filter_paths_for_publish, load_gitignore_patterns
 from flwr.common.constant import FAB_CONFIG_FILE, FAB_EXCLUDE_PATTERNS
 
@@ -28,6 +30,16 @@ def gathered(app: Path, place: Path) -> Path:
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(str(path), place / name)
     return place
+
+
+def app_hash(app: Path) -> str:
+    """Return the SHA-256 of the bundle that `flwr run` and `thistledown run` send for this app, in hexadecimal.
+
+    It follows from the app's files and from the libraries that pack them (tomli-w, zlib). Raises ValueError for an app
+    that Flower does not take.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return hashlib.sha256(build_fab_from_disk(gathered(app, Path(folder, "app")))).hexdigest()
 
 
 def candidates(app: Path) -> dict[str, Path | bytes]:

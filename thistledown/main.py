@@ -24,13 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a label name must not stop a run on an ASCII terminal
     arguments = _parser().parse_args(argv)
     _handle_signals()
-    if arguments.command != "certs":
+    if arguments.command in ("run", "check", "export"):
         say("checking the configuration")
     from task.schema import ConfigError
     from thistledown.superlink import SuperLinkError
 
     try:
-        return {"run": _run, "check": _check, "export": _export, "certs": _certs}[arguments.command](arguments)
+        commands = {"run": _run, "check": _check, "export": _export, "certs": _certs, "app": _app}
+        return commands[arguments.command](arguments)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return WRONG
@@ -87,6 +88,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     certs.add_argument("--nodes", type=_listed, default=[], help="names of nodes, comma-separated")
     certs.add_argument("--days", type=int, default=825, help="how long certificates are valid (default: 825)")
+    app = commands.add_parser("app", help="say what a clone sends to nodes as the app")
+    what = app.add_subparsers(dest="what", required=True, metavar="what")
+    digest = what.add_parser("hash", help="print the hash of the app, which a node's owner pins")
+    digest.description = "Print the SHA-256 of the bundle that a run of this clone sends, for thistledown-superexec."
+    digest.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="a clone; default: the installed one")
     run.description = "Simulate a federation on this machine; results go to outputs/ in the current directory."
     check.description = "Check a configuration and say what each node would do and send, without running it."
     return parser
@@ -117,6 +123,19 @@ def _certs(arguments: argparse.Namespace) -> int:
 
     made = Keys(arguments.folder, arguments.names, arguments.nodes, arguments.days).make()
     say("\n".join(map(str, made)) if made else "nothing is lacking")
+    return DONE
+
+
+def _app(arguments: argparse.Namespace) -> int:
+    from task.schema import ConfigError
+    from thistledown.bundle import app_hash
+    from thistledown.settings import app_folder
+
+    folder = app_folder(arguments.folder)
+    try:
+        say(app_hash(folder))
+    except ValueError as error:
+        raise ConfigError([f"Flower does not take the app in {folder}: {error}"]) from error
     return DONE
 
 
