@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.machines import Machine, addresses, machines
 from benchmarks.program import BIN, QUIET, START, DeploymentError, Program, free_port
+from thistledown.bundle import app_hash
 from thistledown.certs import Keys
 from thistledown.superlink import end_processes_in
 
@@ -50,7 +51,7 @@ class Deployment:
             self.superlink = Program(self.folder / "superlink", self._superlink_command())
             self.start_superlink()
             for name in self.names:
-                self.flwr("supernode", "register", str(self.keys.node(name).public), CONNECTION)
+                self.flwr("supernode", "register", str(self.keys.node(name).public), CONNECTION, "--name", name)
         except BaseException:
             self._stack.close()
             raise
@@ -79,14 +80,16 @@ class Deployment:
         executor: str = "",
     ) -> Program:
         """Start a SuperNode with a node config; `environment` goes on top of its own. `executor` is the program that
-        serves its messages, a SuperExec beside it; none: the SuperNode starts Flower's."""
+        serves its messages, a SuperExec beside it, ours with this app pinned; none: the SuperNode starts Flower's."""
         machine, keys, port = self.machines[name], self.keys, free_port()
         proof, said = keys.node(name).private, {"name": name, **config}
         command = self.node_command(machine, keys.authority.public, proof, said, port)
         isolation = ("--isolation", "process") if executor else ()
         self.nodes[name] = Program(self.folder / name, (*command, *isolation), environment or {}).start()
         if executor:
-            where = ("--insecure", "--runtime-api-address", f"127.0.0.1:{port}")
+            where: tuple[str, ...] = ("--insecure", "--runtime-api-address", f"127.0.0.1:{port}")
+            if executor == "thistledown-superexec":
+                where += ("--app-hash", app_hash(APP))
             beside = (*machine.prefix, str(BIN / executor), *where)
             self.executors[name] = Program(self.folder / name / "executor", beside, environment or {}).start()
         return self.nodes[name]
