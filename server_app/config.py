@@ -11,7 +11,7 @@ from typing import Any
 
 import strategies
 from strategies.exchange.contract import Strategy
-from strategies.exchange.federation import Federation
+from strategies.exchange.federation import AUTO_NAMES, FIRST_KEY, REGISTERED, Federation
 from strategies.exchange.fit import misfits
 from strategies.exchange.mechanism import Plan
 from task.config import TaskConfig
@@ -41,6 +41,7 @@ class ServerConfig:
     min_train_nodes: int = option(1, low=1)
     min_available_nodes: int = option(1, low=1)
     node_wait_timeout: float = option(120.0, low=0.0)
+    node_names: str = option(AUTO_NAMES, choices=(AUTO_NAMES, REGISTERED, FIRST_KEY))
     round_timeout: float = option(3600.0, low=0.1)
     min_success_fraction: float = option(0.5, low=0.0, high=1.0)
     max_failed_rounds: int = option(3, low=1)
@@ -98,6 +99,7 @@ def _federation(task: TaskConfig, server: ServerConfig) -> Federation:
         min_train_nodes=server.min_train_nodes,
         min_available_nodes=server.min_available_nodes,
         node_wait_timeout=server.node_wait_timeout,
+        node_names=server.node_names,
         min_success_fraction=server.min_success_fraction,
         max_failed_rounds=server.max_failed_rounds,
         evaluate_every=server.evaluate_every,

@@ -7,6 +7,8 @@ from pathlib import Path
 from strategies.exchange.vocabulary import Metrics, State
 from task.base import Base
 
+AUTO_NAMES, REGISTERED, FIRST_KEY = "auto", "registered", "first-key"  # whose names are whose; see names.py
+
 
 @dataclass
 class NodeLine:
@@ -70,6 +72,8 @@ Score = Callable[[State], Metrics]
 class Federation:
     """Who takes part, how long to wait, what counts as failure, what to keep. The defaults just work.
 
+    node_names: whose a name is. "registered": the key's that was registered under it; "auto": likewise as soon as any
+        key was, else nodes are believed; "first-key": likewise, and a name stays with the key that first said it.
     evaluate_every: rounds from one evaluation to the next, on the server or on nodes; see `evaluated`.
     dropout: share of replies that are let go, as if their nodes had dropped out in the middle of the round.
     max_weight_ratio: a node that claims more rows than this many times the median claim counts as the median one;
@@ -90,6 +94,7 @@ class Federation:
     min_train_nodes: int = 1
     min_available_nodes: int = 1
     node_wait_timeout: float = 120.0
+    node_names: str = AUTO_NAMES
     min_success_fraction: float = 0.5
     max_failed_rounds: int = 3
     evaluate_every: int = 1

@@ -56,6 +56,12 @@ def replies(grid: Grid, sent: list[Sent], deadline: float) -> Iterator[tuple[Sen
         yield item, _wait(grid, item.message_id, deadline) if item.message_id else None
 
 
+def arrived(grid: Grid, item: Sent) -> Message | None:
+    """The reply to a message if it is there by now."""
+    found = list(grid.pull_messages([item.message_id])) if item.message_id else []
+    return found[0] if found else None
+
+
 def _wait(grid: Grid, message_id: str, deadline: float) -> Message | None:
     """Look until the reply is there; after the deadline look once more, for it may have waited."""
     pause = FIRST_WAIT

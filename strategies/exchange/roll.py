@@ -8,7 +8,10 @@ from flwr.serverapp import Grid
 from strategies.exchange import cohort
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import Federation, Round
-from strategies.exchange.opening import Meeting, Opening, meet
+from strategies.exchange.meeting import Meeting
+from strategies.exchange.names import identities
+from strategies.exchange.newcomers import Newcomers
+from strategies.exchange.opening import Opening
 from strategies.exchange.ranks import below
 from strategies.exchange.session import Session
 from strategies.exchange.vocabulary import BASE_MARK, Absent, Outgrown, OutOfMemory, Profile, Refused, State, Ticket
@@ -28,23 +31,33 @@ class Roll:
     session: Session
     known: dict[int, Profile] = field(default_factory=dict)  # every node that ever fitted, by Flower's id
     left_out: set[int] = field(default_factory=set)
+    told: dict[int, str] = field(default_factory=dict)  # why nodes do not take part yet, as it was last said
     present: list[Profile] = field(default_factory=list)  # in the order of names
+    newcomers: Newcomers = field(init=False)
     marks: dict[int, str] = field(default_factory=dict)  # how much of the journal each node is known to hold, by id
 
     def __post_init__(self) -> None:
+        self.newcomers = Newcomers(self.opening.host)
         self._welcome(self.opening.meeting, set())
         self._see(set(self.known))
 
     def call(self, report: Round) -> None:
-        """Look who is connected; nodes never seen before are asked what they are. Raises RunFailed."""
-        there = set(self.grid.get_node_ids())
-        if strangers := sorted(there - set(self.known) - self.left_out):
-            meeting = meet(self.grid, strangers, self.strategy, self.opening, self.timeout, self.session)
-            self._welcome(meeting, there)
-            for profile in meeting.profiles.values():
-                self.session.heard(profile.name)
-            report.spent(meeting.bytes_up, meeting.bytes_down, meeting.bytes_base)
+        """Look who is connected; nodes never seen before are asked what they are, and take part once they have
+        answered. That is waited for only where too few others could train."""
+        nodes = identities(self.grid)
+        self.opening.host.names.see(nodes)
+        there = set(nodes)
+        self.newcomers.ask(node_id for node_id in nodes if node_id not in self.known and node_id not in self.left_out)
         self._see(there)
+        while self.newcomers.guests:
+            for meeting in self.newcomers.met(wait=len(self.present) < self.federation.min_train_nodes):
+                self._welcome(meeting, there)
+                for profile in meeting.profiles.values():
+                    self.session.heard(profile.name)
+                report.spent(meeting.bytes_up, meeting.bytes_down, meeting.bytes_base)
+            self._see(there)
+            if len(self.present) >= self.federation.min_train_nodes:
+                break
 
     def lower(self, profile: Profile, rank: int) -> None:
         """From now on this node trains no more than `rank`."""
@@ -107,9 +120,20 @@ class Roll:
 
     def _welcome(self, meeting: Meeting, there: set[int]) -> None:
         """Remember new nodes. A restarted node has a new id but its old name, and takes its own place again."""
-        names = {profile.name for node_id, profile in self.known.items() if node_id in there}
-        new = {node_id: profile for node_id, profile in meeting.profiles.items() if profile.name not in names}
+        held = {profile.name: profile for node_id, profile in self.known.items() if node_id in there}
+        new = {node_id: profile for node_id, profile in meeting.profiles.items() if profile.name not in held}
+        waiting = {
+            node_id: f"it says it is '{profile.name}', which node {held[profile.name].node_id} is while it is connected"
+            for node_id, profile in meeting.profiles.items()
+            if profile.name in held
+        }
+        for node_id, reason in (waiting | meeting.postponed).items():
+            if self.told.get(node_id) != reason:
+                LOG.warning("node %d does not take part yet: %s", node_id, reason)
+                self.told[node_id] = reason
         back = {profile.name for profile in new.values()}
         self.known = {node_id: p for node_id, p in self.known.items() if p.name not in back} | new
         self.left_out |= set(meeting.left_out)
+        for profile in new.values():
+            self.opening.host.names.bind(profile)
         self.session.ranks |= {profile.name: profile.rank for profile in new.values() if profile.automatic}

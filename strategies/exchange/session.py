@@ -2,6 +2,7 @@
 
 import logging
 import secrets
+import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from strategies.exchange.vocabulary import Profile, RunFailed, State
 
 LOG = logging.getLogger("flwr")
 LONGEST_REST = 8  # rounds
+OFFER_REST = 3600.0  # seconds between two offers of the base to one store, or one key
 ABOUT = "session"  # its key in what a checkpoint says
 
 
@@ -34,6 +36,9 @@ class Session:
     rank: int = 0  # that adapters are built with
     failures: int = 0  # failed rounds in a row
     ranks: dict[str, int] = field(default_factory=dict)  # of nodes: those found by a trial, and those that were lowered
+    named: bool = False  # has any node a name that its key was registered under? then all must have one
+    keys: dict[str, str] = field(default_factory=dict)  # of nodes: the key (its fingerprint) that last had the name
+    offers: dict[str, float] = field(default_factory=dict)  # stores and keys that were sent the base: when, in seconds
     rests: dict[str, Rest] = field(default_factory=dict)  # of nodes that did not answer when they were last asked
     privacy: dict[str, Any] = field(default_factory=dict)  # what a mechanism remembers (`Mechanism.memory`)
 
@@ -51,6 +56,18 @@ class Session:
         """The largest rank that a node trains in this run; 0 where that is still to be found."""
         known = self.ranks.get(profile.name, 0)
         return min(known, profile.rank) if known and profile.rank else known or profile.rank
+
+    # ------------------------------------------------------------------ what was sent to whom
+
+    def offered(self, *whom: str) -> float:
+        """Return the seconds until another offer may be sent to all of `whom`; 0 where one may be sent now."""
+        now = time.time()
+        self.offers = {one: when for one, when in self.offers.items() if now - OFFER_REST < when <= now}
+        return max((self.offers[one] + OFFER_REST - now for one in whom if one in self.offers), default=0.0)
+
+    def offer(self, *whom: str) -> None:
+        """An offer is sent to these."""
+        self.offers |= dict.fromkeys(whom, time.time())
 
     # ------------------------------------------------------------------ nodes that do not answer
 

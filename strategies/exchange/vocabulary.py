@@ -62,6 +62,7 @@ class Profile:
     dtypes: frozenset[str] = frozenset()  # that its device trains in; empty: it did not say
     labels_fit: bool = True  # are the labels of its rows among those of the order?
     labels: tuple[str, ...] = ()  # those that its owner has published
+    key: str = ""  # fingerprint of the key that it proves to the SuperLink, not a claim; empty: it has none
 
     @property
     def order(self) -> tuple[bool, int, str]:
