@@ -70,6 +70,12 @@ def check_source(config: TaskConfig, node: Mapping[str, object]) -> None:
         raise NodeError(said, unreadable(name) if HUB_ID.fullmatch(name) else said)
 
 
+def check_labels(config: TaskConfig) -> None:
+    """NodeError for an order by which a deployed node would name the labels of a classifier from its own rows."""
+    if not config.data.labels and not config.causal and not simulated():
+        raise NodeError("the order names no labels, and a node does not tell its own: data.labels must be set")
+
+
 def guarded(handler: Handler) -> Handler:
     """The handler, whose errors leave a deployed node without what its rows hold."""
 
@@ -80,9 +86,15 @@ def guarded(handler: Handler) -> Handler:
         except Exception as error:
             if simulated():
                 raise
-            raise NodeFailed(told(error)) from error  # Flower logs both here, and sends the first
+            raise NodeFailed(told(error) + _who(message, context)) from error  # Flower logs both, and sends the first
 
     return answer
+
+
+def _who(message: Message, context: Context) -> str:
+    """The node by its name, where the server cannot know it yet: who is left out should be known by more than an id."""
+    name = context.node_config.get("name")
+    return f" (node '{name}')" if name and message.metadata.message_type == "query.profile" else ""
 
 
 def told(error: Exception) -> str:

@@ -15,7 +15,8 @@ from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.app.typing import ConfigRecordValues
 
 from client_app import consent
-from client_app.consent import NodeError, check_code, check_source, follows_paths
+from client_app.consent import NodeError, check_code, check_labels, check_source, follows_paths
+from client_app.permission import check_offer, check_order, check_rows
 from client_app.policy import Policy
 from task.base import Base, accept_offer, node_base, node_bases
 from task.config import AUTO, TaskConfig
@@ -46,12 +47,15 @@ class Local:
     @classmethod
     def of(cls, context: Context, order: ConfigRecord) -> "Local":
         """From Flower's context and the order in a message. Raises PolicyError for a policy that cannot be read,
-        ConfigError for an order that is not valid, NodeError for one that this node does not follow."""
+        ConfigError for an order that is not valid, NodeError for one that this node does not follow, NotPermitted among
+        them for what its policy forbids."""
         from strategies.exchange.order import task_of
 
         policy = Policy.of(context.node_config, deployed=not consent.simulated())
         config = task_of(order)
         check_code(config, context.node_config)
+        check_labels(config)
+        check_order(policy, order, config)
         return cls(tuple(sorted(context.node_config.items())), context.node_id, order, config, policy)
 
     @property
@@ -79,7 +83,7 @@ class Local:
         if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
             problem = f"must be a whole number above 0, or '{AUTO}'"
             raise NodeError(f"node config rank = {rank!r} {problem}", f"the node config's rank {problem}")
-        return rank
+        return min(rank, self.policy.max_rank or rank)
 
     @property
     def _said_rank(self) -> bool | int | float | str:
@@ -123,18 +127,19 @@ class Local:
 
         own = dict(self.node)
         rows, fit = self._rows_that_fit()
+        machine = self.policy.reports.machine
         answers: dict[str, ConfigRecordValues] = {
             "name": self.name,
             "rank": self.rank,
             "automatic": self.automatic,
-            "num-examples": rows,
+            "num-examples": self.policy.reports.counted(rows),
             "store": self.store.id,
             "bases": node_bases(self.config.model, self.store, follows_paths(own)),
-            "device": self.device,
-            "dtypes": dtypes(self.device),
-            "memory": free_memory(self.device),
-            "cores": cores(),
-            "versions": written(versions()),
+            "device": self.device if machine else "",
+            "dtypes": dtypes(self.device) if machine else [],
+            "memory": free_memory(self.device) if machine else 0,
+            "cores": cores() if machine else 0,
+            "versions": written(versions()) if machine else "",
             "labels-fit": fit,
             "labels": list(self.policy.columns.publish_labels),
         }
@@ -142,9 +147,11 @@ class Local:
 
     def _rows_that_fit(self) -> tuple[int, bool]:
         """How many rows there are, and whether their labels are among those of the order; of a deployed node whose
-        labels are not, no more than that is for others to know."""
+        labels are not, no more than that is for others to know. Raises NotPermitted for too few."""
         try:
-            return self.num_examples, True
+            rows = self.num_examples
+            check_rows(self.policy, rows)
+            return rows, True
         except LabelError as error:
             if consent.simulated():
                 raise
@@ -157,6 +164,8 @@ class Local:
         from strategies.exchange import wire
         from strategies.exchange.order import fingerprint_of
 
+        sizes = [len(array.data) for parts in records.array_records.values() for array in parts.values()]
+        check_offer(self.policy, sum(sizes))
         contents = {name: raw(tensor) for name, tensor in wire.unpack(records).tensors.items()}
         accept_offer(contents, fingerprint_of(self.order), self.store)
         return len(contents)

@@ -3,10 +3,13 @@
 Imports that take seconds (torch, transformers, peft) happen when a message needs them: a profile needs torch alone.
 """
 
+from collections.abc import Callable
+
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from client_app.consent import guarded
+from client_app.deadline import within_seconds
 from client_app.local import Local
 
 app = ClientApp()
@@ -16,17 +19,18 @@ app = ClientApp()
 @guarded
 def profile(message: Message, context: Context) -> Message:
     """What this node is, and whether it holds the base that the order names."""
-    local = _local(message, context)
-    return Message(RecordDict({"profile": local.profile()}), reply_to=message)
+    return _answer(message, context, lambda local: RecordDict({"profile": local.profile()}))
 
 
 @app.query("base")
 @guarded
 def base(message: Message, context: Context) -> Message:
     """Keep the base that the server sends along."""
-    local = _local(message, context)
-    kept = local.accept_base(message.content)
-    return Message(RecordDict({"metrics": MetricRecord({"files": kept})}), reply_to=message)
+
+    def keep(local: Local) -> RecordDict:
+        return RecordDict({"metrics": MetricRecord({"files": local.accept_base(message.content)})})
+
+    return _answer(message, context, keep)
 
 
 @app.query("trial")
@@ -35,8 +39,7 @@ def trial(message: Message, context: Context) -> Message:
     """A few steps of training, timed, at the smallest and the largest rank that this node can train."""
     from client_app.trial import tried
 
-    local = _local(message, context)
-    return Message(RecordDict({"trial": tried(local).record()}), reply_to=message)
+    return _answer(message, context, lambda local: RecordDict({"trial": tried(local).record()}))
 
 
 @app.train()
@@ -45,8 +48,7 @@ def train(message: Message, context: Context) -> Message:
     """One round of local training: install the start, train, answer with the update."""
     from client_app.training import trained
 
-    local = _local(message, context)
-    return Message(trained(local, message.content), reply_to=message)
+    return _answer(message, context, lambda local: trained(local, message.content))
 
 
 @app.evaluate()
@@ -55,12 +57,13 @@ def evaluate(message: Message, context: Context) -> Message:
     """Score the state on the rows this node keeps for it."""
     from client_app.training import evaluated
 
-    local = _local(message, context)
-    return Message(evaluated(local, message.content), reply_to=message)
+    return _answer(message, context, lambda local: evaluated(local, message.content))
 
 
-def _local(message: Message, context: Context) -> Local:
-    """This node, for the order in a message."""
+def _answer(message: Message, context: Context, work: Callable[[Local], RecordDict]) -> Message:
+    """The reply that this node works out for the order in a message, in the time that its owner allows."""
     from strategies.exchange.order import record_of
 
-    return Local.of(context, record_of(message.content, "order"))
+    local = Local.of(context, record_of(message.content, "order"))
+    with within_seconds(local.policy.max_seconds):
+        return Message(work(local), reply_to=message)

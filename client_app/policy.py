@@ -55,6 +55,10 @@ class Reports:
     machine: bool = option(True)  # device, memory, cores, versions
     rows: str = option("exact", choices=ROWS)  # rounded: down to a power of two
 
+    def counted(self, rows: int) -> int:
+        """How many rows a node says it has."""
+        return rows if self.rows == "exact" else 1 << rows.bit_length() >> 1
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -72,7 +76,8 @@ class Policy:
     min_cohort: int = option(0, low=0)  # nodes that the server says take part in a round
     min_rows: int = option(2, low=0)  # that the node has
     min_rows_per_reply: int = option(8, low=0)  # different rows behind an update or a score; all of a smaller node
-    min_batch_size: int = option(1, low=1)
+    min_batch_size: int = option(2, low=1)
+    max_decay: float = option(0.1, low=0.0)  # share of the weights that a step takes off: learning-rate x weight-decay
     max_rounds: int = option(10_000, low=0)  # of a run
     max_rank: int = option(1024, low=0)  # of an adapter
     max_steps: int = option(1_000_000, low=0)  # of local training in a round
@@ -117,6 +122,8 @@ TRUSTING = Policy(
     columns=Columns(max_labels=0),
     min_rows=0,
     min_rows_per_reply=0,
+    min_batch_size=1,
+    max_decay=0.0,
     max_rounds=0,
     max_rank=0,
     max_steps=0,
@@ -140,6 +147,7 @@ def _flat(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 def _unknown_names(values: Mapping[str, object]) -> list[str]:
     """Of tasks, tunings, strategies and wrappers that do not exist; a forgotten letter must not forbid everything."""
     import strategies
+    from strategies.exchange.chain import guards_on_node
     from task.schema import unknown
 
     there = {
@@ -155,4 +163,6 @@ def _unknown_names(values: Mapping[str, object]) -> list[str]:
             if name not in names:
                 said = unknown(name, dict.fromkeys(names))  # type: ignore[arg-type]
                 problems.append(f"{key}: {said.replace('there is no key', 'there is no')}")
+            elif key == "privacy.kinds" and not guards_on_node(strategies.wrapper_class(name)):
+                problems.append(f"{key}: '{name}' is no privacy that a node keeps by itself, so it cannot be required")
     return problems

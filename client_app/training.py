@@ -12,18 +12,21 @@ from client_app.consent import NodeError
 from client_app.device import within_memory
 from client_app.local import Local
 from client_app.memory import MODEL, Memory
+from client_app.permission import check_rows, check_scores, check_ticket, check_update
+from client_app.policy import Policy
 from strategies.exchange import journal, wire
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.door import INSTALLED, PROOF
 from strategies.exchange.echo import echo
-from strategies.exchange.order import PROVE, rank_of, read_ticket, record_of, strategy_of
-from strategies.exchange.vocabulary import OutOfMemory, State, Ticket
+from strategies.exchange.order import PROVE, cohort_of, rank_of, read_ticket, record_of, strategy_of
+from strategies.exchange.vocabulary import Metrics, OutOfMemory, State, Ticket
 from task.model import TunedModel, tuned_model
 from task.rows import Rows
 from task.train import Trainer, evaluate
 
 # Metrics that say nothing of rows but how many there are; `rank` is what an update shows too.
-PLAIN = ("num-examples", "server-round", "rank", "steps", "epsilon", "rounds-left")
+TIME, STEPS = "seconds", "steps"
+PLAIN = ("num-examples", "server-round", "rank", STEPS, "epsilon", "rounds-left")
 
 
 def trained(local: Local, content: RecordDict) -> RecordDict:
@@ -39,7 +42,9 @@ def _update(local: Local, content: RecordDict) -> RecordDict:
     began = time.monotonic()
     here = _Stand.of(local, content)
     strategy, ticket, model = here.strategy, here.ticket, here.model
-    rows, _ = local.rows()
+    rows, kept_back = local.rows()
+    check_rows(local.policy, len(rows) + len(kept_back))
+    check_update(local.policy, strategy, local.config, len(rows))
     places = {wrapper: f"wrapper-{strategies.wrapper_name(wrapper)}" for wrapper in strategy.wrappers}
     kept = here.memory.kept()
     rate = local.config.rate(ticket.round, ticket.rounds)
@@ -51,12 +56,25 @@ def _update(local: Local, content: RecordDict) -> RecordDict:
         delta = wrapper.outgoing(delta, ticket, kept[place])
     reply = wire.pack(State(delta))
     here.memory.keep({**kept, MODEL: strategy.private(model)})
-    metrics = {"num-examples": len(rows), "server-round": ticket.round, "seconds": time.monotonic() - began, **metrics}
+    metrics = {
+        "num-examples": local.policy.reports.counted(len(rows)),
+        "server-round": ticket.round,
+        TIME: time.monotonic() - began,
+        **metrics,
+    }
     silent = any(wrapper.silent for wrapper in strategy.wrappers)
-    told = {name: value for name, value in metrics.items() if not silent or name in PLAIN}
-    reply["metrics"] = MetricRecord({**told, **here.echo})
+    reply["metrics"] = MetricRecord({**_told(local.policy, metrics, silent), **here.echo})
     reply.update(here.proof)
     return reply
+
+
+def _told(policy: Policy, metrics: Metrics, silent: bool) -> Metrics:
+    """What is said of a round's training. `silent`: nothing that depends on values of rows."""
+    reports = policy.reports
+    shown = set(PLAIN) if silent else {*PLAIN, TIME} if not reports.loss else set(metrics)
+    shown -= set() if reports.machine else {TIME}
+    shown -= {STEPS} if reports.rows == "rounded" else set()  # by which rows could be counted
+    return {name: value for name, value in metrics.items() if name in shown}
 
 
 def trainer_of(local: Local, strategy: Algorithm, rows: Rows, seed: int) -> Trainer:
@@ -68,10 +86,16 @@ def trainer_of(local: Local, strategy: Algorithm, rows: Rows, seed: int) -> Trai
 def evaluated(local: Local, content: RecordDict) -> RecordDict:
     """The reply to an `evaluate` message: metrics over the rows that this node keeps for it."""
     here = _Stand.of(local, content, after=True)
-    _, kept = local.rows()
+    trains, kept = local.rows()
     if not len(kept):
         raise NodeError(f"node {local.name} keeps no rows for evaluation (data.holdout = {local.config.data.holdout})")
-    metrics = {"num-examples": len(kept), "server-round": here.ticket.round, **evaluate(here.model, kept, local.device)}
+    check_rows(local.policy, len(trains) + len(kept))
+    check_scores(local.policy, len(kept), len(trains) + len(kept))
+    metrics = {
+        "num-examples": local.policy.reports.counted(len(kept)),
+        "server-round": here.ticket.round,
+        **evaluate(here.model, kept, local.device),
+    }
     return RecordDict({"metrics": MetricRecord({**metrics, **here.echo}), **here.proof})
 
 
@@ -92,6 +116,7 @@ class _Stand:
         torch.set_num_threads(local.config.threads)
         strategy, asked = strategy_of(local.order), record_of(content, "ticket")
         ticket = read_ticket(asked)
+        check_ticket(local.policy, ticket, cohort_of(asked))
         model = tuned_model(local.base, local.config, rank_of(local.order), local.device)
         memory, start = Memory(local, ticket.round, after=after), wire.unpack(content)
         model = memory.installed(strategy, model, start)

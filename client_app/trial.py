@@ -22,6 +22,7 @@ import torch
 
 from client_app.device import OWN_MEMORY, free_memory, within_memory
 from client_app.local import Local
+from client_app.permission import check_rows, check_trial
 from client_app.training import trainer_of
 from strategies.algebra.lowrank import rank_axis
 from strategies.algebra.tensors import Tensors
@@ -40,11 +41,15 @@ COPIES = 3  # of all that trains: itself, a gradient, and what an update is the 
 
 def tried(local: Local) -> Trial:
     """The trial of this node. Only tensors that train change in the process's model, as in a round."""
+    check_trial(local.policy)
     torch.set_num_threads(local.config.threads)
     rows, _ = local.rows()
+    check_rows(local.policy, len(rows))
+    told = steps_of(local.config, local.policy.reports.counted(len(rows)))
     seed = derive(local.config.seed, "trial", local.name)
     trainer = trainer_of(local, strategy_of(local.order), rows, seed)
-    candidates = local.config.lora.auto_ranks
+    most = local.policy.max_rank
+    candidates = [rank for rank in local.config.lora.auto_ranks if not most or rank <= most]
     for largest in reversed(candidates):
         ends = sorted({candidates[0], largest})
         try:
@@ -52,8 +57,8 @@ def tried(local: Local) -> Trial:
         except OutOfMemory:
             continue
         seconds, sizes = zip(*points, strict=True)
-        return Trial(tuple(ends), seconds, sizes, free, steps_of(local.config, len(rows)))
-    return Trial((), (), (), free_memory(local.device), steps_of(local.config, len(rows)))
+        return Trial(tuple(ends), seconds, sizes, free, told)
+    return Trial((), (), (), free_memory(local.device), told)
 
 
 def _measured(local: Local, trainer: Trainer, ranks: list[int]) -> tuple[int, list[tuple[float, int]]]:

@@ -215,6 +215,15 @@ def _random(what: str) -> np.random.Generator:
     return np.random.default_rng(derive("data", what))
 
 
+def columns_of(config: TaskConfig) -> tuple[list[str], str, str]:
+    """The columns that a node's own file is read for: of inputs, of labels and of ids; empty where there is none."""
+    data = config.data
+    inputs = _input_columns(config)
+    if config.causal and data.instruction_column and data.input_column:
+        inputs = [data.instruction_column, data.input_column, data.output_column]  # read where there is one
+    return inputs, "" if config.causal else data.label_column, data.id_column
+
+
 def _input_columns(config: TaskConfig) -> list[str]:
     """The columns that a model's inputs are made of, as far as data must have them."""
     if config.causal:

@@ -31,4 +31,6 @@ def refusal(kind: str, content: dict[str, Any], node: Context) -> str:
 
 
 def settings(**options: object) -> ConfigRecord:
+    """An order, of a classifier with labels unless they are given."""
+    options = {"data__labels": "x|y", **options}
     return ConfigRecord({name.replace("__", ".").replace("_", "-"): value for name, value in options.items()})  # type: ignore[misc]

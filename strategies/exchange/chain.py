@@ -43,6 +43,14 @@ def replaces(wrapper: Wrapper, method: str) -> bool:
     return getattr(type(wrapper), method) is not getattr(Wrapper, method)
 
 
+def guards_on_node(wrapper: type[Wrapper]) -> bool:
+    """Does a node keep its own privacy by it, whatever the server does?"""
+    own = {
+        name for name in ("mechanism", "training", "outgoing") if getattr(wrapper, name) is not getattr(Wrapper, name)
+    }
+    return "mechanism" in own and len(own) > 1
+
+
 def _rivals(wrappers: Iterable[Wrapper]) -> list[str]:
     """There is one rule, and what acts on a mean needs that to be the mean."""
     chain = {strategies.wrapper_name(wrapper): wrapper for wrapper in wrappers}

@@ -35,9 +35,10 @@ class Dispatch:
     echoes: dict[str, int] = field(default_factory=dict)  # what the nodes just sent to shall say, by name
 
     def send(
-        self, kind: str, number: int, state: State, pairs: list[tuple[Profile, Ticket]], report: Round
+        self, kind: str, number: int, state: State, pairs: list[tuple[Profile, Ticket]], report: Round, cohort: int
     ) -> list[post.Sent]:
-        """One message a node, encoded once per distinct content; fills in the lines of the report."""
+        """One message a node, encoded once per distinct content; fills in the lines of the report. `cohort` is how many
+        nodes they are told take part."""
         packed: dict[tuple[int, str, bool], post.Parcel] = {}
         base, session = self.opening.base.fingerprint, self.session
         instruction = order.write(self._config(kind), self.strategy, base, session.rank, session.token)
@@ -52,7 +53,8 @@ class Dispatch:
                 by_rank[ticket.rank] = echo.expected(share.tensors, share.marks[-1], base)
             self.echoes[profile.name] = by_rank[ticket.rank]
             line = NodeLine(profile.name, ticket.rank, journal=-1 if share.ground else len(share.journal))
-            own = RecordDict({"order": instruction, "ticket": order.write_ticket(ticket, prove=line.catches_up)})
+            written = order.write_ticket(ticket, prove=line.catches_up, cohort=cohort)
+            own = RecordDict({"order": instruction, "ticket": written})
             item = post.send(self.grid, profile.node_id, kind, str(number), packed[content], own)
             line.bytes_down = item.bytes
             report.nodes.append(line)

@@ -46,6 +46,10 @@ class Mechanism:
         """Who trains in this round; None: whoever is drawn in the usual way."""
         return None
 
+    def announced(self, drawn: int) -> int:
+        """How many nodes a ticket says take part, of a cohort of `drawn`: a number that betrays nobody's presence."""
+        return drawn
+
     def spend(self, present: Sequence[Profile], cohort: Sequence[Profile]) -> None:
         """A round begins with this cohort: from now on it has cost what it costs, whatever comes of it."""
 

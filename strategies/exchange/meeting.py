@@ -80,7 +80,8 @@ class Host:
 
     def _ask(self, node_ids: Iterable[int]) -> list[post.Sent]:
         """Ask every node what it is."""
-        question = post.Parcel.of(RecordDict({"order": order.write_task(self.config)}))
+        # all that will be asked of them, as a policy may refuse it; the base's fingerprint is not known yet
+        question = post.Parcel.of(RecordDict({"order": order.write(self.config, self.strategy, "")}))
         sent = [post.send(self.grid, node_id, "query.profile", "0", question) for node_id in node_ids]
         LOG.info("asked %d nodes for their profiles", len(sent))
         return sent

@@ -14,22 +14,17 @@ from task.schema import ConfigError, Option, flatten, read, schema
 
 CHOICE = {"strategy": Option(str, "fedavg"), "wrappers": Option(tuple[str, ...], ())}
 PROVE = "prove"  # in a ticket: answer with a fingerprint
+COHORT = "cohort"  # in a ticket: how many nodes take part, by the server's word
 BASE, RANK, RUN = "base-fingerprint", "global-rank", "run-token"  # what the server adds to the settings
 
 
 def write(config: TaskConfig, strategy: Algorithm, fingerprint: str, rank: int = 0, token: str = "") -> ConfigRecord:
     """The record `order`: settings, the base they refer to, the rank that adapters are built with, and the run's token,
     under which a node keeps what is its own."""
-    record = write_task(config)
-    record.update({BASE: fingerprint, RANK: rank, RUN: token})
-    record.update(strategies.to_flat(strategy))
-    return record
-
-
-def write_task(config: TaskConfig) -> ConfigRecord:
-    """The settings of the task alone: what a node needs to say what it is."""
     record = ConfigRecord()
     record.update(flatten(config, changed_only=True))
+    record.update({BASE: fingerprint, RANK: rank, RUN: token})
+    record.update(strategies.to_flat(strategy))
     return record
 
 
@@ -54,9 +49,9 @@ def strategy_of(record: ConfigRecord) -> Algorithm:
     return strategies.from_values(values)
 
 
-def write_ticket(ticket: Ticket, prove: bool = False) -> ConfigRecord:
+def write_ticket(ticket: Ticket, prove: bool = False, cohort: int = 0) -> ConfigRecord:
     """The record `ticket`; the round goes by Flower's usual name for it. `prove`: the node shall say which weights it
-    stands on."""
+    stands on. `cohort`: how many nodes take part, which a node's policy may ask for."""
     record = ConfigRecord(
         {"server-round": ticket.round, "rounds": ticket.rounds, "seed": ticket.seed, "rank": ticket.rank}
     )
@@ -64,6 +59,8 @@ def write_ticket(ticket: Ticket, prove: bool = False) -> ConfigRecord:
         record["basis"] = ticket.basis
     if prove:
         record[PROVE] = True
+    if cohort:
+        record[COHORT] = cohort
     return record
 
 
@@ -72,6 +69,11 @@ def read_ticket(record: ConfigRecord) -> Ticket:
     number, rounds, seed = (_whole(record, name) for name in ("server-round", "rounds", "seed"))
     basis = _whole(record, "basis") if "basis" in record else 0
     return Ticket(number, rounds, seed, _whole(record, "rank", MAX_RANK), basis)
+
+
+def cohort_of(record: ConfigRecord) -> int:
+    """How many nodes take part, by a ticket; 0 where it does not say. Raises Refused."""
+    return _whole(record, COHORT) if COHORT in record else 0
 
 
 def record_of(content: RecordDict, name: str) -> ConfigRecord:

@@ -38,7 +38,7 @@ def by_nodes(run: Run, report: Round, state: State) -> None:
     chosen = run.roll.cohort("evaluate", run.federation.fraction_evaluate, 1, report.number)
     pairs = [(profile, tickets[profile.name]) for profile in chosen]
     scratch = Round(report.number)
-    sent = run.dispatch.send("evaluate", report.number, state, pairs, scratch)
+    sent = run.dispatch.send("evaluate", report.number, state, pairs, scratch, len(pairs))
     answers: dict[str, Metrics] = {}
     arrivals = post.replies(run.grid, sent, time.monotonic() + run.timeout)
     for profile, line, (_, reply) in zip(chosen, scratch.nodes, arrivals, strict=True):

@@ -73,7 +73,8 @@ class _Turn:
         """
         run, report = self.run, self.report
         pairs = [(profile, self.tickets[profile.name]) for profile in chosen]
-        sent = run.dispatch.send("train", report.number, self.state, pairs, report)
+        told = run.mechanism.announced(len(pairs))
+        sent = run.dispatch.send("train", report.number, self.state, pairs, report, told)
         arrivals = post.replies(run.grid, sent, time.monotonic() + run.timeout)
         for profile, line, (_, reply) in zip(chosen, report.nodes, arrivals, strict=True):
             try:

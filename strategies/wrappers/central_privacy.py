@@ -133,6 +133,9 @@ class CentralMechanism(Mechanism):
             return cohort.poisson(present, self.plan.fraction, source)
         return cohort.sample(present, cohort.size(len(present), self.plan.fraction, self.plan.minimum), source)
 
+    def announced(self, drawn: int) -> int:
+        return int(self.expected) if self.poisson else drawn
+
     def spend(self, present: Sequence[Profile], cohort: Sequence[Profile]) -> None:
         if not self.poisson:
             self.planned, self.expected = Draw(nodes=len(present), size=len(cohort)), float(len(cohort))

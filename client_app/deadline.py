@@ -1,0 +1,41 @@
+"""Work on a message that ends after a time that the node's owner has set."""
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+from client_app.consent import NodeError
+from client_app.permission import REFUSED
+
+LOG = logging.getLogger("flwr")
+
+
+class TooLong(NodeError):
+    """Work that was broken off."""
+
+
+@contextmanager
+def within_seconds(limit: float) -> Iterator[None]:
+    """Break off the block after `limit` seconds (0: never), between two instructions of Python. Raises TooLong."""
+    if not limit:
+        yield
+        return
+    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
+        LOG.warning("policy: max-seconds = %g is not kept: it needs the main thread of a POSIX system", limit)
+        yield
+        return
+
+    def ring(number: int, frame: FrameType | None) -> NoReturn:
+        raise TooLong(f"policy: work on a message took more than max-seconds = {limit:g}", REFUSED + "seconds")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, limit)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,193 @@
+"""Whether a node's policy permits what a message asks: found out before any row is read, as far as that can be.
+
+Others are told the kind of thing that was refused, never the rule.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from flwr.app import ConfigRecord
+
+from client_app.consent import NodeError
+from client_app.policy import Policy
+from task.base import FINGERPRINT
+from task.config import TaskConfig
+from task.schema import ConfigError, read
+from task.train import steps_of
+
+if TYPE_CHECKING:
+    from strategies.exchange.algorithm import Algorithm
+    from strategies.exchange.vocabulary import Ticket
+    from strategies.exchange.wrapper import Wrapper
+
+REFUSED = "refused by the node's policy: "  # what others are told, and then the kinds
+Reason = tuple[str, str]  # the kind of thing that is refused, and the rule
+
+
+class NotPermitted(NodeError):
+    """What the node's policy forbids. The message, for the owner's log, has every rule."""
+
+    def __init__(self, reasons: Iterable[Reason]) -> None:
+        found = list(reasons)
+        kinds = dict.fromkeys(kind for kind, _ in found)
+        super().__init__("policy: " + "; ".join(rule for _, rule in found), REFUSED + ", ".join(kinds))
+
+
+def _require(reasons: Iterable[Reason]) -> None:
+    """Raise NotPermitted where there are any."""
+    if found := list(reasons):
+        raise NotPermitted(found)
+
+
+# ------------------------------------------------------------------------------------------------ an order
+def check_order(policy: Policy, order: ConfigRecord, config: TaskConfig) -> None:
+    """Raise NotPermitted for an order, whatever message it comes with; ConfigError for one that cannot be read."""
+    reasons = [*_choices(policy, order, config), *_columns(policy, config), *_reports(policy, config)]
+    _require([*reasons, *_privacy(policy, order), *_steps(policy, config)])
+
+
+def _choices(policy: Policy, order: ConfigRecord, config: TaskConfig) -> Iterator[Reason]:
+    from strategies.exchange.order import CHOICE
+
+    chosen, problems = read({key: order[key] for key in CHOICE if key in order}, CHOICE)
+    if problems:
+        raise ConfigError(problems)
+    yield from _among("tasks", policy.tasks, [config.task.kind])
+    yield from _among("tunings", policy.tunings, [config.tuning])
+    yield from _among("strategies", policy.strategies, [chosen["strategy"]])
+    yield from _among("wrappers", policy.wrappers, chosen["wrappers"])
+    yield from _models(policy, order, config)
+
+
+def _among(key: str, allowed: tuple[str, ...], asked: Iterable[str], kind: str = "") -> Iterator[Reason]:
+    for name in asked if allowed else ():
+        if name not in allowed:
+            yield kind or key, f"'{name:.80}' is none of {key} = {', '.join(allowed)}"
+
+
+def _models(policy: Policy, order: ConfigRecord, config: TaskConfig) -> Iterator[Reason]:
+    """A profile is asked for before the fingerprint is known, so there a name is no reason yet."""
+    from strategies.exchange.order import BASE
+
+    name, said = config.model.name, order.get(BASE)
+    fingerprint = said if isinstance(said, str) else ""
+    open_yet = not fingerprint and any(FINGERPRINT.fullmatch(model) for model in policy.models)
+    if policy.models and not open_yet and not {name, fingerprint} & set(policy.models):
+        yield "models", f"neither model.name = '{name:.80}' nor its fingerprint {fingerprint} is among models"
+
+
+def _columns(policy: Policy, config: TaskConfig) -> Iterator[Reason]:
+    from task.data import columns_of
+
+    inputs, label, identity = columns_of(config)
+    allowed = policy.columns
+    yield from _among("columns.inputs", allowed.inputs, inputs, "columns")
+    yield from _among("columns.labels", allowed.labels, [label] if label else [], "columns")
+    yield from _among("columns.ids", allowed.ids, [identity] if identity else [], "columns")
+    if not allowed.labels and allowed.max_labels and len(config.data.labels) > allowed.max_labels:
+        yield "labels", f"{len(config.data.labels)} labels are more than columns.max-labels = {allowed.max_labels}"
+
+
+def _reports(policy: Policy, config: TaskConfig) -> Iterator[Reason]:
+    if not policy.reports.scores and config.evaluate != "server":
+        yield "reports", f"evaluate = '{config.evaluate}', and reports.scores = false"
+
+
+def _privacy(policy: Policy, order: ConfigRecord) -> Iterator[Reason]:
+    """An order needs one of the wrappers that the policy asks for, with noise, within the policy's limits."""
+    wanted = policy.privacy
+    if not wanted.kinds and not wanted.epsilon:
+        return
+    from strategies import wrapper_name
+    from strategies.exchange.chain import guards_on_node
+    from strategies.exchange.order import strategy_of
+
+    chain = [wrapper for wrapper in strategy_of(order).wrappers if guards_on_node(type(wrapper))]
+    kept = [wrapper for wrapper in chain if not wanted.kinds or wrapper_name(wrapper) in wanted.kinds]
+    if not kept:
+        yield "privacy", f"the order has none of privacy.kinds = {', '.join(wanted.kinds) or 'any on the node'}"
+    for wrapper in kept:
+        yield from _guarantee(policy, wrapper)
+
+
+def _guarantee(policy: Policy, wrapper: "Wrapper") -> Iterator[Reason]:
+    from strategies import wrapper_name
+
+    name, wanted = wrapper_name(wrapper), policy.privacy
+    options = {key: float(getattr(wrapper, key)) for key in ("epsilon", "delta", "clip")}
+    if not wrapper.silent or not options["clip"]:
+        yield "privacy", f"{name} adds no noise"
+    if wanted.epsilon and not 0 < options["epsilon"] <= wanted.epsilon:
+        limit = f"privacy.epsilon = {wanted.epsilon:g}"
+        yield "privacy", f"{name}.epsilon = {options['epsilon']:g} is no budget (0) or more than {limit}"
+    if options["delta"] > wanted.delta:
+        yield "privacy", f"{name}.delta = {options['delta']:g} is more than privacy.delta = {wanted.delta:g}"
+
+
+def _steps(policy: Policy, config: TaskConfig) -> Iterator[Reason]:
+    """What can be said of local steps without the rows."""
+    if config.batch_size < policy.min_batch_size:
+        yield "work", f"batch-size = {config.batch_size} is less than min-batch-size = {policy.min_batch_size}"
+    decay = config.learning_rate * config.weight_decay
+    if policy.max_decay and decay > policy.max_decay:
+        yield "work", f"learning-rate x weight-decay = {decay:g} is more than max-decay = {policy.max_decay:g}"
+    if policy.max_steps and config.local_steps > policy.max_steps:
+        yield "work", f"local-steps = {config.local_steps} are more than max-steps = {policy.max_steps}"
+
+
+# ------------------------------------------------------------------------------------------------ a message
+def check_ticket(policy: Policy, ticket: "Ticket", cohort: int) -> None:
+    """Raise NotPermitted for a round that the policy does not allow; `cohort` is how many nodes the server says take
+    part in it, 0 where it does not say."""
+    reasons: list[Reason] = []
+    if cohort < policy.min_cohort:
+        reasons.append(("cohort", f"{cohort} nodes take part, min-cohort = {policy.min_cohort}"))
+    rounds = max(ticket.round, ticket.rounds)
+    if policy.max_rounds and rounds > policy.max_rounds:
+        reasons.append(("rounds", f"{rounds} rounds are more than max-rounds = {policy.max_rounds}"))
+    if policy.max_rank and ticket.rank > policy.max_rank:
+        reasons.append(("rank", f"rank {ticket.rank} is more than max-rank = {policy.max_rank}"))
+    _require(reasons)
+
+
+def check_offer(policy: Policy, size: int) -> None:
+    """Raise NotPermitted for a base of `size` bytes that the server sends."""
+    reasons: list[Reason] = []
+    if not policy.offers:
+        reasons.append(("offers", "offers = false: the server sends a base"))
+    if policy.max_base_bytes and size > policy.max_base_bytes:
+        reasons.append(("size", f"the base has {size} bytes, max-base-bytes = {policy.max_base_bytes}"))
+    _require(reasons)
+
+
+def check_trial(policy: Policy) -> None:
+    """Raise NotPermitted where a node does not tell what its machine can do."""
+    if not policy.reports.machine:
+        raise NotPermitted([("reports", "a trial tells time and memory, and reports.machine = false")])
+
+
+def check_rows(policy: Policy, rows: int) -> None:
+    """Raise NotPermitted where a node has too few rows to answer at all."""
+    if rows < policy.min_rows:
+        raise NotPermitted([("rows", f"the node has {rows} rows, min-rows = {policy.min_rows}")])
+
+
+def check_update(policy: Policy, strategy: "Algorithm", config: TaskConfig, rows: int) -> None:
+    """Raise NotPermitted where an update would be made of too few of the node's `rows`, or by too many steps.
+
+    Without gradients every step sends a number of its own, so there each batch must have enough.
+    """
+    steps, least = steps_of(config, rows), min(policy.min_rows_per_reply, rows)
+    seen = min(rows, config.batch_size * (steps if strategy.gradients else 1))
+    reasons: list[Reason] = []
+    if seen < least:
+        reasons.append(("work", f"an update of {seen} different rows; min-rows-per-reply is {least} of {rows}"))
+    if policy.max_steps and steps > policy.max_steps:
+        reasons.append(("work", f"{steps} local steps are more than max-steps = {policy.max_steps}"))
+    _require(reasons)
+
+
+def check_scores(policy: Policy, scored: int, rows: int) -> None:
+    """Raise NotPermitted where a score would be of too few of the node's `rows`."""
+    if scored < (least := min(policy.min_rows_per_reply, rows)):
+        raise NotPermitted([("rows", f"a score of {scored} rows; min-rows-per-reply is {least} of {rows}")])
