@@ -47,9 +47,13 @@ class ServerConfig:
     max_failed_rounds: int = option(3, low=1)
     evaluate_every: int = option(1, low=1)
     max_weight_ratio: float = option(5.0, low=0.0)
+    outlier_factor: float = option(5.0, low=0.0)
+    collapse_factor: float = option(0.5, low=0.0, high=1.0)
+    keep_checkpoints: int = option(2, low=0)
     server_device: str = option("auto", choices=DEVICES)
     output_dir: str = option("")
     resume: str = option("")
+    resume_from: str = option("last")
     simulation: Simulation = group(Simulation)
 
 
@@ -104,15 +108,21 @@ def _federation(task: TaskConfig, server: ServerConfig) -> Federation:
         max_failed_rounds=server.max_failed_rounds,
         evaluate_every=server.evaluate_every,
         max_weight_ratio=server.max_weight_ratio,
+        outlier_factor=server.outlier_factor,
+        collapse_factor=server.collapse_factor,
+        keep_checkpoints=server.keep_checkpoints,
         dropout=server.simulation.dropout,
         resume=bool(server.resume),
     )
 
 
 def _problems(server: ServerConfig) -> list[str]:
+    found = []
     if server.output_dir and not Path(server.output_dir).is_absolute():
-        return [f"output-dir = '{server.output_dir}' must be an absolute path"]
-    return []
+        found.append(f"output-dir = '{server.output_dir}' must be an absolute path")
+    if server.resume_from not in ("last", "best") and not server.resume_from.isdecimal():
+        found.append(f"resume-from = '{server.resume_from}' is none of last, best and the number of a round")
+    return found
 
 
 def _strategy(server: ServerConfig, values: Mapping[str, Any], problems: list[str]) -> Strategy | None:

@@ -25,7 +25,7 @@ from server_app.config import RunConfig
 from server_app.measure import measure_of
 from server_app.progress import progress
 from server_app.report import write_report
-from server_app.resuming import CONFIG, METRICS, RESUME, SUMMARY, lines_until, rounds_done, summary_of
+from server_app.resuming import CONFIG, FROM, METRICS, RESUME, SUMMARY, go_back, lines_until, rounds_done, summary_of
 from server_app.tuned import write_tuned
 from strategies.exchange import checkpoint
 from strategies.exchange.federation import Round
@@ -34,7 +34,6 @@ from task.config import TaskConfig
 from task.schema import flatten
 
 LOG = logging.getLogger("flwr")
-BEST = "best.safetensors"
 LABELS = "data.labels"
 
 
@@ -59,14 +58,18 @@ class Results:
 
     def _resume(self) -> None:
         """Stand where an earlier process stood after its last checkpoint. Raises ConfigError."""
+        go_back(self.folder, self.run.server.resume_from)
         done, before = rounds_done(self.folder), summary_of(self.folder)
         self.rounds = lines_until(self.folder, done)
         self.resumed = [*before.get("resumed", []), done]
         self.began -= before.get("seconds", 0.0)
         for line in self.rounds:
             self._compare(line)
-        best = self.checkpoints / BEST
-        if self.best is not None and self.best["round"] == done:  # the process may have ended before it kept this one
+        best = self.checkpoints / checkpoint.BEST
+        there = checkpoint.about(best)["round"] if best.exists() else None
+        if self.best is not None and self.best["round"] != there:
+            # the process ended before it kept this one, or the run went back to before the one that is there
+            self.best = self.rounds[-1] if "chosen-by" in self.rounds[-1] else None
             checkpoint.save(best, checkpoint.load(self.checkpoints / checkpoint.LAST)[0], {"round": done})
 
     def __enter__(self) -> "Results":
@@ -127,7 +130,7 @@ class Results:
         """Keep the state if it is the best so far. It comes after the newest one is kept, so that a round which is done
         again, and may end in other bits, cannot have replaced an older best."""
         if self.best is self.rounds[-1]:
-            checkpoint.save(self.checkpoints / BEST, state, {"round": report.number})
+            checkpoint.save(self.checkpoints / checkpoint.BEST, state, {"round": report.number})
 
     def _compare(self, line: dict[str, Any]) -> None:
         chosen_by = line.get("chosen-by")
@@ -140,6 +143,7 @@ class Results:
         first, last = (self.rounds[0], self.rounds[-1]) if self.rounds else ({}, {})
         # A round that was not evaluated has no quality, nor has one where nodes score and none answers well.
         scored: dict[str, Any] = next((entry for entry in reversed(self.rounds) if metric in entry), {})
+        back = {entry["round"]: entry["rolled-back"] for entry in self.rounds if "rolled-back" in entry}
         nodes = {line["node"]: line["rank"] for entry in self.rounds for line in entry["nodes"]}
         return {
             "status": status,
@@ -157,6 +161,7 @@ class Results:
             "rounds": last.get("round", 0),
             **({"resumed": self.resumed} if self.resumed else {}),
             "failed-rounds": sum(bool(entry["failed"]) for entry in self.rounds),
+            **({"rolled-back": back} if back else {}),
             "ranks": nodes,
             **{name: last[name] for name in ("epsilon", "delta") if name in last},
             "parameters": last.get("parameters", 0),
@@ -171,7 +176,7 @@ class Results:
         }
 
     def _write_config(self, flat: Mapping[str, Any]) -> None:
-        kept = {key: value for key, value in flat.items() if key != RESUME}
+        kept = {key: value for key, value in flat.items() if key not in (RESUME, FROM)}
         draft = self.folder / f".{CONFIG}"
         draft.write_text(tomli_w.dumps(nested(kept)), encoding="utf-8")
         draft.replace(self.folder / CONFIG)
@@ -195,6 +200,7 @@ class Results:
         else:
             quality = {}
         named = {f"server-{k}": v for k, v in server.items()} | {f"nodes-{k}": v for k, v in nodes.items()}
+        named |= {f"nodes-median-{k}": v for k, v in report.medians_of_nodes.items() if k in titles}
         return {
             "round": report.number,
             **quality,
@@ -210,6 +216,7 @@ class Results:
             "parameters": report.parameters,
             "seconds": round(report.seconds, 3),
             "failed": report.failed,
+            **({"rolled-back": report.rolled_back} if report.rolled_back else {}),
             "resting": report.resting,
             "nodes": [asdict(line) for line in report.nodes],
         }
@@ -225,7 +232,7 @@ class Results:
         """The tuned model, last and best."""
         if self._last is None:
             return
-        best = checkpoint.load(self.checkpoints / BEST)[0] if self.best is not None else self._last
+        best = checkpoint.load(self.checkpoints / checkpoint.BEST)[0] if self.best is not None else self._last
         write_tuned(self.run.strategy, self._task, {"last": self._last, "best": best}, self.folder / "model")
 
 

@@ -7,24 +7,28 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from server_app.config import keys
 from strategies.exchange import checkpoint
+from strategies.exchange.session import Session
 from task.schema import ConfigError, Option, Schema
 
 LOG = logging.getLogger("flwr")
-RESUME, ROUNDS = "resume", "num-server-rounds"
-# Keys that may change on the way: none of them changes what a round computes.
+RESUME, FROM, ROUNDS = "resume", "resume-from", "num-server-rounds"
+# Keys that may change on the way: none of them changes what a round computes of the updates that it goes by.
 FREE = (
-    RESUME, ROUNDS, "output-dir", "device", "server-device", "round-timeout", "node-wait-timeout",
+    RESUME, FROM, ROUNDS, "output-dir", "device", "server-device", "round-timeout", "node-wait-timeout",
     "min-available-nodes", "min-success-fraction", "max-failed-rounds", "evaluate-every", "simulation.num-cpus",
-    "simulation.num-gpus",
+    "simulation.num-gpus", "outlier-factor", "collapse-factor", "keep-checkpoints",
 )  # fmt: skip
+LAST = "last"
 CONFIG, METRICS, SUMMARY = "config.toml", "metrics.jsonl", "summary.json"
 
 
@@ -79,21 +83,52 @@ def _nothing_left(folder: Path, old: Mapping[str, Any], settings: Mapping[str, A
         return []  # which is said where types are checked
     if wanted < before:
         return [f"{ROUNDS} = {wanted}, but the run to resume has {before}; it may only have more"]
-    done = rounds_done(folder)
+    done = rounds_done(folder, str(settings.get(FROM, LAST)))
     if done >= wanted:
         return [f"nothing left to do: all {done} rounds of {folder} are over; for more, set {ROUNDS} above {done}"]
     return []
 
 
-def rounds_done(folder: Path) -> int:
-    """The round of a run's last checkpoint. Raises ConfigError."""
-    path = folder / "checkpoints" / checkpoint.LAST
+def rounds_done(folder: Path, which: str = LAST) -> int:
+    """The round of the checkpoint to go on from: the `last`, the `best`, or that of a round. Raises ConfigError."""
+    path = folder / "checkpoints" / _named(which)
+    if which != LAST and not path.exists():
+        there = sorted(int(kept.stem.removeprefix("round-")) for kept in path.parent.glob(checkpoint.kept("*")))
+        choice = ", ".join(["last", "best", *map(str, there)])
+        raise ConfigError([f"{FROM} = '{which}': there is no {path}; this run has {choice}"])
     try:
         return int(checkpoint.about(path)["round"])
     except checkpoint.Damaged as error:
         raise ConfigError([f"cannot resume: {error}; {checkpoint.OTHERS}"]) from error
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ConfigError([f"cannot resume from {path}: {error}"]) from error
+
+
+def go_back(folder: Path, which: str) -> None:
+    """Make an earlier state the one to go on from. What a run must never forget, such as what was spent of a budget of
+    privacy, stays that of its last round; the lines of later rounds stay in `metrics-until-<round>.jsonl`.
+
+    Raises ConfigError.
+    """
+    if which == LAST:
+        return
+    place = folder / "checkpoints"
+    done, last = rounds_done(folder, which), rounds_done(folder)
+    try:
+        state, _ = checkpoint.load(place / _named(which))
+        about = checkpoint.about(place / checkpoint.LAST)
+        session = replace(Session.read(about), round=done, failures=0, sinking=0, usual=[], senders={})
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError([f"cannot go back to {place / _named(which)}: {error}"]) from error
+    session.good = [good for good in session.good if good["round"] <= done]
+    shutil.copy(folder / METRICS, folder / f"metrics-until-{last}.jsonl")
+    checkpoint.save(place / checkpoint.LAST, state, about | {"round": done} | session.about())
+    LOG.info("back to the state of round %d, of %d", done, last)
+
+
+def _named(which: str) -> str:
+    """The file of a state that somebody chose."""
+    return {LAST: checkpoint.LAST, "best": checkpoint.BEST}.get(which, checkpoint.kept(which))
 
 
 def lines_until(folder: Path, last: int) -> list[dict[str, Any]]:

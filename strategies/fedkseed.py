@@ -25,9 +25,9 @@ import torch
 from strategies.algebra.directions import Directions
 from strategies.algebra.layout import Layout
 from strategies.algebra.projection import BASES, from_exact
-from strategies.algebra.tensors import Tensors
+from strategies.algebra.tensors import Tensors, norm
 from strategies.exchange.contract import EQUAL_RANKS, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
-from strategies.exchange.vocabulary import Metrics, State, Ticket
+from strategies.exchange.vocabulary import Metrics, State, Ticket, Update
 from task.config import TaskConfig
 from task.model import TunedModel
 from task.schema import option
@@ -94,6 +94,9 @@ class FedKSeed(Strategy):
 
     def shortened(self, delta: Tensors, share: float) -> Tensors:
         return delta | super().shortened({TOTALS: delta[TOTALS]}, share)
+
+    def lengths(self, state: State, update: Update) -> dict[str, float]:
+        return {f"norm of {name}": norm([delta]) for name, delta in update.delta.items()}
 
     # ------------------------------------------------------------------ the node's half
 

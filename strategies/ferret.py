@@ -144,6 +144,13 @@ class Ferret(Strategy):
             return "with ferret.seeds = 'fresh' every node has a basis of its own: set it 'shared' or 'pool'"
         return ""
 
+    def lengths(self, state: State, update: Update) -> dict[str, float]:
+        return {"norm": self.length(update.delta)}
+
+    def comparable(self, state: State, update: Update) -> Tensors:
+        """Only those of a pool: else every node has other vectors, or other numbers of them in a block."""
+        return {EXACT: _coordinates(update.delta).exact()} if self._pooled else {}
+
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
         cohort = sorted(updates, key=lambda update: update.node)
         total, step = sum(update.weight for update in cohort), self.stepped(cohort[0].ticket)

@@ -27,6 +27,8 @@ from task.config import TaskConfig
 from task.model import TunedModel
 from task.train import Trainer
 
+COLUMNS = 16  # of a product that are compared
+
 
 @dataclass(frozen=True)
 class Flora(Strategy):
@@ -70,6 +72,11 @@ class Flora(Strategy):
         """By B and the other tensors: the products shrink in proportion."""
         longer = {name: tensor for name, tensor in delta.items() if rank_axis(name) != 0}
         return delta | super().shortened(longer, share)
+
+    def comparable(self, state: State, update: Update) -> Tensors:
+        """Some columns of the products: factors are drawn by every node for itself."""
+        pairs = {module: pair(update.delta, module) for module in modules(update.delta)}
+        return others(update.delta) | {f"{module} product": b @ a[:, :COLUMNS] for module, (b, a) in pairs.items()}
 
     def trained(self, state: State, update: Update) -> Tensors:
         return update.delta | added(others(state.tensors), update.delta)

@@ -12,6 +12,7 @@ The paper has one adapter. For several layers, here s_i is taken layer by layer,
 and a node has one rank for all of them.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -42,6 +43,11 @@ class HetLora(Strategy):
     laws = frozenset({IDENTITY, ORDER, WEIGHTS})
 
     # ------------------------------------------------------------------ the server's half
+
+    def lengths(self, state: State, update: Update) -> dict[str, float]:
+        trained = self.trained(state, update)
+        products = [ProductSum.of(*pair(trained, module)).norm() for module in modules(trained)]
+        return super().lengths(state, update) | {"norm of products": math.hypot(*products)}  # by which it weighs
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
         rest = WeightedSum(others(state.tensors))

@@ -116,7 +116,7 @@ class SAFedLora(Strategy):
                     "the state holds adapters only: set sa-fedlora.initiating-rounds = 0 to go on with them"
                 )
             return state
-        state = _handed_over(state, round)
+        state = _handed_over(state, min(round - 1, self.initiating_rounds))  # a run may go back to before it
         if not 0 < rank < state.rank:
             return state
         small = shrunk(state.tensors, rank)
@@ -154,14 +154,14 @@ def _weights(state: State) -> Tensors:
 
 
 def _handed_over(state: State, round: int) -> State:
-    """The weights as the base, and what adapters train in the state; the head goes on as it is."""
+    """The weights of a round as the base, and what adapters train in the state; the head goes on as it is."""
     weights = _weights(state)
     if not weights:
         return state
     waiting = {n.removeprefix(WAITING): t for n, t in state.tensors.items() if n.startswith(WAITING)}
     base = {name: tensor for name, tensor in weights.items() if name not in waiting}
     tensors = {name: weights.get(name, tensor) for name, tensor in waiting.items()}
-    return State(tensors, (*state.journal, Entry(round - 1, 0, base)))
+    return State(tensors, (*state.journal, Entry(round, 0, base)))
 
 
 def shrunk(tensors: Tensors, rank: int) -> Tensors:

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message
-from in_process import InProcessGrid, Outcome, hold, left, resumed, retold, sent
+from in_process import SMALL, InProcessGrid, Outcome, equal, hold, left, resumed, retold, sent, suiting
 from test_lies import changed
 
 import client_app
 from server_app.config import RunConfig
 from strategies.exchange import weights
+from strategies.exchange.plausible import Plausible, Waiting
 from strategies.exchange.vocabulary import MAX_ROWS, RunFailed
 from task.data import outline
 from task.partition import SplitError, partition
@@ -153,3 +154,110 @@ def test_a_resumed_run_whose_rounds_all_fail_has_failed(tmp_path: Path) -> None:
     assert rounds[3]["failed"]
     assert (folder / "model" / "best").exists()
     assert resumed(folder, {"num-server-rounds": 4}).summary["status"] == "completed"
+
+
+# ---------------------------------------------------------------------- updates that are too long
+
+EVERY: dict[str, dict[str, Any]] = {
+    "fedavg/full": {"tuning": "full"},
+    "rbla": {"strategy": "rbla", "lora.ranks": "2,4,8"},
+    "flora": {"strategy": "flora", "lora.ranks": "2,4,8"},
+    "hetlora": {"strategy": "hetlora", "lora.ranks": "2,4,8"},
+    "flex-lora": {"strategy": "flex-lora", "lora.ranks": "2,4,8"},
+    "fedex-lora": {"strategy": "fedex-lora"},
+    "ferret": {"strategy": "ferret", **suiting("ferret")},
+    "fedkseed": {"strategy": "fedkseed", **suiting("fedkseed")},
+    "rolora": {"strategy": "rolora"},
+    "top-k,half": {"wrappers": "top-k,half"},
+    "quantize": {"wrappers": "quantize"},
+    "local-privacy": {"wrappers": "local-privacy", "local-privacy.epsilon": 0.0},
+}
+
+
+def scaled(by: float, first: int = 1) -> Any:
+    """Node 1 sends its update times `by`, from a round on, as far as its dtypes hold that."""
+
+    def times(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point() or "lora_A" in name:
+            return tensor
+        return (tensor.double() * by).clamp(-1e12, 1e12).to(tensor.dtype)
+
+    def spoil(partition: int, kind: str, answer: Message) -> Message:
+        if (partition, kind) != (1, "train") or answer.content.metric_records["metrics"]["server-round"] < first:  # type: ignore[operator]
+            return answer
+        return retold(answer, lambda tensors: {name: times(name, t) for name, t in tensors.items()})
+
+    return spoil
+
+
+LATER = ("fedavg/full", "flora", "hetlora", "ferret")
+
+
+@pytest.mark.parametrize(("name", "first"), [(name, 1) for name in EVERY] + [(name, 2) for name in LATER])
+def test_an_update_that_is_far_too_long_is_refused(tmp_path: Path, name: str, first: int) -> None:
+    """Seen 10: one of 1e12, and every later round was NaN. Without history, and with that of one round."""
+    options = SMALL | {"simulation.num-supernodes": 5, "num-server-rounds": 2} | EVERY[name]
+    outcome = hold(tmp_path, options, spoil=scaled(1e15, first))
+    for entry in outcome.rounds[1:]:
+        refused = {line["node"]: line["refused"] for line in entry["nodes"] if line["refused"]}
+        assert list(refused) == (["1"] if entry["round"] >= first else [])
+        if refused:
+            assert "more than outlier-factor = 5 times the median" in refused["1"] or "no number" in refused["1"]
+    assert outcome.summary["status"] == "completed"
+    assert all(line["loss"] < 20 for line in outcome.rounds)
+
+
+@pytest.mark.parametrize("factor", [20.0, -10.0])
+def test_twenty_times_an_update_is_too_long(tmp_path: Path, factor: float) -> None:
+    outcome = hold(tmp_path, FIVE, spoil=scaled(factor))
+    refused = [line["refused"] for line in outcome.rounds[1]["nodes"] if line["refused"]]
+    assert len(refused) == 1
+    assert "its update has a norm" in refused[0]
+
+
+def test_honest_updates_that_wait_leave_the_same_bits(tmp_path: Path) -> None:
+    options = {"strategy": "rbla", "lora.ranks": "2,4,8", "num-server-rounds": 2}
+    waited, plain = (hold(tmp_path / f"{factor}", options | {"outlier-factor": factor}) for factor in (5.0, 0.0))
+    assert equal(waited.state().tensors, plain.state().tensors)
+
+
+def test_a_small_cohort_goes_by_the_rounds_before() -> None:
+    before = {"norm": [1.0, 1.1, 0.9] * 3}
+    alone = Plausible(5.0, before)
+    assert not alone.sure({"norm": 50.0})
+    assert alone.refusal({"norm": 50.0}) == (
+        "its update has a norm of 50, more than outlier-factor = 5 times the median, 1"
+    )
+    assert alone.sure({"norm": 4.0})
+
+
+def test_honest_updates_may_grow_together() -> None:
+    round = Plausible(5.0, {"norm": [1.0] * 9})
+    lengths = [{"norm": 10.0 + number} for number in range(10)]
+    assert not any(map(round.sure, lengths))
+    assert not any(map(round.refusal, lengths))
+    for own in lengths:
+        round.believe(own)
+    round.close()
+    assert round.before["norm"] == [1.0] * 9 + [10.0 + number for number in range(10)]
+
+
+def test_what_was_not_measured_before_is_not_compared() -> None:
+    round = Plausible(5.0, {"norm of weights": [1.0] * 9})
+    assert not round.sure({"norm of factors": 50.0})
+    assert not round.refusal({"norm of factors": 50.0})
+    zeros = Plausible(5.0, {})
+    assert not any(zeros.sure({"norm": length}) for length in (0.0, 0.0, 1.0))
+    assert not zeros.refusal({"norm": 1.0})  # nothing to measure it by
+
+
+def test_waiting_tensors_come_back_as_they_were() -> None:
+    flat = torch.arange(12.0)
+    sets = [
+        {"a": flat[:6].view(2, 3).T, "b": flat[6:].to(torch.bfloat16)},
+        {"c": torch.tensor([True, False]), "d": torch.zeros(0, 3), "e": torch.tensor(1 + 2j)},
+    ]
+    with Waiting() as waiting:
+        for tensors in sets:
+            waiting.add(tensors)
+        assert all(equal(one, other) for one, other in zip(sets, waiting, strict=True))

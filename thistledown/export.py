@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from server_app.config import RunConfig
-from server_app.results import BEST
 from server_app.resuming import settings_of
 from server_app.tuned import write_tuned
 from strategies.exchange import checkpoint
+from strategies.exchange.checkpoint import BEST
 from task.base import BaseError
 from task.schema import ConfigError
 from task.store import StoreError

@@ -36,7 +36,7 @@ def run(settings: Settings, say: Say, *, verbose: bool = False) -> bool:
     size = f"{counted(server.simulation.num_supernodes, 'node')}, {counted(server.num_server_rounds, 'round')}"
     say(f"{settings.config.strategy.name} with tuning {task.tuning}: {size}, seed {task.seed}")
     if server.resume:
-        say(f"resuming {server.resume} after round {rounds_done(Path(server.resume))}")
+        say(f"resuming {server.resume} after round {rounds_done(Path(server.resume), server.resume_from)}")
     say("starting Flower's SuperLink")
     log = Log(Path(server.output_dir))
     console = Console(verbose=verbose)

@@ -50,4 +50,5 @@ def snapshot(tensors: Mapping[str, torch.Tensor]) -> Tensors:
 
 def norm(tensors: Iterable[torch.Tensor]) -> float:
     """The Euclidean norm of all numbers together, in float64."""
-    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
+    parts = (torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors)
+    return math.sqrt(sum(float(part.double().square().sum()) for part in parts))

@@ -96,6 +96,16 @@ class Algorithm:
         """Return how far an update would move a model: the Euclidean norm of all its floating tensors as one vector."""
         return norm(tensor for tensor in delta.values() if tensor.is_floating_point())
 
+    def lengths(self, state: State, update: Update) -> dict[str, float]:
+        """Return how long an update is, by what is measured, to be compared with those of other nodes and rounds."""
+        rest = [delta for delta in update.delta.values() if not delta.is_floating_point()]
+        return {"norm": self.length(update.delta)} | ({"norm of whole numbers": norm(rest)} if rest else {})
+
+    def comparable(self, state: State, update: Update) -> Tensors:
+        """Return numbers of an update of which those of one place mean the same for all nodes of a round, if there are
+        any. They may be leading corners of what is as large as the state's."""
+        return update.delta
+
     def shortened(self, delta: Tensors, share: float) -> Tensors:
         """Return an update that goes the same way, `share` as far; its `length` is that share of the old one."""
         return {n: (t.double() * share).to(t.dtype) if t.is_floating_point() else t for n, t in delta.items()}

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from strategies.algebra.tensors import Tensors, raw
 from strategies.exchange.vocabulary import BASE_MARK, Entry, State
 
-LAST = "last.safetensors"
+LAST, BEST = "last.safetensors", "best.safetensors"
 JOURNAL = "journal"  # the folder of entries, beside the files of states
 MARK = "journal-mark"  # of a state: where its journal ends
 ABOUT, ABOUT_HASH, TENSORS_HASH = "about", "about-xxh3", "tensors-xxh3"  # keys of a file's header
@@ -34,6 +34,11 @@ LOG = logging.getLogger("flwr")
 
 class Damaged(ValueError):
     """A file whose bytes are not those that were written."""
+
+
+def kept(round: int | str) -> str:
+    """The name of a state that is kept beside the newest one."""
+    return f"round-{round}.safetensors"
 
 
 def save(path: Path, state: State, about: dict[str, Any]) -> None:

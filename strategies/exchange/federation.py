@@ -38,10 +38,12 @@ class Round:
     seconds: float = 0.0
     failed: str = ""  # the reason, where the state did not change
     stopped: str = ""  # the reason, where no further round may follow
+    rolled_back: str = ""  # the reason and the way, where the run went back to an earlier state: see collapse.py
     privacy: dict[str, float | None] = field(default_factory=dict)  # spent so far: epsilon (None: no bound), delta
     train: Metrics = field(default_factory=dict)  # means over nodes, weighted by rows
     inexactness: dict[str, float] = field(default_factory=dict)  # see meter.py; overall and by module
     evaluated_by_nodes: Metrics = field(default_factory=dict)
+    medians_of_nodes: Metrics = field(default_factory=dict)  # of what nodes measured, each by itself
     evaluated_by_server: Metrics = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
@@ -78,6 +80,9 @@ class Federation:
     dropout: share of replies that are let go, as if their nodes had dropped out in the middle of the round.
     max_weight_ratio: a node that claims more rows than this many times the median claim counts as the median one;
         0: every claim is believed. See `weights`.
+    outlier_factor: an update longer than this many times the median is refused; 0: none is. See `plausible`.
+    collapse_factor: a run that scores less than this share of what was usual goes back; 0: never. See `collapse`.
+    keep_checkpoints: how many good states are kept beside the newest one, to go back to.
     base: what to start from and to offer; None: found by `model.name`.
     device: where the server has its own model; a name that torch knows.
     checkpoint: folder that holds the newest state after each round; None: none is kept.
@@ -99,6 +104,9 @@ class Federation:
     max_failed_rounds: int = 3
     evaluate_every: int = 1
     max_weight_ratio: float = 5.0
+    outlier_factor: float = 5.0
+    collapse_factor: float = 0.5
+    keep_checkpoints: int = 2
     dropout: float = 0.0
     base: Base | None = None
     device: str = "cpu"

@@ -1,6 +1,7 @@
 """What the metrics of many nodes are together."""
 
 from collections import defaultdict
+from statistics import median
 
 from strategies.exchange.vocabulary import Metrics
 
@@ -17,3 +18,9 @@ def means(answers: list[Metrics]) -> Metrics:
     if answers:
         found["num-examples"] = int(sum(metrics.get("num-examples", 0) for metrics in answers))
     return found
+
+
+def medians(answers: list[Metrics]) -> Metrics:
+    """Medians of every metric over nodes, each counting once; of an even number the mean of the two in the middle."""
+    names = {name for metrics in answers for name in metrics} - {"num-examples"}
+    return {name: median(metrics[name] for metrics in answers if name in metrics) for name in sorted(names)}

@@ -59,6 +59,11 @@ class Roll:
             if len(self.present) >= self.federation.min_train_nodes:
                 break
 
+    def leave_out(self, nodes: dict[str, str]) -> None:
+        """Ask these nodes nothing more in this process, for the reason that each is here with."""
+        self.session.out |= nodes
+        self.present = [profile for profile in self.present if profile.name not in nodes]
+
     def lower(self, profile: Profile, rank: int) -> None:
         """From now on this node trains no more than `rank`."""
         LOG.info("node %s goes on at rank %d", profile.name, rank)
@@ -115,7 +120,8 @@ class Roll:
         return {name: replace(ticket, rank=min(ticket.rank, state.rank)) for name, ticket in tickets.items()}
 
     def _see(self, there: set[int]) -> None:
-        connected = [profile for node_id, profile in self.known.items() if node_id in there]
+        out = self.session.out
+        connected = [p for node_id, p in self.known.items() if node_id in there and p.name not in out]
         self.present = sorted(connected, key=lambda profile: profile.order)
 
     def _welcome(self, meeting: Meeting, there: set[int]) -> None:

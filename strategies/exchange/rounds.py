@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from strategies.exchange import checkpoint, scoring, wire
+from strategies.exchange import checkpoint, collapse, scoring, wire
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import Federation, Round
 from strategies.exchange.fit import misfits
@@ -85,7 +85,9 @@ def _rounds(run: Run, state: State) -> Result:
         session.failures = 0
     for number in range(run.first, run.rounds + 1):
         state, report = _round(run, number, state)
-        _close(run, report, state, result)
+        state = _close(run, report, state, result)
+        if report.rolled_back and (reason := collapse.hopeless(run)):
+            raise RunFailed(f"round {number}: {report.rolled_back}; the run cannot go on: {reason}")
         over = bool(report.stopped) or number == run.rounds
         if session.failures and (over or session.failures >= limit):
             raise RunFailed(f"{session.failures} failed rounds in a row, the last because {report.failed}")
@@ -107,12 +109,13 @@ def _round(run: Run, number: int, state: State) -> tuple[State, Round]:
     return state, report
 
 
-def _close(run: Run, report: Round, state: State, result: Result) -> None:
-    """After a round: score it on the server, report it, keep it."""
+def _close(run: Run, report: Round, state: State, result: Result) -> State:
+    """After a round: score it on the server, report it, keep it. Returns the state to go on with."""
     report.privacy, report.stopped = run.mechanism.spent(), run.mechanism.exhausted()
     report.parameters = sum(tensor.numel() for tensor in state.tensors.values())
     if run.due(report.number):
         scoring.by_server(run, report, state, result)
+        state = collapse.watched(run, report, state)
     if report.train:
         result.train_metrics_clientapp[report.number] = MetricRecord(dict(report.train))
     if report.evaluated_by_nodes:
@@ -122,6 +125,7 @@ def _close(run: Run, report: Round, state: State, result: Result) -> None:
     _keep(run, report, state)
     if run.federation.on_kept is not None:
         run.federation.on_kept(report, state)
+    return state
 
 
 def _keep(run: Run, report: Round, state: State) -> None:
@@ -133,3 +137,4 @@ def _keep(run: Run, report: Round, state: State) -> None:
     if folder is not None:
         about = {"round": report.number, "seed": run.federation.seed, "strategy": run.strategy.name}
         checkpoint.save(folder / checkpoint.LAST, state, about | session.about())
+        collapse.swept(run)

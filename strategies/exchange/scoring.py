@@ -8,7 +8,7 @@ from flwr.serverapp.strategy import Result
 
 from strategies.exchange import door, post, weights, wire
 from strategies.exchange.federation import Round
-from strategies.exchange.means import means
+from strategies.exchange.means import means, medians
 from strategies.exchange.run import Run
 from strategies.exchange.vocabulary import Metrics, Refused, State
 
@@ -57,3 +57,4 @@ def by_nodes(run: Run, report: Round, state: State) -> None:
     report.parameters_down += scratch.parameters_down
     rows = run.rows({name: metrics["num-examples"] for name, metrics in answers.items()})
     report.evaluated_by_nodes = means([weights.counted(metrics, rows[name]) for name, metrics in answers.items()])
+    report.medians_of_nodes = medians(list(answers.values()))

@@ -40,6 +40,13 @@ class Session:
     keys: dict[str, str] = field(default_factory=dict)  # of nodes: the key (its fingerprint) that last had the name
     offers: dict[str, float] = field(default_factory=dict)  # stores and keys that were sent the base: when, in seconds
     rests: dict[str, Rest] = field(default_factory=dict)  # of nodes that did not answer when they were last asked
+    lengths: dict[str, list[float]] = field(default_factory=dict)  # of the newest updates, by kind: see `plausible`
+    usual: list[float] = field(default_factory=list)  # scores of the newest good evaluations: see `collapse`
+    sinking: int = 0  # bad evaluations in a row
+    good: list[dict[str, Any]] = field(default_factory=list)  # rounds whose states are kept, with their scores
+    senders: dict[str, list[float | None]] = field(default_factory=dict)  # since then, and their pulls: see `pulls`
+    out: dict[str, str] = field(default_factory=dict)  # nodes that are left out until the run is resumed, and why
+    collapses: int = 0
     privacy: dict[str, Any] = field(default_factory=dict)  # what a mechanism remembers (`Mechanism.memory`)
 
     def about(self) -> dict[str, Any]:
@@ -106,4 +113,7 @@ def resumed(strategy: str, federation: Federation, num_rounds: int) -> tuple[Sta
     if session.round >= num_rounds:
         raise RunFailed(f"nothing left to do: {session.round} of {num_rounds} rounds are over; ask for more rounds")
     LOG.info("resuming after round %d", session.round)
+    for node, reason in session.out.items():
+        LOG.warning("node %s, %s, may take part again", node, reason)
+    session.out, session.collapses = {}, 0
     return state, session

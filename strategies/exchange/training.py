@@ -1,5 +1,6 @@
 """One round of training: draw a cohort, send, check replies, combine, apply."""
 
+import hashlib
 import itertools
 import logging
 import math
@@ -11,10 +12,11 @@ import torch
 from flwr.app import Message
 
 from strategies.algebra.lowrank import truncated
-from strategies.exchange import chain, cohort, door, post, weights, wire
+from strategies.exchange import chain, cohort, door, plausible, post, weights, wire
 from strategies.exchange.federation import NodeLine, Round
 from strategies.exchange.means import means
 from strategies.exchange.meter import Meter
+from strategies.exchange.pulls import Pulls
 from strategies.exchange.run import Run
 from strategies.exchange.vocabulary import Profile, Refused, State, Ticket, Update
 
@@ -36,7 +38,7 @@ def train(run: Run, number: int, state: State) -> tuple[State, Round]:
         return state, report
     chosen = _drawn(run, number)
     rows = run.rows({profile.name: profile.num_examples for profile in run.roll.present})
-    turn = _Turn(run, state, tickets, report, rows)
+    turn = _Turn(run, state, tickets, report, rows, _plausible(run))
     new = turn.combined(turn.updates(chosen))
     if not report.failed:
         report.inexactness = turn.meter.read(truncated(new.tensors, rank), new.journal[len(state.journal) :])
@@ -55,6 +57,13 @@ def _drawn(run: Run, number: int) -> list[Profile]:
     return chosen
 
 
+def _plausible(run: Run) -> plausible.Plausible:
+    """Under noise on the mean nothing is refused for its length: updates are clipped, and whether one counts must not
+    depend on those of other nodes, which is what the account of privacy goes by."""
+    factor = 0.0 if run.mechanism.silent else run.federation.outlier_factor
+    return plausible.Plausible(factor, run.session.lengths)
+
+
 @dataclass
 class _Turn:
     """A round under way: the state that nodes are sent, everybody's tickets, and what is seen of the replies."""
@@ -64,6 +73,8 @@ class _Turn:
     tickets: dict[str, Ticket]
     report: Round
     rows: dict[str, int]  # that each node counts for at most
+    judge: plausible.Plausible
+    pulls: Pulls = field(default_factory=Pulls)
     meter: Meter = field(default_factory=Meter)
 
     def updates(self, chosen: list[Profile]) -> Iterator[Update]:
@@ -76,16 +87,43 @@ class _Turn:
         told = run.mechanism.announced(len(pairs))
         sent = run.dispatch.send("train", report.number, self.state, pairs, report, told)
         arrivals = post.replies(run.grid, sent, time.monotonic() + run.timeout)
-        for profile, line, (_, reply) in zip(chosen, report.nodes, arrivals, strict=True):
-            try:
-                update = self._admitted(profile, line, reply)
-            except Refused as reason:
-                line.refused = str(reason)
-                LOG.warning("round %d: dropped the reply of node %s: %s", report.number, profile.name, reason)
-                run.roll.refused(profile, self.tickets[profile.name], reason)
-            else:
-                self._noted(profile, line, update)
-                yield run.mechanism.admitted(update)
+        doubtful: list[tuple[Profile, NodeLine, Update, plausible.Lengths]] = []
+        with plausible.Waiting() as waiting:
+            for profile, line, (_, reply) in zip(chosen, report.nodes, arrivals, strict=True):
+                try:
+                    update = self._admitted(profile, line, reply)
+                except Refused as reason:
+                    self._dropped(profile, line, reason)
+                    continue
+                lengths = self._lengths(update)
+                if self.judge.sure(lengths):
+                    yield self._believed(profile, line, update, lengths)
+                else:
+                    waiting.add(update.delta)
+                    doubtful.append((profile, line, replace(update, delta={}), lengths))
+            for (profile, line, update, lengths), delta in zip(doubtful, waiting, strict=True):
+                if strange := self.judge.refusal(lengths):
+                    self._dropped(profile, line, Refused(strange))
+                else:
+                    yield self._believed(profile, line, replace(update, delta=delta), lengths)
+        self.judge.close()
+
+    def _lengths(self, update: Update) -> plausible.Lengths:
+        """How long an update is; only those that move the same tensors are compared."""
+        moved = hashlib.blake2b("\n".join(sorted(update.delta)).encode(), digest_size=4).hexdigest()
+        lengths = self.run.strategy.lengths(self.state, update)
+        return {f"{name}/{moved}": length for name, length in lengths.items()}
+
+    def _dropped(self, profile: Profile, line: NodeLine, reason: Refused) -> None:
+        line.refused = str(reason)
+        LOG.warning("round %d: dropped the reply of node %s: %s", self.report.number, profile.name, reason)
+        self.run.roll.refused(profile, self.tickets[profile.name], reason)
+
+    def _believed(self, profile: Profile, line: NodeLine, update: Update, lengths: plausible.Lengths) -> Update:
+        """A good update, as it goes into the mean."""
+        self.judge.believe(lengths)
+        self._noted(profile, line, update)
+        return self.run.mechanism.admitted(update)
 
     def _admitted(self, profile: Profile, line: NodeLine, reply: Message | None) -> Update:
         """The update in a reply. Raises Refused."""
@@ -109,8 +147,14 @@ class _Turn:
         run.roll.answered(profile, self.state)
         if update.ticket.rank != self.tickets[profile.name].rank:
             run.roll.lower(profile, update.ticket.rank)
+        if not silent and run.federation.collapse_factor:
+            view = run.strategy.comparable(self.state, update)
+            self.pulls.see(profile.name, update.weight, view, self._shapes())
         if self.state.rank and not run.strategy.personal and not silent:
             self.meter.see(run.strategy.trained(self.state, update), update.weight)
+
+    def _shapes(self) -> dict[str, torch.Size]:
+        return {name: tensor.shape for name, tensor in self.state.tensors.items()}
 
     def combined(self, updates: Iterator[Update]) -> State:
         """The next state, or the same one where the round fails."""
@@ -134,6 +178,8 @@ class _Turn:
             LOG.error("[ROUND %d] failed, the state stays: %s", report.number, report.failed)
             return state
         report.train = means(good)
+        for node, pull in self.pulls.read().items():
+            run.session.senders.setdefault(node, []).append(pull)
         return new
 
     def _shortage(self, good: int) -> str:
