@@ -170,6 +170,16 @@ class Local:
         accept_offer(contents, fingerprint_of(self.order), self.store)
         return len(contents)
 
+    @property
+    def data_set(self) -> str:
+        """Which data the node's rows are of, whatever an order asks of them: its own path, or its share of what the
+        order names."""
+        if (path := self._own_path()) is not None:
+            return str(path.resolve())
+        own, name = dict(self.node), self.config.data.name
+        place = str(Path(name).resolve()) if Path(name).exists() else name.casefold()
+        return f"{place}, part {own.get('partition-id')} of {own.get('num-partitions')}"
+
     def _own_path(self) -> Path | None:
         own = dict(self.node)
         path = own.get("data-path", own.get("dataset-path"))

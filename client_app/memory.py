@@ -26,6 +26,7 @@ from task.model import TunedModel
 from task.store import recipe_hash
 
 KIND, GROUNDS, OWN = "journals", "grounds", "own"
+ACCOUNT = "account.jsonl"
 ENTRY, WEIGHTS = "entry.safetensors", "weights.safetensors"
 MODEL = "private"  # whose tensors are kept: the model's
 VERSIONS = 2  # of a node's own tensors
@@ -51,6 +52,11 @@ class Memory:
         return model
 
     # ------------------------------------------------------------------ what is the node's own
+
+    @property
+    def account(self) -> Path:
+        """The file of what a simulated node has paid in this run."""
+        return self._own / ACCOUNT
 
     def kept(self) -> dict[str, Tensors]:
         """What the node keeps of its model and for wrappers, by whose it is: as it was before this round, or after."""

@@ -8,6 +8,7 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 import strategies
 from client_app import consent
+from client_app.bill import Bill, check_uncovered
 from client_app.consent import NodeError
 from client_app.device import within_memory
 from client_app.local import Local
@@ -20,13 +21,14 @@ from strategies.exchange.door import INSTALLED, PROOF
 from strategies.exchange.echo import echo
 from strategies.exchange.order import PROVE, cohort_of, rank_of, read_ticket, record_of, strategy_of
 from strategies.exchange.vocabulary import Metrics, OutOfMemory, State, Ticket
+from strategies.exchange.wrapper import Wrapper
 from task.model import TunedModel, tuned_model
 from task.rows import Rows
 from task.train import Trainer, evaluate
 
 # Metrics that say nothing of rows but how many there are; `rank` is what an update shows too.
 TIME, STEPS = "seconds", "steps"
-PLAIN = ("num-examples", "server-round", "rank", STEPS, "epsilon", "rounds-left")
+PLAIN = ("num-examples", "server-round", "rank", STEPS)
 
 
 def trained(local: Local, content: RecordDict) -> RecordDict:
@@ -45,15 +47,17 @@ def _update(local: Local, content: RecordDict) -> RecordDict:
     rows, kept_back = local.rows()
     check_rows(local.policy, len(rows) + len(kept_back))
     check_update(local.policy, strategy, local.config, len(rows))
-    places = {wrapper: f"wrapper-{strategies.wrapper_name(wrapper)}" for wrapper in strategy.wrappers}
     kept = here.memory.kept()
+    bill = Bill.of(local, strategy, ticket, len(rows), here.memory)
+    bill.carry({strategies.wrapper_name(wrapper): kept.get(place_of(wrapper), {}) for wrapper in strategy.wrappers})
+    bill.check()
     rate = local.config.rate(ticket.round, ticket.rounds)
     trainer = trainer_of(local, strategy, rows, ticket.seed).at_rate(rate)
-    for wrapper, place in places.items():
-        trainer = wrapper.training(trainer, ticket, kept.setdefault(place, {}))
+    for wrapper in strategy.wrappers:
+        trainer = wrapper.training(trainer, ticket, kept.setdefault(place_of(wrapper), {}))
     delta, metrics = strategy.train(model, trainer, ticket)
-    for wrapper, place in places.items():
-        delta = wrapper.outgoing(delta, ticket, kept[place])
+    for wrapper in strategy.wrappers:
+        delta = wrapper.outgoing(delta, ticket, kept[place_of(wrapper)])
     reply = wire.pack(State(delta))
     here.memory.keep({**kept, MODEL: strategy.private(model)})
     metrics = {
@@ -65,6 +69,7 @@ def _update(local: Local, content: RecordDict) -> RecordDict:
     silent = any(wrapper.silent for wrapper in strategy.wrappers)
     reply["metrics"] = MetricRecord({**_told(local.policy, metrics, silent), **here.echo})
     reply.update(here.proof)
+    bill.pay()
     return reply
 
 
@@ -77,6 +82,11 @@ def _told(policy: Policy, metrics: Metrics, silent: bool) -> Metrics:
     return {name: value for name, value in metrics.items() if name in shown}
 
 
+def place_of(wrapper: Wrapper) -> str:
+    """Where what a wrapper keeps on the node is kept."""
+    return f"wrapper-{strategies.wrapper_name(wrapper)}"
+
+
 def trainer_of(local: Local, strategy: Algorithm, rows: Rows, seed: int) -> Trainer:
     """What this node trains with, the penalties of wrappers included."""
     regularisers = tuple(wrapper.penalty for wrapper in strategy.wrappers)
@@ -85,6 +95,7 @@ def trainer_of(local: Local, strategy: Algorithm, rows: Rows, seed: int) -> Trai
 
 def evaluated(local: Local, content: RecordDict) -> RecordDict:
     """The reply to an `evaluate` message: metrics over the rows that this node keeps for it."""
+    check_uncovered(local, "evaluation")
     here = _Stand.of(local, content, after=True)
     trains, kept = local.rows()
     if not len(kept):

@@ -20,6 +20,7 @@ from functools import partial
 import psutil
 import torch
 
+from client_app.bill import check_uncovered
 from client_app.device import OWN_MEMORY, free_memory, within_memory
 from client_app.local import Local
 from client_app.permission import check_rows, check_trial
@@ -42,6 +43,7 @@ COPIES = 3  # of all that trains: itself, a gradient, and what an update is the 
 def tried(local: Local) -> Trial:
     """The trial of this node. Only tensors that train change in the process's model, as in a round."""
     check_trial(local.policy)
+    check_uncovered(local, "trial")
     torch.set_num_threads(local.config.threads)
     rows, _ = local.rows()
     check_rows(local.policy, len(rows))

@@ -87,7 +87,7 @@ class RunConfig:
         """What the run intends, with as many nodes as are simulated."""
         server = self.server
         nodes, rounds = server.simulation.num_supernodes, server.num_server_rounds
-        return Plan(rounds, nodes, server.fraction_train, server.min_train_nodes, self.task.seed)
+        return Plan(rounds, nodes, server.fraction_train, server.min_train_nodes, self.task.seed, config=self.task)
 
 
 def keys() -> Schema:

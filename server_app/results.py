@@ -163,7 +163,7 @@ class Results:
             "failed-rounds": sum(bool(entry["failed"]) for entry in self.rounds),
             **({"rolled-back": back} if back else {}),
             "ranks": nodes,
-            **{name: last[name] for name in ("epsilon", "delta") if name in last},
+            **{name: last[name] for name in ("epsilon", "delta", "accountant") if name in last},
             "parameters": last.get("parameters", 0),
             "bytes_up": sum(entry["bytes_up"] for entry in self.rounds),
             "bytes_down": sum(entry["bytes_down"] for entry in self.rounds),

@@ -2,22 +2,16 @@
 
 Abadi et al., "Deep Learning with Differential Privacy", arXiv 1607.00133, Algorithm 1. In every step each row takes
 part by itself with probability batch-size / rows; its gradient, over all that trains as one vector, is clipped;
-normal noise is added to the sum, and this is divided by the expected size of the batch. Opacus clips, keeps the sum
-and accounts for the steps (Rényi differential privacy, neighbours differ by one row that is there or not). Gradients
-of single rows come from torch's vmap, which is right for any module whose rows do not see each other; batches and
-noise from secret randomness.
+normal noise is added to the sum, and this is divided by the expected size of the batch. Opacus clips and keeps the
+sum; what steps cost is not counted here. Gradients of single rows come from torch's vmap, which is right for any
+module whose rows do not see each other; batches and noise from secret randomness.
 """
 
-import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from opacus.accountants import RDPAccountant
-from opacus.accountants.utils import get_noise_multiplier
 from opacus.optimizers import DPOptimizer
 from opacus.validators import ModuleValidator
 from torch.func import functional_call, grad, vmap
@@ -34,21 +28,21 @@ TOGETHER = 16  # rows whose gradients are held at a time
 MASK = "attention_mask"
 
 
-class BudgetSpent(ValueError):
-    """A node whose rows may not be trained on any more."""
+class Unpaid(ValueError):
+    """More steps than were paid for."""
+
+    public = "more private steps were asked for than were paid for"
 
 
-@dataclass(frozen=True)
+@dataclass
 class PrivateSteps:
-    """What a trainer does instead of its plain loop. `noise` is in clips; 0: the least with which `rounds` rounds fit
-    into `epsilon`; 0 there: there is no budget. `account` holds the number of `steps` that the node has done in all."""
+    """What a trainer does instead of its plain loop: as many steps as were paid for, and no more. `noise` is in clips,
+    `rate` the probability with which a row takes part in a step."""
 
-    epsilon: float
-    delta: float
     noise: float
     clip: float
-    rounds: int
-    account: dict[str, torch.Tensor]
+    rate: float
+    steps: int
 
     def fit(
         self,
@@ -58,39 +52,30 @@ class PrivateSteps:
         plain: torch.optim.Optimizer,
         penalties: list[Penalty | None],
     ) -> dict[str, float]:
-        """Train in place. Returns steps, the `epsilon` spent by them and all before, and how many `rounds-left` there
-        are for it, at most 1; no loss, which would say something of the rows. Raises BudgetSpent before any step."""
+        """Train in place. Returns the number of steps; no loss, which would say something of the rows. Raises
+        Unpaid before any step where there are more than were paid for."""
         rows = len(trainer.rows)
-        steps, rate = steps_of(trainer.config, rows), min(1.0, trainer.config.batch_size / rows)
-        noise = self.noise or (
-            _calibrated(self.epsilon, self.delta, rate, steps * self.rounds) if self.epsilon else 0.0
-        )
-        done = int(self.account.get("steps", torch.tensor(0))) + steps
-        cost = _epsilon(noise, rate, done, self.delta)
-        if self.epsilon and cost > self.epsilon:
-            raise BudgetSpent(f"its budget of epsilon {self.epsilon:g} is spent: this round would make it {cost:.2f}")
+        steps = steps_of(trainer.config, rows)
+        if steps > self.steps:
+            raise Unpaid(f"{steps} private steps are asked for, and {self.steps} of those paid for are left")
+        self.steps -= steps
         parameters = _parameters(model, live)
         optimizer = SecretOptimizer(
             plain,
-            noise_multiplier=noise,
+            noise_multiplier=self.noise,
             max_grad_norm=self.clip,
-            expected_batch_size=rate * rows,
+            expected_batch_size=self.rate * rows,
         )
         try:
             for _ in range(steps):
-                _step(optimizer, model, trainer.rows, rate, trainer.device)
+                _step(optimizer, model, trainer.rows, self.rate, trainer.device)
                 for extra in penalties:
                     if extra is not None:
                         _add_gradient(parameters, extra())
                 plain.step()
         finally:
             optimizer.zero_grad(set_to_none=True)
-        self.account["steps"] = torch.tensor(done)
-        said: dict[str, float] = {"steps": steps}
-        if noise:
-            left = not self.epsilon or _epsilon(noise, rate, done + steps, self.delta) <= self.epsilon
-            said |= {"epsilon": cost, "rounds-left": int(left)}
-        return said
+        return {"steps": steps}
 
 
 class SecretOptimizer(DPOptimizer):  # type: ignore[misc]
@@ -156,29 +141,3 @@ def _add_gradient(parameters: list[torch.nn.Parameter], penalty: torch.Tensor) -
         if more is not None:
             assert parameter.grad is not None
             parameter.grad += more
-
-
-@lru_cache(maxsize=256)
-def _epsilon(noise: float, rate: float, steps: int, delta: float) -> float:
-    """What so many steps cost, by Opacus."""
-    return _quietly(lambda: _account(noise, rate, steps).get_epsilon(delta)) if noise else math.inf
-
-
-def _account(noise: float, rate: float, steps: int) -> RDPAccountant:
-    accountant = RDPAccountant()
-    accountant.history = [(noise, rate, steps)]
-    return accountant
-
-
-@lru_cache(maxsize=64)
-def _calibrated(epsilon: float, delta: float, rate: float, steps: int) -> float:
-    """The least noise with which so many steps cost no more than `epsilon`, by Opacus."""
-    wanted: dict[str, Any] = {"target_epsilon": epsilon, "target_delta": delta, "sample_rate": rate, "steps": steps}
-    return _quietly(lambda: get_noise_multiplier(**wanted, accountant="rdp"))
-
-
-def _quietly(work: Any) -> float:
-    """Opacus warns where the best order is at the end of its list, which makes a bound loose, never wrong."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return float(work())

@@ -15,7 +15,7 @@ from in_process import InProcessGrid, equal, hold, retold
 import client_app
 import strategies
 from server_app.config import RunConfig
-from strategies.algebra.accountant import Draw, epsilon_of
+from strategies.algebra.accountant import Release, epsilon_of
 from strategies.algebra.clipping import norm
 from strategies.algebra.mean import WeightedSum
 from strategies.exchange import chain, cohort, wire
@@ -75,7 +75,7 @@ def test_the_sum_is_over_the_expected_cohort_whoever_answers() -> None:
 def test_the_noise_on_the_mean_has_the_moments_that_the_account_is_of(good: int) -> None:
     """Standard deviation noise * clip / 32 in every number, to six standard errors; an empty cohort is noise alone."""
     central = mechanism(noise=3.0, clip=2.0)
-    central.spend(NODES, NODES[:good])
+    central.spend(NODES, NODES[:good], 1)
     mean = mean_of([central.admitted(update(0.0))]) if good else {}
     drawn = torch.cat([t.double().flatten() for t in central.combined(mean, good, LIKE).values()]) / (3.0 * 2.0 / 32)
     for power, (expected, variance) in {1: (0, 1), 2: (1, 2), 3: (0, 15), 4: (3, 96)}.items():
@@ -84,7 +84,7 @@ def test_the_noise_on_the_mean_has_the_moments_that_the_account_is_of(good: int)
 
 def test_noise_is_on_what_trains_alone() -> None:
     central = mechanism(noise=1.0)
-    central.spend(NODES, NODES[:1])
+    central.spend(NODES, NODES[:1], 1)
     mean = {"w": torch.zeros(3, 6), "resting": torch.zeros(4)}
     combined = central.combined(mean, 1, {"w": torch.zeros(3, 2)})
     assert bool((combined["w"][:, :2] != 0).all())
@@ -97,7 +97,7 @@ def test_a_clip_that_follows_a_quantile_finds_it() -> None:
     size = norm(update(1.0).delta)
     central = mechanism(replace(PLAN, nodes=8000, fraction=0.1), noise=1.0, clip=0.1, quantile=0.7)
     for _ in range(60):
-        central.spend(NODES, [])
+        central.spend(NODES, [], 1)
         for number in range(1, 801):
             central.admitted(Update("0", Ticket(1, 1, 0, 0), {"w": torch.tensor([number / 801])}, 1.0))
         central.combined({}, 0, {})
@@ -145,15 +145,15 @@ def test_the_account_is_of_rounds_that_were_begun_and_ends_the_run_in_time() -> 
     central = mechanism(replace(PLAN, rounds=5), delta=1e-3)
     for number in range(5):
         assert not central.exhausted()
-        assert central.spent()["epsilon"] == epsilon_of({Draw(0.125): number}, central.noise, 1e-3)
-        central.spend(NODES, [])
+        assert central.spent()["epsilon"] == epsilon_of({Release(central.noise, 0.125): number}, 1e-3)
+        central.spend(NODES, [], 1)
     assert 7.9 < (central.spent()["epsilon"] or 0) <= 8.0
     assert "another round would make it" in central.exhausted()
 
 
 def test_an_account_goes_on_from_its_memory() -> None:
     first = mechanism(noise=2.0, quantile=0.5)
-    first.spend(NODES, NODES[:3])
+    first.spend(NODES, NODES[:3], 1)
     first.combined({}, 0, LIKE)
     second = mechanism(noise=2.0, quantile=0.5)
     second.restore(first.memory())
@@ -270,7 +270,7 @@ def test_a_run_ends_where_its_budget_does(tmp_path: Path) -> None:
     assert "another round would make it" in outcome.summary["stopped"]
     last = outcome.summary["rounds"]
     assert 0 < last < 9
-    cost = [epsilon_of({Draw(1.0): rounds}, 1.0, 1e-5) for rounds in (last, last + 1)]
+    cost = [epsilon_of({Release(1.0): rounds}, 1e-5) for rounds in (last, last + 1)]
     assert cost[0] <= 9 < cost[1]
 
 
@@ -310,4 +310,4 @@ def test_nodes_that_drop_out_shrink_the_sum_and_not_what_it_is_divided_by(tmp_pa
 def test_the_round_that_a_budget_ends_is_said_before() -> None:
     said = mechanism(replace(PLAN, rounds=40), noise=1.0, epsilon=4.0).promise()
     rounds = int(re.search(r"after (\d+) rounds, of 40: there the budget ends the run", said)[1])  # type: ignore[index]
-    assert epsilon_of({Draw(0.125): rounds}, 1.0, 1e-5) <= 4 < epsilon_of({Draw(0.125): rounds + 1}, 1.0, 1e-5)
+    assert epsilon_of({Release(1.0, 0.125): rounds}, 1e-5) <= 4 < epsilon_of({Release(1.0, 0.125): rounds + 1}, 1e-5)

@@ -14,6 +14,7 @@ from torch import nn
 
 import strategies
 from server_app.config import RunConfig
+from strategies.algebra.accountant import Release
 from strategies.exchange.opening import settled
 from strategies.exchange.vocabulary import Ticket
 from task import private
@@ -34,7 +35,7 @@ def private_trainer(steps: private.PrivateSteps, **settings: Any) -> Trainer:
 
 
 def steps(**options: Any) -> private.PrivateSteps:
-    chosen: dict[str, Any] = {"epsilon": 0.0, "delta": 1e-5, "noise": 0.0, "clip": 0.3, "rounds": 1, "account": {}}
+    chosen: dict[str, Any] = {"noise": 0.0, "clip": 0.3, "rate": 1.0, "steps": 10**6}
     return private.PrivateSteps(**(chosen | options))
 
 
@@ -92,7 +93,7 @@ def test_rows_are_drawn_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
         return inner(model, parameters, batch)
 
     monkeypatch.setattr(private, "_gradients", seen)
-    private_trainer(steps(clip=1e-9), batch_size=4, local_steps=500).fit(toy_model(FEDAVG, 3, seed=2))
+    private_trainer(steps(clip=1e-9, rate=0.4), batch_size=4, local_steps=500).fit(toy_model(FEDAVG, 3, seed=2))
     drawn = torch.tensor([float(size) for size in sizes] + [0.0] * (500 - len(sizes)))
     assert abs(float(drawn.mean()) - 4) < 6 * math.sqrt(2.4 / 500)
     assert abs(float(drawn.var()) - 2.4) < 6 * 2.4 * math.sqrt(2 / 500)
@@ -103,20 +104,15 @@ def test_a_step_without_rows_is_noise_alone(monkeypatch: pytest.MonkeyPatch) -> 
     for noise, moved in ((0.0, False), (1.0, True)):
         model = toy_model(FEDAVG, 3, seed=2)
         before = model.trained["classifier.weight"].detach().clone()
-        private_trainer(steps(noise=noise), batch_size=4).fit(model)
+        private_trainer(steps(noise=noise, rate=0.4), batch_size=4).fit(model)
         assert torch.equal(model.trained["classifier.weight"], before) != moved
 
 
-def test_a_node_keeps_account_over_its_rounds_and_stops_at_its_budget() -> None:
-    account: dict[str, torch.Tensor] = {}
-    local = private_trainer(steps(epsilon=8.0, rounds=3, account=account), batch_size=4)
-    said = [local.fit(toy_model(FEDAVG, 3, seed=2)) for _ in range(3)]
-    assert [one["rounds-left"] for one in said] == [1, 1, 0]
-    assert said[0]["epsilon"] < said[1]["epsilon"] < said[2]["epsilon"] <= 8.0
-    assert said[2]["epsilon"] > 7.8
-    assert "train-loss" not in said[0]
-    assert int(account["steps"]) == 9
-    with pytest.raises(private.BudgetSpent, match="its budget of epsilon 8 is spent"):
+def test_no_more_steps_are_done_than_were_paid_for() -> None:
+    local = private_trainer(steps(noise=1.0, steps=4))
+    said = local.fit(toy_model(FEDAVG, 3, seed=2))
+    assert said == {"steps": 3}
+    with pytest.raises(private.Unpaid, match="3 private steps are asked for, and 1 of those paid for are left"):
         local.fit(toy_model(FEDAVG, 3, seed=2))
 
 
@@ -175,8 +171,8 @@ def test_a_run_reports_the_largest_epsilon_of_its_nodes(options: dict[str, Any],
     assert outcome.summary["status"] == "completed"
     epsilons = [line["epsilon"] for line in outcome.rounds]
     assert epsilons[0] == 0 < epsilons[1] < epsilons[2] <= 8
+    assert epsilons[2] > 7.9
     for line in outcome.rounds[1:]:
-        assert line["epsilon"] == max(node["metrics"]["epsilon"] for node in line["nodes"])
         assert not any("train-loss" in node["metrics"] or node["refused"] for node in line["nodes"])
 
 
@@ -184,13 +180,18 @@ def test_a_run_ends_when_every_node_has_spent_its_budget(tmp_path: Path) -> None
     options = {"num-server-rounds": 9, "example-privacy.noise": 0.8, "example-privacy.epsilon": 8.0}
     outcome = hold(tmp_path, SAME | options)
     assert outcome.summary["status"] == "completed"
-    assert "is spent on every node that answered" in outcome.summary["stopped"]
+    assert "is spent on every node that is there" in outcome.summary["stopped"]
     assert 1 <= outcome.summary["rounds"] < 9
     assert not any(node["refused"] for line in outcome.rounds for node in line["nodes"])
 
 
-def test_a_ticket_makes_a_trainer_that_counts_in_what_the_node_keeps() -> None:
-    kept: dict[str, torch.Tensor] = {}
-    wrapped = strategies.load_wrapper("example-privacy").training(trainer(**ALL), Ticket(1, 2, 0, 3), kept)
+def test_a_ticket_makes_a_trainer_of_as_many_steps_as_are_paid_for() -> None:
+    wrapper, ticket = strategies.load_wrapper("example-privacy"), Ticket(1, 2, 0, 3, noise=1.5)
+    local = trainer(**ALL)
+    wrapped = wrapper.training(local, ticket, {})
+    payment = wrapper.payment(ticket, local.config, len(local.rows))
+    assert payment is not None
+    assert (payment.release, payment.times) == (Release(1.5, 1.0), 3)
     wrapped.fit(toy_model(FEDAVG, 3, seed=2))
-    assert int(kept["steps"]) == 3
+    with pytest.raises(private.Unpaid):
+        wrapped.fit(toy_model(FEDAVG, 3, seed=2))

@@ -9,11 +9,11 @@ import torch
 from in_process import equal, hold
 
 import strategies
-from strategies.algebra.accountant import gaussian_epsilon
+from strategies.algebra.accountant import Release, epsilon_of
 from strategies.algebra.clipping import norm
 from strategies.exchange.door import INSTALLED
 from strategies.exchange.mechanism import Plan
-from strategies.exchange.vocabulary import Profile, Ticket
+from strategies.exchange.vocabulary import Profile, Refused, Ticket
 
 TICKET = Ticket(1, 10, 0, 0)
 WIDE = {"w": torch.randn(400, 300, generator=torch.Generator().manual_seed(1)), "b": torch.zeros(5)}
@@ -31,13 +31,9 @@ def test_the_noise_on_an_update_has_the_moments_that_the_account_is_of() -> None
     assert not torch.equal(sent["w"], local.outgoing(WIDE, TICKET, {})["w"])
 
 
-def test_a_node_takes_part_in_as_many_rounds_as_were_planned_and_in_no_more() -> None:
-    """Whatever the server asks: the count is the node's own."""
-    local, kept = strategies.load_wrapper("local-privacy"), {}
-    for _ in range(TICKET.rounds):
-        local.outgoing(WIDE, TICKET, kept)
-    with pytest.raises(ValueError, match="its budget of epsilon 8 is spent"):
-        local.outgoing(WIDE, TICKET, kept)
+def test_a_ticket_without_noise_is_refused_where_there_is_a_budget() -> None:
+    with pytest.raises(Refused, match="the ticket says no noise"):
+        strategies.load_wrapper("local-privacy").outgoing(WIDE, TICKET, {})
 
 
 def test_the_server_counts_for_the_node_that_it_asked_most_often() -> None:
@@ -45,20 +41,20 @@ def test_the_server_counts_for_the_node_that_it_asked_most_often() -> None:
     local = strategies.load_wrapper("local-privacy", noise=20.0, epsilon=1.0)
     account = local.mechanism(Plan(10, 3, 1.0))
     assert account is not None
-    for chosen in (nodes[:2], nodes[1:], nodes[1:2]):
+    for number, chosen in enumerate((nodes[:2], nodes[1:], nodes[1:2]), 1):
         assert not account.exhausted()
-        account.spend(nodes, chosen)
-    assert account.spent()["epsilon"] == gaussian_epsilon(3, 20.0, 1e-5)
+        account.spend(account.able(nodes, number), chosen, number)
+    assert account.spent()["epsilon"] == epsilon_of({Release(20.0 / 2): 3}, 1e-5)
     again = local.mechanism(Plan(10, 3, 1.0))
     assert again is not None
     again.restore(account.memory())
     assert again.spent() == account.spent()
-    assert gaussian_epsilon(4, 20.0, 1e-5) > 1.0 or not account.exhausted()
+    assert epsilon_of({Release(20.0 / 2): 4}, 1e-5) > 1.0 or not account.exhausted()
 
 
 def test_whole_numbers_are_refused_on_the_node() -> None:
     with pytest.raises(ValueError, match="whole numbers"):
-        strategies.load_wrapper("local-privacy").outgoing({"n": torch.tensor([1])}, TICKET, {})
+        strategies.load_wrapper("local-privacy", noise=1.0).outgoing({"n": torch.tensor([1])}, TICKET, {})
 
 
 @pytest.mark.parametrize("options", [{}, {"strategy": "ffa-lora", "tuning": "lora"}])
@@ -84,5 +80,5 @@ def test_a_run_ends_where_the_budget_does(tmp_path: Path) -> None:
     last = outcome.summary["rounds"]
     assert outcome.summary["status"] == "completed"
     assert "is spent" in outcome.summary["stopped"]
-    assert gaussian_epsilon(last, 4.0, 1e-5) <= 4.5 < gaussian_epsilon(last + 1, 4.0, 1e-5)
+    assert epsilon_of({Release(4.0 / 2): last}, 1e-5) <= 4.5 < epsilon_of({Release(4.0 / 2): last + 1}, 1e-5)
     assert not any(node["refused"] for line in outcome.rounds for node in line["nodes"])

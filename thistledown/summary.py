@@ -13,7 +13,8 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"{counted(summary['failed-rounds'], 'round')} failed and changed nothing; metrics.jsonl says why")
     if "epsilon" in summary:
         spent = "unbounded" if summary["epsilon"] is None else f"{summary['epsilon']:.2f}"
-        lines.append(f"privacy: epsilon {spent} at delta {summary['delta']:g}")
+        how = f" (by {summary['accountant']})" if "accountant" in summary else ""
+        lines.append(f"privacy: epsilon {spent} at delta {summary['delta']:g}{how}")
     if "stopped" in summary:
         lines.append(f"it ended before its last round: {summary['stopped']}")
     rounds, nodes = counted(summary["rounds"], "round"), counted(len(summary["ranks"]), "node")

@@ -1,116 +1,251 @@
-"""What rounds of the Gaussian mechanism on a sampled cohort cost, by Rényi differential privacy through dp-accounting.
+"""What noised releases cost in differential privacy, by dp-accounting, and the noise that a budget allows.
 
-Mironov, "Rényi Differential Privacy", arXiv 1702.07476; Poisson cohorts by Mironov, Talwar and Zhang, arXiv
-1908.10530; cohorts of fixed size by Wang, Balle and Kasiviswanathan, arXiv 1808.00087, Theorem 27. Noise is counted
-in clips: its standard deviation on the sum of a cohort's vectors, over the largest norm that one of them may have.
+An account is a history: how many releases there were of each kind, every one at the noise that it was made with. Where
+the library has it a history is priced by privacy loss distributions (Koskela, Jälkö and Honkela, arXiv 1906.03049;
+composed by FFT, discretised by "connect the dots": Doroshenko et al., arXiv 2207.04380), which are tight; plain
+Gaussian releases in closed form (Balle and Wang, arXiv 1805.06530, Theorem 8). For cohorts of fixed size it has none:
+there, by Rényi differential privacy (Mironov, arXiv 1702.07476; Wang, Balle and Kasiviswanathan, arXiv 1808.00087,
+Theorem 27). Every estimate errs on the side of a larger epsilon.
 
-Poisson: neighbours differ by one node that is there or not, so the sum by one clip. Fixed size: the number of nodes
-is public and neighbours differ in one node's data, so the sum by two clips; dp-accounting wants the noise over that.
+Noise is counted in sensitivities: its standard deviation, over the furthest that two neighbours are apart in what is
+released. Poisson sampling: neighbours differ by one member that is there or not. Fixed size: the number of members is
+public, and neighbours differ in the data of one. Without sampling a release is right for either.
 """
 
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import dp_accounting
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
-WHOLE = (*range(2, 65), 80, 96, 128, 192, 256, 512, 1024)  # orders
-ORDERS = (*(tenth / 10 for tenth in range(11, 110)), *WHOLE[9:])  # of 11 and more, whole ones are close enough
+PLD, RDP = "PLD", "RDP"  # how a history is priced
+ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 512, 1024)  # of Rényi divergences
 PRECISION = 1e-3  # of a calibrated noise
-LARGEST = 1e6  # noise that is tried
+LEAST, LARGEST = 0.1, 1e6  # noise: below the least, sampling is not counted; above the largest, none is looked for
+FINEST = 0.2  # of the interval of losses that are taken as one: share of a release's standard deviation of losses
+COARSEST = 0.01  # the largest such interval
+SMALLEST = 1e-10  # delta; below it the rounding errors of an FFT would count
+MOST_POINTS = 2**21  # of a distribution; beyond that the Rényi bound is taken
+DROWNED = 4.0  # noise that what is left of a budget may take, over that of a whole budget
 
 
-@dataclass(frozen=True)
-class Draw:
-    """How a cohort is drawn: each node by itself with probability `rate`, or `size` of `nodes` without replacement."""
+@dataclass(frozen=True, order=True)
+class Release:
+    """One noised release, of a sum in which each member takes part by itself with probability `rate`, or `size` of
+    `nodes` members without replacement."""
 
-    rate: float = 0.0
+    noise: float  # in sensitivities
+    rate: float = 1.0
     nodes: int = 0
     size: int = 0
 
     @property
-    def poisson(self) -> bool:
-        """Was every node drawn by itself?"""
-        return not self.nodes
+    def fixed(self) -> bool:
+        """Was a cohort of fixed size drawn from more?"""
+        return self.size < self.nodes
+
+    @property
+    def empty(self) -> bool:
+        """Can nobody have taken part?"""
+        return not self.rate or bool(self.nodes and not self.size)
 
 
-def epsilon_of(draws: Mapping[Draw, int], noise: float, delta: float) -> float:
-    """The epsilon, at `delta`, of so many rounds of each draw, all Poisson or all of fixed size; infinite without
-    noise."""
-    draws = {draw: rounds for draw, rounds in draws.items() if rounds and (draw.rate or draw.size)}
-    if not draws:
+History = Counter[Release]
+
+
+class BudgetSpent(ValueError):
+    """A budget that does not do for what is asked. `public` is what others are told, where that is less."""
+
+    def __init__(self, said: str, public: str | None = None) -> None:
+        super().__init__(said)
+        self.public = said if public is None else public
+
+
+def epsilon_of(history: Mapping[Release, int], delta: float) -> float:
+    """The epsilon of a history at `delta`; infinite where a release had no noise.
+
+    Raises ValueError for Poisson cohorts and cohorts of fixed size in one history.
+    """
+    parts = _parts(history)
+    if not parts:
         return 0.0
-    if len({draw.poisson for draw in draws}) > 1:
-        raise ValueError(
-            "rounds with Poisson cohorts and rounds with cohorts of fixed size have no guarantee in common"
+    if any(not release.noise for release, _ in parts):
+        return math.inf
+    if any(release.fixed for release, _ in parts) and any(release.rate < 1 for release, _ in parts):
+        raise ValueError("releases to Poisson cohorts and to cohorts of fixed size have no guarantee in common")
+    return _epsilon(parts, delta)
+
+
+def accountant_of(history: Mapping[Release, int], delta: float) -> str:
+    """By which kind of account the history is priced: PLD (or exactly, where there is no sampling), or RDP."""
+    parts = _parts(history)
+    return RDP if all(release.noise for release, _ in parts) and _needs_rdp(parts, delta) else PLD
+
+
+def least_noise(
+    release: Release, times: int, epsilon: float, delta: float, spent: Mapping[Release, int] | None = None
+) -> float:
+    """The least noise, to 0.1 %, with which `times` releases like this one, after those that were `spent`, cost no
+    more than `epsilon`. Raises BudgetSpent where there is none."""
+    from scipy.optimize import brentq
+
+    def excess(logarithm: float) -> float:
+        added = Counter({replace(release, noise=math.exp(logarithm)): times})
+        return epsilon_of(Counter(spent or {}) + added, delta) - epsilon
+
+    low = high = 0.0
+    while excess(high) > 0:
+        low, high = high, high + math.log(2)
+        if high > math.log(LARGEST):
+            raise BudgetSpent(f"no noise is enough for epsilon = {epsilon:g} at delta = {delta:g}")
+    while low == high or excess(low) <= 0:
+        low, high = low - math.log(2), low
+        if low < -math.log(LARGEST):
+            return math.exp(high)
+    logarithm = float(brentq(excess, low, high, xtol=PRECISION / 2))
+    while excess(logarithm) > 0:
+        logarithm += PRECISION / 2
+    return math.exp(logarithm)
+
+
+def fitting_noise(release: Release, times: int, epsilon: float, delta: float, spent: History) -> float:
+    """The noise for `times` more releases after those that were `spent`: this one's own where they fit into the budget
+    with it, else the least with which they do.
+
+    Raises BudgetSpent where so little is left that noise would drown what is released.
+    """
+    if release.noise and epsilon_of(spent + Counter({release: times}), delta) <= epsilon:
+        return release.noise
+    noise = least_noise(release, times, epsilon, delta, spent)
+    if spent and noise > DROWNED * (whole := least_noise(release, times, epsilon, delta)):
+        raise BudgetSpent(
+            f"epsilon = {epsilon:g} is spent: {epsilon_of(spent, delta):.2f} of it is gone, and with what is left the "
+            f"next {times} would need {noise:.3g} of noise, where a whole budget needs {whole:.3g}"
         )
-    return _epsilon(tuple(sorted(draws.items(), key=repr)), noise, delta) if noise else math.inf
-
-
-def least_noise(draw: Draw, rounds: int, epsilon: float, delta: float) -> float:
-    """The least noise with which `rounds` of a draw cost no more than `epsilon`, to 0.1 %. Raises ValueError where
-    an epsilon is too small to be accounted for."""
-    low, high = 0.0, 1.0
-    while epsilon_of({draw: rounds}, high, delta) > epsilon:
-        low, high = high, 2 * high
-        if high > LARGEST:
-            raise ValueError(f"no noise is enough for epsilon = {epsilon:g} at delta = {delta:g}")
-    while high - low > PRECISION * high:
-        middle = (low + high) / 2
-        if epsilon_of({draw: rounds}, middle, delta) > epsilon:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def gaussian_epsilon(rounds: int, noise: float, delta: float) -> float:
-    """The epsilon of so many rounds in which one vector, clipped and noised, is sent by itself; a neighbour sends any
-    other. Exact: they are one Gaussian mechanism with 1 / sqrt(rounds) of the noise, over a sensitivity of two clips
-    (Balle and Wang, "Improving the Gaussian Mechanism for Differential Privacy", arXiv 1805.06530, Theorem 8)."""
-    import dp_accounting
-
-    if not rounds:
-        return 0.0
-    return float(dp_accounting.get_epsilon_gaussian(noise / 2 / math.sqrt(rounds), delta)) if noise else math.inf
-
-
-def least_gaussian_noise(rounds: int, epsilon: float, delta: float) -> float:
-    """The noise with which so many of these rounds cost `epsilon`, or a little less."""
-    import dp_accounting
-
-    noise = 2 * math.sqrt(rounds) * float(dp_accounting.get_sigma_gaussian(epsilon, delta))
-    while gaussian_epsilon(rounds, noise, delta) > epsilon:
-        noise *= 1 + PRECISION
     return noise
 
 
-@lru_cache(maxsize=256)
-def _epsilon(draws: tuple[tuple[Draw, int], ...], noise: float, delta: float) -> float:
+def written(history: Mapping[Release, int]) -> list[list[float]]:
+    """A history as JSON can hold it."""
+    return [[r.noise, r.rate, r.nodes, r.size, times] for r, times in sorted(history.items())]
+
+
+def read(said: Sequence[Sequence[float]]) -> History:
+    """A history from what `written` made. Raises TypeError, ValueError."""
+    history = History()
+    for noise, rate, nodes, size, times in said:
+        release = Release(float(noise), float(rate), int(nodes), int(size))
+        if not (0 <= release.noise < math.inf and 0 <= release.rate <= 1 and times >= 0):
+            raise ValueError(f"{[noise, rate, nodes, size, times]} is no release")
+        history[release] += int(times)
+    return history
+
+
+Parts = tuple[tuple[Release, int], ...]
+
+
+def _parts(history: Mapping[Release, int]) -> Parts:
+    return tuple(sorted((release, times) for release, times in history.items() if times and not release.empty))
+
+
+def _merged(parts: Parts) -> tuple[float, Parts]:
+    """The noise of one Gaussian release that stands for all those without sampling (0: there are none), and the parts
+    with sampling. Where that noise is small sampling does not help, and all parts are taken to be without."""
+    plain = [(r, times) for r, times in parts if not r.fixed and (r.rate == 1 or r.noise < LEAST)]
+    sampled = tuple(part for part in parts if part not in plain)
+    precision = math.fsum(times / r.noise**2 for r, times in plain)
+    if sampled and not any(r.fixed for r, _ in sampled) and precision > LEAST**-2:
+        precision, sampled = math.fsum(times / r.noise**2 for r, times in parts), ()
+    return (precision**-0.5 if precision else 0.0), sampled
+
+
+@lru_cache(maxsize=8192)
+def _epsilon(parts: Parts, delta: float) -> float:
     import dp_accounting
+
+    if _needs_rdp(parts, delta):
+        return _by_rdp(parts, delta)
+    gaussian, sampled = _merged(parts)
+    if sampled:
+        return _by_pld(gaussian, sampled, delta)
+    return float(dp_accounting.get_epsilon_gaussian(gaussian, delta))
+
+
+def _needs_rdp(parts: Parts, delta: float) -> bool:
+    if any(release.fixed for release, _ in parts):
+        return True
+    gaussian, sampled = _merged(parts)
+    return bool(sampled) and (delta < SMALLEST or _too_wide(gaussian, sampled))
+
+
+def _by_pld(gaussian: float, sampled: Parts, delta: float) -> float:
+    interval = _interval(gaussian, sampled)
+    lost = math.log(delta / 1e6 / (1 + sum(times for _, times in sampled)))  # probability that is counted as exposed
+    whole = None
+    for release, times in sampled:
+        part = _distribution(release.noise, release.rate, interval, lost).self_compose(times)
+        whole = part if whole is None else whole.compose(part)
+    assert whole is not None
+    if gaussian:
+        whole = whole.compose(_distribution(gaussian, 1.0, interval, lost))
+    return float(whole.get_epsilon_for_delta(delta))
+
+
+@lru_cache(maxsize=16)
+def _distribution(noise: float, rate: float, interval: float, lost: float) -> "PrivacyLossDistribution":
+    """Of one release; pessimistic."""
+    from dp_accounting.pld import privacy_loss_distribution
+
+    return privacy_loss_distribution.from_gaussian_mechanism(
+        noise, sampling_prob=rate, value_discretization_interval=interval, log_mass_truncation_bound=lost
+    )
+
+
+def _spread(release: Release) -> float:
+    """About the standard deviation of the privacy loss of one release."""
+    plain = 1 / release.noise
+    return min(plain, release.rate * math.sqrt(math.expm1(min(plain**2, 100.0))))
+
+
+def _interval(gaussian: float, sampled: Parts) -> float:
+    """Rounding adds at most a quarter of its square to the variance of every release: few percent of the whole."""
+    parts = [*sampled, (Release(gaussian), 1)] if gaussian else [*sampled]
+    variance = math.fsum(times * _spread(release) ** 2 for release, times in parts)
+    return min(COARSEST, FINEST * math.sqrt(variance / sum(times for _, times in parts)))
+
+
+def _too_wide(gaussian: float, sampled: Parts) -> bool:
+    """Would a distribution have too many points: that of one release, or of all?"""
+    parts = [*sampled, (Release(gaussian), 1)] if gaussian else [*sampled]
+    single = max(10 / release.noise + 0.5 / release.noise**2 for release, _ in parts)
+    mean = math.fsum(times * release.rate / release.noise**2 for release, times in parts)
+    spread = math.sqrt(math.fsum(times * _spread(release) ** 2 for release, times in parts))
+    return max(single, mean + 20 * spread) / _interval(gaussian, sampled) > MOST_POINTS
+
+
+def _by_rdp(parts: Parts, delta: float) -> float:
     from dp_accounting import NeighboringRelation, rdp
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # it says which orders did not converge; the bound holds without
-    poisson = draws[0][0].poisson
+    poisson = not any(release.nodes for release, _ in parts)
     relation = NeighboringRelation.ADD_OR_REMOVE_ONE if poisson else NeighboringRelation.REPLACE_ONE
-    slow = any(draw.size < draw.nodes for draw, _ in draws)
-    accountant = rdp.RdpAccountant(WHOLE if slow else ORDERS, relation)
-    gaussian = dp_accounting.GaussianDpEvent(noise if poisson else noise / 2)
-    for draw, rounds in draws:
-        accountant.compose(_event(draw, gaussian), rounds)
+    accountant = rdp.RdpAccountant(ORDERS, relation)
+    for release, times in parts:
+        accountant.compose(_event(release), times)
     return float(accountant.get_epsilon(delta))
 
 
-def _event(draw: Draw, gaussian: "dp_accounting.GaussianDpEvent") -> "dp_accounting.DpEvent":
-    """One round, in dp-accounting's words. Where everybody takes part there is no sampling."""
+def _event(release: Release) -> "dp_accounting.DpEvent":
+    """One release, in dp-accounting's words. Where everybody takes part there is no sampling."""
     import dp_accounting
 
-    if draw.poisson:
-        return dp_accounting.PoissonSampledDpEvent(draw.rate, gaussian) if draw.rate < 1 else gaussian
-    if draw.size < draw.nodes:
-        return dp_accounting.SampledWithoutReplacementDpEvent(draw.nodes, draw.size, gaussian)
-    return gaussian
+    gaussian = dp_accounting.GaussianDpEvent(release.noise)
+    if release.fixed:
+        return dp_accounting.SampledWithoutReplacementDpEvent(release.nodes, release.size, gaussian)
+    return dp_accounting.PoissonSampledDpEvent(release.rate, gaussian) if release.rate < 1 else gaussian

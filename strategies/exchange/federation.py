@@ -39,7 +39,7 @@ class Round:
     failed: str = ""  # the reason, where the state did not change
     stopped: str = ""  # the reason, where no further round may follow
     rolled_back: str = ""  # the reason and the way, where the run went back to an earlier state: see collapse.py
-    privacy: dict[str, float | None] = field(default_factory=dict)  # spent so far: epsilon (None: no bound), delta
+    privacy: dict[str, float | str | None] = field(default_factory=dict)  # spent so far (`Mechanism.spent`)
     train: Metrics = field(default_factory=dict)  # means over nodes, weighted by rows
     inexactness: dict[str, float] = field(default_factory=dict)  # see meter.py; overall and by module
     evaluated_by_nodes: Metrics = field(default_factory=dict)

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from strategies.algebra.accountant import Release
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.vocabulary import Metrics, Profile, Update
+from strategies.exchange.vocabulary import Profile, Update
 from task.config import TaskConfig
 
 
@@ -23,6 +24,19 @@ class Plan:
     fraction: float  # of them that train in a round
     minimum: int = 1  # nodes of a cohort that is drawn in the usual way
     seed: int = 0
+    done: int = 0  # rounds that were over when this process began
+    config: TaskConfig = TaskConfig()  # by which nodes train
+
+
+@dataclass(frozen=True)
+class Payment:
+    """What a node's message costs the rows behind it, and the budget that its run has for them (epsilon 0: none)."""
+
+    wrapper: str
+    release: Release
+    times: int
+    epsilon: float
+    delta: float
 
 
 def scored_by_nodes(config: TaskConfig, wrapper: str) -> list[str]:
@@ -38,6 +52,8 @@ class Mechanism:
 
     silent = False  # must what nodes say of their training stay out of reports?
     poisson = False  # is every node drawn by itself, so that a cohort may be empty?
+    steadfast = False  # does every round change the state by its noise, whoever answers?
+    ahead = False  # does a round cost when nodes are asked, rather than when its state is known?
 
     def start(self, state: Mapping[str, torch.Tensor]) -> None:
         """Before round 1, with the tensors of the state. Raises ConfigError where they cannot be protected."""
@@ -50,8 +66,16 @@ class Mechanism:
         """How many nodes a ticket says take part, of a cohort of `drawn`: a number that betrays nobody's presence."""
         return drawn
 
-    def spend(self, present: Sequence[Profile], cohort: Sequence[Profile]) -> None:
+    def able(self, present: Sequence[Profile], round: int) -> Sequence[Profile]:
+        """Those whose budget does for this round."""
+        return present
+
+    def spend(self, present: Sequence[Profile], cohort: Sequence[Profile], round: int) -> None:
         """A round begins with this cohort: from now on it has cost what it costs, whatever comes of it."""
+
+    def ordered(self, node: str) -> float:
+        """The noise that a node of the cohort adds by itself, in clips; 0: none, or what the wrapper's options say."""
+        return 0.0
 
     def admitted(self, update: Update) -> Update:
         """An update, as it goes into the mean."""
@@ -61,11 +85,9 @@ class Mechanism:
         """The change of the state, from the mean of `good` updates like `like`; there is no mean of none."""
         return mean
 
-    def close(self, metrics: Sequence[Metrics]) -> None:
-        """A round is over, with what good replies said of themselves."""
-
-    def spent(self) -> dict[str, float | None]:
-        """`epsilon` and `delta` of the run so far, for its report; epsilon None: there is no bound."""
+    def spent(self) -> dict[str, float | str | None]:
+        """`epsilon` and `delta` of the run so far, for its report, and by which `accountant`; epsilon None: there is no
+        bound."""
         return {}
 
     def exhausted(self) -> str:

@@ -2,6 +2,7 @@
 configuration of its own and works under any ServerApp. Only what differs from the defaults travels.
 """
 
+import math
 from collections.abc import Mapping
 
 from flwr.app import ConfigRecord, RecordDict
@@ -57,6 +58,8 @@ def write_ticket(ticket: Ticket, prove: bool = False, cohort: int = 0) -> Config
     )
     if ticket.basis:
         record["basis"] = ticket.basis
+    if ticket.noise:
+        record["noise"] = ticket.noise
     if prove:
         record[PROVE] = True
     if cohort:
@@ -68,7 +71,7 @@ def read_ticket(record: ConfigRecord) -> Ticket:
     """The ticket in a message. Raises Refused."""
     number, rounds, seed = (_whole(record, name) for name in ("server-round", "rounds", "seed"))
     basis = _whole(record, "basis") if "basis" in record else 0
-    return Ticket(number, rounds, seed, _whole(record, "rank", MAX_RANK), basis)
+    return Ticket(number, rounds, seed, _whole(record, "rank", MAX_RANK), basis, _positive(record, "noise"))
 
 
 def cohort_of(record: ConfigRecord) -> int:
@@ -101,3 +104,11 @@ def _whole(record: Mapping[str, object], name: str, most: int = 2**64) -> int:
     if type(value) is not int or not 0 <= value <= most:
         raise Refused(f"the message's {name} must be a whole number from 0 to {most}, not {value!r:.80}")
     return value
+
+
+def _positive(record: Mapping[str, object], name: str) -> float:
+    """A number above 0; 0 where there is none."""
+    value = record.get(name, 0.0)
+    if name in record and not (isinstance(value, float) and 0 < value < math.inf):
+        raise Refused(f"the message's {name} must be a number above 0, not {value!r:.80}")
+    return float(str(value))

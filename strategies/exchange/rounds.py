@@ -120,6 +120,7 @@ def _close(run: Run, report: Round, state: State, result: Result) -> State:
         result.train_metrics_clientapp[report.number] = MetricRecord(dict(report.train))
     if report.evaluated_by_nodes:
         result.evaluate_metrics_clientapp[report.number] = MetricRecord(dict(report.evaluated_by_nodes))
+    run.remember_privacy()
     if run.federation.on_round is not None:
         run.federation.on_round(report, state)
     _keep(run, report, state)
@@ -133,7 +134,6 @@ def _keep(run: Run, report: Round, state: State) -> None:
     session, folder = run.session, run.federation.checkpoint
     session.round = report.number
     session.failures = session.failures + 1 if report.failed else 0
-    session.privacy = run.mechanism.memory()
     if folder is not None:
         about = {"round": report.number, "seed": run.federation.seed, "strategy": run.strategy.name}
         checkpoint.save(folder / checkpoint.LAST, state, about | session.about())

@@ -44,7 +44,8 @@ class Run:
         self.roll = Roll(self.strategy, self.grid, self.opening, self.federation, self.timeout, self.session)
         self.dispatch = Dispatch(self.strategy, self.grid, self.opening, self.roll, self.evaluate_config, self.session)
         held, nodes = self.federation, len(self.roll.present)
-        plan = Plan(self.rounds, nodes, held.fraction_train, held.min_train_nodes, held.seed)
+        done, config = max(self.session.round, 0), self.opening.config
+        plan = Plan(self.rounds, nodes, held.fraction_train, held.min_train_nodes, held.seed, done, config)
         self.mechanism = chain.mechanism(self.strategy, plan)
         if self.session.privacy:
             self.mechanism.restore(self.session.privacy)
@@ -69,6 +70,12 @@ class Run:
                 said = "node %s claims %d rows, above max-weight-ratio = %g times the median claim: it counts for %d"
                 LOG.warning(said, name, claims[name], ratio, limit)
         return limits
+
+    def remember_privacy(self) -> None:
+        """Keep what is spent, before what it is spent on leaves."""
+        self.session.privacy = self.mechanism.memory()
+        if self.session.privacy and self.federation.checkpoint is not None:
+            self.session.keep_privacy(self.federation.checkpoint)
 
     def due(self, number: int) -> bool:
         """Is the state evaluated in this round?"""

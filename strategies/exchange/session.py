@@ -4,6 +4,7 @@ import logging
 import secrets
 import time
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from strategies.exchange import checkpoint
@@ -14,6 +15,7 @@ LOG = logging.getLogger("flwr")
 LONGEST_REST = 8  # rounds
 OFFER_REST = 3600.0  # seconds between two offers of the base to one store, or one key
 ABOUT = "session"  # its key in what a checkpoint says
+PRIVACY = "privacy.safetensors"  # beside the checkpoint: what is spent, kept before it is spent
 
 
 @dataclass
@@ -59,6 +61,17 @@ class Session:
         said = about[ABOUT]
         return cls(**{**said, "rests": {name: Rest(**rest) for name, rest in said["rests"].items()}})
 
+    def keep_privacy(self, folder: Path) -> None:
+        """Keep what is spent by itself, for a process that does not come to its next checkpoint."""
+        checkpoint.save(folder / PRIVACY, State({}), {"token": self.token, "privacy": self.privacy})
+
+    def find_privacy(self, folder: Path) -> None:
+        """Take up what was kept so, if anything was. Raises OSError, Damaged, KeyError."""
+        if (folder / PRIVACY).exists():
+            said = checkpoint.load(folder / PRIVACY)[1]
+            if said["token"] == self.token:
+                self.privacy = said["privacy"]
+
     def budget(self, profile: Profile) -> int:
         """The largest rank that a node trains in this run; 0 where that is still to be found."""
         known = self.ranks.get(profile.name, 0)
@@ -103,6 +116,7 @@ def resumed(strategy: str, federation: Federation, num_rounds: int) -> tuple[Sta
     try:
         state, about = checkpoint.load(path)
         session = Session.read(about)
+        session.find_privacy(federation.checkpoint)
     except checkpoint.Damaged as error:
         raise RunFailed(f"cannot resume: {error}; {checkpoint.OTHERS}") from error
     except (OSError, KeyError, TypeError, ValueError) as error:

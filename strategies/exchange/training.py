@@ -30,15 +30,22 @@ def train(run: Run, number: int, state: State) -> tuple[State, Round]:
     run.roll.call(report)
     report.resting = run.roll.resting(number)
     tickets = run.roll.tickets(number, run.rounds, state)
-    rank = max((ticket.rank for ticket in tickets.values()), default=0)
+    lonely = Ticket(number, run.rounds, 0, state.rank)  # where nobody is there, a round may still be noise alone
+    widest = max(tickets.values(), key=lambda ticket: ticket.rank, default=lonely)
+    rank = widest.rank
     state = run.strategy.begin(state, number, rank)
     minimum, there = run.federation.min_train_nodes, len(run.roll.present)
-    if there < minimum:
+    if there < minimum and not (run.mechanism.steadfast and run.mechanism.poisson):
         report.failed = f"{there} nodes are there, min-train-nodes is {minimum}"
         return state, report
     chosen = _drawn(run, number)
+    if not chosen and not run.mechanism.poisson:
+        report.failed = "no node that is there may train within its privacy budget"
+        return state, report
+    for profile in chosen:
+        tickets[profile.name] = replace(tickets[profile.name], noise=run.mechanism.ordered(profile.name))
     rows = run.rows({profile.name: profile.num_examples for profile in run.roll.present})
-    turn = _Turn(run, state, tickets, report, rows, _plausible(run))
+    turn = _Turn(run, state, tickets, widest, report, rows, _plausible(run))
     new = turn.combined(turn.updates(chosen))
     if not report.failed:
         report.inexactness = turn.meter.read(truncated(new.tensors, rank), new.journal[len(state.journal) :])
@@ -46,14 +53,21 @@ def train(run: Run, number: int, state: State) -> tuple[State, Round]:
 
 
 def _drawn(run: Run, number: int) -> list[Profile]:
-    """Who trains in this round, which from now on costs the privacy that it costs."""
-    minimum = run.federation.min_train_nodes
-    awake = run.roll.awake(number, minimum)
-    chosen = run.mechanism.cohort(awake, number)
+    """Who trains in this round, which from now on costs the privacy that it costs.
+
+    Where nodes are drawn by themselves those that rest are never drawn: that they were, because too few others are
+    there, would tell who is not.
+    """
+    held = run.federation
+    awake = run.roll.awake(number, 0 if run.mechanism.poisson else held.min_train_nodes)
+    able = run.mechanism.able(awake, number)
+    chosen = run.mechanism.cohort(able, number)
     if chosen is None:
-        chosen = run.roll.cohort("train", run.federation.fraction_train, minimum, number)
+        chosen = cohort.draw(able, held.fraction_train, held.min_train_nodes, held.seed, "train", number)
     LOG.info("configure_train: Sampled %d nodes (out of %d)", len(chosen), len(run.roll.present))
-    run.mechanism.spend(awake, chosen)
+    run.mechanism.spend(able, chosen, number)
+    if run.mechanism.ahead:
+        run.remember_privacy()
     return chosen
 
 
@@ -71,6 +85,7 @@ class _Turn:
     run: Run
     state: State
     tickets: dict[str, Ticket]
+    widest: Ticket
     report: Round
     rows: dict[str, int]  # that each node counts for at most
     judge: plausible.Plausible
@@ -167,10 +182,8 @@ class _Turn:
         if report.failed:
             LOG.error("[ROUND %d] failed, the state stays: %s", report.number, report.failed)
             return state
-        widest = max(self.tickets.values(), key=lambda ticket: ticket.rank)
-        like = truncated(run.strategy.expected(state, widest), widest.rank)
+        like = truncated(run.strategy.expected(state, self.widest), self.widest.rank)
         combined = run.mechanism.combined(combined, len(good), like)
-        run.mechanism.close(good)
         new = run.strategy.apply(state, combined, report.number)
         if wild := door.not_finite({**new.tensors, **_entered(state, new)}):
             nodes = ", ".join(line.node for line in report.nodes if not line.refused)
@@ -183,8 +196,14 @@ class _Turn:
         return new
 
     def _shortage(self, good: int) -> str:
-        """Why so many good replies are too few, if they are."""
+        """Why so many good replies are too few, if they are. They never are where noise hides who was drawn: a state
+        that stays would tell a node that gives no good reply whether others were."""
         sampled = len(self.report.nodes)
+        if self.run.mechanism.steadfast:
+            if good < sampled:
+                said = "round %d: %d of %d replies were good; the noise is that of a whole cohort"
+                LOG.warning(said, self.report.number, good, sampled)
+            return ""
         needed = max(min(1, sampled), math.ceil(self.run.federation.min_success_fraction * sampled - 1e-9))
         if good >= needed:
             return ""

@@ -80,6 +80,7 @@ class Ticket:
     seed: int  # public: data order and dropout follow from it
     rank: int  # of the adapter this node trains; 0 where there is none
     basis: int = 0  # seed of random directions, where a strategy has some
+    noise: float = 0.0  # that the node adds by itself, in clips, where a wrapper has it found by the server
 
 
 @dataclass(frozen=True)

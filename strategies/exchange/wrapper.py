@@ -13,7 +13,7 @@ import torch
 
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.federation import Federation
-from strategies.exchange.mechanism import Mechanism, Plan
+from strategies.exchange.mechanism import Mechanism, Payment, Plan
 from strategies.exchange.vocabulary import Ticket
 from task.config import TaskConfig
 from task.train import Trainer
@@ -56,6 +56,11 @@ class Wrapper:
     def training(self, trainer: Trainer, ticket: Ticket, kept: Tensors) -> Trainer:
         """On the node: what the strategy trains with. `kept` as in `outgoing`, which comes after."""
         return trainer
+
+    def payment(self, ticket: Ticket, config: TaskConfig, rows: int) -> Payment | None:
+        """On the node: what a message that is made of so many rows costs in privacy; None: no privacy covers it.
+        Raises Refused for a ticket that lacks what is needed."""
+        return None
 
     def outgoing(self, update: Tensors, ticket: Ticket, kept: Tensors) -> Tensors:
         """On the node: what is sent instead of `update`. `kept` is what this wrapper has left on this node in earlier

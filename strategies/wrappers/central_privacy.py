@@ -19,14 +19,22 @@ neighbours differ in the data of one node, which moves a sum by two clips and ne
 import math
 import random
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from strategies.algebra.accountant import Draw, epsilon_of, least_noise
+from strategies.algebra.accountant import (
+    BudgetSpent,
+    History,
+    Release,
+    accountant_of,
+    epsilon_of,
+    fitting_noise,
+    read,
+    written,
+)
 from strategies.algebra.clipping import clipped
 from strategies.algebra.tensors import Tensors, corner
 from strategies.exchange import cohort
@@ -86,12 +94,12 @@ class CentralPrivacy(Wrapper):
                 "may be of any size: set min-train-nodes = 1, or central-privacy.sampling = 'fixed'"
             )
         if self.noise and self.epsilon and federation and self.sampling == "poisson":
-            found += self.unaffordable(Draw(federation.fraction_train))
+            found += self.unaffordable(Release(self.noise, federation.fraction_train))
         return found
 
-    def unaffordable(self, draw: Draw) -> list[str]:
+    def unaffordable(self, release: Release) -> list[str]:
         """What to say where the budget does not do for a single round."""
-        if not self.epsilon or (cost := epsilon_of({draw: 1}, self.noise, self.delta)) <= self.epsilon:
+        if not self.epsilon or (cost := epsilon_of({release: 1}, self.delta)) <= self.epsilon:
             return []
         return [
             f"central-privacy.epsilon = {self.epsilon:g} does not do for one round with central-privacy.noise = "
@@ -108,16 +116,21 @@ class CentralMechanism(Mechanism):
     def __init__(self, options: CentralPrivacy, plan: Plan) -> None:
         """Raises ConfigError where the budget does not do for one round."""
         self.options, self.plan = options, plan
-        self.silent, self.poisson = options.private, options.sampling == "poisson"
+        self.silent = self.steadfast = options.private
+        self.poisson = options.sampling == "poisson"
         size = cohort.size(plan.nodes, plan.fraction, plan.minimum)
-        self.planned = Draw(plan.fraction) if self.poisson else Draw(nodes=plan.nodes, size=size)
+        self.drawn = (plan.nodes, size)  # of a cohort of fixed size: how many nodes there are, and how many are drawn
         self.expected = plan.fraction * plan.nodes if self.poisson else float(size)
-        self.noise = self._calibrated()
         self.clip = options.clip
-        self.draws: Counter[Draw] = Counter()
+        self.history = History()
+        self.noise = options.noise  # in clips
         self._within = 0.0  # of the round in progress: updates within the clip, each less a half
-        if options.noise and (problems := options.unaffordable(self.planned)):
+        if options.noise and (problems := options.unaffordable(self._release())):
             raise ConfigError(problems)
+        try:
+            self._calibrate()
+        except BudgetSpent as error:
+            raise ConfigError([f"central-privacy: {error}"]) from error
 
     def start(self, state: Mapping[str, torch.Tensor]) -> None:
         whole = sorted(name for name, tensor in state.items() if not tensor.is_floating_point())
@@ -136,10 +149,10 @@ class CentralMechanism(Mechanism):
     def announced(self, drawn: int) -> int:
         return int(self.expected) if self.poisson else drawn
 
-    def spend(self, present: Sequence[Profile], cohort: Sequence[Profile]) -> None:
+    def spend(self, present: Sequence[Profile], cohort: Sequence[Profile], round: int) -> None:
         if not self.poisson:
-            self.planned, self.expected = Draw(nodes=len(present), size=len(cohort)), float(len(cohort))
-        self.draws[self.planned] += 1
+            self.drawn, self.expected = (len(present), len(cohort)), float(len(cohort))
+        self.history[self._release()] += 1
         self._within = 0.0
 
     def admitted(self, update: Update) -> Update:
@@ -164,12 +177,17 @@ class CentralMechanism(Mechanism):
 
     # ------------------------------------------------------------------ the account
 
-    def spent(self) -> dict[str, float | None]:
-        cost = self._cost(self.draws)
-        return {"epsilon": cost if math.isfinite(cost) else None, "delta": self.options.delta, "clip": self.clip}
+    def spent(self) -> dict[str, float | str | None]:
+        cost, delta = epsilon_of(self.history, self.options.delta), self.options.delta
+        return {
+            "epsilon": cost if math.isfinite(cost) else None,
+            "delta": delta,
+            "accountant": accountant_of(self.history, delta),
+            "clip": self.clip,
+        }
 
     def exhausted(self) -> str:
-        cost = self._cost(self.draws + Counter({self.planned: 1}))
+        cost = epsilon_of(self.history + History({self._release(): 1}), self.options.delta)
         if not self.options.epsilon or cost <= self.options.epsilon:
             return ""
         return f"central-privacy.epsilon = {self.options.epsilon:g} is spent: another round would make it {cost:.2f}"
@@ -179,11 +197,12 @@ class CentralMechanism(Mechanism):
         who = f"{'about ' if self.poisson else ''}{self.expected:g} of {self.plan.nodes} nodes a round, {how}"
         if not self.noise:
             return f"none: updates are clipped to {self.clip:g}, and no noise is added; {who}"
-        costs = range(1, self.plan.rounds + 1)
-        rounds = bisect_right(costs, self.options.epsilon or math.inf, key=lambda n: self._cost({self.planned: n}))
+        left = range(1, self.plan.rounds - self.plan.done + 1)
+        more = bisect_right(left, self.options.epsilon or math.inf, key=self._cost_after)
+        rounds = self.plan.done + more
         ends = f", of {self.plan.rounds}: there the budget ends the run" if rounds < self.plan.rounds else ""
         return (
-            f"epsilon {self._cost({self.planned: rounds}):.2f} at delta {self.options.delta:g} for all data of a node "
+            f"epsilon {self._cost_after(more):.2f} at delta {self.options.delta:g} for all data of a node "
             f"after {rounds} rounds{ends}; noise {self.noise:.3f} times the clip of {self.clip:g}; {who}"
             f"{self._warning()}"
         )
@@ -194,25 +213,46 @@ class CentralMechanism(Mechanism):
         return f". Weak: a delta above 1/{self.plan.nodes} allows that one of the nodes is exposed" if loose else ""
 
     def memory(self) -> dict[str, Any]:
-        draws = [[draw.rate, draw.nodes, draw.size, rounds] for draw, rounds in self.draws.items()]
-        return {"clip": self.clip, "noise": self.noise, "expected": self.expected, "draws": draws}
+        return {"clip": self.clip, "noise": self.noise, "expected": self.expected, "history": written(self.history)}
 
     def restore(self, memory: Mapping[str, Any]) -> None:
         self.clip, self.noise, self.expected = memory["clip"], memory["noise"], memory["expected"]
-        self.draws = Counter({Draw(rate, nodes, size): rounds for rate, nodes, size, rounds in memory["draws"]})
-
-    def _cost(self, draws: Mapping[Draw, int]) -> float:
-        return epsilon_of(draws, self.noise, self.options.delta)
-
-    def _calibrated(self) -> float:
-        """The noise that was asked for, or the least that the budget allows. Raises ConfigError where none does."""
-        options = self.options
-        if options.noise or not options.epsilon:
-            return options.noise
+        if "history" in memory:
+            self.history = read(memory["history"])
+        else:  # of a version that counted rounds, all at one noise
+            self.history = History()
+            for rate, nodes, size, rounds in memory["draws"]:
+                self.history[Release(self._multiplier, rate or 1.0, nodes, size)] += rounds
         try:
-            return least_noise(self.planned, self.plan.rounds, options.epsilon, options.delta)
-        except ValueError as error:
-            raise ConfigError([f"central-privacy: {error}"]) from error
+            self._calibrate()
+        except BudgetSpent:
+            self.noise = memory["noise"]  # with which `exhausted` says how much is spent
+
+    def _cost_after(self, rounds: int) -> float:
+        """The epsilon once so many rounds more are over."""
+        return epsilon_of(self.history + History({self._release(): rounds}), self.options.delta)
+
+    def _release(self) -> Release:
+        """What a round releases."""
+        if self.poisson:
+            return Release(self._multiplier, self.plan.fraction)
+        return Release(self._multiplier, nodes=self.drawn[0], size=self.drawn[1])
+
+    @property
+    def _clips(self) -> int:
+        """That neighbours are apart in a sum: by one node more, or by another's data."""
+        return 1 if self.poisson else 2
+
+    @property
+    def _multiplier(self) -> float:
+        return self.noise / self._clips
+
+    def _calibrate(self) -> None:
+        """Find the noise for the rounds that are left, where it is not given. Raises BudgetSpent."""
+        options, left = self.options, self.plan.rounds - self.plan.done
+        if options.epsilon and not options.noise and left > 0:
+            noise = fitting_noise(self._release(), left, options.epsilon, options.delta, self.history)
+            self.noise = noise * self._clips
 
     def _noises(self) -> tuple[float, float]:
         """Standard deviations of the noise on the count, and on the sum in clips, which together cost what `noise` does

@@ -1,26 +1,30 @@
 """Differential privacy of rows: every node trains by DP-SGD, so that what it sends hides whether any one row was there.
 
-Local steps go through Opacus: see `task.private`. Each node keeps its own account, over all its rounds, and answers
-with its epsilon; neighbours differ by one row of it. Whatever follows, on the node or the server, is made of weights
-that are private already, so any strategy will do that learns from rows by gradients. How many rows a node has is not
-hidden.
+Local steps go through Opacus: see `task.private`. The order says how much noise there is; each node keeps its own
+account, which refuses what is too little for its budget, and the server one of every node; neighbours differ by one
+row that is there or not. Whatever follows, on the node or the server, is made of weights that are private already, so
+any strategy will do that learns from rows by gradients. How many rows a node has is not hidden.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from strategies.algebra.accountant import Release
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.federation import Federation
-from strategies.exchange.mechanism import Mechanism, Plan, scored_by_nodes
-from strategies.exchange.vocabulary import Metrics, Ticket
+from strategies.exchange.mechanism import Mechanism, Payment, Plan, scored_by_nodes
+from strategies.exchange.node_accounts import NodeAccounts
+from strategies.exchange.vocabulary import Refused, Ticket
 from strategies.exchange.wrapper import Wrapper
 from task.config import TaskConfig
 from task.schema import option
-from task.train import Trainer
+from task.train import Trainer, steps_of
 
 if TYPE_CHECKING:
     from strategies.exchange.algorithm import Algorithm
+
+NAME = "example-privacy"
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class ExamplePrivacy(Wrapper):
         return found
 
     def unfit(self, config: TaskConfig, federation: Federation | None) -> list[str]:
-        found = scored_by_nodes(config, "example-privacy") if self.silent else []
+        found = scored_by_nodes(config, NAME) if self.silent else []
         if not self.clip:
             return found
         if config.causal:
@@ -64,45 +68,56 @@ class ExamplePrivacy(Wrapper):
             )
         return found
 
+    def release(self, config: TaskConfig, rows: int, noise: float) -> tuple[Release, int]:
+        """What a step on so many rows releases, with `noise` in clips, and how many steps a message is made of."""
+        return Release(noise, min(1.0, config.batch_size / max(rows, 1))), steps_of(config, rows)
+
+    def payment(self, ticket: Ticket, config: TaskConfig, rows: int) -> Payment | None:
+        if not self.clip or not self.silent:
+            return None
+        return Payment(NAME, *self.release(config, rows, self._noise(ticket)), self.epsilon, self.delta)
+
     def training(self, trainer: Trainer, ticket: Ticket, kept: Tensors) -> Trainer:
         if not self.clip:
             return trainer
         from task.private import PrivateSteps
 
-        steps = PrivateSteps(self.epsilon, self.delta, self.noise, self.clip, ticket.rounds, kept)
-        return replace(trainer, private=steps)
+        release, steps = self.release(trainer.config, len(trainer.rows), self._noise(ticket))
+        return replace(trainer, private=PrivateSteps(release.noise, self.clip, release.rate, steps))
+
+    def _noise(self, ticket: Ticket) -> float:
+        """In clips, as the options or the ticket say. Raises Refused for a ticket without."""
+        noise = self.noise or ticket.noise
+        if self.silent and not noise:
+            raise Refused("the ticket says no noise, which example-privacy.epsilon needs")
+        return noise if self.silent else 0.0
 
     def mechanism(self, plan: Plan) -> Mechanism | None:
-        return Reports(self) if self.clip else None
+        return ExampleAccounts(self, plan) if self.clip else None
 
 
-class Reports(Mechanism):
-    """What nodes say of their own accounts."""
+class ExampleAccounts(NodeAccounts):
+    """The server's accounts of nodes that train by DP-SGD."""
 
-    def __init__(self, options: ExamplePrivacy) -> None:
-        self.options, self.epsilon, self.done = options, 0.0, False
-
-    def close(self, metrics: Sequence[Metrics]) -> None:
-        self.epsilon = max(self.epsilon, *(said.get("epsilon", 0.0) for said in metrics), 0.0)
-        self.done = bool(metrics) and all(said.get("rounds-left", 1) == 0 for said in metrics)
-
-    def spent(self) -> dict[str, float | None]:
-        """Of the node whose account is the highest."""
-        return {"epsilon": self.epsilon if self.options.silent else None, "delta": self.options.delta}
-
-    def exhausted(self) -> str:
-        return f"example-privacy.epsilon = {self.options.epsilon:g} is spent on every node that answered" * self.done
+    def __init__(self, options: ExamplePrivacy, plan: Plan) -> None:
+        super().__init__(NAME, options, plan)
+        self.example = options
 
     def promise(self) -> str:
-        options = self.options
+        options = self.example
         if not options.silent:
             return f"none: gradients of rows are clipped to {options.clip:g}, and no noise is added"
-        held = f"at most {options.epsilon:g}" if options.epsilon else "without a budget, as nodes report it,"
+        held = f"at most {options.epsilon:g}" if options.epsilon else "without a budget"
         noise = f"noise {options.noise:g} times" if options.noise else "the least noise that this allows each node, and"
         return f"epsilon {held} at delta {options.delta:g} for any row of a node; {noise} a clip of {options.clip:g}"
 
-    def memory(self) -> dict[str, Any]:
-        return {"epsilon": self.epsilon}
-
-    def restore(self, memory: Mapping[str, Any]) -> None:
-        self.epsilon = memory["epsilon"]
+    def restore_counts(self, memory: Mapping[str, Any]) -> None:
+        """Of what nodes said of themselves nothing is believed: all are taken to have been sent a message in every
+        round. Where the noise was not given, nobody knows what it was."""
+        if self.example.noise or not self.example.epsilon:
+            self.before = self.plan.done
+        else:
+            self.unknown = (
+                f"example-privacy.epsilon = {self.example.epsilon:g} counts as spent: the checkpoint is of a version "
+                "that did not keep the noise that nodes trained with; start a new run"
+            )

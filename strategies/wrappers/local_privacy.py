@@ -1,27 +1,27 @@
 """Local differential privacy of nodes: a node clips its update and adds noise before it leaves, and trusts nobody.
 
 Every message is a Gaussian mechanism by itself, for all data of the node: neighbours differ in anything but the
-number of rows. Noise comes from the node's operating system. There is no amplification by sampling, because the
+number of rows, and so in two clips. Noise comes from the node's operating system; how much, the order says, and the
+node's own account refuses what is too little for the budget. There is no amplification by sampling, because the
 server sees who answers. What a node measures in training stays there. The noise of n nodes shrinks in their mean by
 sqrt(n), where the server's own noise (`central-privacy`) would by n: this needs very many nodes, or few numbers that
 train.
 """
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from strategies.algebra.accountant import gaussian_epsilon, least_gaussian_noise
+from strategies.algebra.accountant import History, Release, epsilon_of, least_noise
 from strategies.algebra.clipping import clipped
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.federation import Federation
-from strategies.exchange.mechanism import Mechanism, Plan, scored_by_nodes
-from strategies.exchange.vocabulary import Profile, Ticket
+from strategies.exchange.mechanism import Mechanism, Payment, Plan, scored_by_nodes
+from strategies.exchange.node_accounts import Account, NodeAccounts
+from strategies.exchange.vocabulary import Refused, Ticket
 from strategies.exchange.wrapper import Wrapper
 from task.config import TaskConfig
 from task.schema import ConfigError, option
@@ -30,7 +30,9 @@ from task.secret import normal
 if TYPE_CHECKING:
     from strategies.exchange.algorithm import Algorithm
 
-ROUNDS = "rounds"  # in what a node keeps: those it has sent an update in
+NAME = "local-privacy"
+CLIPS = 2  # that neighbours are apart
+ROUNDS = "rounds"  # in what a node kept before it had an account: those that it had sent an update in
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class LocalPrivacy(Wrapper):
         return found
 
     def unfit(self, config: TaskConfig, federation: Federation | None) -> list[str]:
-        found = scored_by_nodes(config, "local-privacy") if self.silent else []
+        found = scored_by_nodes(config, NAME) if self.silent else []
         if self.noise and self.epsilon and (cost := self.cost(1, self.noise)) > self.epsilon:
             found.append(
                 f"local-privacy.epsilon = {self.epsilon:g} does not do for one round with local-privacy.noise = "
@@ -65,78 +67,66 @@ class LocalPrivacy(Wrapper):
             )
         return found
 
+    def release(self, config: TaskConfig, rows: int, noise: float) -> tuple[Release, int]:
+        """What a message releases, with `noise` in clips, and how often."""
+        return Release(noise / CLIPS), 1
+
+    def payment(self, ticket: Ticket, config: TaskConfig, rows: int) -> Payment | None:
+        if not self.clip or not self.silent:
+            return None
+        return Payment(NAME, *self.release(config, rows, self._noise(ticket)), self.epsilon, self.delta)
+
     def outgoing(self, update: Tensors, ticket: Ticket, kept: Tensors) -> Tensors:
         if not self.clip:
             return update
-        noise, done = self.noise_over(ticket.rounds), int(kept.get(ROUNDS, torch.tensor(0))) + 1
-        if self.epsilon and (cost := self.cost(done, noise)) > self.epsilon:
-            raise ValueError(f"its budget of epsilon {self.epsilon:g} is spent: this round would make it {cost:.2f}")
+        noise = self._noise(ticket)
         if whole := [name for name, tensor in update.items() if not tensor.is_floating_point()]:
             raise ValueError(f"local-privacy cannot clip tensors of whole numbers, such as '{whole[0]}'")
-        kept[ROUNDS] = torch.tensor(done)
         sent = clipped(update, self.clip)
         if not noise:
             return sent
         return {n: (t.double() + normal(t.shape, noise * self.clip).to(t.device)).to(t.dtype) for n, t in sent.items()}
 
-    def mechanism(self, plan: Plan) -> Mechanism | None:
-        return LocalAccount(self, plan) if self.clip else None
+    def _noise(self, ticket: Ticket) -> float:
+        """In clips, as the options or the ticket say. Raises Refused for a ticket without."""
+        noise = self.noise or ticket.noise
+        if self.silent and not noise:
+            raise Refused("the ticket says no noise, which local-privacy.epsilon needs")
+        return noise if self.silent else 0.0
 
-    def noise_over(self, rounds: int) -> float:
-        """The noise that was asked for, or what the budget allows over so many rounds."""
-        return self.noise or (_calibrated(rounds, self.epsilon, self.delta) if self.epsilon else 0.0)
+    def mechanism(self, plan: Plan) -> Mechanism | None:
+        return LocalAccounts(self, plan) if self.clip else None
 
     def cost(self, rounds: int, noise: float) -> float:
         """The epsilon of a node that has sent an update in so many rounds."""
-        return gaussian_epsilon(rounds, noise, self.delta)
+        return epsilon_of({Release(noise / CLIPS): rounds}, self.delta)
 
 
-class LocalAccount(Mechanism):
-    """The server's count of the rounds that each node was asked in; nothing of the nodes' is needed for it."""
+class LocalAccounts(NodeAccounts):
+    """The server's accounts of nodes that noise their updates."""
 
     def __init__(self, options: LocalPrivacy, plan: Plan) -> None:
-        self.options, self.plan = options, plan
-        self.noise = options.noise_over(plan.rounds)
-        self.asked: Counter[str] = Counter()
+        super().__init__(NAME, options, plan)
+        self.local = options
 
     def start(self, state: Mapping[str, torch.Tensor]) -> None:
         whole = sorted(name for name, tensor in state.items() if not tensor.is_floating_point())
         if whole:
             raise ConfigError([f"local-privacy cannot clip tensors of whole numbers, such as '{whole[0]}'"])
 
-    def spend(self, present: Sequence[Profile], cohort: Sequence[Profile]) -> None:
-        self.asked.update(profile.name for profile in cohort)
-
-    def spent(self) -> dict[str, float | None]:
-        """Of the node that was asked most often."""
-        cost = self.options.cost(self._most, self.noise)
-        return {"epsilon": cost if math.isfinite(cost) else None, "delta": self.options.delta}
-
-    def exhausted(self) -> str:
-        budget, cost = self.options.epsilon, self.options.cost(self._most + 1, self.noise)
-        return f"local-privacy.epsilon = {budget:g} of a node is spent" if 0 < budget < cost else ""
-
     def promise(self) -> str:
-        if not self.noise:
-            return f"none: nodes clip their updates to {self.options.clip:g} and add no noise"
-        cost = self.options.cost(self.plan.rounds, self.noise)
-        held = min(cost, self.options.epsilon or math.inf)
+        options, rounds = self.local, self.plan.rounds
+        if not options.silent:
+            return f"none: nodes clip their updates to {options.clip:g} and add no noise"
+        noise = options.noise or CLIPS * least_noise(Release(0.0), rounds, options.epsilon, options.delta)
+        held = min(options.cost(rounds, noise), options.epsilon or float("inf"))
         return (
-            f"epsilon {held:.2f} at delta {self.options.delta:g} for all data of a node that takes part in all "
-            f"rounds its budget allows; noise {self.noise:.3f} times the clip of {self.options.clip:g} on every update"
+            f"epsilon {held:.2f} at delta {options.delta:g} for all data of a node that takes part in all "
+            f"rounds its budget allows; noise {noise:.3f} times the clip of {options.clip:g} on every update"
         )
 
-    def memory(self) -> dict[str, Any]:
-        return {"noise": self.noise, "asked": dict(self.asked)}
-
-    def restore(self, memory: Mapping[str, Any]) -> None:
-        self.noise, self.asked = memory["noise"], Counter(memory["asked"])
-
-    @property
-    def _most(self) -> int:
-        return max(self.asked.values(), default=0)
-
-
-@lru_cache(maxsize=64)
-def _calibrated(rounds: int, epsilon: float, delta: float) -> float:
-    return least_gaussian_noise(rounds, epsilon, delta)
+    def restore_counts(self, memory: Mapping[str, Any]) -> None:
+        """Rounds by node, all at one noise."""
+        release, _ = self.local.release(self.plan.config, 1, memory["noise"])
+        for node, rounds in Counter(memory["asked"]).items():
+            self.accounts[node] = Account(History({release: rounds}), release, 1)

@@ -1,0 +1,167 @@
+"""The server's accounts of nodes that protect their own rows: one for every node, of what it was ordered to send.
+
+The server says the noise, and counts a message when it is sent, whether or not an answer comes. So what it reports
+follows from its own orders and from the rows that a node said it has before the run; nothing that a node claims of its
+privacy is read. The node's own account (`client_app.account`) decides what the node answers.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from strategies.algebra.accountant import (
+    PLD,
+    BudgetSpent,
+    History,
+    Release,
+    accountant_of,
+    epsilon_of,
+    fitting_noise,
+    read,
+    written,
+)
+from strategies.exchange.mechanism import Mechanism, Plan
+from strategies.exchange.vocabulary import Profile
+from task.config import TaskConfig
+
+
+class Private(Protocol):
+    """The options of a wrapper that has nodes add noise."""
+
+    @property
+    def epsilon(self) -> float: ...
+    @property
+    def delta(self) -> float: ...
+    @property
+    def noise(self) -> float: ...
+    @property
+    def silent(self) -> bool: ...
+
+    def release(self, config: TaskConfig, rows: int, noise: float) -> tuple[Release, int]:
+        """What a message of a node with so many rows releases, with `noise` in clips, and how often."""
+        ...
+
+
+@dataclass
+class Account:
+    """One node's: what it was sent for, and what its next message will be."""
+
+    spent: History = field(default_factory=History)
+    release: Release = Release(0.0)  # of the next message; noise 0: still to be found
+    times: int = 0  # that a message has of it
+    allowed: int = 0  # further messages that are known to fit with this noise
+
+
+class NodeAccounts(Mechanism):
+    """All accounts of a run."""
+
+    ahead = True
+
+    def __init__(self, name: str, options: Private, plan: Plan) -> None:
+        self.name, self.options, self.plan = name, options, plan
+        self.accounts: dict[str, Account] = {}
+        self.round = plan.done  # the last that has begun
+        self.before = 0  # messages that every node is taken to have been sent by a version that kept no account
+        self.unknown = ""  # why nobody knows what is left
+
+    # ------------------------------------------------------------------ a round
+
+    def able(self, present: Sequence[Profile], round: int) -> Sequence[Profile]:
+        """Those whose budget does for this round. Finds the noise for all rounds that are left."""
+        for profile in present:
+            self._meet(profile)
+        left = self.plan.rounds - round + 1
+        return [profile for profile in present if self._affords(self.accounts[profile.name], left)]
+
+    def spend(self, present: Sequence[Profile], cohort: Sequence[Profile], round: int) -> None:
+        self.round = round
+        for profile in cohort:
+            account = self.accounts[profile.name]
+            account.spent[account.release] += account.times
+            account.allowed -= 1
+
+    def ordered(self, node: str) -> float:
+        return 0.0 if self.options.noise else self.accounts[node].release.noise * self._scale
+
+    # ------------------------------------------------------------------ the account
+
+    def spent(self) -> dict[str, float | str | None]:
+        """Of the node whose account is the highest."""
+        delta = self.options.delta
+        costs = [epsilon_of(account.spent, delta) for account in self.accounts.values()]
+        most = max(costs, default=0.0) if not self.unknown else self.options.epsilon or math.inf
+        how = {accountant_of(account.spent, delta) for account in self.accounts.values()}
+        return {
+            "epsilon": most if math.isfinite(most) else None,
+            "delta": delta,
+            "accountant": "+".join(sorted(how or {PLD})),
+        }
+
+    def exhausted(self) -> str:
+        if self.unknown:
+            return self.unknown
+        left = self.plan.rounds - self.round
+        if not self.accounts or not left or any(self._affords(a, left) for a in self.accounts.values()):
+            return ""
+        return f"{self.name}.epsilon = {self.options.epsilon:g} is spent on every node that is there"
+
+    def memory(self) -> dict[str, Any]:
+        nodes = {
+            name: {
+                "spent": written(account.spent),
+                "next": written({account.release: account.times}),
+                "allowed": account.allowed,
+            }
+            for name, account in self.accounts.items()
+        }
+        return {"nodes": nodes, "before": self.before}
+
+    def restore(self, memory: Mapping[str, Any]) -> None:
+        """Raises KeyError, TypeError, ValueError for what is no such memory."""
+        if "nodes" not in memory:
+            self.restore_counts(memory)
+            return
+        self.before = memory["before"]
+        for name, said in memory["nodes"].items():
+            ((release, times),) = read(said["next"]).items()
+            self.accounts[name] = Account(read(said["spent"]), release, times, said["allowed"])
+
+    def restore_counts(self, memory: Mapping[str, Any]) -> None:
+        """Go on from the memory of a version that kept no histories."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ one node
+
+    @property
+    def _scale(self) -> float:
+        """Clips of noise that are one sensitivity."""
+        return 1 / self.options.release(self.plan.config, 1, 1.0)[0].noise
+
+    def _meet(self, profile: Profile) -> None:
+        """Know this node, and what a message of its rows releases."""
+        account = self.accounts.get(profile.name)
+        noise = self.options.noise or (account.release.noise * self._scale if account else 0.0)
+        release, times = self.options.release(self.plan.config, profile.num_examples, noise)
+        if account is None:
+            spent = History({release: times * self.before}) if self.before else History()
+            self.accounts[profile.name] = Account(spent, release, times)
+        elif (release, times) != (account.release, account.times):
+            account.release, account.times, account.allowed = release, times, 0
+
+    def _affords(self, account: Account, left: int) -> bool:
+        """Does the node's budget do for a message more, and for all that are left where the noise is not given?"""
+        options = self.options
+        if not options.epsilon:
+            return True
+        if options.noise:
+            after = account.spent + History({account.release: account.times})
+            return epsilon_of(after, options.delta) <= options.epsilon
+        if account.allowed >= left and account.release.noise:
+            return True
+        try:
+            noise = fitting_noise(account.release, account.times * left, options.epsilon, options.delta, account.spent)
+        except BudgetSpent:
+            return False
+        account.release, account.allowed = replace(account.release, noise=noise), left
+        return True
