@@ -9,13 +9,11 @@ import psutil
 import torch
 
 from strategies.exchange.vocabulary import OutOfMemory
-from task.device import kind
+from task.device import kind, ran_out
 from task.model import kept_model
 
 OWN_MEMORY = ("cuda", "xpu")  # those with memory apart from the machine's, which torch counts
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Of RuntimeErrors: torch's CPU allocator; mps and drivers; cuBLAS. CUDA's allocator has a class of its own.
-RAN_OUT = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
 T = TypeVar("T")
 
 
@@ -41,7 +39,7 @@ def within_memory(device: str, work: Callable[[], T]) -> T:
     try:
         return work()
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(w in str(error) for w in RAN_OUT):
+        if not ran_out(error):
             raise
         said = str(error) or type(error).__name__
     kept_model.cache_clear()  # after the except clause: its traceback holds what training had allocated

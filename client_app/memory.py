@@ -7,6 +7,7 @@ rounds that the node trained in. A round that is done again, because the server 
 was kept before it. No message can name another node's: the name is the node's own.
 """
 
+import logging
 import shutil
 import time
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from strategies.exchange.vocabulary import BASE_MARK, Entry, State
 from task.model import TunedModel
 from task.store import recipe_hash
 
+LOG = logging.getLogger("flwr")
 KIND, GROUNDS, OWN = "journals", "grounds", "own"
 ACCOUNT = "account.jsonl"
 ENTRY, WEIGHTS = "entry.safetensors", "weights.safetensors"
@@ -64,7 +66,12 @@ class Memory:
         rounds = [number for number in self._versions() if number <= last]
         if not rounds:
             return {}
-        state, _ = checkpoint.load(self._version(rounds[-1]))
+        try:
+            state, _ = checkpoint.load(self._version(rounds[-1]))
+        except checkpoint.Damaged as error:  # as in a store that was emptied, what is lost is begun anew
+            LOG.warning("%s; this node goes on from what it kept before, if anything", error)
+            self._version(rounds[-1]).unlink()
+            return self.kept()
         kept: dict[str, Tensors] = {}
         for name, tensor in state.tensors.items():
             whose, own = name.split("/", 1)
@@ -114,12 +121,11 @@ class Memory:
         """All marks up to `end`, from what a model has reached, from weights that are kept or from the base, whichever
         is nearest. Raises NodeError where the store has lost a part."""
         path = [end]
-        while path[-1] not in (BASE_MARK, reached) and not self.store.path(GROUNDS, path[-1]).exists():
-            place = self.store.path(KIND, path[-1]) / ENTRY
-            if not place.exists():
+        while path[-1] not in (BASE_MARK, reached) and not self.store.holds(GROUNDS, path[-1]):
+            if not self.store.holds(KIND, path[-1]):
                 lacks = f"lacks a part of the journal, up to {path[-1]}"
                 raise NodeError(f"the store {self.store.root} {lacks}", f"the node's store {lacks}")
-            path.append(checkpoint.mark_before(place))
+            path.append(checkpoint.mark_before(self.store.path(KIND, path[-1]) / ENTRY))
         return path[::-1]
 
     def _entry(self, mark: str) -> Entry:

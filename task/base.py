@@ -1,7 +1,7 @@
 """The base: the pretrained model that everybody starts from and that never crosses the wire if it can be helped.
 
-A base is a folder as transformers reads it (config, safetensors, tokenizer or preprocessor) and a
-fingerprint of its files. The server finds it by hub id or folder, or trains the embedded one; a node
+A base is a folder as transformers reads it (config, safetensors, tokenizer or preprocessor; `task.contents` lists what
+it may hold) and a fingerprint of its files. The server finds it by hub id or folder, or trains the embedded one; a node
 finds the same fingerprint in its own store, or by the same name, or is offered the server's copy.
 """
 
@@ -13,20 +13,23 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from task import seal
 from task.config import EMBEDDED_MODEL, Model
+from task.contents import TOKENIZER, WANTED, BaseError, check, check_size, listed, may_be_named, weights
+from task.retention import trim
 from task.store import Store, recipe_hash
+from task.tokenizer_file import check_tokenizer
 
-# What a base may consist of. No pickles: weights are safetensors or they are not read.
-FILES = re.compile(r"[\w.\-]+\.(json|safetensors|txt|model|jinja)")
-WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # the same, for the hub
+__all__ = ["Base", "BaseError", "accept_offer", "files", "fingerprint", "named_folder", "node_base", "node_bases"]
+
 LOG = logging.getLogger("flwr")
 HUB_ID = re.compile(r"\w[\w.\-]*(/\w[\w.\-]*)?")
 CHUNK = 2**22  # bytes read at once
 FINGERPRINT = re.compile(r"[0-9a-f]{32}")
-
-
-class BaseError(ValueError):
-    """A base that cannot be found or used; the message says where it was looked for."""
+BASES = "bases"  # in a store: those that were offered
+TOO_LARGE = "the offered base is larger than this node takes"
+NO_ROOM = "this node's store has no room for the offered base"
+EDITION = 2  # of what is checked before a fingerprint is remembered
 
 
 @dataclass(frozen=True)
@@ -55,19 +58,23 @@ def node_base(model: Model, wanted: str, store: Store, paths: bool = True) -> Ba
     Raises BaseError where the node lacks it.
     """
     if not FINGERPRINT.fullmatch(wanted):
-        raise BaseError(f"{wanted[:80]!r} is no fingerprint")  # it becomes a folder's name
-    offered = store.path("bases", wanted)
-    if offered.exists():
-        return Base(model.name, offered, wanted)
+        raise BaseError(f"{wanted[:80]!r} is no fingerprint", "what the order names is no fingerprint")
+    _adopt(store, wanted)
+    if store.holds(BASES, wanted):
+        return Base(model.name, store.path(BASES, wanted), wanted)
     if model.name != EMBEDDED_MODEL and fingerprint(folder := named_folder(model, paths), store) == wanted:
         return Base(model.name, folder, wanted)
-    raise BaseError(f"neither the store {store.root} nor model.name = '{model.name}' has the base {wanted}")
+    message = f"neither the store {store.root} nor model.name = '{model.name}' has the base {wanted}"
+    raise BaseError(message, f"it lacks the base {wanted}")
 
 
 def node_bases(model: Model, store: Store, paths: bool = True) -> list[str]:
     """Fingerprints of the bases this node could start from: those in its store, and what `model.name` is here (a path
     only where `paths`)."""
-    kept = [path.name for path in store.path("bases", "").glob("*")]
+    names = [path.name for path in sorted(store.path(BASES, "").glob("*")) if FINGERPRINT.fullmatch(path.name)]
+    for name in names:
+        _adopt(store, name)
+    kept = [name for name in names if store.holds(BASES, name)]
     if model.name == EMBEDDED_MODEL:
         return kept
     try:
@@ -75,6 +82,24 @@ def node_bases(model: Model, store: Store, paths: bool = True) -> list[str]:
     except BaseError as error:
         LOG.info("model.name is not to be had here, the server may offer it: %s", error)
         return kept
+
+
+def _adopt(store: Store, wanted: str) -> None:
+    """Check a base that an earlier version kept, which wrote no hashes of its files; the fingerprint is one."""
+    place = store.path(BASES, wanted)
+    if not place.exists() or seal.sealed(place):
+        return
+    try:
+        examine(place)
+        whole = _hash(_sized(listed(place))) == wanted
+    except BaseError as error:
+        LOG.warning("%s", error)
+        whole = False
+    if whole:
+        seal.write(place, "an offer of the server")
+    else:
+        LOG.warning("the base %s is not what its fingerprint says; it is removed from the store", wanted)
+        store.remove(BASES, wanted)
 
 
 def named_folder(model: Model, paths: bool = True) -> Path:
@@ -86,10 +111,14 @@ def named_folder(model: Model, paths: bool = True) -> Path:
     name = model.name
     folder = Path(name).expanduser()
     if paths and folder.is_dir():
-        return _checked(folder)
+        check(folder)
+        return folder
     if not HUB_ID.fullmatch(name):
-        raise BaseError(f"model.name = '{name}': there is no such folder, and it is not a hub id")
-    return _checked(_fetched(name, model.trust_remote_code))
+        problem = "there is no such folder, and it is not a hub id" if paths else "paths are not followed here"
+        raise BaseError(f"model.name = '{name}': {problem}", "model.name is no hub id, and this node has no such base")
+    folder = _fetched(name, model.trust_remote_code)
+    check(folder)
+    return folder
 
 
 @lru_cache
@@ -101,34 +130,63 @@ def _fetched(name: str, with_code: bool) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=[*WANTED, *(["*.py"] if with_code else [])]))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise BaseError(f"model.name = '{name}': no such folder, and the hub did not give it: {error}") from error
+        message = f"model.name = '{name}': no such folder, and the hub did not give it: {error}"
+        raise BaseError(message, "this node has no such base, and the hub did not give it") from error
 
 
 def files(folder: Path) -> dict[str, Path]:
-    """The files that make a base, by name."""
-    return {path.name: path for path in sorted(folder.iterdir()) if FILES.fullmatch(path.name) and path.is_file()}
+    """The files that make a base, by name. Raises BaseError for one that is not to be read."""
+    return listed(folder)
+
+
+def examine(folder: Path) -> None:
+    """Raise BaseError for a base that holds anything but what a base may hold, or half of it. Read once, not in
+    every process: it takes as long as reading the tokenizer."""
+    found = check(folder)
+    weights(found)
+    if TOKENIZER in found:
+        check_tokenizer(found[TOKENIZER])
 
 
 def fingerprint(folder: Path, store: Store) -> str:
-    """A hash of the names and bytes of a base's files; remembered per path, size and time of change."""
+    """A hash of the names and bytes of a base's files; remembered per path, size and time of change. Raises BaseError
+    for a base that is not to be read."""
     parts = files(folder)
     stats = [(name, str(path), path.stat().st_size, path.stat().st_mtime_ns) for name, path in parts.items()]
-    key = recipe_hash(stats)
+    key = recipe_hash([EDITION, stats])
     with store.made("fingerprints", key) as draft:
         if draft is not None:
-            sized = {name: (path.stat().st_size, _chunks(path)) for name, path in parts.items()}
-            (draft / "fingerprint").write_text(_hash(sized))
+            examine(folder)
+            (draft / "fingerprint").write_text(_hash(_sized(parts)))
     return (store.path("fingerprints", key) / "fingerprint").read_text()
 
 
-def accept_offer(contents: Mapping[str, bytes | memoryview], wanted: str, store: Store) -> None:
-    """Keep a base that the server sent. Raises BaseError where names or fingerprint are not as announced."""
-    bad = [name for name in contents if not FILES.fullmatch(name)]
-    if bad or _hash({name: (len(data), [data]) for name, data in contents.items()}) != wanted:
-        raise BaseError(f"the offered base is not {wanted}" + (f": bad file names {bad}" if bad else ""))
-    with store.made("bases", wanted) as draft:
-        for name, data in contents.items() if draft is not None else ():
-            (draft / name).write_bytes(data)  # type: ignore[operator]
+def accept_offer(contents: Mapping[str, bytes | memoryview], wanted: str, store: Store, most: int = 0) -> None:
+    """Keep a base of at most `most` bytes (0: any number) that the server sent.
+
+    Nothing is written that is too large, badly named or not what was announced, and nothing is kept that could not be
+    read. Raises BaseError.
+    """
+    size = sum(len(data) for data in contents.values())
+    if most and size > most:
+        raise BaseError(f"the offered base has {size} bytes, and this node takes {most}", TOO_LARGE)
+    if bad := [name for name in contents if not may_be_named(name)]:
+        raise BaseError(f"the offered base has bad file names: {bad!r:.500}", "the offered base has bad file names")
+    for name, data in contents.items():
+        check_size(name, len(data))
+    if _hash({name: (len(data), [data]) for name, data in contents.items()}) != wanted:
+        raise BaseError(message := f"the offered base is not {wanted}", message)
+    if over := trim(store, size):
+        raise BaseError(f"the store {store.root} has {over} bytes too little room for the offered base", NO_ROOM)
+    with store.made(BASES, wanted, "an offer of the server") as draft:
+        if draft is not None:
+            for name, data in contents.items():
+                (draft / name).write_bytes(data)
+            examine(draft)
+
+
+def _sized(parts: Mapping[str, Path]) -> dict[str, tuple[int, Iterable[bytes]]]:
+    return {name: (path.stat().st_size, _chunks(path)) for name, path in parts.items()}
 
 
 def _hash(contents: Mapping[str, tuple[int, Iterable[bytes | memoryview]]]) -> str:
@@ -146,12 +204,3 @@ def _chunks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             yield chunk
-
-
-def _checked(folder: Path) -> Path:
-    names = files(folder)
-    if "config.json" not in names:
-        raise BaseError(f"{folder} is no model: it has no config.json")
-    if not any(name.endswith(".safetensors") for name in names):
-        raise BaseError(f"{folder} has no safetensors; other weight formats can run code and are not read")
-    return folder

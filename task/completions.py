@@ -19,6 +19,7 @@ from task.raw import DataError, Raw
 from task.rows import Completions, mapped
 from task.texts import (
     CHUNK,
+    check_ids,
     check_length,
     check_tokens,
     padding,
@@ -97,7 +98,9 @@ class CompletionEncoder:
             for prompt, completion in pairs(tokenizer, raw, rows[start : start + CHUNK]):
                 ids.append(np.array([*prompt, *completion], np.int32))
                 prompts.append(len(prompt))
-        write_tokens(folder, part, ids, padding(tokenizer, self.base))
+        pad = padding(tokenizer, self.base)
+        check_ids(ids, pad, self.base)
+        write_tokens(folder, part, ids, pad)
         np.save(folder / f"{part}-prompts.npy", np.array(prompts, np.int64))
 
     def read(self, folder: Path, part: str) -> Completions:

@@ -19,6 +19,7 @@ from task.images import ImageEncoder
 from task.labels import category_names, check_few, label_codes, label_names
 from task.outline import Outline, Part, read_outline, write_outline
 from task.raw import DataError, Raw
+from task.retention import trim
 from task.rows import Rows
 from task.seeds import derive
 from task.sources import Digits, Source, open_source, read_split
@@ -122,7 +123,7 @@ def _outline(
     label_column = config.data.label_column if _has_labels(config) else ""
     columns = [*_input_columns(config), label_column, config.data.id_column, config.data.labels]
     key = recipe_hash([_EDITION, config.task.kind, source.stamp(), columns, choices])
-    with store.made("outlines", key) as folder:
+    with store.made("outlines", key, source.name) as folder:
         if folder is not None:
             write_outline(folder, *parts())
     return read_outline(store.path("outlines", key), key)
@@ -256,9 +257,11 @@ def prepare_file(
 def _prepared(config: TaskConfig, base: Path, store: Store, source: Source, plan: Outline) -> dict[str, Rows]:
     encoder = _encoder(config, base, isinstance(source, Digits))
     key = recipe_hash([_EDITION, plan.key, encoder.recipe()])
-    with store.made("data", key) as folder:
+    with store.made("data", key, f"{source.name}, for {base}") as folder:
         if folder is not None:
             _encode(folder, encoder, source, plan)
+    if folder is not None:
+        trim(store)
     place = store.path("data", key)
     return {
         name: Rows(encoder.read(place, name), part.labels, plan.labels, part.ids) for name, part in plan.parts.items()

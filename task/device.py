@@ -2,6 +2,8 @@
 
 ACCELERATORS = ("cuda", "xpu", "mps")  # in the order that auto looks for them
 DEVICES = ("auto", "cpu", *ACCELERATORS)
+# Of RuntimeErrors: torch's CPU allocator; mps and drivers; cuBLAS. CUDA's allocator has a class of its own.
+RAN_OUT = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
 
 
 class DeviceError(ValueError):
@@ -32,6 +34,15 @@ def cores() -> int:
 def kind(device: str) -> str:
     """`cuda` of `cuda:1`."""
     return device.split(":")[0]
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether an error of torch says that memory ran out."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in RAN_OUT)
 
 
 def _available(name: str) -> bool:

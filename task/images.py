@@ -1,7 +1,7 @@
 """Images: from whatever a row holds to bytes of the size and channels that the model wants."""
 
 import io
-import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from task.contents import CONFIG, listed, settings
 from task.raw import Arrays, DataError, Raw, Table
 from task.rows import Pixels, mapped
 from task.sources import DIGITS_STRETCH
 
+PROCESSOR = "preprocessor_config.json"
 MODES = {1: "L", 3: "RGB"}
+RESAMPLING = range(6)  # Pillow's filters
+LARGEST = 4096  # pixels of an edge
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # none whose reader starts other programs
 
 
@@ -41,13 +45,15 @@ class ImageEncoder:
 
     @classmethod
     def of(cls, base: Path, column: str, digits: bool = False) -> "ImageEncoder":
-        """What the model in folder `base` wants. Raises DataError where its files do not say."""
-        model = json.loads((base / "config.json").read_text())
-        path = base / "preprocessor_config.json"
-        processor = json.loads(path.read_text()) if path.exists() else {}
-        channels = int(model.get("num_channels", 3))
-        if channels not in MODES:
-            raise DataError(f"{base / 'config.json'}: images of {channels} channels; 1 and 3 are known")
+        """What the model in folder `base` wants. Raises DataError where its files do not say, BaseError where they are
+        not to be read."""
+        files = listed(base)
+        model, processor = (settings(files[name]) if name in files else {} for name in (CONFIG, PROCESSOR))
+        path = base / PROCESSOR
+        channels = model.get("num_channels", 3)
+        if not isinstance(channels, int) or channels not in MODES:
+            problem = f"images of {channels!r:.40} channels; 1 and 3 are known"
+            raise DataError(f"{base / CONFIG}: {problem}", f"the base's {CONFIG}: {problem}")
         size = model.get("image_size") or processor.get("crop_size") or processor.get("size")
         height, width = _height_width(size, base)
         normalised, rescaled = processor.get("do_normalize", True), processor.get("do_rescale", True)
@@ -56,10 +62,13 @@ class ImageEncoder:
             _by_channel(processor.get(key, neutral[key]) if normalised else value, channels, path)
             for key, value in (("image_mean", 0.0), ("image_std", 1.0))
         )
-        scale = float(processor.get("rescale_factor", 1 / 255)) if rescaled else 1.0
+        scale = _number(processor.get("rescale_factor", 1 / 255), path) if rescaled else 1.0
         if digits:  # of 0 to 16, whatever other images of this model are
             scale = 1 / (16 * DIGITS_STRETCH)
-        return cls(column, height, width, channels, scale, mean, std, int(processor.get("resample", 2)))
+        resample = processor.get("resample", 2)
+        if resample not in RESAMPLING or not all(std):
+            raise _unusable(path)
+        return cls(column, height, width, channels, scale, mean, std, int(resample))
 
     def recipe(self) -> object:
         """All that the prepared pixels depend on, beside the rows."""
@@ -104,17 +113,33 @@ def _height_width(size: Any, base: Path) -> tuple[int, int]:
     if isinstance(size, int):
         size = [size, size]
     if not isinstance(size, list) or len(size) != 2 or not all(isinstance(edge, int) for edge in size):
-        raise DataError(f"{base / 'config.json'} does not say how large an image is (image_size)")
+        problem = "does not say how large an image is (image_size)"
+        raise DataError(f"{base / CONFIG} {problem}", f"the base's {CONFIG} {problem}")
+    if not all(0 < edge <= LARGEST for edge in size):
+        problem = f"images of {size[0]!s:.20} x {size[1]!s:.20}; at most {LARGEST} a side are read"
+        raise DataError(f"{base / CONFIG}: {problem}", f"the base's {CONFIG}: {problem}")
     return size[0], size[1]
 
 
 def _by_channel(numbers: Any, channels: int, path: Path) -> tuple[float, ...]:
-    listed = [float(number) for number in (numbers if isinstance(numbers, list) else [numbers])]
-    if len(set(listed)) == 1:
-        return tuple(listed[:1] * channels)
-    if len(listed) != channels:
-        raise DataError(f"{path}: {len(listed)} means or deviations for {channels} channels")
-    return tuple(listed)
+    found = [_number(number, path) for number in (numbers if isinstance(numbers, list) else [numbers])]
+    if len(set(found)) == 1:
+        return tuple(found[:1] * channels)
+    if len(found) != channels:
+        problem = f"{len(found)} means or deviations for {channels} channels"
+        raise DataError(f"{path}: {problem}", f"the base's {path.name}: {problem}")
+    return tuple(found)
+
+
+def _number(value: Any, path: Path) -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise _unusable(path)
+    return float(value)
+
+
+def _unusable(path: Path) -> DataError:
+    problem = "it does not say how pixels become numbers (rescale_factor, image_mean, image_std, resample)"
+    return DataError(f"{path}: {problem}", f"the base's {path.name}: {problem}")
 
 
 def _image(value: object, folder: Path | None) -> Any:

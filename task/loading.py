@@ -1,6 +1,7 @@
 """From the files of a base to a plain transformers model and the head that it ends in."""
 
 import importlib
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -8,6 +9,10 @@ from torch import nn
 
 from task.base import Base, BaseError
 from task.config import TaskConfig
+from task.contents import check, weights
+from task.device import ran_out
+from task.shown import shown
+from task.sized import no_larger_than
 from task.texts import pad_id
 from task.tuning import Head
 
@@ -45,21 +50,35 @@ def _read(base: Base, config: TaskConfig) -> tuple[nn.Module, list[str]]:
         "text-classification": transformers.AutoModelForSequenceClassification,
         "causal-lm": transformers.AutoModelForCausalLM,
     }
+    shapes = weights(check(base.folder))
+    code = config.model.trust_remote_code  # reads what it likes
     try:
-        module, loading = kinds[config.task.kind].from_pretrained(
-            base.folder,
-            **({} if config.causal else _labelled(config.data.labels)),
-            dtype=getattr(torch, config.model.dtype),
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=config.model.trust_remote_code,
-            output_loading_info=True,
-        )
-    except ValueError as error:
-        if "Unrecognized configuration class" not in str(error):
-            raise
-        raise BaseError(f"model.name = '{base.name}' is no model for task.kind = '{config.task.kind}'") from error
+        with nullcontext(base.folder) if code else shown(base.folder) as folder, no_larger_than(shapes):
+            module, loading = kinds[config.task.kind].from_pretrained(
+                folder,
+                **({} if config.causal else _labelled(config.data.labels)),
+                dtype=getattr(torch, config.model.dtype),
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=code,
+                output_loading_info=True,
+            )
+    except Exception as error:
+        raise _refusal(error, base, config) from error
+    module.name_or_path = module.config.name_or_path = str(base.folder)
     return module, [*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])]
+
+
+def _refusal(error: Exception, base: Base, config: TaskConfig) -> Exception:
+    """What an error of the library means: a base that cannot be used, but where it is a lack of memory."""
+    if isinstance(error, BaseError) or ran_out(error):
+        return error
+    if "Unrecognized configuration class" in str(error):
+        problem = f"is no model for task.kind = '{config.task.kind}'"
+    else:
+        problem = f"cannot be loaded: {type(error).__name__}"
+        return BaseError(f"model.name = '{base.name}' {problem}: {error}", f"the base {problem}")
+    return BaseError(f"model.name = '{base.name}' {problem}", f"the base {problem}")
 
 
 def _labelled(names: tuple[str, ...]) -> dict[str, Any]:
@@ -97,7 +116,8 @@ def _check_causal(base: Base, module: nn.Module, fresh: list[str]) -> None:
     if fresh:
         raise BaseError(
             f"model.name = '{base.name}' has no weights for {fresh[0]}; task.kind = 'causal-lm' needs a model that was "
-            "pretrained as one"
+            "pretrained as one",
+            "the base lacks weights; task.kind = 'causal-lm' needs a model that was pretrained as one",
         )
     module.eval()
     with torch.no_grad():
@@ -106,5 +126,6 @@ def _check_causal(base: Base, module: nn.Module, fresh: list[str]) -> None:
     if float((one - other).abs().max()) > near:
         raise BaseError(
             f"model.name = '{base.name}' sees the tokens that it shall predict; task.kind = 'causal-lm' needs a causal "
-            "language model"
+            "language model",
+            "the base sees the tokens that it shall predict; task.kind = 'causal-lm' needs a causal language model",
         )

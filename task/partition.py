@@ -41,7 +41,7 @@ def partition(config: TaskConfig, plan: Outline, num_partitions: int, store: Sto
     data = config.data
     settings = [data.partitioner, data.alpha, data.min_partition_size, data.shards_per_node, config.seed]
     key = recipe_hash([_EDITION, num_partitions, settings, plan.key])
-    with store.made("splits", key) as folder:
+    with store.made("splits", key, f"{num_partitions} parts, {data.partitioner}, of outline {plan.key}") as folder:
         if folder is not None:
             parts = _divide(config, plan.train.labels, plan.train.ids, num_partitions)
             np.save(folder / "positions.npy", np.concatenate(parts))

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from task.raw import DataError
+from task.texts import tokenized
 
 
 def chats(template: str, tokenizer: Any, place: object) -> bool:
@@ -48,15 +49,14 @@ def plain_prompts(tokenizer: Any, instructions: Sequence[str], inputs: Sequence[
 
 def opening_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of texts that something follows on: special tokens in front, no end token."""
-    found = tokenizer(list(texts), verbose=False)["input_ids"]
+    found = tokenized(tokenizer, texts, verbose=False)
     end = tokenizer.eos_token_id
     return [ids[:-1] if len(ids) > 1 and ids[-1] == end else ids for ids in found]
 
 
 def bare_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of texts, without any special tokens but those that are written in them."""
-    found: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    return found
+    return tokenized(tokenizer, texts, add_special_tokens=False, verbose=False)
 
 
 def _plain(instruction: str, about: str) -> str:

@@ -8,14 +8,20 @@ with `store-path` in its node config. Nothing in a message can name a path.
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from task import seal
+
+LOG = logging.getLogger("flwr")
+USED = ("bases", "data", "embedded", "outlines", "splits")  # kinds of which it is noted when they were last used
 
 
 class StoreError(OSError):
@@ -26,9 +32,13 @@ class StoreError(OSError):
 
 @dataclass(frozen=True)
 class Store:
-    """A folder with one subfolder per kind of thing, each holding folders named by a hash."""
+    """A folder with one subfolder per kind of thing, each holding folders named by a hash.
+
+    `limit` is what it may hold in bytes, 0 for any number: see `task.retention`.
+    """
 
     root: Path
+    limit: int = 0
 
     @property
     def id(self) -> str:
@@ -42,15 +52,44 @@ class Store:
         """Where the thing of this kind and key is, or would be."""
         return self.root / kind / key
 
-    @contextmanager
-    def made(self, kind: str, key: str) -> Iterator[Path | None]:
-        """Make a folder atomically: yields an empty folder to fill, or None where the thing is there already.
+    def holds(self, kind: str, key: str) -> bool:
+        """Return whether the thing of this kind and key is there, as it was made.
 
-        The folder appears under its name only when the block ends without an error, so a reader never
-        sees half of it; where two processes make the same thing, the first to finish wins.
+        It is looked at once a process. What is damaged is removed, and that is said: it can be made or fetched again.
         """
         place = self.path(kind, key)
-        if place.exists():
+        if not place.exists():
+            return False
+        problem = seal.problem(place)
+        if problem:
+            LOG.warning("%s; it is removed from the store, to be made or fetched again", problem)
+            self.remove(kind, key)
+            return False
+        if kind in USED:
+            with suppress(OSError):  # a store may be one that this process only reads
+                os.utime(place)
+        return True
+
+    def remove(self, kind: str, key: str) -> None:
+        """Remove a thing: under its name it is gone at once, and who has it mapped keeps it."""
+        place = self.path(kind, key)
+        gone = place.with_name(f".{key[:16]}-{uuid.uuid4().hex}")
+        try:
+            place.rename(gone)
+        except FileNotFoundError:  # another process was faster
+            return
+        shutil.rmtree(gone, ignore_errors=True)
+
+    @contextmanager
+    def made(self, kind: str, key: str, source: str = "") -> Iterator[Path | None]:
+        """Make a folder atomically: yields an empty folder to fill, or None where the thing is there already, whole.
+
+        The folder appears under its name only when the block ends without an error, so a reader never
+        sees half of it; where two processes make the same thing, the first to finish wins. `source` says what it is
+        made from.
+        """
+        place = self.path(kind, key)
+        if self.holds(kind, key):
             yield None
             return
         try:
@@ -60,6 +99,7 @@ class Store:
             raise StoreError(f"cannot write to the store {self.root}: {error}") from error
         try:
             yield draft
+            seal.write(draft, source)
             try:
                 draft.rename(place)
             except OSError:
@@ -74,9 +114,9 @@ def server_store() -> Store:
     return Store(cache_home() / "server")
 
 
-def node_store(path: str = "") -> Store:
+def node_store(path: str = "", limit: int = 0) -> Store:
     """The store of a node: `path` from its node config, else the default of its machine."""
-    return Store(Path(path).expanduser() if path else cache_home() / "node")
+    return Store(Path(path).expanduser() if path else cache_home() / "node", limit)
 
 
 def cache_home() -> Path:

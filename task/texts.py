@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from task.contents import CONFIG, INDEX, is_weights, listed, settings
 from task.raw import DataError, Raw
 from task.rows import Tokens, mapped
+from task.shown import shown
 
 CHUNK = 1000  # texts that are tokenised at once
+PANIC = "PanicException"  # what the compiled tokenizers raise of a bug of theirs, which is no Exception
+NO_TOKENIZER = "the base has no tokenizer that can be read"
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,12 @@ class TextEncoder:
         texts = read_texts(raw, self.column, rows)
         ids: list[NDArray[np.int32]] = []
         for start in range(0, len(texts), CHUNK):
-            encoded = tokenizer(texts[start : start + CHUNK], truncation=True, max_length=self.max_length)
-            ids += [np.array(row, np.int32) for row in encoded["input_ids"]]
+            found = tokenized(tokenizer, texts[start : start + CHUNK], truncation=True, max_length=self.max_length)
+            ids += [np.array(row, np.int32) for row in found]
         check_tokens(ids, raw, self.column, rows)
-        write_tokens(folder, part, ids, padding(tokenizer, self.base))
+        pad = padding(tokenizer, self.base)
+        check_ids(ids, pad, self.base)
+        write_tokens(folder, part, ids, pad)
 
     def read(self, folder: Path, part: str) -> Tokens:
         """What `write` prepared."""
@@ -80,28 +86,54 @@ def read_tokens(folder: Path, part: str) -> Tokens:
 
 
 def small_files(base: Path) -> dict[str, str]:
-    """Every file of the base that can shape its tokens, by name: a hash of its content."""
-    files = [path for path in sorted(base.iterdir()) if path.suffix in (".json", ".txt", ".model", ".jinja")]
-    return {path.name: hashlib.blake2b(path.read_bytes(), digest_size=12).hexdigest() for path in files}
+    """Every file of the base that can shape its tokens, by name: a hash of its content. Raises BaseError."""
+    files = {name: path for name, path in listed(base).items() if name != INDEX and not is_weights(name)}
+    return {name: hashlib.blake2b(path.read_bytes(), digest_size=12).hexdigest() for name, path in files.items()}
 
 
 def tokenizer_in(base: Path) -> Any:
-    """The tokenizer in folder `base`. Raises DataError where there is none."""
+    """The tokenizer in folder `base`. Raises DataError where there is none, BaseError where it is not to be read."""
     from transformers import AutoTokenizer
 
+    with shown(base) as folder:
+        try:
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+                raise
+            raise DataError(f"{base} has no tokenizer that can be read: {error}", NO_TOKENIZER) from error
+
+
+def tokenized(tokenizer: Any, texts: Sequence[str], **options: Any) -> list[list[int]]:
+    """The token ids of every text. Raises DataError for a tokenizer that breaks off."""
     try:
-        return AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        public = "the base has no tokenizer that can be read"
-        raise DataError(f"{base} has no tokenizer that can be read: {error}", public) from error
+        found: list[list[int]] = tokenizer(list(texts), **options)["input_ids"]
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise
+        raise DataError(f"the base's tokenizer does not read texts: {error}", NO_TOKENIZER) from error
+    return found
 
 
 def check_length(max_length: int, tokenizer: Any, base: Path) -> None:
     """DataError where `data.max-length` is more than tokenizer and model take."""
-    limit = min(tokenizer.model_max_length, _positions(base))
+    told = tokenizer.model_max_length
+    if not isinstance(told, int | float):
+        raise DataError(
+            f"the tokenizer in {base} has model_max_length = {told!r:.80}, which is no number", NO_TOKENIZER
+        )
+    limit = min(told, _stated(base, "max_position_embeddings", "n_positions"))
     if max_length > limit:
         problem = f"data.max-length = {max_length} is more than the {limit} tokens that"
         raise DataError(f"{problem} {base} takes", f"{problem} the base takes")
+
+
+def check_ids(ids: Sequence[NDArray[np.int32]], pad: int, base: Path) -> None:
+    """DataError where the tokenizer has tokens that the model in folder `base` has no embedding for."""
+    largest = max((int(row.max()) for row in ids if len(row)), default=0)
+    if max(largest, pad) >= _stated(base, "vocab_size"):
+        problem = "the tokenizer has tokens that the model does not know (vocab_size)"
+        raise DataError(f"{base}: {problem}", f"the base: {problem}")
 
 
 def pad_id(base: Path) -> int:
@@ -118,8 +150,7 @@ def padding(tokenizer: Any, base: Path) -> int:
     raise DataError(f"the tokenizer in {base} {problem}", f"the tokenizer {problem}")
 
 
-def _positions(base: Path) -> int:
-    """How many tokens the model can tell apart by place."""
-    path = base / "config.json"
-    config = json.loads(path.read_text()) if path.exists() else {}
-    return int(config.get("max_position_embeddings") or config.get("n_positions") or 1 << 30)
+def _stated(base: Path, *keys: str) -> int:
+    """The first of these whole numbers in the model's settings, else more than anything needs."""
+    found = settings(base / CONFIG) if (base / CONFIG).exists() else {}
+    return next((found[key] for key in keys if isinstance(found.get(key), int) and found[key] > 0), 1 << 30)

@@ -56,10 +56,10 @@ def test_entries_come_in_parts_and_are_replayed_from_the_base(tmp_path: Path, st
 def test_an_entry_is_kept_once_for_all_nodes_of_a_store(tmp_path: Path, strategy: Flora, model: TunedModel):
     state = state_of(1, 2)
     Memory(node(tmp_path), 1).installed(strategy, model, state)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert len(before) == 2
     Memory(node(tmp_path), 1).installed(strategy, model, state)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == before
 
 
 def test_two_runs_keep_their_own_entries_and_share_equal_ones(tmp_path: Path, strategy: Flora, model: TunedModel):

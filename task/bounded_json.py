@@ -1,0 +1,38 @@
+"""JSON that somebody else wrote: read with a bound on its depth, and one kind of error."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+DEEPEST = 64  # tables and lists in each other
+
+
+class JSONError(ValueError):
+    """A file that holds no JSON that is read here."""
+
+
+def read_json(path: Path) -> Any:
+    """Return what a file holds. Raises JSONError, which names no path."""
+    try:
+        found = json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise JSONError(f"tables in each other beyond {DEEPEST}") from error
+    except (OSError, ValueError) as error:
+        raise JSONError("it is no JSON") from error
+    _check_depth(found)
+    return found
+
+
+def _check_depth(found: Any) -> None:
+    level = [found]
+    for _ in range(DEEPEST):
+        level = [child for value in level for child in _children(value)]
+        if not level:
+            return
+    raise JSONError(f"tables in each other beyond {DEEPEST}")
+
+
+def _children(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [child for child in value.values() if isinstance(child, dict | list)]
+    return [child for child in value if isinstance(child, dict | list)] if isinstance(value, list) else []

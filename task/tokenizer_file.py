@@ -1,0 +1,65 @@
+"""A tokenizer's own file: nothing in it may make texts grow without bound before a library could stop.
+
+`tokenizer.json` holds rules that rewrite texts one after another. Forty that double a text make 10^12 characters of
+one, in compiled code that nobody can interrupt.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from task.bounded_json import JSONError, read_json
+from task.contents import BaseError
+
+RULES = 256
+GROWTH = 1024  # times that rules together may lengthen a text
+PADDED = 2**20  # tokens that rows may be filled up to
+
+
+def check_tokenizer(path: Path) -> None:
+    """Raise BaseError for a tokenizer.json that is none, or lengthens texts or rows without bound."""
+    try:
+        found = read_json(path)
+    except JSONError as error:
+        raise BaseError.at(path, str(error)) from error
+    if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
+        raise BaseError.at(path, "it holds no tokenizer")
+    rules = [rule for part in ("normalizer", "pre_tokenizer") for rule in _rules(found.get(part))]
+    if len(rules) > RULES:
+        raise BaseError.at(path, f"it has {len(rules)} rules for texts, and {RULES} are read")
+    if math.prod(map(_growth, rules)) > GROWTH:
+        raise BaseError.at(path, f"its rules may lengthen a text more than {GROWTH} times")
+    if _filled(found.get("padding")) > PADDED:
+        raise BaseError.at(path, f"it fills rows up beyond {PADDED} tokens")
+
+
+def _rules(part: Any) -> Iterator[dict[str, Any]]:
+    """Every rule in a tree of rules."""
+    if isinstance(part, dict):
+        yield part
+    for child in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        yield from _rules(child)
+
+
+def _growth(rule: dict[str, Any]) -> float:
+    """How many times longer a rule may make a text."""
+    if rule.get("type") == "Prepend":
+        return 1 + len(str(rule.get("prepend", "")))
+    if rule.get("type") != "Replace":
+        return 1
+    pattern = rule.get("pattern")
+    plain = pattern.get("String") if isinstance(pattern, dict) else None
+    content = len(str(rule.get("content", "")))
+    if isinstance(plain, str) and plain:
+        return max(1.0, content / len(plain))
+    return 1 + content  # an expression may match between any two characters
+
+
+def _filled(padding: Any) -> float:
+    """How long rows may become by padding."""
+    if not isinstance(padding, dict):
+        return 0.0
+    strategy = padding.get("strategy")
+    lengths = [*(strategy.values() if isinstance(strategy, dict) else ()), padding.get("pad_to_multiple_of")]
+    return max((float(length) for length in lengths if isinstance(length, int)), default=0.0)
