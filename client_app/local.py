@@ -67,7 +67,7 @@ class Local:
     @property
     def store(self) -> Store:
         """Where this node keeps bases and prepared data."""
-        return node_store(str(dict(self.node).get("store-path", "")))
+        return node_store(str(dict(self.node).get("store-path", "")), self.policy.max_store_bytes)
 
     @property
     def automatic(self) -> bool:
@@ -159,7 +159,8 @@ class Local:
             return 0, False
 
     def accept_base(self, records: RecordDict) -> int:
-        """Keep the files of an offered base; returns how many there were. Raises BaseError, Refused."""
+        """Keep the files of an offered base, as far as the policy has it; returns how many there were. Raises
+        BaseError, Refused."""
         from strategies.algebra.tensors import raw
         from strategies.exchange import wire
         from strategies.exchange.order import fingerprint_of

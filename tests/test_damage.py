@@ -2,16 +2,33 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from entries import Listening, at_the_base, state_of
+from flwr.app import ConfigRecord
 from safetensors.torch import save_file
+from samples import scans, vision_base
 
+from client_app.consent import NodeError
+from client_app.local import Local
+from client_app.memory import Memory
 from strategies.exchange import checkpoint
 from strategies.exchange.federation import Federation
 from strategies.exchange.session import Session, resumed
 from strategies.exchange.vocabulary import Entry, RunFailed, State
+from task import seal
+from task.base import BaseError, accept_offer, files, node_base, node_bases, server_base
+from task.config import Model, TaskConfig
+from task.data import outline, prepare
+from task.model import TunedModel
+from task.outline import read_outline
+from task.partition import _kept, partition
+from task.store import Store, server_store
 
 STATE = State({"w": torch.arange(64.0), "b": torch.ones(3).bfloat16()}, (Entry(1, 5, {"k": torch.randn(40)}),))
 
@@ -80,3 +97,136 @@ def test_a_checkpoint_of_an_earlier_version_is_read_and_that_is_said_once(
         for _ in range(2):
             assert checkpoint.load(path)[1] == {"round": 3}
     assert caplog.text.count("cannot be verified") == 1
+
+
+# ---------------------------------------------------------------------- what a store keeps
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> tuple[TaskConfig, Path]:
+    images, labels = scans()
+    np.savez(tmp_path / "rows.npz", x_train=images, y_train=labels)
+    config = TaskConfig.read({"model.name": "given", "data.name": str(tmp_path / "rows.npz"), "data.test-split": ""})
+    return config, vision_base(tmp_path / "vision")
+
+
+def client(store: Path) -> Local:
+    """A node that has nothing yet but a place."""
+    return Local((("store-path", str(store)),), 1, ConfigRecord(), TaskConfig())
+
+
+def another_process() -> None:
+    """Forget what this one has found whole."""
+    seal._whole.clear()
+
+
+@pytest.mark.parametrize("kind", ["data", "outlines", "splits"])
+def test_rows_that_rot_are_named_and_made_again(
+    task: tuple[TaskConfig, Path], store: Store, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Inverted pixels and zeroed labels were trained on."""
+    config, base = task
+    iid = replace(config, data=replace(config.data, partitioner="iid"))
+
+    def all_of_it() -> list[bytes]:
+        rows, plan = prepare(iid, base, store).train, outline(iid, store)
+        parts = partition(iid, plan, 3, store)
+        return [rows.batch(range(len(rows)))["pixel_values"].numpy().tobytes(), plan.train.labels.tobytes(),
+                *(part.tobytes() for part in parts)]  # fmt: skip
+
+    before = all_of_it()
+    for path in sorted(store.root.glob(f"{kind}/*/*.npy")):
+        place = path.stat().st_size - 1
+        flip(path, place)
+        another_process()
+        read_outline.cache_clear()
+        _kept.cache_clear()
+        caplog.clear()
+        assert all_of_it() == before
+        assert f"{path} is damaged: its bytes are not those that were written; it is removed" in caplog.text
+
+
+def test_rows_of_an_earlier_version_are_made_again(task: tuple[TaskConfig, Path], store: Store) -> None:
+    config, base = task
+    prepare(config, base, store)
+    for path in store.root.glob(f"*/*/{seal.SEAL}"):
+        path.unlink()
+    another_process()
+    prepare(config, base, store)
+    assert len(list(store.root.glob(f"data/*/{seal.SEAL}"))) == 1
+
+
+def test_a_process_looks_at_a_file_once(task: tuple[TaskConfig, Path], store: Store, monkeypatch: Any) -> None:
+    config, base = task
+    prepare(config, base, store)
+    another_process()
+    hashed: list[Path] = []
+    monkeypatch.setattr(seal, "_hash", lambda path, original=seal._hash: hashed.append(path) or original(path))
+    for _ in range(3):
+        prepare(config, base, store)
+    assert len(hashed) == len(set(hashed)) > 0
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "more", "missing"])
+def test_a_damaged_base_is_no_longer_advertised_and_may_be_offered_again(
+    store: Store, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = server_base(Model(), server_store())
+    contents = {name: path.read_bytes() for name, path in files(base.folder).items()}
+    accept_offer(contents, base.fingerprint, store)
+    assert node_bases(Model(), store) == [base.fingerprint]
+    path = store.path("bases", base.fingerprint) / "model.safetensors"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif damage == "flipped":
+        flip(path, path.stat().st_size // 2)
+    elif damage == "more":
+        (path.parent / "tokenizer.json").write_text("{}")
+    else:
+        path.unlink()
+    another_process()
+    assert node_bases(Model(), store) == []
+    assert "it is removed from the store" in caplog.text
+    with pytest.raises(BaseError, match=base.fingerprint) as lacks:
+        node_base(Model(), base.fingerprint, store)
+    assert lacks.value.public == f"it lacks the base {base.fingerprint}"
+    accept_offer(contents, base.fingerprint, store)
+    assert node_base(Model(), base.fingerprint, store)
+
+
+def test_a_base_that_an_earlier_version_kept_is_checked_by_its_fingerprint(store: Store) -> None:
+    base = server_base(Model(), server_store())
+    for whole in (True, False):
+        place = store.path("bases", base.fingerprint)
+        place.mkdir(parents=True, exist_ok=True)
+        for name, path in files(base.folder).items():
+            (place / name).write_bytes(path.read_bytes())
+        (place / seal.SEAL).unlink(missing_ok=True)
+        if not whole:
+            flip(place / "model.safetensors", 50_000)
+        assert node_bases(Model(), store) == ([base.fingerprint] if whole else [])
+
+
+def test_what_a_node_keeps_is_checked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    node = client(tmp_path)
+    for round in (1, 2):
+        Memory(node, round).keep({"private": {"w": torch.full((3,), float(round))}})
+    [newest] = tmp_path.glob("own/*/2.safetensors")
+    flip(newest, newest.stat().st_size - 1)
+    assert Memory(node, 3).kept()["private"]["w"].tolist() == [1.0] * 3
+    assert f"{newest} is damaged" in caplog.text
+    assert not newest.exists()
+
+
+def test_a_damaged_entry_on_a_node_is_as_one_that_it_lacks(
+    tmp_path: Path, strategy: Listening, model: TunedModel
+) -> None:
+    """The server then sends the whole journal."""
+    node, state = client(tmp_path), state_of(1, 2)
+    Memory(node, 1).installed(strategy, at_the_base(), state)
+    path = tmp_path / "journals" / state.marks[1] / "entry.safetensors"
+    flip(path, path.stat().st_size - 1)
+    another_process()
+    with pytest.raises(NodeError, match="lacks a part of the journal"):
+        Memory(node, 2).installed(strategy, at_the_base(), state.after(state.marks[2]))
+    Memory(node, 2).installed(strategy, at_the_base(), state)

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from deployed_node import asked, context, refusal, settings
 from safetensors.torch import load_file, save_file
 from samples import language_base, vision_base
 
+from strategies.exchange import wire
+from strategies.exchange.vocabulary import State
 from task.base import Base, BaseError, accept_offer, files, fingerprint, node_base, server_base
 from task.config import Model, TaskConfig
 from task.images import ImageEncoder
@@ -224,6 +227,24 @@ def test_an_offer_above_the_nodes_limits_is_refused_before_it_is_written(base: P
         offer(base, Store(store.root, limit=2000))
     assert not kept(store)
     offer(base, Store(store.root, limit=10**6), most=10**6)
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ({"policy.offers": False}, "this node takes no base from a server"),
+        ({"policy.max-base-bytes": 1000}, "the offered base is larger than this node takes"),
+        ({"policy.max-store-bytes": 1000}, "this node's store has no room for the offered base"),
+    ],
+)
+def test_a_nodes_policy_decides_over_offers(base: Path, store: Store, policy: dict[str, Any], said: str) -> None:
+    contents = {path.name: torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) for path in base.iterdir()}
+    order = settings(base_fingerprint=fingerprint(base, server_store()))
+    node = context(store_path=str(store.root), **policy)
+    assert refusal("query.base", {**wire.pack(State(contents)), "order": order}, node) == said
+    assert not kept(store)
+    assert asked("query.base", {**wire.pack(State(contents)), "order": order}, context(store_path=str(store.root)))
+    assert kept(store)
 
 
 @pytest.mark.parametrize(
