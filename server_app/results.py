@@ -21,6 +21,7 @@ from typing import Any
 import tomli_w
 import torch
 
+from server_app import started
 from server_app.config import RunConfig
 from server_app.measure import measure_of
 from server_app.progress import progress
@@ -180,6 +181,7 @@ class Results:
         draft = self.folder / f".{CONFIG}"
         draft.write_text(tomli_w.dumps(nested(kept)), encoding="utf-8")
         draft.replace(self.folder / CONFIG)
+        started.keep(self.folder, kept)
 
     def _summarise(self, status: str, error: str = "") -> dict[str, Any]:
         summary = self.summary(status, error)

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from server_app import started
 from server_app.config import keys
 from strategies.exchange import checkpoint
 from strategies.exchange.session import Session
@@ -33,11 +34,26 @@ CONFIG, METRICS, SUMMARY = "config.toml", "metrics.jsonl", "summary.json"
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
-    """The configuration that a run left. Raises ConfigError."""
+    """The configuration that a run left; only free keys may have been edited since. Raises ConfigError."""
     try:
-        return flat(tomllib.loads((folder / CONFIG).read_text(encoding="utf-8")))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        found = flat(tomllib.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
         raise ConfigError([f"{folder} is no results folder: {error}"]) from error
+    if edited := _edited(found, started.kept(folder), folder / CONFIG):
+        raise ConfigError(edited)
+    return found
+
+
+def _edited(found: Mapping[str, Any], kept: Mapping[str, Any] | None, path: Path) -> list[str]:
+    """Keys of a configuration that are not as the run was started with them, and may not change."""
+    known, before = keys(), kept or {}
+    there = [key for key in {**before, **found} if key in known and key not in FREE] if kept is not None else []
+    pairs = {key: tuple(side.get(key, known[key].default) for side in (found, before)) for key in there}
+    return [
+        f"{path}: {key} = {now!r}, but the run was started with {then!r}; put that back, or start another run"
+        for key, (now, then) in pairs.items()
+        if not _same(known[key], now, then)
+    ]
 
 
 def given(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from task.config import Data
-from task.prompts import bare_ids, chat_prompts, chats, opening_ids, plain_prompts
+from task.prompts import Prompts, bare_ids, chats, opening_ids, prompts_of
 from task.raw import DataError, Raw
 from task.rows import Completions, mapped
 from task.texts import (
@@ -92,12 +92,10 @@ class CompletionEncoder:
         if tokenizer.eos_token_id is None:
             problem = "has no end token, which a completion ends with"
             raise DataError(f"the tokenizer in {self.base} {problem}", f"the tokenizer {problem}")
-        pairs = self._pairs if self.columns.instruction else self._wholes
         ids, prompts = [], []
-        for start in range(0, len(rows), CHUNK):
-            for prompt, completion in pairs(tokenizer, raw, rows[start : start + CHUNK]):
-                ids.append(np.array([*prompt, *completion], np.int32))
-                prompts.append(len(prompt))
+        for prompt, completion in self._all(tokenizer, raw, rows):
+            ids.append(np.array([*prompt, *completion], np.int32))
+            prompts.append(len(prompt))
         pad = padding(tokenizer, self.base)
         check_ids(ids, pad, self.base)
         write_tokens(folder, part, ids, pad)
@@ -107,10 +105,19 @@ class CompletionEncoder:
         """What `write` prepared."""
         return Completions(read_tokens(folder, part), mapped(folder / f"{part}-prompts.npy"))
 
-    def _pairs(self, tokenizer: Any, raw: Raw, rows: NDArray[np.int64]) -> Iterator[Pair]:
+    def _all(self, tokenizer: Any, raw: Raw, rows: NDArray[np.int64]) -> Iterator[Pair]:
+        parts = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+        if not self.columns.instruction:
+            for part in parts:
+                yield from self._wholes(tokenizer, raw, part)
+            return
+        with prompts_of(self.template, tokenizer, self.base) as ask:
+            for part in parts:
+                yield from self._pairs(ask, tokenizer, raw, part)
+
+    def _pairs(self, ask: Prompts, tokenizer: Any, raw: Raw, rows: NDArray[np.int64]) -> Iterator[Pair]:
         """Prompts and completions as long as they may be."""
-        ask = chat_prompts if chats(self.template, tokenizer, self.base) else plain_prompts
-        prompts = ask(tokenizer, read_texts(raw, self.columns.instruction, rows), self._inputs(raw, rows))
+        prompts = ask(read_texts(raw, self.columns.instruction, rows), self._inputs(raw, rows))
         outputs = bare_ids(tokenizer, read_texts(raw, self.columns.output, rows))
         check_tokens(prompts, raw, self.columns.instruction, rows)
         check_tokens(outputs, raw, self.columns.output, rows)

@@ -14,11 +14,16 @@ plain template is for models without one; a row without input has no part about 
 and a line break, after which the completion begins.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from task.raw import DataError
+from task.templates import Template, filled_in
 from task.texts import tokenized
+
+Prompts = Callable[[Sequence[str], Sequence[str]], list[list[int]]]  # of instructions and inputs
 
 
 def chats(template: str, tokenizer: Any, place: object) -> bool:
@@ -29,16 +34,22 @@ def chats(template: str, tokenizer: Any, place: object) -> bool:
     return own and template != "plain"
 
 
-def chat_prompts(tokenizer: Any, instructions: Sequence[str], inputs: Sequence[str]) -> list[list[int]]:
-    """Token ids of every prompt, by the tokenizer's chat template. DataError where it takes no such message."""
-    from jinja2 import TemplateError
+@contextmanager
+def prompts_of(template: str, tokenizer: Any, place: object) -> Iterator[Prompts]:
+    """Give what makes token ids of instructions and inputs, as `data.template` says. Raises DataError."""
+    if not chats(template, tokenizer, place):
+        yield partial(plain_prompts, tokenizer)
+        return
+    with filled_in(tokenizer, place) as own:
+        yield partial(chat_prompts, own, tokenizer)
 
+
+def chat_prompts(
+    template: Template, tokenizer: Any, instructions: Sequence[str], inputs: Sequence[str]
+) -> list[list[int]]:
+    """Token ids of every prompt, by the tokenizer's chat template. DataError where it takes no such message."""
     contents = [f"{task}\n\n{about}" if about else task for task, about in zip(instructions, inputs, strict=True)]
-    messages = [[{"role": "user", "content": content}] for content in contents]
-    try:
-        texts = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
-        raise DataError(f"the tokenizer's chat template does not take an instruction ({error}); use 'plain'") from error
+    texts = template.texts([[{"role": "user", "content": content}] for content in contents])
     return bare_ids(tokenizer, texts)  # the template has written the special tokens itself
 
 

@@ -14,6 +14,7 @@ from server_app.resuming import given
 from strategies.exchange import checkpoint
 from strategies.exchange.vocabulary import RunFailed
 from task.schema import ConfigError
+from thistledown.export import export
 from thistledown.settings import Settings
 
 APP = Path(__file__).parent.parent
@@ -139,3 +140,34 @@ def test_what_is_spent_of_a_budget_is_kept(tmp_path: Path) -> None:
     assert outcome.summary["stopped"] == plain.summary["stopped"]
     with pytest.raises(RunFailed, match=r"nothing left to do: central-privacy.epsilon = 8 is spent"):
         resumed((tmp_path / "latest").resolve())
+
+
+def test_an_edited_configuration_is_named_key_by_key(tmp_path: Path) -> None:
+    """A rate times 100 resumed in silence."""
+    folder = stopped(tmp_path)
+    path = folder / "config.toml"
+    before = path.read_text()
+    path.write_text(before.replace("learning-rate = 0.005", "learning-rate = 0.5").replace("seed = 0", "seed = 1"))
+    with pytest.raises(ConfigError) as raised:
+        resumed(folder)
+    assert sorted(raised.value.problems) == [
+        f"{path}: {key}, but the run was started with {then}; put that back, or start another run"
+        for key, then in (("learning-rate = 0.5", 0.005), ("seed = 1", 0))
+    ]
+    with pytest.raises(ConfigError, match="put that back"):
+        export(folder, "last", None, print)
+    path.write_text(before.replace("round-timeout = 3600.0", "round-timeout = 60.0"))
+    assert resumed(folder).summary["status"] == "completed"  # these are free
+
+
+def test_damaged_settings_are_refused_and_those_of_an_earlier_version_are_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = stopped(tmp_path)
+    kept = folder / "checkpoints" / "settings.json"
+    kept.write_text(kept.read_text().replace("0.005", "0.006"))
+    with pytest.raises(ConfigError, match=r"settings\.json is damaged"):
+        resumed(folder)
+    kept.unlink()
+    assert resumed(folder).summary["status"] == "completed"
+    assert "cannot be verified" in caplog.text

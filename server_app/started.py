@@ -1,0 +1,47 @@
+"""The settings that a run was started with, kept beside its checkpoints: an edited config.toml does not go unseen."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from task.schema import ConfigError
+
+LOG = logging.getLogger("flwr")
+PLACE = Path("checkpoints", "settings.json")  # in a results folder
+
+
+def keep(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Keep the settings of the run in this results folder, and their hash."""
+    place = folder / PLACE
+    place.parent.mkdir(exist_ok=True)
+    draft = place.with_suffix(".part")
+    draft.write_text(json.dumps({"settings": settings, "xxh3": _hash(settings)}, indent=1) + "\n", encoding="utf-8")
+    draft.replace(place)
+
+
+def kept(folder: Path) -> dict[str, Any] | None:
+    """Return the settings that were kept; None, and that is said, for a run of an earlier version.
+
+    Raises ConfigError where they are damaged.
+    """
+    place = folder / PLACE
+    if not place.exists():
+        LOG.warning("%s cannot be verified: the run is of an earlier version, which kept no hash of it", folder)
+        return None
+    try:
+        found = json.loads(place.read_text(encoding="utf-8"))
+        settings: dict[str, Any] = found["settings"]
+        whole = found["xxh3"] == _hash(settings)
+    except (OSError, ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise ConfigError([f"{place} is damaged: what the run was started with cannot be told"])
+    return settings
+
+
+def _hash(settings: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(settings, sort_keys=True).encode())
