@@ -47,7 +47,10 @@ def problem(folder: Path) -> str:
     stamp = (found.st_ino, found.st_mtime_ns)
     if _whole.get(folder) == stamp:
         return ""
-    said = _problem(folder)
+    try:
+        said = _problem(folder)
+    except FileNotFoundError as error:
+        return f"{error.filename} was removed while it was looked at"
     if not said:
         _whole[folder] = stamp
     return said

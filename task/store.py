@@ -62,7 +62,8 @@ class Store:
             return False
         problem = seal.problem(place)
         if problem:
-            LOG.warning("%s; it is removed from the store, to be made or fetched again", problem)
+            if place.exists():  # else another process has removed it
+                LOG.warning("%s; it is removed from the store, to be made or fetched again", problem)
             self.remove(kind, key)
             return False
         if kind in USED:
@@ -78,7 +79,10 @@ class Store:
             place.rename(gone)
         except FileNotFoundError:  # another process was faster
             return
-        shutil.rmtree(gone, ignore_errors=True)
+        if gone.is_dir():
+            shutil.rmtree(gone, ignore_errors=True)
+        else:
+            gone.unlink(missing_ok=True)
 
     @contextmanager
     def made(self, kind: str, key: str, source: str = "") -> Iterator[Path | None]:

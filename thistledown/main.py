@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from thistledown.superlink import SuperLinkError
 
     try:
-        commands = {"run": _run, "check": _check, "export": _export, "certs": _certs, "app": _app}
+        commands = {"run": _run, "check": _check, "export": _export, "certs": _certs, "app": _app, "purge": _purge}
         return commands[arguments.command](arguments)
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -88,6 +88,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     certs.add_argument("--nodes", type=_listed, default=[], help="names of nodes, comma-separated")
     certs.add_argument("--days", type=int, default=825, help="how long certificates are valid (default: 825)")
+    purge = commands.add_parser("purge", help="say what stores keep, and remove what is old")
+    purge.description = (
+        "Say what is kept: kind, key, size, time since it was last used, what it was made from. What can be made or "
+        "fetched again is removed with --yes; anything else, such as accounts, only where its kind is named too."
+    )
+    purge.add_argument("--store-path", type=Path, metavar="DIR", help="a store; default: this user's, server and node")
+    purge.add_argument("--kind", type=_listed, default=[], metavar="KINDS", help="only these, comma-separated")
+    purge.add_argument("--older-than", default="", metavar="AGE", help="only what was not used for so long: 30d, 12h")
+    purge.add_argument("--yes", action="store_true", help="remove it; without this nothing is removed")
     app = commands.add_parser("app", help="say what a clone sends to nodes as the app")
     what = app.add_subparsers(dest="what", required=True, metavar="what")
     digest = what.add_parser("hash", help="print the hash of the app, which a node's owner pins")
@@ -123,6 +132,13 @@ def _certs(arguments: argparse.Namespace) -> int:
 
     made = Keys(arguments.folder, arguments.names, arguments.nodes, arguments.days).make()
     say("\n".join(map(str, made)) if made else "nothing is lacking")
+    return DONE
+
+
+def _purge(arguments: argparse.Namespace) -> int:
+    from thistledown.purge import purge
+
+    purge(arguments.store_path, arguments.kind, arguments.older_than, arguments.yes, say)
     return DONE
 
 
