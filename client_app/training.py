@@ -1,5 +1,6 @@
 """A round on the node: install what the server holds, train or score, answer."""
 
+import logging
 import time
 from dataclasses import dataclass
 
@@ -20,21 +21,27 @@ from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.door import INSTALLED, PROOF
 from strategies.exchange.echo import echo
 from strategies.exchange.order import PROVE, cohort_of, rank_of, read_ticket, record_of, strategy_of
-from strategies.exchange.vocabulary import Metrics, OutOfMemory, State, Ticket
+from strategies.exchange.vocabulary import LacksBase, Metrics, OutOfMemory, State, Ticket
 from strategies.exchange.wrapper import Wrapper
+from task.base import BaseMissing
 from task.model import TunedModel, tuned_model
 from task.rows import Rows
 from task.train import Trainer, evaluate
 
+LOG = logging.getLogger("flwr")
 # Metrics that say nothing of rows but how many there are; `rank` is what an update shows too.
 TIME, STEPS = "seconds", "steps"
 PLAIN = ("num-examples", "server-round", "rank", STEPS)
 
 
 def trained(local: Local, content: RecordDict) -> RecordDict:
-    """The reply to a `train` message: the update, `num-examples`, `train-loss` and so on; or that memory ran out."""
+    """The reply to a `train` message: the update, `num-examples`, `train-loss` and so on; or that memory ran out, or
+    the base is lost."""
     try:
         return within_memory(local.device, lambda: _update(local, content))
+    except BaseMissing as error:
+        LOG.warning("%s", error)
+        return RecordDict({LacksBase.RECORD: ConfigRecord()})
     except OutOfMemory as error:
         said = str(error) if consent.simulated() else OutOfMemory.SAID
         return RecordDict({OutOfMemory.RECORD: ConfigRecord({"said": said})})

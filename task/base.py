@@ -20,7 +20,19 @@ from task.retention import trim
 from task.store import Store, recipe_hash
 from task.tokenizer_file import check_tokenizer
 
-__all__ = ["Base", "BaseError", "accept_offer", "files", "fingerprint", "named_folder", "node_base", "node_bases"]
+__all__ = [
+    "HUB_ID",
+    "Base",
+    "BaseError",
+    "BaseMissing",
+    "accept_offer",
+    "files",
+    "fingerprint",
+    "named_folder",
+    "node_base",
+    "node_bases",
+    "server_base",
+]
 
 LOG = logging.getLogger("flwr")
 HUB_ID = re.compile(r"\w[\w.\-]*(/\w[\w.\-]*)?")
@@ -30,6 +42,10 @@ BASES = "bases"  # in a store: those that were offered
 TOO_LARGE = "the offered base is larger than this node takes"
 NO_ROOM = "this node's store has no room for the offered base"
 EDITION = 2  # of what is checked before a fingerprint is remembered
+
+
+class BaseMissing(BaseError):
+    """A base that a node does not have, or no longer: it may be offered."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +71,20 @@ def server_base(model: Model, store: Store) -> Base:
 def node_base(model: Model, wanted: str, store: Store, paths: bool = True) -> Base:
     """The base with the fingerprint `wanted`, on a node; `model.name` may be a path only where `paths`.
 
-    Raises BaseError where the node lacks it.
+    Raises BaseMissing where the node lacks it, and says the same to others whatever it found at that name.
     """
     if not FINGERPRINT.fullmatch(wanted):
         raise BaseError(f"{wanted[:80]!r} is no fingerprint", "what the order names is no fingerprint")
     _adopt(store, wanted)
     if store.holds(BASES, wanted):
         return Base(model.name, store.path(BASES, wanted), wanted)
-    if model.name != EMBEDDED_MODEL and fingerprint(folder := named_folder(model, paths), store) == wanted:
-        return Base(model.name, folder, wanted)
     message = f"neither the store {store.root} nor model.name = '{model.name}' has the base {wanted}"
-    raise BaseError(message, f"it lacks the base {wanted}")
+    try:
+        if model.name != EMBEDDED_MODEL and fingerprint(folder := named_folder(model, paths), store) == wanted:
+            return Base(model.name, folder, wanted)
+    except BaseError as error:
+        message += f": {error}"
+    raise BaseMissing(message, f"it lacks the base {wanted}")
 
 
 def node_bases(model: Model, store: Store, paths: bool = True) -> list[str]:

@@ -5,13 +5,14 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from task.base import Base, files, named_folder
+from task.base import Base, BaseError, files, named_folder
+from task.bounded_json import JSONError, read_json
 from task.config import TaskConfig
 from task.loading import loaded
 from task.naming import ADAPTER, by_peft, trained
@@ -40,20 +41,22 @@ def save(model: "TunedModel", folder: Path, base_name: str) -> None:
         model.module.save_pretrained(folder)  # type: ignore[operator]
 
 
-def restored(folder: Path, base: str = "") -> nn.Module:
+def restored(folder: Path, base: str = "", trust_remote_code: bool = False) -> nn.Module:
     """The model of a folder with a `tuning.json`, ready to use: the base, and what was trained on it.
 
-    `base` is a folder or a hub id; empty: the one that the folder names, or has in it. Raises BaseError where it cannot
-    be had, ConfigError for settings that cannot be read, TuningError where the tensors do not fit the base.
+    `base` is a folder or a hub id; empty: the one that the folder names, as far as that leads nowhere but to the hub,
+    or has in it or beside it. Code that comes with the base runs only where `trust_remote_code`, whatever the folder
+    says. Raises BaseError where the base cannot be had, ConfigError for settings that cannot be read, TuningError where
+    the tensors do not fit the base.
     """
-    about = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    about = _about(folder / SETTINGS)
     values, problems = read(about["settings"], schema(TaskConfig))
     if problems:
         raise ConfigError([f"{folder / SETTINGS}: {problem}" for problem in problems])
     config = build(TaskConfig, values)
-    beside = folder / GROUND
-    name = base or (str(beside) if beside.is_dir() else about["base"])
-    place = named_folder(replace(config.model, name=name))
+    name = base or _named(folder, about["base"])
+    config = replace(config, model=replace(config.model, name=name, trust_remote_code=trust_remote_code))
+    place = named_folder(config.model)
     with torch.random.fork_rng(devices=[]):
         module, head = loaded(Base(name, place, ""), config)
         module = TUNINGS[config.tuning](module, head, config, 0)
@@ -63,6 +66,32 @@ def restored(folder: Path, base: str = "") -> nn.Module:
     for key, tensor in tensors.items():
         own[key].data.copy_(tensor)
     return module.eval()
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """The name of the base and the settings. Raises ConfigError."""
+    try:
+        found = read_json(path)
+    except JSONError as error:
+        raise ConfigError([f"{path}: {error}"]) from error
+    kinds = {"base": str, "settings": dict}
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in kinds.items()):
+        raise ConfigError([f"{path} does not say what was trained on which base"])
+    return found
+
+
+def _named(folder: Path, name: str) -> str:
+    """The base that a folder names or has in it. Raises BaseError for a path to anywhere else: others may have written
+    the folder."""
+    beside = folder / GROUND
+    if beside.is_dir():
+        return str(beside)
+    place = Path(name).expanduser()
+    if not place.is_dir() or place.resolve().is_relative_to(folder.resolve().parent):
+        return name
+    raise BaseError(
+        f"{folder / SETTINGS} names the base '{name}', outside {folder.parent}: say base = '{name}' yourself"
+    )
 
 
 def _ground(model: "TunedModel", folder: Path, base_name: str) -> str:

@@ -1,5 +1,7 @@
 """What peft lacks, against slow references in float64: visual prompts, bottlenecks, scale and shift."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,14 @@ import torch
 from torch import nn
 from tuned import Sample, samples
 
+from task.base import BaseError
 from task.config import TaskConfig
 from task.data import prepare
 from task.loading import loaded
 from task.model import build
 from task.saving import restored
 from task.scale_shift import folded
+from task.schema import ConfigError
 from task.store import Store
 from task.train import evaluate
 from task.tuning import TUNINGS, Head, TuningError
@@ -205,4 +209,25 @@ def test_a_folder_of_other_tensors_is_refused(kinds: dict[str, Sample], tmp_path
     other = (tmp_path / "tuning.json").read_text().replace('"adapter"', '"prompt"')
     (tmp_path / "tuning.json").write_text(other)
     with pytest.raises(TuningError, match="names or shapes differ"):
-        restored(tmp_path)
+        restored(tmp_path, str(kinds["vit"].base.folder))
+
+
+def test_a_folder_leads_to_no_other_and_runs_no_code(kinds: dict[str, Sample], tmp_path: Path) -> None:
+    folder, base = tmp_path / "model" / "last", kinds["vit"].base.folder
+    kinds["vit"].build("adapter").save(folder, str(base))
+    with pytest.raises(BaseError, match=r"tuning\.json names the base .*: say base = "):
+        restored(folder)
+    shutil.copytree(base, tmp_path / "model" / "base")
+    about = json.loads((folder / "tuning.json").read_text())
+    about["settings"]["model.trust-remote-code"] = True
+    about["base"] = str(tmp_path / "model" / "base")
+    edited = json.loads((tmp_path / "model" / "base" / "config.json").read_text())
+    edited["auto_map"] = {"AutoModelForImageClassification": "evil.Model", "AutoConfig": "evil.Config"}
+    (tmp_path / "model" / "base" / "config.json").write_text(json.dumps(edited))
+    (tmp_path / "model" / "base" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (folder / "tuning.json").write_text(json.dumps(about))
+    assert restored(folder)
+    assert not (tmp_path / "ran").exists()
+    (folder / "tuning.json").write_text("[" * 10_000)
+    with pytest.raises(ConfigError, match=r"tuning\.json"):
+        restored(folder)

@@ -102,7 +102,7 @@ def reloaded(sample: Sample, tuning: str, folder: Path) -> torch.nn.Module:
         assert tuning in PEFT or (tuning == "prompt" and sample.flat)
         return PeftModel.from_pretrained(sample.plain(), folder)  # type: ignore[no-any-return]
     if tuning in ("adapter", "prompt"):
-        return restored(folder)
+        return restored(folder, "" if (folder / "base").is_dir() else str(sample.base.folder))
     return Sample(Base("tuned", folder, ""), sample.flat).plain()
 
 

@@ -15,6 +15,7 @@ from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.vocabulary import (
     MAX_ROWS,
     Absent,
+    LacksBase,
     Metrics,
     Outgrown,
     OutOfMemory,
@@ -28,7 +29,9 @@ from task.perplexity import HOPELESS
 
 INSTALLED = "installed"  # the metric that says what the node installed
 PROOF = "proof"  # the record of a reply that says which weights the node stands on
-RECORDS = frozenset({"arrays", "index", "metrics", PROOF, OutOfMemory.RECORD})  # that a reply may have
+RECORDS = frozenset(
+    {"arrays", "index", "metrics", PROOF, OutOfMemory.RECORD, LacksBase.RECORD}
+)  # that a reply may have
 GONE = (3, 4, 5, 8)  # Flower's codes for a message or a node that it could not reach, and a process that ended
 LARGEST = 1e12  # magnitude in an update: what nobody learns in a round, and what sums and products survive
 NARROW = (torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)  # dtypes that overflow far below it
@@ -53,6 +56,8 @@ def admit_update(
     records = content(message)
     if strange := sorted(records.keys() - RECORDS):
         raise Refused(f"record {_some(strange)} not asked for")
+    if LacksBase.RECORD in records.config_records:
+        raise LacksBase("it has lost the base, and is asked again what it has")
     if (ran_out := records.config_records.get(OutOfMemory.RECORD)) is not None:
         raise OutOfMemory(f"out of memory at rank {ticket.rank}: {plain_reason(str(ran_out.get('said', '')))}")
     metrics = _answering(records, ticket.round, rows)

@@ -14,7 +14,17 @@ from strategies.exchange.newcomers import Newcomers
 from strategies.exchange.opening import Opening
 from strategies.exchange.ranks import below
 from strategies.exchange.session import Session
-from strategies.exchange.vocabulary import BASE_MARK, Absent, Outgrown, OutOfMemory, Profile, Refused, State, Ticket
+from strategies.exchange.vocabulary import (
+    BASE_MARK,
+    Absent,
+    LacksBase,
+    Outgrown,
+    OutOfMemory,
+    Profile,
+    Refused,
+    State,
+    Ticket,
+)
 
 LOG = logging.getLogger("flwr")
 
@@ -91,9 +101,9 @@ class Roll:
 
     def refused(self, profile: Profile, ticket: Ticket, reason: Refused) -> None:
         """No good update. A node that ran out of memory goes on at a smaller rank, where there is one; one whose data
-        grew is asked again what it is."""
+        grew, or whose base is lost, is asked again what it is and has."""
         self.failed(profile, ticket.round, reason)
-        if isinstance(reason, Outgrown):
+        if isinstance(reason, Outgrown | LacksBase):
             self.known.pop(profile.node_id, None)
         candidates = self.opening.config.lora.auto_ranks if profile.automatic else ()
         if isinstance(reason, OutOfMemory) and (rank := below(ticket.rank, candidates)):

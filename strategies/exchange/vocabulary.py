@@ -36,6 +36,12 @@ class Outgrown(Refused):
     """A node with more rows than it said when it was asked; it is to be asked again."""
 
 
+class LacksBase(Refused):
+    """A node whose store has lost the base that it had; it is to be asked again, and offered the base."""
+
+    RECORD = "lacks-base"  # of such a node's reply
+
+
 class OutOfMemory(Refused):
     """A node whose memory does not do for what it was asked; it may do at a smaller rank."""
 
