@@ -39,7 +39,6 @@ HUB_ID = re.compile(r"\w[\w.\-]*(/\w[\w.\-]*)?")
 CHUNK = 2**22  # bytes read at once
 FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 BASES = "bases"  # in a store: those that were offered
-TOO_LARGE = "the offered base is larger than this node takes"
 NO_ROOM = "this node's store has no room for the offered base"
 EDITION = 2  # of what is checked before a fingerprint is remembered
 
@@ -180,22 +179,19 @@ def fingerprint(folder: Path, store: Store) -> str:
     return (store.path("fingerprints", key) / "fingerprint").read_text()
 
 
-def accept_offer(contents: Mapping[str, bytes | memoryview], wanted: str, store: Store, most: int = 0) -> None:
-    """Keep a base of at most `most` bytes (0: any number) that the server sent.
+def accept_offer(contents: Mapping[str, bytes | memoryview], wanted: str, store: Store) -> None:
+    """Keep a base that the server sent.
 
-    Nothing is written that is too large, badly named or not what was announced, and nothing is kept that could not be
-    read. Raises BaseError.
+    Nothing is written that is badly named, not what was announced or more than the store has room for, and nothing is
+    kept that could not be read. Raises BaseError.
     """
-    size = sum(len(data) for data in contents.values())
-    if most and size > most:
-        raise BaseError(f"the offered base has {size} bytes, and this node takes {most}", TOO_LARGE)
     if bad := [name for name in contents if not may_be_named(name)]:
         raise BaseError(f"the offered base has bad file names: {bad!r:.500}", "the offered base has bad file names")
     for name, data in contents.items():
         check_size(name, len(data))
     if _hash({name: (len(data), [data]) for name, data in contents.items()}) != wanted:
         raise BaseError(message := f"the offered base is not {wanted}", message)
-    if over := trim(store, size):
+    if over := trim(store, sum(len(data) for data in contents.values())):
         raise BaseError(f"the store {store.root} has {over} bytes too little room for the offered base", NO_ROOM)
     with store.made(BASES, wanted, "an offer of the server") as draft:
         if draft is not None:

@@ -50,13 +50,13 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(found))
 
 
-def offer(base: Path, store: Store, most: int = 0) -> str:
+def offer(base: Path, store: Store) -> str:
     """Offer a folder as a server does that announces what it sends, whatever that is."""
     from task.base import _hash
 
     contents = {path.name: path.read_bytes() for path in base.iterdir()}
     wanted = _hash({name: (len(data), [data]) for name, data in contents.items()})
-    accept_offer(contents, wanted, store, most)
+    accept_offer(contents, wanted, store)
     return wanted
 
 
@@ -219,21 +219,18 @@ def test_a_file_has_a_size_limit_by_its_name(base: Path, store: Store) -> None:
     assert not kept(store)
 
 
-def test_an_offer_above_the_nodes_limits_is_refused_before_it_is_written(base: Path, store: Store) -> None:
-    with pytest.raises(BaseError, match="this node takes 1000") as refused:
-        offer(base, store, most=1000)
-    assert refused.value.public == "the offered base is larger than this node takes"
+def test_an_offer_without_room_is_refused_before_it_is_written(base: Path, store: Store) -> None:
     with pytest.raises(BaseError, match="too little room"):
         offer(base, Store(store.root, limit=2000))
     assert not kept(store)
-    offer(base, Store(store.root, limit=10**6), most=10**6)
+    offer(base, Store(store.root, limit=10**6))
 
 
 @pytest.mark.parametrize(
     ("policy", "said"),
     [
-        ({"policy.offers": False}, "this node takes no base from a server"),
-        ({"policy.max-base-bytes": 1000}, "the offered base is larger than this node takes"),
+        ({"policy.offers": False}, "refused by the node's policy: offers"),
+        ({"policy.max-base-bytes": 1000}, "refused by the node's policy: size"),
         ({"policy.max-store-bytes": 1000}, "this node's store has no room for the offered base"),
     ],
 )
