@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: help venv run test test-deployment check bench-aggregation bench-projection bench-ferret bench-scoring bench-deployment \
+.PHONY: help venv run test fuzz test-deployment check bench-aggregation bench-projection bench-ferret bench-scoring bench-deployment \
 	results-rbla results-sa-fedlora results-ferret results-fedpeft clean
 
 help:  ## what can be made
@@ -20,6 +20,10 @@ run: venv  ## federate the embedded default and print a summary
 
 test: venv  ## run the test suite, two files at a time; JOBS=4 runs four
 	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
+
+fuzz: venv  ## 30,000 damaged replies, 5,000 damaged orders, lies over 50 rounds with every strategy: minutes
+	FUZZ_REPLIES=30000 FUZZ_ORDERS=5000 FUZZ_LIES=50 $(BIN)/python -m pytest -s \
+		tests/test_fuzz_replies.py tests/test_fuzz_orders.py tests/test_lies_over_rounds.py
 
 test-deployment: venv  ## a SuperLink with TLS, nodes in network namespaces: minutes
 	$(BIN)/python -m pytest tests/deployment

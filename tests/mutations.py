@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from strategies.exchange import wire
@@ -37,6 +38,20 @@ class Mutation:
 
     apply: Callable[[RecordDict], None]
     says: str
+
+
+def several(which: st.SearchStrategy[Mutation], count: int, number: int) -> list[Mutation]:
+    """So many of them, the same for the same number."""
+    found: list[Mutation] = []
+
+    @seed(number)
+    @settings(max_examples=count, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(which)
+    def draw(mutation: Mutation) -> None:
+        found.append(mutation)
+
+    draw()
+    return found
 
 
 def mutations() -> st.SearchStrategy[Mutation]:

@@ -1,0 +1,206 @@
+"""Thousands of damaged messages to a deployed node: each is refused by class and key, or obeyed within the policy.
+
+The messages are those of real runs, to the real ClientApp through Flower's own encoding. `make fuzz` asks for 5,000.
+"""
+
+import os
+import resource
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+from in_process import InProcessGrid, hold, through_wire
+from order_mutations import Change, changes
+from samples import write_table
+from test_fuzz_replies import GONE
+from tuned import samples
+
+import client_app
+from client_app.consent import NodeFailed
+from strategies.algebra.tensors import raw
+from strategies.exchange import order, wire
+from strategies.exchange.door import INSTALLED
+from strategies.exchange.vocabulary import Refused
+
+ALL = int(os.environ.get("FUZZ_ORDERS", "400"))
+STEPS, RANK, SECONDS = 8, 8, 8.0  # that the node's policy allows at most
+SLOWEST, LARGEST = 2 * SECONDS, 400  # seconds of a core for one message; MiB that the process may grow by
+RUNS: dict[str, dict[str, Any]] = {
+    "fedavg": {"strategy": "fedavg", "evaluate": "both", "wrappers": "quantize"},
+    "rbla": {"strategy": "rbla", "lora.ranks": "auto", "lora.auto-ranks": "2,4"},
+    "flora": {"strategy": "flora"},
+    "ferret": {"strategy": "ferret", "tuning": "bias", "ferret.coordinates": 64, "ferret.block": 256},
+    "private": {"strategy": "fedavg", "wrappers": "local-privacy"},
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A message that a node was sent in a run, and what it said that it installed."""
+
+    kind: str
+    content: RecordDict
+    node: Context
+    installed: object
+    tensors: object
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back: records, or the error that leaves the node."""
+
+    content: RecordDict | None
+    error: str
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def secrets() -> list[list[str]]:
+    """Values of the nodes' rows."""
+    return [[f"Qz{n}{k}-{(7919 * (n + 1) * (k + 3)) % 10**8:08d}-Wv" for k in range(24)] for n in range(2)]
+
+
+@pytest.fixture(scope="module")
+def questions(
+    tmp_path_factory: pytest.TempPathFactory, words: Path, secrets: list[list[str]]
+) -> dict[str, list[Question]]:
+    """Of every run, each kind of message to the first node; the state in them is the second round's."""
+    folder = tmp_path_factory.mktemp("orders")
+    sample, found = samples(folder, words)["bert"], dict[str, list[Question]]()
+    for name, options in RUNS.items():
+        own = {}
+        for node, cells in enumerate(secrets):
+            table = {"text": [f"a {'good' if k % 2 else 'bad'} film {c}" for k, c in enumerate(cells)]}
+            table |= {"label": ["good" if k % 2 else "bad" for k in range(len(cells))], "ssn": cells}  # type: ignore[dict-item]
+            path = write_table(folder / f"Pt{node}Kx-ward" / "Rows-Lm.csv", table)
+            limits = {"policy.max-steps": STEPS, "policy.max-rank": RANK, "policy.max-seconds": SECONDS}
+            own[node] = {"data-path": str(path), "name": f"site-{node}", "store-path": str(folder / f"St{node}-{name}")}
+            own[node] |= limits
+        grid = InProcessGrid(client_app.app, 2, own, deployed=True)
+        settings_ = {"num-server-rounds": 2, "simulation.num-supernodes": 2, "data.partitioner": "none"}
+        hold(folder / name, sample.flat | {"local-steps": 2, "batch-size": 8} | settings_ | options, grid)
+        last = {exchange.kind: exchange for exchange in grid.exchanges if exchange.partition == 0}
+        context = next(c for node, c in grid.contexts.items() if grid.partitions[node] == 0)
+        found[name] = []
+        for exchange in last.values():
+            reply = exchange.reply
+            assert reply is not None
+            metrics = reply.metric_records.get("metrics", {})
+            found[name].append(
+                Question(exchange.kind, exchange.request, context, metrics.get(INSTALLED), _state(exchange.request))
+            )
+    return found
+
+
+def asked(question: Question, alterations: list[Change]) -> tuple[RecordDict, Answer]:
+    """What the node makes of a damaged message. Raises nothing but what no message may do."""
+    content = RecordDict(dict(question.content))
+    for change in alterations:
+        with suppress(*GONE):  # what there is not in this kind of message, or an earlier change has destroyed
+            change(content)
+    message = Message(content, dst_node_id=question.node.node_id, message_type=question.kind)
+    message.metadata.__dict__["_message_id"] = "question"
+    message, began = through_wire(message), time.process_time()
+    try:
+        reply = client_app.app(message, question.node)
+        return content, Answer(through_wire(reply).content, "", time.process_time() - began)
+    except NodeFailed as error:
+        return content, Answer(None, f"{type(error)}:<{str(error)!r}>", time.process_time() - began)
+
+
+def assert_lawful(question: Question, content: RecordDict, answer: Answer) -> None:
+    """Obeyed was an order that can be read, within the policy; and of a state what was sent, which the server sees."""
+    assert answer.content is not None
+    said = content.config_records["order"]
+    config = order.task_of(said)
+    assert not config.model.trust_remote_code
+    metrics = answer.content.metric_records.get("metrics", {})
+    assert metrics.get("steps", 0) <= STEPS
+    if question.kind in ("train", "evaluate"):
+        order.strategy_of(said)
+        ticket = order.read_ticket(content.config_records["ticket"])
+        assert ticket.rank <= RANK
+        if _state(content) != question.tensors:
+            assert metrics.get(INSTALLED) != question.installed
+
+
+def _state(content: RecordDict) -> object:
+    """What of a state there is to see, bit for bit; None where it cannot be read."""
+    try:
+        state = wire.unpack(content)
+    except Refused:
+        return None
+    tensors = [(name, str(t.dtype), tuple(t.shape), bytes(raw(t))) for name, t in state.tensors.items()]
+    return sorted(tensors), state.marks
+
+
+def assert_untold(answer: Answer, hidden: list[str]) -> None:
+    """Nothing that left has as much as six characters of a cell, or of a path of the node, in a row."""
+    told = answer.error.encode()
+    if answer.content is not None:
+        parts = get_all_nested_objects(answer.content).values()
+        told = b"".join(part.deflate() for part in parts)
+    for text in hidden:
+        for start in range(len(text) - 5):
+            assert text[start : start + 6].encode() not in told, (text, told[:300])
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_damaged_message_is_refused_or_obeyed_within_the_policy(
+    name: str, questions: dict[str, list[Question]], secrets: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    outcomes, seconds, before = Counter[str](), [0.0], _mebibytes()
+    hidden = [*secrets[0], *secrets[1], "Pt0Kx-ward", "Rows-Lm", f"St0-{name}"]
+    sound = [question for question in questions[name] if question.kind != "query.base"]
+    for question in sound:
+        assert asked(question, [])[1].content is not None
+
+    @seed(len(name) + sum(map(ord, name)))
+    @settings(max_examples=-(-ALL // len(RUNS)), database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.sampled_from(questions[name]), st.lists(changes(), min_size=1, max_size=2))
+    def damage(question: Question, alterations: list[Change]) -> None:
+        content, answer = asked(question, alterations)
+        seconds.append(answer.seconds)
+        outcomes["obeyed" if answer.content is not None else "refused"] += 1
+        assert_untold(answer, hidden)
+        if answer.content is not None:
+            assert_lawful(question, content, answer)
+        else:
+            assert len(answer.error) < 10_000 + len(str(content.config_records.get("order", "")))
+
+    damage()
+    for question in sound:  # whatever it was asked in between, the node answers as before
+        again = asked(question, [])[1].content
+        assert again is not None
+        assert again.metric_records.get("metrics", {}).get(INSTALLED) == question.installed
+    assert max(seconds) < SLOWEST
+    assert _mebibytes() - before < LARGEST
+    print(f"{outcomes.total()} messages: {outcomes['refused']} refused, {outcomes['obeyed']} obeyed; ", end="")
+    print(f"slowest {max(seconds):.2f} s of a core, grown by {_mebibytes() - before:.0f} MiB")
+
+    TOTAL.update(outcomes)
+    TRIED.append(name)
+
+
+TOTAL, TRIED = Counter[str](), list[str]()
+
+
+def test_so_many_were_tried() -> None:
+    """Last: the count, over all runs."""
+    if len(TRIED) < len(RUNS):
+        pytest.skip("only some of the runs were tried")
+    print(f"{TOTAL.total()} messages of {len(RUNS)} runs: {TOTAL['refused']} refused, {TOTAL['obeyed']} obeyed")
+    assert TOTAL.total() >= ALL
+
+
+def _mebibytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
