@@ -34,6 +34,9 @@ check: venv  ## lint, types, direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+mutated-bases: venv  ## 2,000 damaged and forged bases, and every path that a base could name: an hour on two cores
+	MUTATED_BASES=2000 EXHAUSTIVE=1 $(BIN)/python -m pytest -n0 -s tests/test_mutated_bases.py tests/test_walked_bases.py
+
 bench-aggregation: venv  ## 1,000 adapter updates: our rules against Flower's own sum
 	$(BIN)/python benchmarks/aggregation.py
 
