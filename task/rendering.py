@@ -63,8 +63,10 @@ def render(template: Any, variables: dict[str, Any]) -> str:
 
 def main() -> None:
     """Answer lines until there are no more."""
-    for limit, value in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
-        resource.setrlimit(limit, (value, value))
+    if sys.platform == "linux":  # macOS has no such limit; time and length are bounded there too
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    for limit in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
+        resource.setrlimit(limit, (0, 0))
     signal.signal(signal.SIGALRM, _too_long)
     template, variables = None, {}
     for line in sys.stdin:

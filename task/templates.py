@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -18,6 +18,8 @@ PASSED = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL")  # of the environment: no
 START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from task.rendering import main; main()"
 INSTEAD = "use data.template = 'plain'"
 
+PART = 2**22  # characters that are sent at once
+
 Chat = list[dict[str, str]]
 
 
@@ -29,11 +31,11 @@ class Template:
 
     def texts(self, chats: Sequence[Chat]) -> list[str]:
         """Return what becomes of every conversation. Raises DataError for a template that refuses one, or runs away."""
-        if not self._tried:  # one conversation shows in a few seconds what a thousand would in minutes
+        found: list[str] = []
+        for part in _parts(chats, first=0 if self._tried else 1):
+            found += self.ask(part, STARTED + ROW * len(part))["texts"]
             self._tried = True
-            self.texts(chats[:1])
-        texts: list[str] = self.ask(chats, STARTED + ROW * len(chats))["texts"]
-        return texts
+        return found
 
     def ask(self, what: object, seconds: float) -> dict[str, Any]:
         """Return the answer of the process. Raises DataError where there is none in time, or it is an error."""
@@ -59,6 +61,21 @@ class Template:
         return answer
 
 
+def _parts(chats: Sequence[Chat], first: int) -> Iterator[list[Chat]]:
+    """Conversations in parts that a small process can hold. The `first` ones are a part of their own: one shows in a
+    few seconds what a thousand would in minutes."""
+    part: list[Chat] = []
+    length = 0
+    for number, chat in enumerate(chats):
+        part.append(chat)
+        length += sum(len(message["content"]) for message in chat)
+        if number + 1 == first or length > PART:
+            yield part
+            part, length = [], 0
+    if part:
+        yield part
+
+
 @contextmanager
 def filled_in(tokenizer: Any, place: object) -> Iterator[Template]:
     """Give the chat template of the tokenizer in folder `place`, as long as it is needed. Raises DataError."""
@@ -71,13 +88,17 @@ def filled_in(tokenizer: Any, place: object) -> Iterator[Template]:
     environment = {name: os.environ[name] for name in PASSED if name in os.environ} | {"PYTHONDONTWRITEBYTECODE": "1"}
     paths = [str(Path(path or ".").absolute()) for path in (str(Path(__file__).parents[1]), *sys.path)]
     command = [sys.executable, "-I", "-X", "utf8", "-c", START, json.dumps(paths)]
-    with subprocess.Popen(
+    process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True, encoding="utf-8"
-    ) as process:
-        try:
-            template = Template(process, place)
-            given = {"tools": None, "documents": None, "add_generation_prompt": True}  # what templates may ask for
-            template.ask({"template": text, "variables": given | tokenizer.special_tokens_map}, STARTED)
-            yield template
-        finally:
-            process.kill()
+    )
+    try:
+        template = Template(process, place)
+        given = {"tools": None, "documents": None, "add_generation_prompt": True}  # what templates may ask for
+        template.ask({"template": text, "variables": given | tokenizer.special_tokens_map}, STARTED)
+        yield template
+    finally:
+        process.kill()
+        for stream in (process.stdin, process.stdout):
+            with suppress(OSError):  # what was not written any more
+                stream.close()  # type: ignore[union-attr]
+        process.wait()

@@ -96,3 +96,29 @@ def test_it_sees_no_environment_and_leaves_no_process(tmp_path: Path, monkeypatc
     assert process.returncode is not None
     with pytest.raises(ProcessLookupError):
         os.kill(process.pid, 0)
+
+
+def test_conversations_are_sent_in_parts_and_come_back_in_order(tmp_path: Path) -> None:
+    tokenizer = tokenizer_in(language_base(tmp_path, HONEST[0]))
+    chats = [[{"role": "user", "content": f"{number} " + "x" * 300_000}] for number in range(40)]
+    with filled_in(tokenizer, tmp_path) as own:
+        found = own.texts(chats)
+    assert [text.split()[1] for text in found] == [str(number) for number in range(40)]
+
+
+def test_one_row_that_a_template_cannot_bear_is_enough(tmp_path: Path) -> None:
+    """The first rows are taken, then it hangs."""
+    trap = "{% if messages[0].content == 'last' %}{{ 10 ** (10 ** messages[0].content | length ** 9) }}{% endif %}x"
+    tokenizer = tokenizer_in(language_base(tmp_path, trap))
+    with filled_in(tokenizer, tmp_path) as own, pytest.raises(DataError, match=r"runs away|does not take"):
+        own.texts([*CHATS, [{"role": "user", "content": "last"}]])
+
+
+def test_a_process_that_is_gone_is_said(tmp_path: Path) -> None:
+    """As when the system ends it for want of memory, while much is being sent to it."""
+    tokenizer = tokenizer_in(language_base(tmp_path, HONEST[0]))
+    with filled_in(tokenizer, tmp_path) as own:
+        own._process.kill()
+        own._process.wait()
+        with pytest.raises(DataError, match="runs away, no answer"):
+            own.texts([[{"role": "user", "content": "x" * 10**6}]])
