@@ -31,7 +31,8 @@ from strategies.exchange.wrapper import Wrapper
 from task.config import TaskConfig
 
 ALL = int(os.environ.get("FUZZ_REPLIES", "2700"))  # mutated replies, over all cases; `make fuzz` asks for 30,000
-GONE = (AttributeError, KeyError, TypeError, ValueError, IndexError, zlib.error)  # what an earlier change has destroyed
+# What a change finds no longer there because an earlier one has destroyed it.
+GONE = (AttributeError, KeyError, TypeError, ValueError, IndexError, ZeroDivisionError, zlib.error)
 ROWS = 100
 SLOWEST, LARGEST = 2.0, 200  # seconds of a core for one reply; MiB that the process may grow by over all of one case
 CHAINS = [
