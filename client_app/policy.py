@@ -162,7 +162,7 @@ def _unknown_names(values: Mapping[str, object]) -> list[str]:
         for name in values[key]:  # type: ignore[attr-defined]
             if name not in names:
                 said = unknown(name, dict.fromkeys(names))  # type: ignore[arg-type]
-                problems.append(f"{key}: {said.replace('there is no key', 'there is no')}")
+                problems.append(f"{key}: {said.replace(' key ', ' ')} (there are {', '.join(names)})")
             elif key == "privacy.kinds" and not guards_on_node(strategies.wrapper_class(name)):
                 problems.append(f"{key}: '{name}' is no privacy that a node keeps by itself, so it cannot be required")
     return problems

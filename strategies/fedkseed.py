@@ -43,8 +43,8 @@ TINY = 1e-300
 class FedKSeed(Strategy):
     """Federated averaging of totals along seeded directions."""
 
-    directions: int = option(4096, low=1)
-    block: int = option(65536, low=256)
+    directions: int = option(4096, low=1, high=2**24)
+    block: int = option(65536, low=256, high=2**26)
     basis: str = option("hadamard", choices=tuple(sorted(BASES)))
     epsilon: float = option(0.0005, low=1e-9)
     pro: bool = option(False)

@@ -63,8 +63,8 @@ EXACT, VELOCITY = "exact", "velocity"  # of a pool, which the server keeps to it
 class Ferret(Strategy):
     """Coordinates in seeded bases, and a journal of them."""
 
-    coordinates: int = option(4096, low=1)
-    block: int = option(65536, low=256)
+    coordinates: int = option(4096, low=1, high=2**26)
+    block: int = option(65536, low=256, high=2**26)
     basis: str = option("hadamard", choices=tuple(sorted(BASES)))
     scale: str = option("paper", choices=("paper", "code"))
     seeds: str = option("fresh", choices=("fresh", "shared", "pool"))

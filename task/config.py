@@ -17,6 +17,8 @@ TUNINGS = ("full", "lora", "bias", "head", "norm", "dora", "ia3", "prompt", "pre
 PARTITIONERS = ("iid", "dirichlet", "shards", "natural", "linear", "square", "exponential", "staircase", "none")
 BY_LABEL = ("dirichlet", "shards", "staircase")  # partitioners that go by labels
 TEMPLATES = ("auto", "chat", "plain")
+MANY = 2**20  # of things of which there are fewer in any machine: an order may not ask for more
+MAX_RANK = 1024  # of an adapter
 AUTO = "auto"  # instead of a rank: found by a trial on the node
 EMBEDDED_MODEL = "embedded"
 EMBEDDED_DATA = "digits"
@@ -59,8 +61,8 @@ class Data:
     template: str = option("auto", choices=TEMPLATES)
     label_column: str = option("label")
     labels: tuple[str, ...] = option((), separator="|")
-    max_length: int = option(128, low=2)
-    max_completion_length: int = option(0, low=0)
+    max_length: int = option(128, low=2, high=MANY)
+    max_completion_length: int = option(0, low=0, high=MANY)
     holdout: float = option(0.1, low=0.0, high=0.9)
     partitioner: str = option("dirichlet", choices=PARTITIONERS)
     alpha: float = option(0.5, low=1e-3)
@@ -71,8 +73,8 @@ class Data:
 
 @dataclass(frozen=True)
 class Lora:
-    ranks: tuple[int, ...] = option((8,), low=1, empty=AUTO)
-    auto_ranks: tuple[int, ...] = option((2, 4, 8, 16, 32, 64), low=1)
+    ranks: tuple[int, ...] = option((8,), low=1, high=MAX_RANK, empty=AUTO)
+    auto_ranks: tuple[int, ...] = option((2, 4, 8, 16, 32, 64), low=1, high=MAX_RANK)
     scaling: float = option(2.0, low=1e-6)
     dropout: float = option(0.0, low=0.0, high=0.9)
     targets: tuple[str, ...] = option(("all-linear",))
@@ -86,18 +88,18 @@ class Ia3:
 
 @dataclass(frozen=True)
 class Prompt:
-    tokens: int = option(10, low=1)
+    tokens: int = option(10, low=1, high=4096)
     deep: bool = option(True)
 
 
 @dataclass(frozen=True)
 class Prefix:
-    tokens: int = option(10, low=1)
+    tokens: int = option(10, low=1, high=4096)
 
 
 @dataclass(frozen=True)
 class Adapter:
-    width: int = option(16, low=1)
+    width: int = option(16, low=1, high=8192)
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,9 @@ class TaskConfig:
     evaluate: str = option("server", choices=("server", "nodes", "both"))
     learning_rate: float = option(0.005, low=0.0)
     learning_rate_min: float = option(0.0, low=0.0)
-    local_epochs: int = option(3, low=1)
-    local_steps: int = option(0, low=0)
-    batch_size: int = option(16, low=1)
+    local_epochs: int = option(3, low=1, high=MANY)
+    local_steps: int = option(0, low=0, high=1000 * MANY)
+    batch_size: int = option(16, low=1, high=MANY)
     optimizer: str = option("adamw", choices=("adamw", "sgd"))
     momentum: float = option(0.0, low=0.0, high=0.999)
     weight_decay: float = option(0.0, low=0.0)

@@ -1,6 +1,7 @@
 """Local training and evaluation: plain loops over prepared rows."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -57,7 +58,7 @@ class Trainer:
         parameters = [tensor for tensor in chosen.values() if isinstance(tensor, torch.nn.Parameter)]
         optimizer = self._optimizer(parameters)
         penalties = [penalty, *(regulariser(chosen) for regulariser in self.regularisers)]
-        losses = []
+        steps, losses = 0, deque[torch.Tensor](maxlen=math.ceil(len(self.rows) / self.config.batch_size))
         model.untouched = False
         _training_mode(model)
         with _only(model, parameters):
@@ -65,6 +66,7 @@ class Trainer:
                 return self.private.fit(self, model, chosen, optimizer, penalties)
             for positions in self._batches():
                 loss = model.module(**self.rows.batch(positions, self.device)).loss
+                steps += 1
                 losses.append(loss.detach())
                 for extra in penalties:
                     loss = loss if extra is None else loss + extra()
@@ -73,8 +75,7 @@ class Trainer:
                 if self.config.max_grad_norm:
                     torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
                 optimizer.step()
-        last = losses[-math.ceil(len(self.rows) / self.config.batch_size) :]
-        return {"train-loss": float(torch.stack(last).mean()), "steps": len(losses)}
+        return {"train-loss": float(torch.stack(tuple(losses)).mean()), "steps": steps}
 
     def losses(self, model: TunedModel) -> Iterator[Callable[[], float]]:
         """For every local step, what the loss of its batch is on the model as it stands: no gradients, no dropout,
@@ -91,14 +92,14 @@ class Trainer:
         loss = model.module(**batch).loss
         return float(loss + sum(extra() for extra in penalties if extra is not None))
 
-    def _batches(self) -> list[torch.Tensor]:
+    def _batches(self) -> Iterator[torch.Tensor]:
         """Row positions of every local step: fresh orders of all rows, one after another."""
         order = torch.Generator().manual_seed(self.seed)
-        steps = steps_of(self.config, len(self.rows))
-        batches: list[torch.Tensor] = []
-        while len(batches) < steps:
-            batches += torch.split(torch.randperm(len(self.rows), generator=order), self.config.batch_size)
-        return batches[:steps]
+        left = steps_of(self.config, len(self.rows))
+        while left:
+            epoch = torch.split(torch.randperm(len(self.rows), generator=order), self.config.batch_size)[:left]
+            yield from epoch
+            left -= len(epoch)
 
     def _optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         config = self.config

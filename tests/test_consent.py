@@ -15,9 +15,9 @@ from samples import write_table
 from client_app.consent import NodeError
 from client_app.local import Local
 from strategies.exchange import order, wire
-from strategies.exchange.vocabulary import MAX_RANK, Refused, State
+from strategies.exchange.vocabulary import Refused, State
 from task.base import BaseError, accept_offer, named_folder, node_base, node_bases
-from task.config import Model, TaskConfig
+from task.config import MAX_RANK, Model, TaskConfig
 from task.store import Store
 
 PARTITION: dict[str, Any] = {"partition_id": 0, "num_partitions": 2}

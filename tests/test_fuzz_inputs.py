@@ -17,8 +17,8 @@ import strategies
 from server_app.config import RunConfig, keys
 from strategies.exchange import claims, order
 from strategies.exchange.ranks import Trial
-from strategies.exchange.vocabulary import MAX_RANK, MAX_ROWS, Profile, Refused
-from task.config import TaskConfig
+from strategies.exchange.vocabulary import MAX_ROWS, Profile, Refused
+from task.config import MAX_RANK, TaskConfig
 from task.raw import DataError
 from task.schema import ConfigError
 from task.tables import READERS

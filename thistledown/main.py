@@ -30,7 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from thistledown.superlink import SuperLinkError
 
     try:
-        commands = {"run": _run, "check": _check, "export": _export, "certs": _certs, "app": _app, "purge": _purge}
+        commands = {
+            "run": _run,
+            "check": _check,
+            "export": _export,
+            "certs": _certs,
+            "app": _app,
+            "policy": _policy,
+            "purge": _purge,
+        }
         return commands[arguments.command](arguments)
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -102,6 +110,11 @@ def _parser() -> argparse.ArgumentParser:
     digest = what.add_parser("hash", help="print the hash of the app, which a node's owner pins")
     digest.description = "Print the SHA-256 of the bundle that a run of this clone sends, for thistledown-superexec."
     digest.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="a clone; default: the installed one")
+    policy = commands.add_parser("policy", help="explain what a node's owner allows")
+    asked = policy.add_subparsers(dest="what", required=True, metavar="what")
+    explain = asked.add_parser("check", help="say what a node with this policy will do and refuse")
+    explain.description = "Check a policy file, and say in sentences what a node with it will do and refuse."
+    explain.add_argument("file", type=Path, metavar="FILE", help="a TOML file, as the node config key policy names it")
     run.description = "Simulate a federation on this machine; results go to outputs/ in the current directory."
     check.description = "Check a configuration and say what each node would do and send, without running it."
     return parser
@@ -139,6 +152,13 @@ def _purge(arguments: argparse.Namespace) -> int:
     from thistledown.purge import purge
 
     purge(arguments.store_path, arguments.kind, arguments.older_than, arguments.yes, say)
+    return DONE
+
+
+def _policy(arguments: argparse.Namespace) -> int:
+    from thistledown.policy import explained
+
+    say("\n".join(explained(arguments.file)))
     return DONE
 
 

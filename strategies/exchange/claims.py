@@ -6,7 +6,8 @@ from typing import Any
 from flwr.app import ConfigRecord, Message
 
 from strategies.exchange import door
-from strategies.exchange.vocabulary import MAX_RANK, MAX_ROWS, Profile, Refused
+from strategies.exchange.vocabulary import MAX_ROWS, Profile, Refused
+from task.config import MAX_RANK
 
 LONGEST = 200  # characters of a text
 MOST = 10_000  # texts of a list

@@ -9,8 +9,8 @@ from flwr.app import ConfigRecord, RecordDict
 
 import strategies
 from strategies.exchange.algorithm import Algorithm
-from strategies.exchange.vocabulary import MAX_RANK, Refused, Ticket
-from task.config import TaskConfig
+from strategies.exchange.vocabulary import Refused, Ticket
+from task.config import MAX_RANK, TaskConfig
 from task.schema import ConfigError, Option, flatten, read, schema
 
 CHOICE = {"strategy": Option(str, "fedavg"), "wrappers": Option(tuple[str, ...], ())}

@@ -12,7 +12,6 @@ from strategies.algebra.tensors import Tensors, raw
 
 Metrics = dict[str, int | float]
 MAX_ROWS = 10**12  # that a node may say it has
-MAX_RANK = 1024  # of an adapter, that a node may ask for
 
 
 class RunFailed(RuntimeError):
