@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: help venv run test fuzz fuzz-replies fuzz-orders fuzz-lies test-deployment check bench-aggregation bench-projection bench-ferret bench-scoring bench-deployment \
+.PHONY: help venv run test fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment check bench-aggregation bench-projection bench-ferret bench-scoring bench-deployment \
 	results-rbla results-sa-fedlora results-ferret results-fedpeft clean
 
 help:  ## what can be made
@@ -21,13 +21,16 @@ run: venv  ## federate the embedded default and print a summary
 test: venv  ## run the test suite, two files at a time; JOBS=4 runs four
 	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
-fuzz: fuzz-replies fuzz-orders fuzz-lies  ## damaged messages and lies by the thousand: about ten minutes; make -j2 fuzz on two cores
+fuzz: fuzz-replies fuzz-orders fuzz-hostile fuzz-lies  ## damaged messages and lies by the thousand: about ten minutes; make -j2 fuzz on two cores
 
 fuzz-replies: venv  ## 30,000 damaged replies, over all strategies and chains of wrappers
 	FUZZ_REPLIES=30000 $(BIN)/python -m pytest -s tests/test_fuzz_replies.py
 
 fuzz-orders: venv  ## 5,000 damaged messages to a deployed node
 	FUZZ_ORDERS=5000 $(BIN)/python -m pytest -s tests/test_fuzz_orders.py
+
+fuzz-hostile: venv  ## 28,000 orders that ask for secrets: every key, every kind of value, every kind of message
+	FUZZ_HOSTILE=1 $(BIN)/python -m pytest -s tests/test_hostile_server.py
 
 fuzz-lies: venv  ## a liar among five nodes for 50 rounds of every strategy
 	FUZZ_LIES=50 $(BIN)/python -m pytest -s tests/test_lies_over_rounds.py

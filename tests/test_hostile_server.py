@@ -1,6 +1,7 @@
 """A hostile server: every key of an order and of a ticket with every hostile value, in every kind of message, to a
 deployed node with secrets in its file, beside it and in its environment. Nothing of them is in any reply."""
 
+import itertools
 import logging
 import os
 import time
@@ -27,12 +28,14 @@ from task.schema import schema
 
 VALUE, BESIDE, ENVIRONMENT, PLACE = "Ada-Lovelace-1815", "Grace-Hopper-1906", "Mary-Somerville-1780", "ward-seven"
 SECRETS = (VALUE, BESIDE, ENVIRONMENT, PLACE)
+EVERY = int(os.environ.get("FUZZ_HOSTILE", "37"))  # of so many orders one is tried; `make fuzz` tries all
 KINDS = ("query.profile", "query.base", "query.trial", "train", "evaluate")
-TICKET = {"server-round": 1, "rounds": 2, "seed": 3, "rank": 0, "cohort": 3}
+TICKET = {"server-round": 1, "rounds": 2, "seed": 3, "rank": 0, "cohort": 3, "noise": 0.0}
 SEEDED: dict[str, dict[str, Any]] = {
     "ferret": {"coordinates": 64, "block": 256},
     "fedkseed": {"directions": 64, "block": 4096},
 }
+NOISY = ("local-privacy", "example-privacy")
 LONGEST = 10.0  # seconds of a message, of which the policy allows 2 to its work
 ROWS = 36
 
@@ -63,8 +66,9 @@ class Scene:
             owner if owner in strategies.names() else "fedavg", wrappers, **SEEDED.get(owner, {})
         )
         options = {"tuning": owner} if owner in TUNINGS else {"tuning": "bias"} if owner in SEEDED else {}
+        options |= {"evaluate": "server"} if owner in NOISY else {}
         config = TaskConfig.read({**self.flat, **options})
-        ticket = Ticket(1, 2, 3, 2 if config.tuning == "lora" else 0)
+        ticket = Ticket(1, 2, 3, 2 if config.tuning == "lora" else 0, noise=8.0 if owner in NOISY else 0.0)
         record = order.write(config, strategy, self.base.fingerprint, ticket.rank, "ab" * 16)
         content = RecordDict({"order": record})
         if kind == "query.base":
@@ -137,6 +141,8 @@ def test_an_honest_server_is_answered(scene: Scene) -> None:
     """Else the test below would show nothing."""
     for kind in ("query.base", *KINDS):
         for owner in (*strategies.names(), *strategies.wrapper_names(), *TUNINGS):
+            if (kind, owner) in [("evaluate", name) for name in NOISY]:
+                continue  # scores would have no noise
             text, arrays = everything(scene.node, kind, scene.message(kind, owner))
             assert not text.startswith("error"), (kind, owner, text)
             assert bool(arrays) == (kind == "train")
@@ -148,8 +154,9 @@ def test_no_order_brings_a_secret_to_light(scene: Scene, kind: str, capsys: pyte
     node.node_config["policy.max-seconds"] = 2.0
     count = answered = 0
     slowest, began = 0.0, time.monotonic()
-    for key in keys():
-        for value in hostile(scene.folder):
+    pairs = list(itertools.product(keys(), hostile(scene.folder)))
+    for number, (key, value) in enumerate(pairs, start=KINDS.index(kind)):
+        if number % EVERY == 0:
             content = scene.message(kind, key.split(".")[0], key, value)
             asked_at = time.monotonic()
             text, arrays = everything(node, kind, content)
@@ -163,5 +170,6 @@ def test_no_order_brings_a_secret_to_light(scene: Scene, kind: str, capsys: pyte
     with capsys.disabled():
         whole = time.monotonic() - began
         print(f"\n{kind}: {count} hostile orders, {answered} answered, slowest {slowest:.1f} s, {whole:.0f} s in all")
-    assert count > 4000
+    assert len(pairs) > 5000
+    assert count >= len(pairs) // EVERY
     assert os.environ["CLINIC_TOKEN"] == ENVIRONMENT
