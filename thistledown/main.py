@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "check": _check,
             "export": _export,
             "certs": _certs,
+            "account": _account,
             "app": _app,
             "policy": _policy,
             "purge": _purge,
@@ -105,6 +106,12 @@ def _parser() -> argparse.ArgumentParser:
     purge.add_argument("--kind", type=_listed, default=[], metavar="KINDS", help="only these, comma-separated")
     purge.add_argument("--older-than", default="", metavar="AGE", help="only what was not used for so long: 30d, 12h")
     purge.add_argument("--yes", action="store_true", help="remove it; without this nothing is removed")
+    account = commands.add_parser("account", help="say what the rows of a node have spent of their privacy")
+    account.description = "Say what a node's accounts come to: by data set and run, and in all."
+    account.add_argument(
+        "folder", type=Path, nargs="?", metavar="DIR", help="the node's store-path or account-path; default: its store"
+    )
+    account.add_argument("--delta", type=float, default=1e-5, help="at which epsilon is told (default: 1e-5)")
     app = commands.add_parser("app", help="say what a clone sends to nodes as the app")
     what = app.add_subparsers(dest="what", required=True, metavar="what")
     digest = what.add_parser("hash", help="print the hash of the app, which a node's owner pins")
@@ -145,6 +152,19 @@ def _certs(arguments: argparse.Namespace) -> int:
 
     made = Keys(arguments.folder, arguments.names, arguments.nodes, arguments.days).make()
     say("\n".join(map(str, made)) if made else "nothing is lacking")
+    return DONE
+
+
+def _account(arguments: argparse.Namespace) -> int:
+    from client_app.account import AccountError
+    from thistledown.account import accounts
+
+    try:
+        for line in accounts(arguments.folder, arguments.delta):
+            say(line)
+    except AccountError as error:
+        print(error, file=sys.stderr)
+        return FAILED
     return DONE
 
 
