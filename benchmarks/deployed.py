@@ -20,7 +20,7 @@ from benchmarks.machines import Machine, addresses, machines
 from benchmarks.program import BIN, QUIET, START, DeploymentError, Program, free_port
 from thistledown.bundle import app_hash
 from thistledown.certs import Keys
-from thistledown.superlink import end_processes_in
+from thistledown.leftovers import end_processes_in
 
 APP = Path(__file__).parents[1]
 CONNECTION = "my-federation"

@@ -7,6 +7,8 @@ environment. Everything it starts, Ray included, works in that folder: that is h
 
 import json
 import os
+import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -21,12 +23,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import psutil
+from thistledown import programs
+from thistledown.leftovers import PREFIX, WORK, end_processes_in, hold, sweep
 
 NAME = "simulation"  # of the connection, in config.toml
 START = 60.0  # seconds that it may take to answer
-ATTEMPTS = 5
-GRACE = 3.0  # seconds between asking a process to end and ending it
 LONGEST_ROOT = 40  # characters; Ray's sockets below it must fit into the 104 that macOS allows a path
 
 
@@ -40,10 +41,14 @@ class SuperLink:
 
     def __init__(self) -> None:
         root = tempfile.gettempdir()
-        self.folder = Path(tempfile.mkdtemp(prefix="td-", dir=root if len(root) < LONGEST_ROOT else "/tmp")).resolve()
-        self.work = self.folder / "work"
+        root = root if len(root) < LONGEST_ROOT else "/tmp"
+        sweep(Path(root))
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root)).resolve()  # others cannot read it
+        self.work = self.folder / WORK
         self.port = _free_port()
         self.log = self.folder / "superlink.log"
+        self._secret, self._ray_token = secrets.token_hex(32), secrets.token_hex(32)
+        self._held: int | None = None  # the lock on the folder
 
     def __enter__(self) -> "SuperLink":
         try:
@@ -107,22 +112,18 @@ class SuperLink:
         return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
     def _start(self) -> None:
-        self.work.mkdir()
-        home = self.folder / "home"
-        home.mkdir()
-        connection = f'address = "127.0.0.1:{self.port}"\ninsecure = true\n'
-        (home / "config.toml").write_text(f'[superlink]\ndefault = "{NAME}"\n[superlink.{NAME}]\n{connection}')
-        command = ["--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(self.port)]
-        with self.log.open("wb") as log:
-            process = subprocess.Popen(
-                [_executable("flower-superlink"), *command, "--disable-runtime-dependency-installation"],
-                cwd=self.work,
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._held = hold(self.folder)
+        self._write_connection()
+        simulation = self.folder / "bin" / "flwr-simulation"  # Flower's executor looks for it on its PATH
+        simulation.parent.mkdir()
+        simulation.write_text(f'#!/bin/sh\nexec {shlex.join(_program("simulation"))} "$@"\n')
+        simulation.chmod(0o700)
+        executor_secret = self.folder / "executor.secret"
+        executor_secret.write_bytes(secrets.token_bytes(32))
+        proof = ["--superexec-auth-secret-file", str(executor_secret)]
+        where = ["--host", "127.0.0.1", "--port", str(self.port), "--isolation", "process"]
+        command = [*_program("superlink"), "--insecure", "--simulation", *where, *proof]
+        process = self._begin([*command, "--disable-runtime-dependency-installation"])
         deadline = time.monotonic() + START
         while not _answers(self.port):
             if process.poll() is not None:
@@ -130,13 +131,47 @@ class SuperLink:
             if time.monotonic() > deadline:
                 raise SuperLinkError(f"Flower's SuperLink does not answer after {START:g} s:\n{self.tail()}")
             time.sleep(0.1)
+        superlink = ["--insecure", "--runtime-api-address", f"127.0.0.1:{self.port}", "--parent-pid", str(process.pid)]
+        self._begin([_executable("flower-superexec"), *superlink, *proof])
+
+    def _begin(self, command: list[str]) -> "subprocess.Popen[bytes]":
+        """Start a program of Flower's that writes to the log."""
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                command,
+                cwd=self.work,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _write_connection(self) -> None:
+        """What Flower's command line knows of this SuperLink: where it is, and the secret."""
+        from flwr.cli.constant import ACCESS_TOKEN_STORE_KEY, AUTHN_TYPE_STORE_KEY, REFRESH_TOKEN_STORE_KEY
+        from flwr.common.constant import AuthnType
+        from flwr.supercore.credential_store.file_credential_store import FileCredentialStore
+
+        home, address = self.folder / "home", f"127.0.0.1:{self.port}"
+        home.mkdir()
+        connection = f'address = "{address}"\ninsecure = true\n'
+        (home / "config.toml").write_text(f'[superlink]\ndefault = "{NAME}"\n[superlink.{NAME}]\n{connection}')
+        store = FileCredentialStore(home / "credentials.yaml")
+        store.set(AUTHN_TYPE_STORE_KEY % address, AuthnType.OIDC.encode())
+        for key in (ACCESS_TOKEN_STORE_KEY, REFRESH_TOKEN_STORE_KEY):
+            store.set(key % address, self._secret.encode())
 
     def _stop(self) -> None:
         with _undisturbed():
             end_processes_in(self.folder)
             shutil.rmtree(self.folder, ignore_errors=True)
+            if self._held is not None:
+                os.close(self._held)
+                self._held = None
 
     def _environment(self) -> dict[str, str]:
+        path = os.environ.get("PATH", os.defpath)
         own = {
             "FLWR_HOME": str(self.folder / "home"),
             "FLWR_TELEMETRY_ENABLED": "0",
@@ -146,7 +181,11 @@ class SuperLink:
             "RAY_DEDUP_LOGS": "0",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will do anyway; silences its warning
             "RAY_TMPDIR": str(self.folder),  # its session would stay in /tmp/ray for ever
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for one machine: it listens on loopback alone
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self._ray_token,
+            programs.SECRET: self._secret,
+            "PATH": os.pathsep.join([str(self.folder / "bin"), str(Path(sys.executable).parent), path]),
             "PYTHONUNBUFFERED": "1",  # lines shall come as they are printed
             "PYTHONIOENCODING": "utf-8",
             "COLUMNS": "160",
@@ -158,34 +197,14 @@ class SuperLink:
         return os.environ | own
 
 
-def end_processes_in(folder: Path) -> None:
-    """End every process that works in a folder or below it."""
-    for _ in range(ATTEMPTS):  # what ends may have started something just before
-        ours = processes_in(folder)
-        for process in ours:
-            _signal(process, "terminate")
-        for process in psutil.wait_procs(ours, timeout=GRACE)[1]:
-            _signal(process, "kill")
-        if not ours:
-            break
-
-
-def processes_in(folder: Path) -> list[psutil.Process]:
-    """Every process that works in a folder or below it; sessions, parents and environments do not tell, as Flower
-    detaches its processes and Ray renames its own."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if Path(process.cwd()).is_relative_to(folder) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.Error, OSError):
-            continue  # somebody else's, or gone
-    return found
-
-
 def _executable(name: str) -> str:
     """A program of the environment that this interpreter belongs to."""
     return str(Path(sys.executable).parent / name)
+
+
+def _program(name: str) -> list[str]:
+    """One of ours; the folder of its file is not where it imports from."""
+    return [sys.executable, "-P", programs.__file__, name]
 
 
 def _free_port() -> int:
@@ -202,13 +221,6 @@ def _answers(port: int) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
-
-
-def _signal(process: psutil.Process, action: str) -> None:
-    try:
-        getattr(process, action)()
-    except psutil.NoSuchProcess:
-        return
 
 
 @contextmanager

@@ -1,0 +1,187 @@
+"""A simulation on a machine that others use too: what listens, who may submit, what is left of it, who is replaced."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from thistledown import leftovers
+from thistledown.leftovers import end_processes_in, processes_in, sweep
+from thistledown.superlink import SuperLink
+
+BIN = Path(sys.executable).parent
+RUN = "num-server-rounds=1000 simulation.num-supernodes=3 tuning='head' local-steps=1 evaluate-every=1000"
+RAY = """
+import sys, ray
+ray.init(address=sys.argv[1], logging_level="ERROR")
+print("RAN", ray.get(ray.remote(lambda: __import__("os").getuid()).remote(), timeout=30))
+"""
+STRANGER = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "FLWR_", "THISTLEDOWN_"))}
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A short temporary folder for the command: sockets live in it."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp")).resolve()
+    (folder / "t").mkdir()
+    yield folder
+    end_processes_in(folder)
+    shutil.rmtree(folder)
+
+
+def started(temporary: Path, config: str = RUN) -> "subprocess.Popen[str]":
+    """`thistledown run`, with its temporary files in `temporary`."""
+    return subprocess.Popen(
+        [str(BIN / "thistledown"), "run", "-c", config],
+        cwd=temporary, env=os.environ | {"TMPDIR": str(temporary / "t")},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def until(process: "subprocess.Popen[str]", said: str) -> list[str]:
+    """Read on to a line that begins so."""
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith(said):
+            return lines
+    raise AssertionError("".join(lines))
+
+
+def listening(processes: list[psutil.Process]) -> set[str]:
+    """Addresses on which processes listen."""
+    return {
+        connection.laddr.ip.removeprefix("::ffff:")
+        for process in processes
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
+def workers(folder: Path) -> list[psutil.Process]:
+    return [process for process in processes_in(folder) if "ClientAppActor" in " ".join(process.cmdline())]
+
+
+def flwr(folder: Path, home: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    own = STRANGER | {"FLWR_HOME": home, "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    return subprocess.run(
+        [str(BIN / "flwr"), *arguments], cwd=folder.parent, env=own, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.flower
+def test_nobody_else_reaches_it_and_a_dead_worker_is_replaced(temporary: Path) -> None:
+    process = started(temporary, RUN.replace("1000", "12"))
+    until(process, "round 1/12")
+    (folder,) = (temporary / "t").glob("td-*")
+    there = processes_in(folder)
+
+    # Ray and the SuperLink are on loopback.
+    assert listening(there) <= {"127.0.0.1", "::1"}
+    # What opens them is in no command line, and in no file that others can read.
+    (simulation,) = [one for one in there if "programs.py simulation" in " ".join(one.cmdline())]
+    secrets = [simulation.environ()[name] for name in ("RAY_AUTH_TOKEN", "THISTLEDOWN_CONTROL_SECRET")]
+    assert all(len(secret) == 64 for secret in secrets)
+    lines = [" ".join(one.cmdline()) for one in psutil.process_iter() if one.is_running()]
+    assert not [line for line in lines for secret in secrets if secret in line]
+    assert folder.stat().st_mode & 0o077 == 0
+
+    # Somebody without the token runs nothing in Ray.
+    (gcs,) = [one for one in there if one.name() == "gcs_server"]
+    ports = {at.laddr.port for at in gcs.net_connections("tcp") if at.status == psutil.CONN_LISTEN}
+    ran = [
+        subprocess.run(
+            [sys.executable, "-c", RAY, f"127.0.0.1:{port}"],
+            cwd=temporary, env=STRANGER, capture_output=True, text=True, timeout=120,
+        )
+        for port in ports
+    ]  # fmt: skip
+    assert ran
+    assert not [one for one in ran if one.returncode == 0 or "RAN" in one.stdout]
+    assert any("uthenticat" in one.stderr for one in ran), ran
+
+    # Somebody without the secret neither sees nor starts runs.
+    home = temporary / "stranger"
+    home.mkdir()
+    shutil.copy(folder / "home" / "config.toml", home)
+    assert flwr(folder, str(folder / "home"), "list", "simulation").returncode == 0
+    for arguments in (["list", "simulation"], ["run", str(folder / "app"), "simulation"]):
+        refused = flwr(folder, str(home), *arguments)
+        assert refused.returncode != 0, refused.stdout
+    superexec = [str(BIN / "flower-superexec"), "--insecure", "--runtime-api-address"]
+    address = next(one for one in there if "programs.py superlink" in " ".join(one.cmdline())).cmdline()
+    stolen = subprocess.Popen(
+        [*superexec, f"127.0.0.1:{address[address.index('--port') + 1]}"],
+        cwd=temporary, env=STRANGER, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert stolen.communicate(timeout=60)[0]
+    assert stolen.returncode != 0
+
+    # A worker dies; its message is done by the next one, and all nodes are in all rounds.
+    victim = workers(folder)[0]
+    victim.kill()
+    lines = until(process, "12 rounds over 3 nodes")
+    process.wait(60)
+    said = "".join(lines)
+    assert process.returncode == 0, said
+    assert "dropped" not in said
+    assert not list((temporary / "t").iterdir())
+
+
+@pytest.mark.flower
+def test_what_a_killed_command_leaves_ends_and_is_swept(temporary: Path) -> None:
+    process = started(temporary)
+    until(process, "round 1/1000")
+    (folder,) = (temporary / "t").glob("td-*")
+    live = SuperLink()
+    try:
+        assert folder.exists(), "a live run was swept"
+    finally:
+        shutil.rmtree(live.folder)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while there := processes_in(folder):
+        assert time.monotonic() < deadline, there
+        time.sleep(0.5)
+    assert sweep(temporary / "t") == [folder]
+    assert not list((temporary / "t").iterdir())
+
+
+def test_only_folders_that_nobody_holds_are_swept(tmp_path: Path) -> None:
+    """Not those of live runs, nor what only looks like one."""
+    held, killed, empty, other = (tmp_path / name for name in ("td-held", "td-killed", "td-empty", "tm-other"))
+    for folder in (held, killed, empty, other):
+        folder.mkdir()
+    (other / "work").mkdir()
+    (tmp_path / "td-linked").symlink_to(other)
+    handle = leftovers.hold(held)
+    sleeper = subprocess.Popen(
+        [sys.executable, "-c", "import sys, thistledown.leftovers as l, pathlib, time;"
+         "l.hold(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(600)", str(killed)],
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert sleeper.stdout is not None
+    sleeper.stdout.readline()
+    child = subprocess.Popen(["sleep", "600"], cwd=killed / "work")
+    try:
+        assert sweep(tmp_path) == []
+        sleeper.send_signal(signal.SIGKILL)
+        sleeper.wait()
+        assert sweep(tmp_path) == [killed]
+        child.wait(20)
+    finally:
+        sleeper.kill()
+        child.kill()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["td-empty", "td-held", "td-linked", "tm-other"]
+    os.close(handle)
+    assert sweep(tmp_path) == [held]
