@@ -17,6 +17,7 @@ from server_app.evaluation import Evaluator
 from server_app.results import Results
 from server_app.resuming import alone, continued, given
 from strategies.exchange.opening import settled, wait_for_nodes
+from task.room import room
 from task.schema import flatten
 from task.store import server_store
 
@@ -34,7 +35,7 @@ def hold(grid: Grid, run: RunConfig) -> Path:
     """Run a federation, or go on with one; the folder of its results."""
     folder = output_folder(run)
     LOG.info("results go to %s", folder)
-    with alone(folder), Results(folder, run) as results:
+    with room(folder), alone(folder), Results(folder, run) as results, room(folder):
         federate(grid, run, results)
     return folder
 

@@ -32,6 +32,7 @@ from strategies.exchange import checkpoint
 from strategies.exchange.federation import Round
 from strategies.exchange.vocabulary import RunFailed, State
 from task.config import TaskConfig
+from task.room import append
 from task.schema import flatten
 
 LOG = logging.getLogger("flwr")
@@ -99,12 +100,20 @@ class Results:
                 LOG.warning("the tuned model of the rounds before could not be written: %s", failure)
 
     def _end(self, status: str, error: str = "") -> None:
+        if error:
+            LOG.error("the run failed: %s", error)
+        try:
+            self._write_end(status, error)
+        except OSError as failure:
+            if not error:
+                raise
+            LOG.error("the summary still says how the run stood after its last round: %s", failure)
+
+    def _write_end(self, status: str, error: str) -> None:
         summary = self._summarise(status, error)
         if self.rounds:
             write_report(self.folder / "report.html", summary, self.rounds, self.measure.titles)
-        if error:
-            LOG.error("the run failed: %s", error)
-        else:
+        if not error:
             LOG.info("finished in %.0f s, results in %s", summary["seconds"], self.folder)
 
     def begin(self, task: TaskConfig) -> None:
@@ -116,9 +125,8 @@ class Results:
         """Append the round's line, and say how far the run is."""
         line = self._line(report)
         self.rounds.append(line)
-        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
+        with (self.folder / METRICS).open("ab", buffering=0) as file:
+            append(file, json.dumps(line) + "\n")
             os.fsync(file.fileno())  # before the checkpoint that counts on it
         self._compare(line)
         self._last = state

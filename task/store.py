@@ -18,7 +18,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from task import seal
+from task.room import is_full, sentence
 
 LOG = logging.getLogger("flwr")
 USED = ("bases", "data", "embedded", "outlines", "splits")  # kinds of which it is noted when they were last used
@@ -109,6 +112,10 @@ class Store:
             except OSError:
                 if not place.exists():
                     raise
+        except (OSError, SafetensorError) as error:
+            if is_full(error):
+                raise StoreError(sentence(error, self.root)) from error
+            raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 

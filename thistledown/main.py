@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _handle_signals()
     if arguments.command in ("run", "check", "export"):
         say("checking the configuration")
+    from task.room import NoRoom, is_full, sentence
     from task.schema import ConfigError
     from thistledown.superlink import SuperLinkError
 
@@ -44,8 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return WRONG
-    except SuperLinkError as error:
+    except (SuperLinkError, NoRoom) as error:
         print(error, file=sys.stderr)
+        return FAILED
+    except OSError as error:
+        if not is_full(error):
+            raise
+        print(sentence(error, Path.cwd()), file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         say("interrupted; all that was started is stopped")

@@ -12,6 +12,7 @@ import tomli_w
 
 from server_app.results import nested
 from server_app.resuming import rounds_done
+from task.room import append, room
 from task.schema import ConfigError
 from thistledown.console import ANSI, Console
 from thistledown.settings import Settings
@@ -66,7 +67,7 @@ class Log:
     def __init__(self, outputs: Path) -> None:
         outputs.mkdir(parents=True, exist_ok=True)
         self.path = outputs / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06}.log"
-        self._file = self.path.open("w", encoding="utf-8")
+        self._file = self.path.open("ab", buffering=0)
 
     def __enter__(self) -> "Log":
         return self
@@ -78,8 +79,8 @@ class Log:
 
     def write(self, line: str) -> None:
         """Append, without colours."""
-        self._file.write(ANSI.sub("", line))
-        self._file.flush()
+        with room(self.path.parent):
+            append(self._file, ANSI.sub("", line))
 
     def move(self, folder: Path) -> None:
         """From now on it is `run.log` in this folder, or `run-2.log` and so on where a run was resumed."""

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from strategies.algebra.tensors import Tensors, raw
 from strategies.exchange.vocabulary import BASE_MARK, Entry, State
+from task.room import room
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 JOURNAL = "journal"  # the folder of entries, beside the files of states
@@ -99,7 +100,12 @@ def _write(path: Path, tensors: Mapping[str, torch.Tensor], about: str) -> None:
     draft = path.with_name(path.name + ".part")
     kept = {name: _own(tensor) for name, tensor in tensors.items()}
     hashes = {ABOUT_HASH: xxhash.xxh3_128_hexdigest(about.encode()), TENSORS_HASH: _hash(kept)}
-    save_file(kept, draft, metadata={ABOUT: about} | hashes)
+    try:
+        with room(path.parent):
+            save_file(kept, draft, metadata={ABOUT: about} | hashes)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
     _sync(draft)  # else a power cut could leave the name without the content
     os.replace(draft, path)
     _sync(path.parent)  # and what is written later without this
