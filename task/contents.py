@@ -75,7 +75,7 @@ def is_weights(name: str) -> bool:
 def check_size(name: str, size: int) -> None:
     """Raise BaseError for a file that is larger than one of its name may be."""
     if size > LIMITS.get(name, size):
-        raise BaseError.at(Path(name), f"{size} bytes, and it may have {LIMITS[name]}")
+        raise BaseError.at(Path(name), f"it may have {LIMITS[name]} bytes", f", and has {size}")
 
 
 def listed(folder: Path) -> dict[str, Path]:
@@ -133,7 +133,7 @@ def weights(files: Mapping[str, Path]) -> dict[str, tuple[int, ...]]:
             raise BaseError.at(files[INDEX], problem, f": {shard!r:.200}")
         found |= _shapes(files[shard])
     if missing := places.keys() - found.keys():
-        raise BaseError.at(files[INDEX], f"{len(missing)} tensors are in none of the files it names")
+        raise BaseError.at(files[INDEX], "tensors are in none of the files it names", f": {len(missing)}")
     return found
 
 
@@ -164,8 +164,7 @@ def _check_regular(path: Path, folder: Path) -> None:
         raise BaseError.at(path, "it cannot be read", f": {error}") from error
     if not stat.S_ISREG(found.st_mode):
         raise BaseError.at(path, "it is no regular file")
-    if found.st_size > LIMITS.get(path.name, found.st_size):
-        raise BaseError.at(path, f"{found.st_size} bytes, and it may have {LIMITS[path.name]}")
+    check_size(path.name, found.st_size)
 
 
 def _own(place: Path, folder: Path) -> bool:
@@ -189,4 +188,6 @@ def _check_counts(found: Any, path: Path) -> None:
         if isinstance(value, dict | list):
             _check_counts(value, path)
         elif isinstance(value, int) and abs(value) > MOST and STACKED.search(str(key)):
-            raise BaseError.at(path, f"{key!s:.40} is {value!s:.20}, and above {MOST} nothing is built")
+            raise BaseError.at(
+                path, f"above {MOST} layers, blocks or labels nothing is built", f": {key} = {value!s:.20}"
+            )

@@ -52,8 +52,8 @@ class ImageEncoder:
         path = base / PROCESSOR
         channels = model.get("num_channels", 3)
         if not isinstance(channels, int) or channels not in MODES:
-            problem = f"images of {channels!r:.40} channels; 1 and 3 are known"
-            raise DataError(f"{base / CONFIG}: {problem}", f"the base's {CONFIG}: {problem}")
+            public = f"the base's {CONFIG} wants images of other than 1 or 3 channels"
+            raise DataError(f"{base / CONFIG}: images of {channels!r:.40} channels; 1 and 3 are known", public)
         size = model.get("image_size") or processor.get("crop_size") or processor.get("size")
         height, width = _height_width(size, base)
         normalised, rescaled = processor.get("do_normalize", True), processor.get("do_rescale", True)
@@ -116,8 +116,9 @@ def _height_width(size: Any, base: Path) -> tuple[int, int]:
         problem = "does not say how large an image is (image_size)"
         raise DataError(f"{base / CONFIG} {problem}", f"the base's {CONFIG} {problem}")
     if not all(0 < edge <= LARGEST for edge in size):
-        problem = f"images of {size[0]!s:.20} x {size[1]!s:.20}; at most {LARGEST} a side are read"
-        raise DataError(f"{base / CONFIG}: {problem}", f"the base's {CONFIG}: {problem}")
+        limit = f"at most {LARGEST} pixels a side are read"
+        message = f"{base / CONFIG}: images of {size[0]!s:.20} x {size[1]!s:.20}; {limit}"
+        raise DataError(message, f"the base's {CONFIG} wants images that are too large, or of no size; {limit}")
     return size[0], size[1]
 
 
@@ -126,8 +127,8 @@ def _by_channel(numbers: Any, channels: int, path: Path) -> tuple[float, ...]:
     if len(set(found)) == 1:
         return tuple(found[:1] * channels)
     if len(found) != channels:
-        problem = f"{len(found)} means or deviations for {channels} channels"
-        raise DataError(f"{path}: {problem}", f"the base's {path.name}: {problem}")
+        public = f"the base's {path.name} has means or deviations for another number of channels"
+        raise DataError(f"{path}: {len(found)} means or deviations for {channels} channels", public)
     return tuple(found)
 
 

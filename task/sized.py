@@ -31,16 +31,16 @@ def no_larger_than(weights: Mapping[str, tuple[int, ...]]) -> Iterator[None]:
         if threading.get_ident() == thread and value is not None:
             seen += value.numel()
             if seen > limit:
-                problem = f"its settings ask for a model far larger than its weights, which are {numbers} numbers"
-                raise BaseError(f"{problem} (at '{name}')", f"the base: {problem}")
+                problem = "its settings ask for a model far larger than its weights"
+                raise BaseError(f"{problem}, which are {numbers} numbers (at '{name}')", f"the base: {problem}")
 
     def module(*_: object) -> None:
         nonlocal modules
         if threading.get_ident() == thread:
             modules += 1
             if modules > most:
-                problem = f"its settings ask for more than {most} modules, and it has weights of {len(weights)} tensors"
-                raise BaseError(problem, f"the base: {problem}")
+                problem = "its settings ask for far more modules than it has weights for"
+                raise BaseError(f"{problem}: more than {most} for {len(weights)} tensors", f"the base: {problem}")
 
     handles = [
         hooks.register_module_parameter_registration_hook(tensor),

@@ -27,7 +27,7 @@ def check_tokenizer(path: Path) -> None:
         raise BaseError.at(path, "it holds no tokenizer")
     rules = [rule for part in ("normalizer", "pre_tokenizer") for rule in _rules(found.get(part))]
     if len(rules) > RULES:
-        raise BaseError.at(path, f"it has {len(rules)} rules for texts, and {RULES} are read")
+        raise BaseError.at(path, f"more than {RULES} rules for texts are not read", f": {len(rules)}")
     if math.prod(map(_growth, rules)) > GROWTH:
         raise BaseError.at(path, f"its rules may lengthen a text more than {GROWTH} times")
     if _filled(found.get("padding")) > PADDED:
