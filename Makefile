@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: help venv run test fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment check bench-aggregation bench-projection bench-ferret bench-scoring bench-deployment \
+.PHONY: help venv run test fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment check bench-aggregation bench-projection bench-ferret bench-scoring bench-deployment bench-attacks \
 	results-rbla results-sa-fedlora results-ferret results-fedpeft clean
 
 help:  ## what can be made
@@ -61,6 +61,9 @@ bench-scoring: venv  ## scoring of a state by the server: batch after batch, and
 
 bench-deployment: venv  ## what a round costs beside training, with Flower's start of processes and with ours
 	$(BIN)/python benchmarks/deployment.py
+
+bench-attacks: venv  ## two hostile nodes of ten on the embedded digits, attack by attack: an hour
+	$(BIN)/python -m benchmarks.attacks
 
 results-rbla: venv  ## hours: RBLA against other rules, docs/results/rbla.md; JOBS=2 runs two federations at a time
 	$(BIN)/python -m benchmarks.rbla --jobs $(or $(JOBS),1)

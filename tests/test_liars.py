@@ -226,7 +226,7 @@ def test_a_small_cohort_goes_by_the_rounds_before() -> None:
     alone = Plausible(5.0, before)
     assert not alone.sure({"norm": 50.0})
     assert alone.refusal({"norm": 50.0}) == (
-        "its update has a norm of 50, more than outlier-factor = 5 times the median, 1"
+        "its update has a norm of 50 by the root of its numbers, more than outlier-factor = 5 times the median, 1"
     )
     assert alone.sure({"norm": 4.0})
 

@@ -1,10 +1,11 @@
 """Which updates are plausible in a run: none is much longer than those of other nodes and of the rounds before.
 
 How long an update is its strategy says (`Algorithm.lengths`): in the numbers that it moves the model by, whatever
-wrappers it came through. One that is within `factor` times the median of the run's newest updates is believed as it
-comes. Any other, and every one before there are enough, waits in a file until the cohort is complete, and is refused
-where it is longer than `factor` times the median of the cohort (of a small cohort together with the newest of the run).
-So less than half of the nodes cannot decide what is plausible, and honest updates may grow together.
+wrappers it came through; by the root of how many numbers it has, so that ranks may differ. One that is within `factor`
+times the median of the run's newest updates is believed as it comes. Any other, and every one before there are enough,
+waits in a file until the cohort is complete, and is refused where it is longer than `factor` times the median of the
+cohort (of a small cohort together with the newest of the run). So less than half of the nodes cannot decide what is
+plausible, and honest updates may grow together.
 """
 
 import statistics
@@ -52,7 +53,7 @@ class Plausible:
             if middle and length > self.factor * middle:
                 what = name.partition("/")[0]
                 limit = f"outlier-factor = {self.factor:g} times the median, {middle:.3g}"
-                return f"its update has a {what} of {length:.3g}, more than {limit}"
+                return f"its update has a {what} of {length:.3g} by the root of its numbers, more than {limit}"
         return ""
 
     def believe(self, lengths: Lengths) -> None:

@@ -124,10 +124,11 @@ class _Turn:
         self.judge.close()
 
     def _lengths(self, update: Update) -> plausible.Lengths:
-        """How long an update is; only those that move the same tensors are compared."""
+        """How long an update is, by the root of how many numbers it has, for others of the same tensors."""
+        root = math.sqrt(max(1, sum(delta.numel() for delta in update.delta.values())))
         moved = hashlib.blake2b("\n".join(sorted(update.delta)).encode(), digest_size=4).hexdigest()
         lengths = self.run.strategy.lengths(self.state, update)
-        return {f"{name}/{moved}": length for name, length in lengths.items()}
+        return {f"{name}/{moved}": length / root for name, length in lengths.items()}
 
     def _dropped(self, profile: Profile, line: NodeLine, reason: Refused) -> None:
         line.refused = str(reason)

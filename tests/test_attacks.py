@@ -1,0 +1,51 @@
+"""Two hostile nodes of ten with the defaults, in seconds: heads alone. `benchmarks/attacks.py` has the table."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attacks import ATTACKS, attack
+from in_process import Outcome, hold
+
+LIARS, ROUNDS = (1, 4), 8
+TEN: dict[str, Any] = {
+    "simulation.num-supernodes": 10,
+    "tuning": "head",
+    "num-server-rounds": ROUNDS,
+    "data.train-rows": 300,
+    "data.validation-rows": 60,
+    "data.test-rows": 150,
+    "local-steps": 8,
+    "learning-rate": 0.02,
+}
+SLOWED = ("rows", "flip 1", "poison late")  # of plausible length: a mean is slowed, not turned
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return hold(tmp_path_factory.mktemp("honest"), TEN)
+
+
+def gained(outcome: Outcome, honest: Outcome) -> float:
+    """The share of what the run without an attack learned."""
+    base = honest.summary["base"]
+    return float((outcome.summary["final"] - base) / (honest.summary["final"] - base))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ATTACKS if kind != "collude"])
+def test_two_liars_of_ten_do_not_take_the_run(tmp_path: Path, honest: Outcome, kind: str) -> None:
+    options = TEN | ({"evaluate": "both"} if kind == "scores" else {})
+    outcome = hold(tmp_path, options, spoil=attack(kind, "fedavg", LIARS, ROUNDS))
+    assert gained(outcome, honest) > (0.2 if kind in SLOWED else 0.8)
+    refused = {line["node"] for entry in outcome.rounds for line in entry["nodes"] if line["refused"]}
+    assert refused <= {str(node) for node in LIARS}
+    if kind == "scores":
+        assert all(0 <= entry["nodes-accuracy"] <= 1 for entry in outcome.rounds)
+
+
+def test_who_colludes_at_a_plausible_length_takes_a_mean_and_no_trimmed_one(tmp_path: Path, honest: Outcome) -> None:
+    """What docs/threats.md says is not covered, and by what it is."""
+    spoil = attack("collude", "fedavg", LIARS, ROUNDS)
+    plain = hold(tmp_path / "mean", TEN, spoil=spoil)
+    trimmed = hold(tmp_path / "trimmed", TEN | {"wrappers": "trimmed-mean", "trimmed-mean.trim": 0.2}, spoil=spoil)
+    assert gained(trimmed, honest) > gained(plain, honest) + 0.3
