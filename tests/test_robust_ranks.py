@@ -1,7 +1,7 @@
 """Robust rules for every strategy that has numbers for them: references slice by slice, laws, liars, and runs."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from test_robust import reference_median, reference_trimmed
 import strategies
 from strategies.algebra.lowrank import rank_axis
 from strategies.algebra.robust import cut
+from strategies.algebra.tensors import Tensors
 from strategies.exchange.contract import EQUAL_RANKS, EXACT, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
 from strategies.exchange.fit import misfits
+from strategies.exchange.vocabulary import State, Update
 from strategies.ferret import COUNTS, NUMBERS, SCALES, SEEDS, Ferret
 from task.config import TaskConfig
 
@@ -52,7 +54,7 @@ def said(strategy: Strategy, config: TaskConfig = TASK) -> str:
 
 @pytest.mark.parametrize("rule", ["median", "trimmed-mean"])
 def test_strategies_that_combine_products_say_what_works_instead(rule: str) -> None:
-    assert set(strategies.names()) - set(SETTLED) == set(PRODUCTS)
+    assert not set(PRODUCTS) & set(SETTLED)
     for name in PRODUCTS:
         found = said(strategies.load(name, [strategies.load_wrapper(rule)]))
         assert f"wrapper '{rule}' takes the middle of every number over nodes, and strategy = '{name}'" in found
@@ -79,15 +81,23 @@ def test_directions_that_few_try_have_no_middle() -> None:
     assert "in local-steps = 7 a node tries few of fedkseed.directions = 8" in said(few, replace(bias, local_steps=7))
 
 
-class OwnRule(strategies.strategy_class("fedavg")):  # type: ignore[misc]
-    """Somebody's rule, which is no mean, and says nothing of another."""
+class NoMean(strategies.strategy_class("fedavg")):  # type: ignore[misc]
+    """Somebody's, which says that it takes no mean."""
 
     mean = False
 
 
-def test_a_rule_that_says_nothing_is_not_guessed() -> None:
-    strategy = OwnRule(wrappers=(strategies.load_wrapper("median"),))
-    assert "gives it none: it takes no mean of numbers" in said(strategy)
+class Bounded(strategies.strategy_class("fedavg")):  # type: ignore[misc]
+    """Somebody's, which changes updates before their mean is taken."""
+
+    def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
+        return dict(super().combine(state, updates))
+
+
+@pytest.mark.parametrize("kind", [NoMean, Bounded])
+def test_what_a_strategy_of_somebodys_does_is_not_passed_over(kind: type[Strategy]) -> None:
+    strategy = kind(wrappers=(strategies.load_wrapper("median"),))
+    assert "gives it none: it combines updates in a way of its own (combine)" in said(strategy)
 
 
 # ---------------------------------------------------------------------- references, slice by slice

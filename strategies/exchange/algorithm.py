@@ -113,8 +113,10 @@ class Algorithm:
     def apart(self, config: TaskConfig) -> str:
         """Return why the numbers of one place in nodes' updates do not belong together, so that no order statistic may
         take the place of their mean (`combine_by`); empty where they do."""
-        own = type(self).combine_by is not Algorithm.combine_by
-        return "" if self.mean or own else "it takes no mean of numbers"
+        if type(self).combine_by is not Algorithm.combine_by:
+            return ""
+        plain = self.mean and type(self).combine is Algorithm.combine
+        return "" if plain else "it combines updates in a way of its own (combine), and has no other (combine_by)"
 
     def combine_by(self, settle: Settle, state: State, updates: Iterable[Update]) -> Tensors:
         """Return one change of the state where `settle`, for every number, takes the place of the mean over the nodes
