@@ -2,7 +2,8 @@
 
 Node config keys: `partition-id` and `num-partitions` (a simulated share of the data), or `data-path`
 (also `dataset-path`: the node's own file or folder), `name`, `rank` (a whole number, or "auto"), `device`,
-`store-path`; and what it lets the order do: see `client_app.consent`.
+`store-path`, `account-path` (a folder for its accounts of privacy; else they are in the store); and what it lets the
+order do: see `client_app.consent`.
 """
 
 import logging
