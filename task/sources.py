@@ -131,7 +131,9 @@ class Npz:
         try:
             opened = np.load(self.path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{self.path} is not an npz file: {error}", "the data is not an npz file") from error
+            raise DataError(
+                f"{self.path} is not an npz file: {error}", "the data is not of the kind that its name says"
+            ) from error
         if not hasattr(opened, "files"):
             raise DataError(f"{self.path} is not an npz file, but a single array")
         return opened

@@ -55,7 +55,7 @@ def _jsonl(path: Path) -> Any:
 
 def _is_no(path: Path, kind: str, error: Exception) -> DataError:
     """Parsers quote what they stumbled on."""
-    return DataError(f"{path} is not a {kind} file: {error}", f"the data is not a {kind} file")
+    return DataError(f"{path} is not a {kind} file: {error}", "the data is not of the kind that its name says")
 
 
 def _table(path: Path, records: list[Any]) -> Any:
