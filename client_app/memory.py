@@ -49,7 +49,9 @@ class Memory:
         model = journal.installed_from(
             strategy, model, start, lambda reached: self._path(reached, end), self._entry, self._ground
         )
-        for name, tensor in truncated(self.kept().get(MODEL, {}), start.rank or model.rank).items():
+        own = strategy.private(model)  # another strategy in an order of the same run would send what this one keeps
+        kept = {name: tensor for name, tensor in self.kept().get(MODEL, {}).items() if name in own}
+        for name, tensor in truncated(kept, start.rank or model.rank).items():
             corner(model.trained[name].data, tensor.shape).copy_(tensor)  # this round's rank may be another
         return model
 

@@ -184,7 +184,7 @@ def test_a_damaged_profile_is_refused_by_what_it_says_or_is_one(changed: dict[st
     assert {field.name: type(getattr(profile, field.name)) for field in fields(Profile)} == {
         "node_id": int, "name": str, "rank": int, "num_examples": int, "store": str, "bases": frozenset, "device": str,
         "memory": int, "cores": int, "versions": str, "automatic": bool, "dtypes": frozenset, "labels_fit": bool,
-        "labels": tuple,
+        "labels": tuple, "key": str,
     }  # fmt: skip
     assert profile.name
     assert profile.name.isprintable()

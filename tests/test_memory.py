@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from entries import Listening, at_the_base, fresh_at, same, state_of, values
-from flwr.app import ConfigRecord, Message
-from in_process import QV, InProcessGrid, Outcome, equal, hold, local, sent, suiting, watched
+from flwr.app import ConfigRecord, Message, RecordDict
+from in_process import QV, Exchange, InProcessGrid, Outcome, equal, hold, local, retrained, sent, suiting, watched
 
 import client_app
 import strategies
@@ -286,3 +286,16 @@ def test_a_late_node_of_a_smaller_budget_lowers_the_rank_for_all_and_leaves_agai
     assert ranks == [[4, 4], [3, 3, 3], [4, 4]]
     assert not any(line.refused for report, _ in seen for line in report.nodes)
     assert all(report.evaluated_by_nodes for report, _ in seen)
+
+
+def test_an_order_of_another_strategy_does_not_bring_private_tensors_out(tmp_path: Path) -> None:
+    """A server may give one run's token to an order by which all that trains is sent."""
+    outcome = hold(tmp_path, {"strategy": "fedsa-lora", "evaluate": "nodes", "num-server-rounds": 2, **QV})
+    [*_, last] = (exchange for exchange in outcome.grid.of("train") if exchange.partition == 0)
+    answers = []
+    for token in (last.request.config_records["order"]["run-token"], "fresh"):
+        request = RecordDict({**last.request})
+        told = {**request.config_records["order"], "strategy": "fedavg", "run-token": token, "evaluate": "server"}
+        request["order"] = ConfigRecord(told)
+        answers.append(retrained(outcome, Exchange(0, "train", request, None)))
+    assert equal(*answers)
