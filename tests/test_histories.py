@@ -203,3 +203,14 @@ def test_a_checkpoint_of_an_earlier_process_does_not_undo_what_was_spent_since(t
     with pytest.raises(RunFailed, match=r"cannot resume: .*privacy\.safetensors"):
         resumed(folder)
     assert left(tmp_path)[0]["status"] == "failed"
+
+
+def test_nodes_whose_budget_does_not_do_for_a_message_are_not_asked() -> None:
+    """With a given noise a node of few rows spends more in a round: the others train without it."""
+    plan = Plan(3, 2, 1.0)
+    account = strategies.load_wrapper("example-privacy", noise=1.0, epsilon=4.0).mechanism(plan)
+    small, large = Profile(0, "small", 8, 16, "store"), Profile(1, "large", 8, 3000, "store")
+    assert account.able([small, large], 1) == [large]
+    account.spend([large], [large], 1)
+    assert 0 < account.spent()["epsilon"] <= 4.0
+    assert not account.exhausted()

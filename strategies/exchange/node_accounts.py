@@ -22,7 +22,7 @@ from strategies.algebra.accountant import (
     written,
 )
 from strategies.exchange.mechanism import Mechanism, Plan
-from strategies.exchange.vocabulary import Profile
+from strategies.exchange.vocabulary import Profile, RunFailed
 from task.config import TaskConfig
 
 
@@ -68,7 +68,7 @@ class NodeAccounts(Mechanism):
     # ------------------------------------------------------------------ a round
 
     def able(self, present: Sequence[Profile], round: int) -> Sequence[Profile]:
-        """Those whose budget does for this round. Finds the noise for all rounds that are left."""
+        """Those whose budget does for this round, and for all that are left where the noise is not given."""
         for profile in present:
             self._meet(profile)
         left = self.plan.rounds - round + 1
@@ -78,6 +78,8 @@ class NodeAccounts(Mechanism):
         self.round = round
         for profile in cohort:
             account = self.accounts[profile.name]
+            if not account.spent and not self._fits(account, self.plan.rounds - round + 1):
+                raise RunFailed(f"{self.name}: no noise is enough for epsilon = {self.options.epsilon:g}")
             account.spent[account.release] += account.times
             account.allowed -= 1
 
@@ -151,6 +153,10 @@ class NodeAccounts(Mechanism):
 
     def _affords(self, account: Account, left: int) -> bool:
         """Does the node's budget do for a message more, and for all that are left where the noise is not given?"""
+        fresh = not self.options.noise and not account.spent  # noise takes its time to find: for those who are drawn
+        return fresh or self._fits(account, left)
+
+    def _fits(self, account: Account, left: int) -> bool:
         options = self.options
         if not options.epsilon:
             return True
