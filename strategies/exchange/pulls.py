@@ -4,8 +4,8 @@
 
 is 1 on average, and far above it for who dominates a mean against the others.
 
-A few thousand places, drawn anew in every round from the system's secret randomness, stand for all: a node cannot
-know in which to be honest. So an update needs no more memory than these.
+A few hundred places, drawn anew in every round from the system's secret randomness, stand for all: a node cannot
+know in which to be honest. So an update needs no more memory than what is said of it.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ import torch
 from strategies.algebra.tensors import corner
 from task.secret import system
 
-PLACES = 2048  # of an update
+PLACES = 256  # of an update
 FEW = 3  # updates of which one can stand out
 
 
@@ -44,11 +44,11 @@ class Pulls:
         unknown: dict[str, float | None] = dict.fromkeys([*self.seen, *self.strange])
         if len(self.seen) < FEW or self.strange:
             return unknown
-        mean = torch.stack(list(self.seen.values())).sum(dim=0)
+        mean = torch.stack(list(self.seen.values())).double().sum(dim=0)
         square = float(mean @ mean)
         if not square:
             return unknown
-        return {node: len(self.seen) * float(own @ mean) / square for node, own in self.seen.items()}
+        return {node: len(self.seen) * float(own.double() @ mean) / square for node, own in self.seen.items()}
 
     def _draw(self, sizes: Mapping[str, int]) -> None:
         """Places of every tensor in proportion to its size, one at least."""
@@ -59,9 +59,9 @@ class Pulls:
 
 
 def _at(tensor: torch.Tensor, shape: torch.Size, places: torch.Tensor) -> torch.Tensor:
-    """The numbers of a corner of this shape at some places of the whole, float64."""
+    """The numbers of a corner of this shape at some places of the whole, float32."""
     if tensor.shape != shape:
         whole = torch.zeros(shape)
         corner(whole, tensor.shape).copy_(tensor)
         tensor = whole
-    return tensor.detach().cpu().reshape(-1)[places].double()
+    return tensor.detach().cpu().reshape(-1)[places].float()

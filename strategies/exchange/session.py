@@ -14,6 +14,7 @@ from strategies.exchange.vocabulary import Profile, RunFailed, State
 LOG = logging.getLogger("flwr")
 LONGEST_REST = 8  # rounds
 OFFER_REST = 3600.0  # seconds between two offers of the base to one store, or one key
+REMEMBERED = 8  # pulls of a node
 ABOUT = "session"  # its key in what a checkpoint says
 PRIVACY = "privacy.safetensors"  # beside the checkpoint: what is spent, kept before it is spent
 
@@ -88,6 +89,10 @@ class Session:
     def offer(self, *whom: str) -> None:
         """An offer is sent to these."""
         self.offers |= dict.fromkeys(whom, time.time())
+
+    def pulled(self, node: str, pull: float | None) -> None:
+        """A node had a part in a round, and this pull in it."""
+        self.senders[node] = [*self.senders.get(node, []), pull][-REMEMBERED:]
 
     # ------------------------------------------------------------------ nodes that do not answer
 

@@ -193,7 +193,7 @@ class _Turn:
             return state
         report.train = means(good)
         for node, pull in self.pulls.read().items():
-            run.session.senders.setdefault(node, []).append(pull)
+            run.session.pulled(node, pull)
         return new
 
     def _shortage(self, good: int) -> str:
