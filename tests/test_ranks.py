@@ -16,8 +16,10 @@ from client_app.device import _trains, dtypes, free_memory
 from strategies.algebra.lowrank import truncated
 from strategies.exchange.ranks import DEADLINE, LARGEST, MEMORY, MEMORY_SHARE, TIME_SHARE, Choice, Trial, choose
 from strategies.exchange.vocabulary import Refused
+from task.base import Base
 from task.config import TaskConfig
 from task.device import found
+from task.model import TunedModel, tuned_model
 from task.schema import ConfigError, flatten
 from thistledown.check import check
 from thistledown.settings import Settings
@@ -196,11 +198,17 @@ def test_a_node_that_joins_later_is_tried_too_and_keeps_its_rank(tmp_path: Path)
     assert [[line["rank"] for line in entry["nodes"]] for entry in outcome.rounds[1:]] == [[4] * 2, [4] * 3, [4] * 3]
 
 
-def test_a_rank_whose_model_no_memory_holds_is_not_given(tmp_path: Path):
+def test_a_rank_whose_model_no_memory_holds_is_not_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The model of the largest candidate cannot even be built; the next smaller can be."""
-    outcome = hold(tmp_path, QV | {"lora.ranks": "auto", "lora.auto-ranks": f"2,4,{10**13}"})
+
+    def built(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
+        torch.empty(10**15 if rank == 1024 else 0)  # which torch itself finds too much
+        return tuned_model(base, config, rank, device)
+
+    monkeypatch.setattr("client_app.trial.tuned_model", built)
+    outcome = hold(tmp_path, QV | {"lora.ranks": "auto", "lora.auto-ranks": "2,4,1024"})
     assert outcome.summary["ranks"] == {"0": 4, "1": 4, "2": 4}
-    assert Trial.read(outcome.grid.of("query.trial")[0].reply["trial"], (2, 4, 10**13)).ranks == (2, 4)
+    assert Trial.read(outcome.grid.of("query.trial")[0].reply["trial"], (2, 4, 1024)).ranks == (2, 4)
 
 
 def test_a_node_that_cannot_even_try_gets_the_smallest(tmp_path: Path):
