@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -73,9 +74,10 @@ class Log:
         return self
 
     def __exit__(self, *error: object) -> None:
+        empty = not os.fstat(self._file.fileno()).st_size  # not by its name, which an interrupted move may have changed
         self._file.close()
-        if not self.path.stat().st_size:
-            self.path.unlink()
+        if empty:
+            self.path.unlink(missing_ok=True)
 
     def write(self, line: str) -> None:
         """Append, without colours."""

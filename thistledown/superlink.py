@@ -181,6 +181,7 @@ class SuperLink:
             "RAY_DEDUP_LOGS": "0",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will do anyway; silences its warning
             "RAY_TMPDIR": str(self.folder),  # its session would stay in /tmp/ray for ever
+            "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),  # torch makes it as soon as peft is imported
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for one machine: it listens on loopback alone
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self._ray_token,
