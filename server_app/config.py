@@ -48,7 +48,7 @@ class ServerConfig:
     evaluate_every: int = option(1, low=1)
     max_weight_ratio: float = option(5.0, low=0.0)
     outlier_factor: float = option(5.0, low=0.0)
-    collapse_factor: float = option(0.5, low=0.0, high=1.0)
+    collapse_factor: float = option(0.65, low=0.0, high=1.0)
     keep_checkpoints: int = option(2, low=0)
     server_device: str = option("auto", choices=DEVICES)
     output_dir: str = option("")

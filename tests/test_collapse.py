@@ -130,7 +130,7 @@ def test_no_published_run_with_a_rate_that_works_has_collapsed() -> None:
             usual: list[float] = []
             sinking = [False]
             for score in scores:
-                sinking.append(collapse.bad(score, usual, 0.5, guessing))
+                sinking.append(collapse.bad(score, usual, 0.65, guessing))
                 usual += [] if sinking[-1] else [score]
             runs += bool(scores)
             acted += any(one and other for one, other in pairwise(sinking)) or sinking[-1]

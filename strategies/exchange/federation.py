@@ -105,7 +105,7 @@ class Federation:
     evaluate_every: int = 1
     max_weight_ratio: float = 5.0
     outlier_factor: float = 5.0
-    collapse_factor: float = 0.5
+    collapse_factor: float = 0.65
     keep_checkpoints: int = 2
     dropout: float = 0.0
     base: Base | None = None
