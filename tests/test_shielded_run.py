@@ -90,7 +90,7 @@ def sees(folder: Path, port: int, own: dict[str, str]) -> str:
 def test_nobody_else_reaches_it(temporary: Path) -> None:
     process = started(temporary)
     until(process, "round 1/1000")
-    (folder,) = (temporary / "t").glob("td-*")
+    (folder,) = (temporary / "t").glob("ts-*")
     there = processes_in(folder)
 
     # Ray and the SuperLink are on loopback.
@@ -133,7 +133,7 @@ def test_nobody_else_reaches_it(temporary: Path) -> None:
 
     process.terminate()
     process.communicate(timeout=60)
-    assert not list((temporary / "t").glob("td-*"))
+    assert not list((temporary / "t").glob("ts-*"))
 
 
 @pytest.mark.flower
@@ -141,7 +141,7 @@ def test_a_worker_that_dies_is_replaced(temporary: Path) -> None:
     """Its message is done once more, and all nodes are in all rounds; without that, two of three fail from then on."""
     process = started(temporary, RUN.replace("1000", "60"))
     until(process, "round 1/60")
-    (folder,) = (temporary / "t").glob("td-*")
+    (folder,) = (temporary / "t").glob("ts-*")
     before = {one.pid for one in workers(folder)}
     for pid in before:
         os.kill(pid, signal.SIGKILL)
@@ -155,7 +155,7 @@ def test_a_worker_that_dies_is_replaced(temporary: Path) -> None:
     assert [len(entry["nodes"]) for entry in rounds[1:]] == [3] * 60
     assert not [line["refused"] for entry in rounds for line in entry["nodes"] if line["refused"]]
     log = (temporary / "outputs/latest/run.log").read_text()
-    assert not list((temporary / "t").glob("td-*"))
+    assert not list((temporary / "t").glob("ts-*"))
     assert "The actor is dead" in log or "will be retried" in log or "restart" in log, log[-3000:]
 
 
@@ -163,7 +163,7 @@ def test_a_worker_that_dies_is_replaced(temporary: Path) -> None:
 def test_what_a_killed_command_leaves_ends_and_is_swept(temporary: Path) -> None:
     process = started(temporary)
     until(process, "round 1/1000")
-    (folder,) = (temporary / "t").glob("td-*")
+    (folder,) = (temporary / "t").glob("ts-*")
     live = SuperLink()
     try:
         assert folder.exists(), "a live run was swept"
@@ -176,16 +176,16 @@ def test_what_a_killed_command_leaves_ends_and_is_swept(temporary: Path) -> None
         assert time.monotonic() < deadline, there
         time.sleep(0.5)
     assert sweep(temporary / "t") == [folder]
-    assert not list((temporary / "t").glob("td-*"))
+    assert not list((temporary / "t").glob("ts-*"))
 
 
 def test_only_folders_that_nobody_holds_are_swept(tmp_path: Path) -> None:
     """Not those of live runs, nor what only looks like one."""
-    held, killed, empty, other = (tmp_path / name for name in ("td-held", "td-killed", "td-empty", "tm-other"))
+    held, killed, empty, other = (tmp_path / name for name in ("ts-held", "ts-killed", "ts-empty", "tm-other"))
     for folder in (held, killed, empty, other):
         folder.mkdir()
     (other / "work").mkdir()
-    (tmp_path / "td-linked").symlink_to(other)
+    (tmp_path / "ts-linked").symlink_to(other)
     handle = leftovers.hold(held)
     sleeper = subprocess.Popen(
         [sys.executable, "-c", "import sys, thistledown.leftovers as l, pathlib, time;"
@@ -204,6 +204,6 @@ def test_only_folders_that_nobody_holds_are_swept(tmp_path: Path) -> None:
     finally:
         sleeper.kill()
         child.kill()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["td-empty", "td-held", "td-linked", "tm-other"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ts-empty", "ts-held", "ts-linked", "tm-other"]
     os.close(handle)
     assert sweep(tmp_path) == [held]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-PREFIX = "td-"  # of folders
+PREFIX = "ts-"  # of folders; those of versions that held no lock were called otherwise, and are nobody's leftovers
 WORK = "work"  # in a folder that is held: made once the lock is taken, so that nobody sweeps what has just begun
 ATTEMPTS = 5
 GRACE = 3.0  # seconds between asking a process to end and ending it
