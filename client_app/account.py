@@ -24,6 +24,7 @@ from typing import Any
 
 from client_app.policy import Privacy
 from strategies.algebra.accountant import BudgetSpent, History, epsilon_of, read, written
+from strategies.exchange.checkpoint import sync
 from strategies.exchange.mechanism import Payment
 from task.store import recipe_hash
 
@@ -89,7 +90,7 @@ class Account:
             os.close(handle)
         if new:
             os.replace(place, self.path)
-            _sync(self.path.parent)
+            sync(self.path.parent)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -177,11 +178,3 @@ def _sealed(lines: Sequence[dict[str, Any]], seal: str) -> bytes:
 def _seal(body: dict[str, Any], before: str) -> str:
     text = before + json.dumps(body, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

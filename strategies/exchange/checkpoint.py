@@ -106,12 +106,13 @@ def _write(path: Path, tensors: Mapping[str, torch.Tensor], about: str) -> None:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
-    _sync(draft)  # else a power cut could leave the name without the content
+    sync(draft)  # else a power cut could leave the name without the content
     os.replace(draft, path)
-    _sync(path.parent)  # and what is written later without this
+    sync(path.parent)  # and what is written later without this
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Return when a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
