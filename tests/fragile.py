@@ -83,7 +83,8 @@ def assert_same_run(one: Outcome, other: Outcome) -> None:
         assert equal(one.state(which).tensors, other.state(which).tensors)
         assert one.state(which).marks == other.state(which).marks
     for ours, theirs in zip(one.rounds, other.rounds, strict=True):
-        assert [ours.get(key) for key in QUALITY] == [theirs.get(key) for key in QUALITY]
+        differing = {key: (ours.get(key), theirs.get(key)) for key in QUALITY if ours.get(key) != theirs.get(key)}
+        assert not differing, f"round {ours['round']}: {differing}"
         assert [(n["node"], n["rank"], n["refused"]) for n in ours["nodes"]] == [
             (n["node"], n["rank"], n["refused"]) for n in theirs["nodes"]
         ]

@@ -76,7 +76,7 @@ class Case:
         drawn = scene(strategy, Plan((3, 2, 3), (0, 1, 2), (ROWS, 20, 30), 4))
         sent: Tensors = drawn.updates[0].delta
         for wrapper in strategy.wrappers:
-            sent = wrapper.outgoing(sent, drawn.updates[0].ticket, {})
+            sent = wrapper.outgoing(sent, replace(drawn.updates[0].ticket, noise=1.0), {})
         records = wire.pack(State(sent))
         records["metrics"] = MetricRecord({"num-examples": ROWS, "server-round": 1, "train-loss": 0.5})
         return cls(drawn, records)

@@ -52,7 +52,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def kill_all(command: int) -> None:
     """SIGKILL to everything that works in the folder of a command's SuperLink: it is how they are found again."""
-    (superlink,) = [p for p in psutil.Process(command).children() if "flower-superlink" in " ".join(p.cmdline())]
+    (superlink,) = [p for p in psutil.Process(command).children() if "programs.py superlink" in " ".join(p.cmdline())]
     folder = Path(superlink.cwd()).parent
     for process in psutil.process_iter():
         try:

@@ -19,7 +19,7 @@ from strategies.exchange.vocabulary import Refused, State, Ticket
 from strategies.exchange.wrapper import Wrapper
 from task.config import TaskConfig
 
-TICKET = Ticket(1, 3, 9, 2)
+TICKET = Ticket(1, 3, 9, 2, noise=1.0)
 NORMAL = {"bfloat16": (2.0**-8, 2.0**-126, 3e38), "float16": (2.0**-11, 2.0**-14, 65_504.0)}  # error, smallest, largest
 
 

@@ -73,7 +73,7 @@ class Waiting:
 
     def __init__(self) -> None:
         self._file: Any = tempfile.TemporaryFile(prefix="thistledown-")  # noqa: SIM115 - see __exit__
-        self._sizes: list[int] = []
+        self._kept: list[tuple[int, list[str]]] = []  # bytes and names, in their order, which safetensors loses
 
     def __enter__(self) -> "Waiting":
         return self
@@ -87,10 +87,11 @@ class Waiting:
         """Append some."""
         # safetensors refuses tensors that share memory, as those of one reply do
         text = save({name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()})
-        self._sizes.append(self._file.write(text))
+        self._kept.append((self._file.write(text), list(tensors)))
 
     def __iter__(self) -> Iterator[Tensors]:
         """In the order that they were added."""
         self._file.seek(0)
-        for size in self._sizes:
-            yield load(self._file.read(size))
+        for size, names in self._kept:
+            tensors = load(self._file.read(size))
+            yield {name: tensors[name] for name in names}
