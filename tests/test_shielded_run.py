@@ -146,6 +146,10 @@ def test_a_worker_that_dies_is_replaced(temporary: Path) -> None:
     for pid in before:
         os.kill(pid, signal.SIGKILL)
         time.sleep(1.0)
+    deadline = time.monotonic() + 60
+    while not {one.pid for one in workers(folder)} - before:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     lines = until(process, "60 rounds over 3 nodes")
     process.communicate(timeout=60)
     said = "".join(lines)
@@ -154,9 +158,7 @@ def test_a_worker_that_dies_is_replaced(temporary: Path) -> None:
     rounds = [json.loads(line) for line in (temporary / "outputs/latest/metrics.jsonl").read_text().splitlines()]
     assert [len(entry["nodes"]) for entry in rounds[1:]] == [3] * 60
     assert not [line["refused"] for entry in rounds for line in entry["nodes"] if line["refused"]]
-    log = (temporary / "outputs/latest/run.log").read_text()
     assert not list((temporary / "t").glob("ts-*"))
-    assert "The actor is dead" in log or "will be retried" in log or "restart" in log, log[-3000:]
 
 
 @pytest.mark.flower
@@ -204,6 +206,6 @@ def test_only_folders_that_nobody_holds_are_swept(tmp_path: Path) -> None:
     finally:
         sleeper.kill()
         child.kill()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ts-empty", "ts-held", "ts-linked", "tm-other"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tm-other", "ts-empty", "ts-held", "ts-linked"]
     os.close(handle)
     assert sweep(tmp_path) == [held]
