@@ -110,7 +110,7 @@ class _Turn:
                 except Refused as reason:
                     self._dropped(profile, line, reason)
                     continue
-                lengths = self._lengths(update)
+                lengths = self._lengths(update) if self.judge.factor else {}
                 if self.judge.sure(lengths):
                     yield self._believed(profile, line, update, lengths)
                 else:
