@@ -22,7 +22,7 @@ from strategies.algebra.accountant import (
     written,
 )
 from strategies.exchange.mechanism import Mechanism, Plan
-from strategies.exchange.vocabulary import Profile, RunFailed
+from strategies.exchange.vocabulary import Profile, Refused, RunFailed, Ticket
 from task.config import TaskConfig
 
 
@@ -41,6 +41,17 @@ class Private(Protocol):
     def release(self, config: TaskConfig, rows: int, noise: float) -> tuple[Release, int]:
         """What a message of a node with so many rows releases, with `noise` in clips, and how often."""
         ...
+
+
+def noise_of(name: str, options: Private, ticket: Ticket) -> float:
+    """Return the noise that a node adds, in clips, as the options of the wrapper `name` or its ticket say.
+
+    Raises Refused for a ticket without.
+    """
+    noise = options.noise or ticket.noise
+    if options.silent and not noise:
+        raise Refused(f"the ticket says no noise, which {name}.epsilon needs")
+    return noise if options.silent else 0.0
 
 
 @dataclass

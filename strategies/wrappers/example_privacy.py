@@ -14,8 +14,8 @@ from strategies.algebra.accountant import Release
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.federation import Federation
 from strategies.exchange.mechanism import Mechanism, Payment, Plan, scored_by_nodes
-from strategies.exchange.node_accounts import NodeAccounts
-from strategies.exchange.vocabulary import Refused, Ticket
+from strategies.exchange.node_accounts import NodeAccounts, noise_of
+from strategies.exchange.vocabulary import Ticket
 from strategies.exchange.wrapper import Wrapper
 from task.config import TaskConfig
 from task.schema import option
@@ -75,22 +75,15 @@ class ExamplePrivacy(Wrapper):
     def payment(self, ticket: Ticket, config: TaskConfig, rows: int) -> Payment | None:
         if not self.clip or not self.silent:
             return None
-        return Payment(NAME, *self.release(config, rows, self._noise(ticket)), self.epsilon, self.delta)
+        return Payment(NAME, *self.release(config, rows, noise_of(NAME, self, ticket)), self.epsilon, self.delta)
 
     def training(self, trainer: Trainer, ticket: Ticket, kept: Tensors) -> Trainer:
         if not self.clip:
             return trainer
         from task.private import PrivateSteps
 
-        release, steps = self.release(trainer.config, len(trainer.rows), self._noise(ticket))
+        release, steps = self.release(trainer.config, len(trainer.rows), noise_of(NAME, self, ticket))
         return replace(trainer, private=PrivateSteps(release.noise, self.clip, release.rate, steps))
-
-    def _noise(self, ticket: Ticket) -> float:
-        """In clips, as the options or the ticket say. Raises Refused for a ticket without."""
-        noise = self.noise or ticket.noise
-        if self.silent and not noise:
-            raise Refused("the ticket says no noise, which example-privacy.epsilon needs")
-        return noise if self.silent else 0.0
 
     def mechanism(self, plan: Plan) -> Mechanism | None:
         return ExampleAccounts(self, plan) if self.clip else None

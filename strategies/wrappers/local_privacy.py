@@ -20,8 +20,8 @@ from strategies.algebra.clipping import clipped
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.federation import Federation
 from strategies.exchange.mechanism import Mechanism, Payment, Plan, scored_by_nodes
-from strategies.exchange.node_accounts import Account, NodeAccounts
-from strategies.exchange.vocabulary import Refused, Ticket
+from strategies.exchange.node_accounts import Account, NodeAccounts, noise_of
+from strategies.exchange.vocabulary import Ticket
 from strategies.exchange.wrapper import Wrapper
 from task.config import TaskConfig
 from task.schema import ConfigError, option
@@ -74,25 +74,18 @@ class LocalPrivacy(Wrapper):
     def payment(self, ticket: Ticket, config: TaskConfig, rows: int) -> Payment | None:
         if not self.clip or not self.silent:
             return None
-        return Payment(NAME, *self.release(config, rows, self._noise(ticket)), self.epsilon, self.delta)
+        return Payment(NAME, *self.release(config, rows, noise_of(NAME, self, ticket)), self.epsilon, self.delta)
 
     def outgoing(self, update: Tensors, ticket: Ticket, kept: Tensors) -> Tensors:
         if not self.clip:
             return update
-        noise = self._noise(ticket)
+        noise = noise_of(NAME, self, ticket)
         if whole := [name for name, tensor in update.items() if not tensor.is_floating_point()]:
             raise ValueError(f"local-privacy cannot clip tensors of whole numbers, such as '{whole[0]}'")
         sent = clipped(update, self.clip)
         if not noise:
             return sent
         return {n: (t.double() + normal(t.shape, noise * self.clip).to(t.device)).to(t.dtype) for n, t in sent.items()}
-
-    def _noise(self, ticket: Ticket) -> float:
-        """In clips, as the options or the ticket say. Raises Refused for a ticket without."""
-        noise = self.noise or ticket.noise
-        if self.silent and not noise:
-            raise Refused("the ticket says no noise, which local-privacy.epsilon needs")
-        return noise if self.silent else 0.0
 
     def mechanism(self, plan: Plan) -> Mechanism | None:
         return LocalAccounts(self, plan) if self.clip else None
