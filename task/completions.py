@@ -5,6 +5,7 @@ end, the end token with it: a model must not learn to stop there. A prompt that 
 its beginning, but for the token that the tokenizer begins every text with.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,8 +85,10 @@ class CompletionEncoder:
         own = chats(self.template, tokenizer_in(self.base), self.base)
         return "prompts by the tokenizer's chat template" if own else "prompts by the plain template"
 
-    def write(self, folder: Path, part: str, raw: Raw, rows: NDArray[np.int64]) -> None:
-        """Prepare these rows. Raises DataError for the first one that lacks a text, for a tokenizer without an end
+    def write(self, folder: Path, part: str, raw: Raw, rows: NDArray[np.int64]) -> tuple[str, ...]:
+        """Prepare these rows; return what is to be said of them: how many are cut.
+
+        Raises DataError for the first one that lacks a text, for a tokenizer without an end
         token, or without a chat template where it shall have one, and for a length that the model does not take."""
         tokenizer = tokenizer_in(self.base)
         check_length(self.max_length, tokenizer, self.base)
@@ -93,45 +96,70 @@ class CompletionEncoder:
             problem = "has no end token, which a completion ends with"
             raise DataError(f"the tokenizer in {self.base} {problem}", f"the tokenizer {problem}")
         ids, prompts = [], []
-        for prompt, completion in self._all(tokenizer, raw, rows):
+        cut: Counter[str] = Counter()
+        for prompt, completion in self._all(tokenizer, raw, rows, cut):
             ids.append(np.array([*prompt, *completion], np.int32))
             prompts.append(len(prompt))
         pad = padding(tokenizer, self.base)
         check_ids(ids, pad, self.base)
         write_tokens(folder, part, ids, pad)
         np.save(folder / f"{part}-prompts.npy", np.array(prompts, np.int64))
+        return tuple(self._said(part, len(ids), cut))
 
     def read(self, folder: Path, part: str) -> Completions:
         """What `write` prepared."""
         return Completions(read_tokens(folder, part), mapped(folder / f"{part}-prompts.npy"))
 
-    def _all(self, tokenizer: Any, raw: Raw, rows: NDArray[np.int64]) -> Iterator[Pair]:
+    def _said(self, part: str, rows: int, cut: Counter[str]) -> Iterator[str]:
+        """Sentences on what was cut of so many rows."""
+        whole = not self.columns.instruction
+        if lost := cut["completion"]:
+            key = "max-length" if whole else "max-completion-length"
+            most = self.max_length if whole else self.completion
+            what = "texts" if whole else "completions"
+            yield (
+                f"{part}: {lost:,} of {rows:,} {what} lose their end and the end token, so the model does not learn to "
+                f"stop there: they have more than {most} tokens (data.{key})"
+            )
+        if lost := cut["prompt"]:
+            yield (
+                f"{part}: {lost:,} of {rows:,} prompts lose their beginning: with their completions they have more "
+                f"than data.max-length = {self.max_length} tokens"
+            )
+
+    def _all(self, tokenizer: Any, raw: Raw, rows: NDArray[np.int64], cut: Counter[str]) -> Iterator[Pair]:
+        """Prompts and completions as long as they may be; what loses tokens is counted in `cut`."""
         parts = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
         if not self.columns.instruction:
             for part in parts:
-                yield from self._wholes(tokenizer, raw, part)
+                yield from self._wholes(tokenizer, raw, part, cut)
             return
         with prompts_of(self.template, tokenizer, self.base) as ask:
             for part in parts:
-                yield from self._pairs(ask, tokenizer, raw, part)
+                yield from self._pairs(ask, tokenizer, raw, part, cut)
 
-    def _pairs(self, ask: Prompts, tokenizer: Any, raw: Raw, rows: NDArray[np.int64]) -> Iterator[Pair]:
-        """Prompts and completions as long as they may be."""
+    def _pairs(
+        self, ask: Prompts, tokenizer: Any, raw: Raw, rows: NDArray[np.int64], cut: Counter[str]
+    ) -> Iterator[Pair]:
         prompts = ask(read_texts(raw, self.columns.instruction, rows), self._inputs(raw, rows))
         outputs = bare_ids(tokenizer, read_texts(raw, self.columns.output, rows))
         check_tokens(prompts, raw, self.columns.instruction, rows)
         check_tokens(outputs, raw, self.columns.output, rows)
         for prompt, output in zip(prompts, outputs, strict=True):
             completion = [*output, tokenizer.eos_token_id][: self.completion]
-            yield _ending(prompt, self.max_length - len(completion), tokenizer.bos_token_id), completion
+            room = self.max_length - len(completion)
+            cut["completion"] += len(output) >= self.completion
+            cut["prompt"] += len(prompt) > room
+            yield _ending(prompt, room, tokenizer.bos_token_id), completion
 
-    def _wholes(self, tokenizer: Any, raw: Raw, rows: NDArray[np.int64]) -> Iterator[Pair]:
+    def _wholes(self, tokenizer: Any, raw: Raw, rows: NDArray[np.int64], cut: Counter[str]) -> Iterator[Pair]:
         """Outputs as texts of their own: the first token is given, all others are learned; what is too long loses
         its end."""
         outputs = opening_ids(tokenizer, read_texts(raw, self.columns.output, rows))
         check_tokens(outputs, raw, self.columns.output, rows)
         for output in outputs:
             whole = [*output, tokenizer.eos_token_id][: self.max_length]
+            cut["completion"] += len(output) >= self.max_length
             yield whole[:1], whole[1:]
 
     def _inputs(self, raw: Raw, rows: NDArray[np.int64]) -> list[str]:

@@ -5,6 +5,7 @@ adds the model's inputs, encoded for the base in a folder. The second time, eith
 memory maps.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,17 +42,19 @@ __all__ = [
 
 PARTS = ("train", "validation", "test")
 NATIVE_VALIDATION = "validation"
-_EDITION = 1  # of what is stored; another number makes everything anew
+NOTICES = "notices.json"
+_EDITION = 2  # of what is stored; another number makes everything anew
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The prepared rows of a task."""
+    """The prepared rows of a task. `notices` are sentences on what was detected, left out or cut."""
 
     train: Rows
     validation: Rows
     test: Rows
     labels: tuple[str, ...]
+    notices: tuple[str, ...] = ()
 
 
 # ------------------------------------------------------------------------------------------------ outline
@@ -92,11 +95,11 @@ def _own_outline(
 ) -> Outline:
     config = replace(config, data=replace(config.data, partitioner="none"))  # nobody divides a node's own rows
 
-    def parts() -> tuple[tuple[str, ...], dict[str, Part]]:
+    def parts() -> Outline:
         splits = list(source.splits())
         split = splits[0] if len(splits) == 1 else config.data.train_split
         part, names = _part(config, source, split, labels, most_labels)
-        return names, {"train": part}
+        return Outline("", names, {"train": part})
 
     choices = [config.data.train_split, list(labels), *([most_labels] if most_labels else [])]
     return _outline(store, source, config, choices, parts)
@@ -118,18 +121,18 @@ def _outline(
     source: Source,
     config: TaskConfig,
     choices: object,
-    parts: Callable[[], tuple[tuple[str, ...], dict[str, Part]]],
+    parts: Callable[[], Outline],
 ) -> Outline:
     label_column = config.data.label_column if _has_labels(config) else ""
     columns = [*_input_columns(config), label_column, config.data.id_column, config.data.labels]
     key = recipe_hash([_EDITION, config.task.kind, source.stamp(), columns, choices])
     with store.made("outlines", key, source.name) as folder:
         if folder is not None:
-            write_outline(folder, *parts())
+            write_outline(folder, parts())
     return read_outline(store.path("outlines", key), key)
 
 
-def _parts(config: TaskConfig, source: Source) -> tuple[tuple[str, ...], dict[str, Part]]:
+def _parts(config: TaskConfig, source: Source) -> Outline:
     """Label names, and the three parts: from their own splits, or cut from train."""
     data = config.data
     native = NATIVE_VALIDATION if NATIVE_VALIDATION in source.splits() else ""
@@ -151,7 +154,7 @@ def _parts(config: TaskConfig, source: Source) -> tuple[tuple[str, ...], dict[st
     parts["train"] = train.take(np.sort(rest))
     if not len(parts["train"]):
         raise DataError(f"{source.name}: {len(train)} rows in '{data.train_split}' leave none to train on")
-    return names, {name: _limited(parts[name], limits[name], name) for name in PARTS}
+    return Outline("", names, {name: _limited(parts[name], limits[name], name) for name in PARTS})
 
 
 def _part(
@@ -241,8 +244,8 @@ def prepare(config: TaskConfig, base: Path, store: Store) -> Parts:
     """
     source = _source(config)
     plan = _task_outline(config, store, source)
-    rows = _prepared(config, base, store, source, plan)
-    return Parts(rows["train"], rows["validation"], rows["test"], plan.labels)
+    rows, notices = _prepared(config, base, store, source, plan)
+    return Parts(rows["train"], rows["validation"], rows["test"], plan.labels, plan.notices + notices)
 
 
 def prepare_file(
@@ -251,10 +254,13 @@ def prepare_file(
     """The rows of a node's own file or folder. Raises DataError as `outline_file` and `prepare` do."""
     source = _own(config, path)
     plan = _own_outline(config, store, source, labels, most_labels)
-    return _prepared(config, base, store, source, plan)["train"]
+    return _prepared(config, base, store, source, plan)[0]["train"]
 
 
-def _prepared(config: TaskConfig, base: Path, store: Store, source: Source, plan: Outline) -> dict[str, Rows]:
+def _prepared(
+    config: TaskConfig, base: Path, store: Store, source: Source, plan: Outline
+) -> tuple[dict[str, Rows], tuple[str, ...]]:
+    """The rows of every part, and what is to be said of their inputs."""
     encoder = _encoder(config, base, isinstance(source, Digits))
     key = recipe_hash([_EDITION, plan.key, encoder.recipe()])
     with store.made("data", key, f"{source.name}, for {base}") as folder:
@@ -263,17 +269,20 @@ def _prepared(config: TaskConfig, base: Path, store: Store, source: Source, plan
     if folder is not None:
         trim(store)
     place = store.path("data", key)
-    return {
+    rows = {
         name: Rows(encoder.read(place, name), part.labels, plan.labels, part.ids) for name, part in plan.parts.items()
     }
+    return rows, tuple(json.loads((place / NOTICES).read_text()))
 
 
 def _encode(folder: Path, encoder: Any, source: Source, plan: Outline) -> None:
+    notices: list[str] = []
     for split in dict.fromkeys(part.split for part in plan.parts.values()):
         raw = read_split(source, split)
         for name, part in plan.parts.items():
             if part.split == split:
-                encoder.write(folder, name, raw, part.rows)
+                notices += encoder.write(folder, name, raw, part.rows)
+    (folder / NOTICES).write_text(json.dumps(notices))
 
 
 def _encoder(config: TaskConfig, base: Path, digits: bool) -> ImageEncoder | TextEncoder | CompletionEncoder:

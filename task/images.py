@@ -74,8 +74,10 @@ class ImageEncoder:
         """All that the prepared pixels depend on, beside the rows."""
         return asdict(self)
 
-    def write(self, folder: Path, part: str, raw: Raw, rows: NDArray[np.int64]) -> None:
-        """Prepare these rows. Raises DataError for the first one that is no image."""
+    def write(self, folder: Path, part: str, raw: Raw, rows: NDArray[np.int64]) -> tuple[str, ...]:
+        """Prepare these rows; return what is to be said of them.
+
+        Raises DataError for the first one that is no image."""
         shape = (len(rows), self.channels, self.height, self.width)
         file = folder / f"{part}-pixels.npy"
         pixels = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
@@ -85,6 +87,7 @@ class ImageEncoder:
             except NoImage as error:
                 raise DataError.at(raw.place, int(row), self.column, str(error), error.seen) from error
         pixels.flush()
+        return ()
 
     def read(self, folder: Path, part: str) -> Pixels:
         """What `write` prepared."""

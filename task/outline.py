@@ -31,11 +31,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Outline:
-    """What is known of the data without a model. `key` is its name in the store."""
+    """What is known of the data without a model.
+
+    `key` is its name in the store. `sites` are the names of natural clients, by the numbers in `Part.ids`. `notices`
+    are sentences on what was detected, left out or read in one of several ways.
+    """
 
     key: str
     labels: tuple[str, ...]
     parts: dict[str, Part]
+    sites: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
     @property
     def train(self) -> Part:
@@ -43,15 +49,17 @@ class Outline:
         return self.parts["train"]
 
 
-def write_outline(folder: Path, labels: tuple[str, ...], parts: dict[str, Part]) -> None:
-    """Keep the parts in a folder, an array a file."""
+def write_outline(folder: Path, outline: Outline) -> None:
+    """Keep an outline in a folder, an array a file."""
+    parts = outline.parts
     for name, part in parts.items():
         for field in ("rows", "labels", "ids"):
             if (values := getattr(part, field)) is not None:
                 np.save(folder / f"{name}-{field}.npy", values)
     splits = {name: part.split for name, part in parts.items()}
     counts = {name: len(part) for name, part in parts.items()}
-    (folder / "outline.json").write_text(json.dumps({"labels": labels, "splits": splits, "rows": counts}))
+    words = {"labels": outline.labels, "sites": outline.sites, "notices": outline.notices}
+    (folder / "outline.json").write_text(json.dumps({**words, "splits": splits, "rows": counts}))
 
 
 @lru_cache(maxsize=4)  # every message to every simulated node asks; what is under a key never changes
@@ -63,4 +71,4 @@ def read_outline(folder: Path, key: str) -> Outline:
         ids = folder / f"{name}-ids.npy"
         rows, labels = (mapped(folder / f"{name}-{field}.npy") for field in ("rows", "labels"))
         parts[name] = Part(split, rows, labels, mapped(ids) if ids.exists() else None)
-    return Outline(key, tuple(found["labels"]), parts)
+    return Outline(key, tuple(found["labels"]), parts, tuple(found["sites"]), tuple(found["notices"]))

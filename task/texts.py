@@ -32,23 +32,36 @@ class TextEncoder:
         """All that the token ids depend on, beside the rows."""
         return [self.column, self.max_length, small_files(self.base)]
 
-    def write(self, folder: Path, part: str, raw: Raw, rows: NDArray[np.int64]) -> None:
-        """Prepare these rows. Raises DataError for the first one that is no text."""
+    def write(self, folder: Path, part: str, raw: Raw, rows: NDArray[np.int64]) -> tuple[str, ...]:
+        """Prepare these rows; return what is to be said of them: how many are cut.
+
+        Raises DataError for the first one that is no text."""
         tokenizer = tokenizer_in(self.base)
         check_length(self.max_length, tokenizer, self.base)
         texts = read_texts(raw, self.column, rows)
         ids: list[NDArray[np.int32]] = []
+        cut = 0
         for start in range(0, len(texts), CHUNK):
-            found = tokenized(tokenizer, texts[start : start + CHUNK], truncation=True, max_length=self.max_length)
+            part_of = texts[start : start + CHUNK]
+            found = tokenized(tokenizer, part_of, truncation=True, max_length=self.max_length)
             ids += [np.array(row, np.int32) for row in found]
+            cut += _longer(tokenizer, part_of, found, self.max_length)
         check_tokens(ids, raw, self.column, rows)
         pad = padding(tokenizer, self.base)
         check_ids(ids, pad, self.base)
         write_tokens(folder, part, ids, pad)
+        said = f"{part}: {cut:,} of {len(texts):,} texts have more than data.max-length = {self.max_length} tokens"
+        return (f"{said} and lose their end",) if cut else ()
 
     def read(self, folder: Path, part: str) -> Tokens:
         """What `write` prepared."""
         return read_tokens(folder, part)
+
+
+def _longer(tokenizer: Any, texts: Sequence[str], found: Sequence[Sequence[int]], most: int) -> int:
+    """How many of these texts have more than `most` tokens, where `found` are the tokens that were kept."""
+    full = [text for text, ids in zip(texts, found, strict=True) if len(ids) >= most]
+    return sum(len(ids) > most for ids in tokenized(tokenizer, full, truncation=False, verbose=False)) if full else 0
 
 
 def read_texts(raw: Raw, column: str, rows: NDArray[np.int64]) -> list[str]:
