@@ -32,10 +32,16 @@ def wrapper_names() -> list[str]:
     return _modules(wrappers.__path__)
 
 
-def load(name: str, wrappers: Iterable["Wrapper"] = (), **options: object) -> "Strategy":
-    """The strategy `name` with `options` (run-config spelling or Python's: `mu=0.1`). Raises ConfigError."""
+def load(name: str, wrappers: "str | Iterable[str | Wrapper]" = (), **options: object) -> "Strategy":
+    """Return the strategy `name` with `options` (run-config spelling or Python's: `mu=0.1`).
+
+    `wrappers` are wrappers, or names of wrappers with their default options; a string is read as the run config's key
+    is: "norm-bound,quantize". Raises ConfigError.
+    """
     require("strategy", name, names())
-    return _with_wrappers(_with_options(name, strategy_class(name), options), wrappers)
+    given = [part.strip() for part in wrappers.split(",") if part.strip()] if isinstance(wrappers, str) else wrappers
+    chain = [load_wrapper(wrapper) if isinstance(wrapper, str) else wrapper for wrapper in given]
+    return _with_wrappers(_with_options(name, strategy_class(name), options), chain)
 
 
 def load_wrapper(name: str, **options: object) -> "Wrapper":

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +15,7 @@ from task.config import TaskConfig
 from task.device import kind
 from task.model import TunedModel
 from task.perplexity import score_tokens
-from task.rows import Rows
+from task.rows import IGNORED, Rows
 from task.side_by_side import portion, side_by_side
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ class Trainer:
         """Train in place by the task's own optimiser; `penalty` and those of `regularisers` are added to every loss.
 
         `live` are those of `model.trained` that change, None all of them; the others are frozen meanwhile.
-        Returns the mean loss per row over the last pass (`train-loss`) and the number of steps.
+        Returns the mean loss per row over the last pass, of a causal language model per token that is learned
+        (`train-loss`, nats), and the number of steps.
         """
         torch.manual_seed(self.seed)
         chosen = model.trained if live is None else live
@@ -59,15 +60,18 @@ class Trainer:
         optimizer = self._optimizer(parameters)
         penalties = [penalty, *(regulariser(chosen) for regulariser in self.regularisers)]
         steps, losses = 0, deque[torch.Tensor](maxlen=math.ceil(len(self.rows) / self.config.batch_size))
+        counts = deque[torch.Tensor](maxlen=losses.maxlen)
         model.untouched = False
         _training_mode(model)
         with _only(model, parameters):
             if self.private is not None:
                 return self.private.fit(self, model, chosen, optimizer, penalties)
             for positions in self._batches():
-                loss = model.module(**self.rows.batch(positions, self.device)).loss
+                batch = self.rows.batch(positions, self.device)
+                loss = model.module(**batch).loss
                 steps += 1
                 losses.append(loss.detach())
+                counts.append((batch["labels"] != IGNORED).sum())
                 for extra in penalties:
                     loss = loss if extra is None else loss + extra()
                 optimizer.zero_grad(set_to_none=True)
@@ -75,7 +79,7 @@ class Trainer:
                 if self.config.max_grad_norm:
                     torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
                 optimizer.step()
-        return {"train-loss": float(torch.stack(tuple(losses)).mean()), "steps": steps}
+        return {"train-loss": _mean(losses, counts), "steps": steps}
 
     def losses(self, model: TunedModel) -> Iterator[Callable[[], float]]:
         """For every local step, what the loss of its batch is on the model as it stands: no gradients, no dropout,
@@ -107,6 +111,12 @@ class Trainer:
             return torch.optim.SGD(parameters, config.learning_rate, config.momentum, weight_decay=config.weight_decay)
         fused = kind(self.device) in ("cpu", "cuda")  # one kernel for all of an adapter's small tensors
         return torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=fused)
+
+
+def _mean(losses: Iterable[torch.Tensor], counts: Iterable[torch.Tensor]) -> float:
+    """Return the mean of batch means, each weighted by the number of labels it is the mean of."""
+    values, weights = (torch.stack(tuple(numbers)).double() for numbers in (losses, counts))
+    return float((values * weights).sum() / weights.sum())
 
 
 def _training_mode(model: TunedModel) -> None:

@@ -13,6 +13,7 @@ import client_app
 import strategies
 from strategies.exchange import wire
 from strategies.exchange.federation import Federation, Round
+from task.schema import ConfigError
 from thistledown.superlink import SuperLink
 
 ROOT = Path(__file__).parents[1]
@@ -113,6 +114,34 @@ def test_lists_of_somebodys_scores_are_in_the_result_and_numbers_in_reports() ->
     )
     assert [report.evaluated_by_server for report in reports] == [{"accuracy": 0.5}] * 2
     assert dict(result.evaluate_metrics_serverapp[1]) == {"accuracy": 0.5, "by-class": [0.25, 0.75]}
+
+
+def test_wrappers_are_named_as_in_a_run_config() -> None:
+    names = [type(wrapper).__name__ for wrapper in strategies.load("fedavg", "norm-bound, quantize").wrappers]
+    assert names == ["NormBound", "Quantize"]
+    mixed = strategies.load("fedavg", [strategies.load_wrapper("norm-bound"), "quantize"])
+    assert [type(wrapper).__name__ for wrapper in mixed.wrappers] == names
+    with pytest.raises(ConfigError, match="did you mean 'quantize'"):
+        strategies.load("fedavg", ["quantise"])
+
+
+def test_a_federation_is_checked_wherever_it_comes_from() -> None:
+    with pytest.raises(ConfigError) as error:
+        Federation(evaluate_every=0, fraction_train=7.0, node_names="any")
+    assert [problem.split(" must")[0].split(" is none")[0] for problem in error.value.problems] == [
+        "federation: fraction_train = 7.0",
+        "federation: evaluate_every = 0",
+        "federation: node_names = 'any'",
+    ]
+
+
+def test_an_evaluation_that_could_not_differ_is_refused() -> None:
+    strategy, config = strategies.load("fedavg"), ConfigRecord(SETTINGS | {"tuning": "head", "evaluate": "nodes"})
+    other = ConfigRecord({"data.holdout": 0.5, "threads": 1})
+    grid = InProcessGrid(client_app.app, NODES)
+    with pytest.raises(ConfigError, match=r"'data\.holdout' cannot differ from train_config"):
+        strategy.start(grid, num_rounds=1, train_config=config, evaluate_config=other)
+    assert not grid.exchanges
 
 
 @pytest.fixture

@@ -50,8 +50,8 @@ class Strategy(Algorithm, FlowerStrategy):
 
         `initial_arrays` may be left out: the base and the tuning decide then. `train_config` holds the
         task's settings under their run-config keys (`tuning`, `learning-rate`, `data.name`, ...), `evaluate_config`
-        what shall differ from them when nodes evaluate; they travel in every message, so nodes need no
-        configuration of ours. `timeout` is in seconds, per round.
+        what shall differ from them when nodes evaluate (`device`, `threads`); they travel in every message, so nodes
+        need no configuration of ours. `timeout` is in seconds, per round.
 
         Raises ConfigError for bad settings, RunFailed when the federation cannot go on.
         """

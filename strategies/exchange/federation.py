@@ -1,13 +1,32 @@
 """How a federation is held: everything about a run that is neither the algorithm nor the task."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from strategies.exchange.vocabulary import Metrics, State
 from task.base import Base
+from task.schema import ConfigError
 
 AUTO_NAMES, REGISTERED, FIRST_KEY = "auto", "registered", "first-key"  # whose names are whose; see names.py
+
+RANGES: dict[str, tuple[float, float]] = {  # lowest and highest value of a field of Federation
+    "seed": (0, math.inf),
+    "fraction_train": (1e-6, 1),
+    "fraction_evaluate": (1e-6, 1),
+    "min_train_nodes": (1, math.inf),
+    "min_available_nodes": (1, math.inf),
+    "node_wait_timeout": (0, math.inf),
+    "min_success_fraction": (0, 1),
+    "max_failed_rounds": (1, math.inf),
+    "evaluate_every": (1, math.inf),
+    "max_weight_ratio": (0, math.inf),
+    "outlier_factor": (0, math.inf),
+    "collapse_factor": (0, 1),
+    "keep_checkpoints": (0, math.inf),
+    "dropout": (0, 1),
+}
 
 
 @dataclass
@@ -115,3 +134,16 @@ class Federation:
     score: Score | None = None
     on_round: OnRound | None = None
     on_kept: OnRound | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for values out of their range, all of them."""
+        problems = []
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                most = "" if high == math.inf else f" and at most {high:g}"
+                problems.append(f"federation: {name} = {value!r} must be a number of at least {low:g}{most}")
+        if self.node_names not in (AUTO_NAMES, REGISTERED, FIRST_KEY):
+            problems.append(f"federation: node_names = {self.node_names!r} is none of auto, registered and first-key")
+        if problems:
+            raise ConfigError(problems)

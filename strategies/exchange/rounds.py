@@ -23,9 +23,10 @@ from strategies.exchange.training import train
 from strategies.exchange.vocabulary import RunFailed, State
 from task.config import TaskConfig
 from task.model import build
-from task.schema import ConfigError
+from task.schema import ConfigError, flatten
 
 LOG = logging.getLogger("flwr")
+FREE = ("device", "threads")  # that an evaluation may have otherwise than training
 
 
 def hold(
@@ -42,7 +43,8 @@ def hold(
 ) -> Result:
     """All rounds of a federation; see `Strategy.start`."""
     config = TaskConfig.read(train_config)
-    TaskConfig.read(train_config | evaluate_config)
+    if problems := _unused(config, TaskConfig.read(train_config | evaluate_config)):
+        raise ConfigError(problems)
     if problems := misfits(strategy, config, federation):
         raise ConfigError(problems)
     torch.set_num_threads(config.threads)
@@ -59,6 +61,14 @@ def hold(
         state = kept
     run.mechanism.start(state.tensors)
     return _rounds(run, state)
+
+
+def _unused(config: TaskConfig, evaluating: TaskConfig) -> list[str]:
+    """Return what an evaluation cannot have otherwise than training: the rows, the model and how it is tuned."""
+    before, after = flatten(config), flatten(evaluating)
+    changed = [key for key in after if after[key] != before[key] and key not in FREE]
+    free = " and ".join(f"'{key}'" for key in FREE)
+    return [f"evaluate_config: '{key}' cannot differ from train_config; {free} can" for key in changed]
 
 
 def log_strategy(strategy: Algorithm) -> None:

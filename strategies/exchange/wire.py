@@ -92,7 +92,8 @@ def head(names: tuple[str, ...]) -> int:
 
 
 def to_arrays(state: State) -> ArrayRecord:
-    """A state as Flower's `Result.arrays` carries it: tensors by name, entries as `journal/<n>/<name>`."""
+    """A state as Flower's `Result.arrays` carries it: tensors by name, those of the journal as
+    `journal/<number>/<round>/<seed>/<name>`."""
     named = dict(state.tensors)
     for number, entry in enumerate(state.journal):
         named |= {f"journal/{number}/{entry.round}/{entry.seed}/{n}": t for n, t in entry.tensors.items()}
