@@ -16,9 +16,14 @@ from server_app.config import RunConfig
 from server_app.evaluation import Evaluator
 from server_app.results import Results
 from server_app.resuming import alone, continued, given
-from strategies.exchange.opening import settled, wait_for_nodes
+from strategies.exchange.dry_run import rehearse
+from strategies.exchange.opening import needs_no_data, settled, wait_for_nodes
+from task.base import server_base
+from task.config import TaskConfig
+from task.data import prepare
 from task.room import room
 from task.schema import flatten
+from task.stand_in import stand_in
 from task.store import server_store
 
 LOG = logging.getLogger("flwr")
@@ -46,6 +51,7 @@ def federate(grid: Grid, run: RunConfig, results: Results) -> None:
     nodes = wait_for_nodes(grid, federation)
     LOG.info("preparing data '%s'", run.task.data.name)
     task = settled(run.task, server_store(), len(nodes))
+    rehearsed(run, task, federation.device)
     results.begin(task)
     scores = task.evaluate in ("server", "both")
     run.strategy.start(
@@ -61,6 +67,15 @@ def federate(grid: Grid, run: RunConfig, results: Results) -> None:
             score=Evaluator(run.strategy, task, federation.device) if scores else None,
         ),
     )
+
+
+def rehearsed(run: RunConfig, task: TaskConfig, device: str) -> None:
+    """Run the model once, before any node is asked, and log what is to be said of base and data. Raises DryRunError."""
+    base, store = server_base(task.model, server_store()), server_store()
+    parts = None if needs_no_data(task) else prepare(task, base.folder, store)
+    rows = parts.train if parts else stand_in(task, base.folder)
+    for sentence in (*(parts.notices if parts else ()), *rehearse(run.strategy, task, base, rows, device)):
+        LOG.warning("%s", sentence)
 
 
 def output_folder(run: RunConfig) -> Path:

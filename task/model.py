@@ -39,6 +39,7 @@ class TunedModel:
     shifted: set[str] = field(default_factory=set)  # names whose ground was asked for, to be changed
     beside: dict[str, torch.Tensor] = field(default_factory=dict)  # what else a journal leads, such as a momentum
     untouched: bool = False  # are the trained tensors still as they were built?
+    notices: tuple[str, ...] = ()  # what a person should know of the base and how it was read, a sentence each
 
     def write(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put values into tensors; factors may come with fewer ranks. KeyError on a strange name."""

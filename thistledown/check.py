@@ -12,6 +12,7 @@ import strategies
 from server_app.config import RunConfig
 from server_app.progress import human
 from strategies.exchange import chain
+from strategies.exchange.dry_run import rehearse
 from strategies.exchange.federation import evaluated
 from strategies.exchange.opening import needs_no_data, settled
 from strategies.exchange.ranks import MEMORY_SHARE, TIME_SHARE
@@ -20,11 +21,14 @@ from task.base import Base, BaseError, server_base
 from task.completions import CompletionEncoder
 from task.config import AUTO, EMBEDDED_MODEL, TaskConfig
 from task.data import DataError, Parts, holdout, outline, prepare
+from task.device import DeviceError, found
+from task.dry_run import DryRunError
 from task.model import tuned_model
 from task.partition import Positions, SplitError, partition, table
 from task.rows import Completions
 from task.schema import ConfigError, Flat, flatten
 from task.seeds import derive
+from task.stand_in import stand_in
 from task.store import Store, StoreError, server_store
 from task.train import steps_of
 from task.tuning import TuningError
@@ -44,7 +48,7 @@ def check(settings: Settings, say: Say) -> None:
         with _quiet():
             for line in _explained(run, server_store()):
                 say(line)
-    except (BaseError, DataError, RunFailed, SplitError, TuningError, StoreError) as error:
+    except (BaseError, DataError, DeviceError, DryRunError, RunFailed, SplitError, TuningError, StoreError) as error:
         raise ConfigError([str(error)]) from error
 
 
@@ -64,6 +68,7 @@ def _quiet() -> Iterator[None]:
 
 def _explained(run: RunConfig, store: Store) -> Iterator[str]:
     torch.set_num_threads(run.task.threads)
+    yield from _devices(run)
     if run.task.model.name == EMBEDDED_MODEL:
         yield f"model     preparing the embedded one (trained once, some seconds, and kept in {store.root})"
     base, task = _base_and_task(run, store)
@@ -73,6 +78,7 @@ def _explained(run: RunConfig, store: Store) -> Iterator[str]:
     yield from _sizes(parts)
     if parts and isinstance(parts.train.inputs, Completions):
         yield from _tokens(CompletionEncoder.of(base.folder, task.data), parts.train.inputs)
+    yield from _notices(run, task, base, parts)
     yield from _costs(run, task, base, parts, split)
     if parts and split and parts.labels:
         yield table(split, parts.train.labels, parts.labels)
@@ -139,6 +145,26 @@ def _tokens(encoder: CompletionEncoder, inputs: Completions) -> Iterator[str]:
     yield f"tokens    {whole:,} to train on, {whole - given:,} of them learned; {encoder.source_of_prompts()}"
     share = f", at most {encoder.completion} of them its completion" if encoder.columns.instruction else ""
     yield f"          at most {encoder.max_length} a row{share}"
+
+
+def _devices(run: RunConfig) -> Iterator[str]:
+    """Whether this machine has the devices; raises DeviceError where it is to use them, which in a simulation is for
+    its nodes too."""
+    run.federation()
+    try:
+        found(run.task.device)
+    except DeviceError as error:
+        if run.task.data.partitioner != "none":
+            raise
+        yield f"notice    {error}; nodes say what they have when the run starts"
+
+
+def _notices(run: RunConfig, task: TaskConfig, base: Base, parts: Parts | None) -> Iterator[str]:
+    """What is to be said of the data and the base, after the model has run once."""
+    rows = parts.train if parts else stand_in(task, base.folder)
+    said = rehearse(run.strategy, task, base, rows, run.federation().device)
+    for sentence in (*(parts.notices if parts else ()), *said):
+        yield f"notice    {sentence}"
 
 
 def _split(run: RunConfig, task: TaskConfig, parts: Parts | None, store: Store) -> Sequence[Positions]:

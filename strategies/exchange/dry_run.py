@@ -1,0 +1,29 @@
+"""A dry run of what a run's nodes will do: the configured tuning, strategy and wrappers, on the base itself."""
+
+from strategies.exchange.algorithm import Algorithm
+from strategies.exchange.vocabulary import Ticket
+from task.base import Base
+from task.config import TaskConfig
+from task.dry_run import dry_run, too_large
+from task.model import build
+from task.rows import Rows
+from task.train import Trainer
+
+
+def rehearse(strategy: Algorithm, config: TaskConfig, base: Base, rows: Rows, device: str) -> tuple[str, ...]:
+    """Train a model of its own once, as a node will; return what is to be said of it. Raises DryRunError, and what
+    `build` raises."""
+    rank = max(config.lora.ranks or config.lora.auto_ranks) if config.tuning == "lora" else 0
+    ticket = Ticket(round=1, rounds=1, seed=config.seed, rank=rank, noise=1.0)
+    penalties = tuple(wrapper.penalty for wrapper in strategy.wrappers)
+
+    def wrapped(trainer: Trainer) -> Trainer:
+        for wrapper in strategy.wrappers:
+            trainer = wrapper.training(trainer, ticket, {})
+        return trainer
+
+    model = build(base, config, rank, device)
+    if left_out := too_large(model, config):
+        return (*model.notices, left_out)
+    dry_run(model, Trainer(config, rows, config.seed, device, penalties), wrapped)
+    return model.notices

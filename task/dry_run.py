@@ -1,0 +1,247 @@
+"""Running a model once before a run, as its rounds will: what a round would fail with is found, and said, before it.
+
+Two rows do: the longest that the settings allow and the shortest that there is, alone, beside each other, and as a
+local step. What fails is looked at again, with shorter rows and with other tunings, to say what to change.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from task.config import TaskConfig
+from task.device import kind, ran_out
+from task.model import TunedModel, build
+from task.rows import Completions, Pixels, Rows, Tokens
+from task.train import Trainer, evaluate
+
+SLACK = 3.0  # times the root of the dtype's precision: how far logits may be from those of the same row alone
+INSTEAD = ("lora", "bias", "head", "full")  # tunings that are tried where one does not fit, in this order
+SHOWN = 200  # characters of what a library says
+MOST = 10**13  # operations that a CPU is asked for: about a minute on eight cores
+WORK = 14  # operations of a dry run, for each parameter and token
+
+Wrapped = Callable[[Trainer], Trainer]
+
+
+class DryRunError(ValueError):
+    """A model that cannot be trained as the settings ask. `public`: without what a library says."""
+
+    def __init__(self, message: str, public: str = "") -> None:
+        super().__init__(message)
+        self.public = public or message
+
+
+def too_large(model: TunedModel, config: TaskConfig) -> str:
+    """Return why a model is not run once on this device, where that would take minutes; empty: it is."""
+    numbers = sum(parameter.numel() for parameter in model.module.parameters())
+    length = 1 if config.task.kind == "image-classification" else config.data.max_length
+    if kind(model.device) != "cpu" or WORK * numbers * length <= MOST:
+        return ""
+    return (
+        f"the model was not run once before the run: its {numbers:,} parameters and rows of up to {length:,} tokens "
+        "take minutes without an accelerator; whether they fit the settings shows in the first round"
+    )
+
+
+def dry_run(model: TunedModel, trainer: Trainer, wrapped: Wrapped = lambda trainer: trainer) -> None:
+    """Score `model` and train it for a step, as `wrapped` has the trainer.
+
+    The model is of no use afterwards: it was trained. torch's random state is as before. Raises DryRunError.
+    """
+    once = _Once(model, _small(trainer), wrapped)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            once.run()
+        except DryRunError:
+            raise
+        except Exception as error:  # whatever model, tuning or a library raise: they have no kind in common
+            if ran_out(error):
+                raise
+            raise once.diagnosed(error) from error
+
+
+def _small(trainer: Trainer) -> Trainer:
+    """The trainer for a step of two rows, or for two of one where `batch-size` is 1."""
+    batch = min(2, trainer.config.batch_size)
+    config = replace(trainer.config, batch_size=batch, local_steps=2 // batch)
+    return replace(trainer, config=config, rows=extremes(trainer.rows, config.data.max_length))
+
+
+@dataclass(frozen=True)
+class _Once:
+    """One dry run; `trainer` has two rows, the first is the longest."""
+
+    model: TunedModel
+    trainer: Trainer
+    wrapped: Wrapped
+
+    def run(self) -> None:
+        """Raises DryRunError, and whatever else goes wrong."""
+        self._check_tokens()
+        self._check_neighbours()
+        scores = evaluate(self.model, self.trainer.rows, self.trainer.device)
+        self._check_finite("a score", scores["loss"])
+        self.train()
+
+    def train(self) -> None:
+        """One step, with privacy and penalties."""
+        metrics = self.wrapped(self.trainer).fit(self.model)
+        self._check_finite("the loss of a step", metrics.get("train-loss", 0.0))
+        for name, tensor in self.model.trained.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise self._overflow(f"after a step '{name}'")
+
+    def _check_tokens(self) -> None:
+        """Every token needs an embedding: without one torch speaks of an index, and an accelerator breaks down."""
+        tokens, embedding = _tokens(self.trainer.rows), _embedding(self.model.module)
+        if tokens is None or embedding is None:
+            return
+        largest = max(int(tokens.ids.max()), tokens.pad)
+        if largest >= embedding.num_embeddings:
+            raise DryRunError(
+                f"the tokenizer makes the token {largest}, and the model has {embedding.num_embeddings} embeddings: "
+                "the two do not belong together",
+                "the tokenizer has tokens that the model has no embeddings for",
+            )
+
+    def _check_neighbours(self) -> None:
+        """A row's logits must be those that it has alone."""
+        beside = self._logits([0, 1])
+        for place in (0, 1):
+            alone = self._logits([place])[0]
+            length = len(alone)
+            apart = float((beside[place][:length] - alone).abs().max())
+            largest = float(alone.abs().max())
+            if apart > SLACK * torch.finfo(alone.dtype).eps ** 0.5 * largest:
+                raise DryRunError(
+                    f"a row's logits depend on the row beside it, by {apart / largest:.1%}: the model does not leave "
+                    "out what shorter rows are filled up with, so its scores are not those of the model that is "
+                    "saved; give the tokenizer the padding token of the model's config.json (pad_token_id), or use "
+                    "another base"
+                )
+
+    def _logits(self, places: list[int]) -> list[torch.Tensor]:
+        """Of every row, in evaluation mode and without gradients; of a causal model those of its own tokens, (T, V)."""
+        module, rows = self.model.module.eval(), self.trainer.rows
+        batch = rows.batch(places, self.trainer.device)
+        batch.pop("labels")
+        with torch.no_grad():
+            logits: torch.Tensor = module(**batch).logits
+        if not self.model.config.causal:
+            return list(logits)
+        own = logits[:, -batch["input_ids"].shape[1] :]  # behind those of soft prompts
+        return [row[mask.bool()] for row, mask in zip(own, batch["attention_mask"], strict=True)]
+
+    def _check_finite(self, what: str, number: float) -> None:
+        if not np.isfinite(number):
+            raise self._overflow(what)
+
+    def _overflow(self, what: str) -> DryRunError:
+        dtype, config = self.model.config.model.dtype, self.trainer.config
+        cures = [f"learning-rate = {config.learning_rate:g} may be too large"]
+        if dtype == "float16":
+            cures = ["numbers above 65,504 are none in float16: set model.dtype = 'bfloat16' or 'float32'"]
+        return DryRunError(f"{what} is not a finite number with model.dtype = '{dtype}'; {cures[0]}")
+
+    # ------------------------------------------------------------------------------------------- what to change
+    def diagnosed(self, error: Exception) -> DryRunError:
+        """What an error that is not ours means."""
+        says = f"{type(error).__name__}: {' '.join(str(error).split())[:SHOWN]}".rstrip(": ")
+        tuning = self.model.config.tuning
+        if longest := self._longest():
+            asked = self.trainer.config.data.max_length
+            added = f" with tuning = '{tuning}'" if tuning in ("prompt", "prefix") else ""
+            return DryRunError(
+                f"data.max-length = {asked} is more than the {longest} tokens that the model reads{added}; set "
+                f"data.max-length = {longest}"
+            )
+        if self.wrapped(self.trainer).private is not None and self._fits(tuning):
+            problem = "example-privacy cannot train this model: it does not compute gradients of single rows"
+            cure = "use local-privacy or central-privacy, or another base"
+            return DryRunError(f"{problem} ({says}); {cure}", f"{problem}; {cure}")
+        if tuning != "full" and (other := next((t for t in INSTEAD if t != tuning and self._fits(t)), "")):
+            problem, cure = f"tuning = '{tuning}' does not fit this model", f"use tuning = '{other}'"
+            return DryRunError(f"{problem} ({says}); {cure}", f"{problem}; {cure}")
+        problem = "the base cannot be trained for this task"
+        return DryRunError(f"{problem} ({says}); use another base", problem)
+
+    def _longest(self) -> int:
+        """The length of the longest row that the model reads; 0 where rows are not too long for it, or not alone."""
+        if (tokens := _tokens(self.trainer.rows)) is None:
+            return 0
+        fits, fails = int(np.diff(tokens.offsets).min()), self.trainer.config.data.max_length
+        if self._reads(fails) or not self._reads(fits):
+            return 0
+        while fails - fits > 1:
+            middle = (fits + fails) // 2
+            fits, fails = (middle, fails) if self._reads(middle) else (fits, middle)
+        return fits
+
+    def _reads(self, length: int) -> bool:
+        rows = stretched(self.trainer.rows, length)
+        return _succeeds(lambda: replace(self, trainer=replace(self.trainer, rows=rows))._logits([0]))
+
+    def _fits(self, tuning: str) -> bool:
+        """Does plain training work with this tuning?"""
+
+        def work() -> None:
+            config = replace(self.model.config, tuning=tuning)
+            model = build(self.model.base, config, self.model.rank or 1, self.trainer.device)
+            trainer = replace(self.trainer, config=replace(self.trainer.config, tuning=tuning))
+            _Once(model, trainer, lambda trainer: trainer).train()
+
+        return _succeeds(work)
+
+
+def _succeeds(work: Callable[[], object]) -> bool:
+    """Does it end without an error? Which one does not matter: another was found before, and that is told."""
+    try:
+        work()
+    except Exception as error:
+        if ran_out(error):
+            raise
+        return False
+    return True
+
+
+def _embedding(module: Any) -> torch.nn.Embedding | None:
+    """The embedding of tokens, where the model has one as torch has them."""
+    try:
+        found = module.get_input_embeddings()
+    except (AttributeError, NotImplementedError):  # how transformers says that there is none
+        return None
+    return found if isinstance(found, torch.nn.Embedding) else None
+
+
+# ------------------------------------------------------------------------------------------------------ two rows
+def extremes(rows: Rows, most: int) -> Rows:
+    """Two rows: the longest that there could be, made of the longest that there is, and the shortest; of images the
+    first and the last."""
+    if isinstance(rows.inputs, Pixels):
+        return rows.select([0, len(rows) - 1])
+    order = np.argsort(rows.lengths, kind="stable")
+    return stretched(rows.select([int(order[-1]), int(order[0])]), most)
+
+
+def stretched(rows: Rows, length: int) -> Rows:
+    """The same two rows, the first of `length` tokens: what is between its first and last is repeated, or left out."""
+    tokens = _tokens(rows)
+    assert tokens is not None
+    assert rows.indices is not None
+    first, second = (tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]] for row in rows.indices)
+    inside = first[1:-1] if len(first) > 2 else first
+    ids = [np.concatenate([first[:1], np.resize(inside, max(length - 2, 0)), first[-1:]])[-length:], second]
+    own = replace(tokens, ids=np.concatenate(ids), offsets=np.cumsum([0, *map(len, ids)]))
+    inputs: Tokens | Completions = own
+    if isinstance(rows.inputs, Completions):
+        prompts = np.minimum(rows.inputs.prompts[rows.indices], [len(row) - 1 for row in ids])
+        inputs = Completions(own, prompts)
+    return Rows(inputs, rows.labels, rows.names, indices=np.arange(2))
+
+
+def _tokens(rows: Rows) -> Tokens | None:
+    inputs = rows.inputs
+    return inputs if isinstance(inputs, Tokens) else inputs.tokens if isinstance(inputs, Completions) else None
