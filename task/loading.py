@@ -1,20 +1,30 @@
 """From the files of a base to a plain transformers model and the head that it ends in."""
 
 import importlib
-from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from task import heads
 from task.base import Base, BaseError
 from task.config import TaskConfig
-from task.contents import check, weights
-from task.device import ran_out
-from task.shown import shown
-from task.sized import no_larger_than
-from task.texts import pad_id
+from task.lacking import counted
+from task.reading import Read, own_settings, read
+from task.texts import check_fit, padding, tokenizer_in
+from task.trainable import inside
 from task.tuning import Head
+
+LARGE = 0.5  # share of a model above which what seems to be its head is suspect
+SINGLE = "single_label_classification"
+
+
+class Loaded(NamedTuple):
+    """A model, its head, and what a person should know of how the base was read."""
+
+    module: nn.Module
+    head: Head
+    notices: tuple[str, ...]
 
 
 def warm_up() -> None:
@@ -22,80 +32,94 @@ def warm_up() -> None:
     importlib.import_module("transformers.modeling_utils")
 
 
-def loaded(base: Base, config: TaskConfig) -> tuple[nn.Module, Head]:
-    """The model for `task.kind`, a classifier with a head for `data.labels`. Weights that the base lacks are drawn from
-    torch's global random state.
+def loaded(base: Base, config: TaskConfig) -> Loaded:
+    """The model for `task.kind`, a classifier with a head for `data.labels`. A head that the base lacks, or has for
+    other classes, is drawn from torch's global random state; nothing else may be missing.
 
-    Raises BaseError for a base that is no model of this kind.
+    Raises BaseError for a base that is no model of this kind or lacks weights of its body, DataError for one of texts
+    without a tokenizer that fits it.
     """
-    module, fresh = _read(base, config)
-    if config.causal:
-        _check_causal(base, module, fresh)
-        return module, Head(_output_embedding(module), along=False)
-    if config.task.kind == "text-classification" and module.config.pad_token_id is None:  # type: ignore
-        module.config.pad_token_id = pad_id(base.folder)  # type: ignore  # heads of causal models find a row's end by it
-    return module, Head(_outermost(module, fresh), along=True)
+    return _causal(base, config) if config.causal else _classifier(base, config)
 
 
-def _read(base: Base, config: TaskConfig) -> tuple[nn.Module, list[str]]:
-    """The model, and the names of the tensors that the base has no weights for."""
-    import transformers
-
-    import task.perceptron  # noqa: F401  registers a kind of model that transformers lacks
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    kinds: dict[str, Any] = {
-        "image-classification": transformers.AutoModelForImageClassification,
-        "text-classification": transformers.AutoModelForSequenceClassification,
-        "causal-lm": transformers.AutoModelForCausalLM,
-    }
-    shapes = weights(check(base.folder))
-    code = config.model.trust_remote_code  # reads what it likes
-    try:
-        with nullcontext(base.folder) if code else shown(base.folder) as folder, no_larger_than(shapes):
-            module, loading = kinds[config.task.kind].from_pretrained(
-                folder,
-                **({} if config.causal else _labelled(config.data.labels)),
-                dtype=getattr(torch, config.model.dtype),
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=code,
-                output_loading_info=True,
-            )
-    except Exception as error:
-        raise _refusal(error, base, config) from error
-    module.name_or_path = module.config.name_or_path = str(base.folder)
-    return module, [*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])]
+def _causal(base: Base, config: TaskConfig) -> Loaded:
+    model = read(base, config, {})
+    check_fit(tokenizer_in(base.folder), model.module, base.folder)
+    _check_causal(base, model.module)
+    return Loaded(model.module, Head(_output_embedding(model.module), along=False), tuple(model.said))
 
 
-def _refusal(error: Exception, base: Base, config: TaskConfig) -> Exception:
-    """What an error of the library means: a base that cannot be used, but where it is a lack of memory."""
-    if isinstance(error, BaseError) or ran_out(error):
-        return error
-    if "Unrecognized configuration class" in str(error):
-        problem = f"is no model for task.kind = '{config.task.kind}'"
-    else:
-        problem = f"cannot be loaded: {type(error).__name__}"
-        return BaseError(f"model.name = '{base.name}' {problem}: {error}", f"the base {problem}")
-    return BaseError(f"model.name = '{base.name}' {problem}", f"the base {problem}")
+def _classifier(base: Base, config: TaskConfig) -> Loaded:
+    options, notices = _classes(config), []
+    own = own_settings(base, config)
+    if config.task.kind == "text-classification":
+        tokenizer = tokenizer_in(base.folder)
+        options |= _special_ids(tokenizer, base, own)
+    if own.problem_type not in (None, SINGLE):
+        notices.append(f"the base's problem_type is '{own.problem_type!s:.40}'; for this task it is set to '{SINGLE}'")
+    model = read(base, config, options)
+    if config.task.kind == "text-classification":
+        check_fit(tokenizer, model.module, base.folder)
+        _check_positions(base, own.pad_token_id, model.module)
+    head, said = _head(model, own.id2label, config.data.labels)
+    return Loaded(model.module, head, (*notices, *said, *model.said))
 
 
-def _labelled(names: tuple[str, ...]) -> dict[str, Any]:
+def _classes(config: TaskConfig) -> dict[str, Any]:
+    names = config.data.labels
     return {
         "num_labels": len(names),
         "id2label": dict(enumerate(names)),
         "label2id": {name: number for number, name in enumerate(names)},
-        "ignore_mismatched_sizes": True,  # a head for other labels is replaced by a fresh one
+        "problem_type": SINGLE,
     }
 
 
-def _outermost(module: nn.Module, fresh: list[str]) -> list[str]:
-    """Modules outside the pretrained body, and those inside it that the base has no weights for."""
-    body = getattr(module, "base_model_prefix", "")
-    outside = [n for n, child in module.named_children() if n != body and any(True for _ in child.parameters())]
-    inside = {name.rsplit(".", 1)[0] for name in fresh if name.startswith(body + ".")}
-    return outside + sorted(inside)
+def _special_ids(tokenizer: Any, base: Base, own: Any) -> dict[str, Any]:
+    """Models find the end of a row by these ids, so they must be those that rows are made with."""
+    ids = {"pad_token_id": padding(tokenizer, base.folder)}
+    if own.is_encoder_decoder and tokenizer.eos_token_id is not None:
+        ids["eos_token_id"] = int(tokenizer.eos_token_id)
+    return ids
+
+
+def _head(model: Read, own: dict[int, object], names: tuple[str, ...]) -> tuple[Head, list[str]]:
+    """The head, with the rows of these classes, and what is to be said of it."""
+    drawn, said = model.report.drawn, []
+    if not model.labelled.keys() & set(drawn):
+        rows = heads.matching_rows(own, names)
+        if rows is None:
+            heads.redraw(model.module, model.labelled)
+            drawn = [*drawn, *model.labelled]
+            said.append(f"the base's own head is for other classes: {counted(list(map(str, own.values())))}")
+        elif rows != sorted(rows):
+            heads.reorder(model.module, model.labelled, rows)
+            said.append(
+                "the base's head has these classes in another order; its rows are put in the order of data.labels"
+            )
+    modules = heads.head_modules(model.module, model.labelled, drawn)
+    if drawn:
+        said.append(f"the classifier head ({', '.join(drawn)}) is drawn at random")
+    if (share := _share(model.module, modules)) > LARGE:
+        said.append(f"the head ({', '.join(modules)}) has {share:.0%} of the model's parameters, and trains whole")
+    return Head(modules, along=True), said
+
+
+def _share(module: nn.Module, modules: list[str]) -> float:
+    sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
+    return sum(size for name, size in sizes.items() if inside(name, modules)) / sum(sizes.values())
+
+
+def _check_positions(base: Base, own: object, module: Any) -> None:
+    """BaseError where places are counted from the pad id (RoBERTa's are), and that is another one than the base's."""
+    counting = [m for m in module.modules() if hasattr(m, "padding_idx") and type(m) is not nn.Embedding]
+    pad = module.config.pad_token_id
+    if own is not None and own != pad and counting:
+        problem = (
+            f"its tokenizer pads with {pad}, its config.json says pad_token_id = {own!s:.20}, and this model counts "
+            "positions from it; make them equal"
+        )
+        raise BaseError(f"model.name = '{base.name}': {problem}", f"the base: {problem}")
 
 
 def _output_embedding(module: Any) -> list[str]:
@@ -109,16 +133,9 @@ def _output_embedding(module: Any) -> list[str]:
     ]
 
 
-def _check_causal(base: Base, module: nn.Module, fresh: list[str]) -> None:
-    """BaseError for what loads as a causal model and is none: nothing would train what it lacks, and a model that sees
-    the tokens to come has nothing to predict.
-    """
-    if fresh:
-        raise BaseError(
-            f"model.name = '{base.name}' has no weights for {fresh[0]}; task.kind = 'causal-lm' needs a model that was "
-            "pretrained as one",
-            "the base lacks weights; task.kind = 'causal-lm' needs a model that was pretrained as one",
-        )
+def _check_causal(base: Base, module: nn.Module) -> None:
+    """BaseError for what loads as a causal model and is none: a model that sees the tokens to come has nothing to
+    predict."""
     module.eval()
     with torch.no_grad():
         one, other = (module(input_ids=torch.tensor([[0, following]])).logits[0, 0] for following in (1, 2))

@@ -97,12 +97,12 @@ def build(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
     """A fresh model. What the base has no weights for is drawn from the run's seed: the same on every machine."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "init"))
-        module, head = loaded(base, config)
-        module = TUNINGS[config.tuning](module, head, config, rank)
+        found = loaded(base, config)
+        module = TUNINGS[config.tuning](found.module, found.head, config, rank)
     module.to(device)
     own = naming.trained(module, config.tuning)
     frozen = naming.frozen(module, config.tuning, own)
-    return TunedModel(module, base, config, rank, device, own, frozen, untouched=True)
+    return TunedModel(module, base, config, rank, device, own, frozen, untouched=True, notices=found.notices)
 
 
 def tuned_model(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:

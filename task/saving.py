@@ -58,8 +58,8 @@ def restored(folder: Path, base: str = "", trust_remote_code: bool = False) -> n
     config = replace(config, model=replace(config.model, name=name, trust_remote_code=trust_remote_code))
     place = named_folder(config.model)
     with torch.random.fork_rng(devices=[]):
-        module, head = loaded(Base(name, place, ""), config)
-        module = TUNINGS[config.tuning](module, head, config, 0)
+        found = loaded(Base(name, place, ""), config)
+        module = TUNINGS[config.tuning](found.module, found.head, config, 0)
     own, tensors = trained(module, config.tuning), load_file(folder / TENSORS)
     if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in tensors.items()}:
         raise TuningError(f"{folder / TENSORS} was not trained on {name}: names or shapes differ")
@@ -123,7 +123,7 @@ def _plain(model: "TunedModel", tensors: Mapping[str, torch.Tensor]) -> nn.Modul
     """The model as transformers has it, with these tensors in it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(model.config.seed, "init"))  # a head that the base lacks is drawn
-        plain, _ = loaded(model.base, model.config)
+        plain = loaded(model.base, model.config).module
     values = plain.state_dict()
     for name, tensor in tensors.items():
         values[name].copy_(tensor)

@@ -149,9 +149,14 @@ def check_ids(ids: Sequence[NDArray[np.int32]], pad: int, base: Path) -> None:
         raise DataError(f"{base}: {problem}", f"the base: {problem}")
 
 
-def pad_id(base: Path) -> int:
-    """The id that fills short rows, by the tokenizer in folder `base`."""
-    return padding(tokenizer_in(base), base)
+def check_fit(tokenizer: Any, module: Any, base: Path) -> None:
+    """DataError where the tokenizer has tokens that the model has no embedding for."""
+    rows = int(module.get_input_embeddings().weight.shape[0])
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= rows:
+        problem = f"the tokenizer has ids up to {largest}, and the model has {rows} embeddings"
+        cure = "use the tokenizer that belongs to the model, or resize_token_embeddings() and save both"
+        raise DataError(f"{base}: {problem}; {cure}", f"the base: {problem}; {cure}")
 
 
 def padding(tokenizer: Any, base: Path) -> int:

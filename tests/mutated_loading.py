@@ -23,6 +23,7 @@ from task.loading import loaded
 from task.raw import DataError
 from task.store import Store, server_store
 from task.texts import check_ids, padding, tokenized, tokenizer_in
+from task.trainable import inside
 
 TEXTS = ["add one and two", "say cold hot night day not"]
 ODD: list[Any] = [
@@ -101,14 +102,15 @@ def _used(base: Base, contents: Contents, kind: str) -> None:
         tokenizer = tokenizer_in(base.folder)
         ids = tokenized(tokenizer, TEXTS)
         check_ids([torch.tensor(row).numpy() for row in ids], padding(tokenizer, base.folder), base.folder)
-        module, _ = loaded(base, TaskConfig.read(flat))
+        module, head, _ = loaded(base, TaskConfig.read(flat))
         module(input_ids=torch.tensor([(ids[0] or [0])[:8]]))
     else:
         wanted = ImageEncoder.of(base.folder, "image")
-        module, _ = loaded(base, TaskConfig.read({**flat, "data.labels": "0|1|2|3|4|5|6|7|8|9"}))
+        module, head, _ = loaded(base, TaskConfig.read({**flat, "data.labels": "0|1|2|3|4|5|6|7|8|9"}))
         assert wanted.height <= 4096
     state, sent = module.state_dict(), load_file(base.folder / "model.safetensors")
-    same = [name for name in sent.keys() & state.keys() if state[name].shape == sent[name].shape]
+    drawn = head.modules if head.along else []
+    same = [n for n in sent.keys() & state.keys() if state[n].shape == sent[n].shape and not inside(n, drawn)]
     assert all(torch.equal(state[name], sent[name].to(state[name].dtype)) or sent[name].isnan().any() for name in same)
 
 

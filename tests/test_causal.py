@@ -211,7 +211,7 @@ def test_what_is_no_causal_model_is_refused(tmp_path: Path) -> None:
 
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     shape = transformers.BertConfig(vocab_size=32, initializer_range=0.3, **sizes)
-    said = {"BertModel": "has no weights for cls", "BertLMHeadModel": "sees the tokens that it shall predict"}
+    said = {"BertModel": "its files lack cls.predictions", "BertLMHeadModel": "sees the tokens that it shall predict"}
     for kind, problem in said.items():
         getattr(transformers, kind)(shape).save_pretrained(tmp_path / kind)
         with pytest.raises(BaseError, match=problem):

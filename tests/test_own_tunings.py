@@ -180,7 +180,7 @@ def test_a_perceptron_has_none_of_it(tuning: str, said: str, tmp_path: Path) -> 
 
 def test_a_classifier_that_looks_for_the_last_token_takes_no_soft_prompt(kinds: dict[str, Sample]) -> None:
     config = Sample(kinds["llama"].base, kinds["bert"].flat).config("prompt")
-    module, head = loaded(kinds["llama"].base, config)
+    module, head, _ = loaded(kinds["llama"].base, config)
     with pytest.raises(TuningError, match="finds the last token of a row by the tokens"):
         TUNINGS["prompt"](module, head, config, 0)
 

@@ -1,13 +1,14 @@
 """Every tuning on every kind of model that it fits: names, start, gradients, folders."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from tuned import FITTING, Sample, cancels, samples
 
-from task.base import Base
+from task.base import Base, files
 from task.model import TunedModel
 from task.saving import restored
 
@@ -103,6 +104,9 @@ def reloaded(sample: Sample, tuning: str, folder: Path) -> torch.nn.Module:
         return PeftModel.from_pretrained(sample.plain(), folder)  # type: ignore[no-any-return]
     if tuning in ("adapter", "prompt"):
         return restored(folder, "" if (folder / "base").is_dir() else str(sample.base.folder))
+    for name, path in files(sample.base.folder).items():
+        if "token" in name and not (folder / name).exists():
+            shutil.copy(path, folder / name)
     return Sample(Base("tuned", folder, ""), sample.flat).plain()
 
 

@@ -104,6 +104,6 @@ def _bert(folder: Path, words: Path) -> Path:
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     torch.manual_seed(0)
-    shape = BertConfig(vocab_size=32, max_position_embeddings=40, num_labels=2, **sizes, **dropout)
+    shape = BertConfig(vocab_size=32, max_position_embeddings=40, id2label={0: "good", 1: "bad"}, **sizes, **dropout)
     BertForSequenceClassification(shape).save_pretrained(folder)
     return folder

@@ -89,7 +89,7 @@ def _use(base: Path) -> None:
     """All that a node does with a base."""
     tokenizer = tokenizer_in(base)
     ids = tokenized(tokenizer, ["add one and two"])
-    model, _ = loaded(Base("given", base, ""), CAUSAL)
+    model = loaded(Base("given", base, ""), CAUSAL).module
     assert ids
     assert model
 

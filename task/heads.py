@@ -1,0 +1,80 @@
+"""The head of a classifier: which modules it is, and which rows of it belong to which class."""
+
+import re
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import nn
+
+GENERIC = re.compile(r"label_(\d+)")  # what transformers calls a class that nobody has named
+POOLER = re.compile(r"(^|\.)pooler(\.|$)")  # a layer between body and head that language models are saved without
+
+
+def by_labels(module: Any) -> dict[str, int]:
+    """Return the parameters whose shape follows the number of labels, each with the dimension that does.
+
+    The model is built once more for one label more, without memory for its numbers.
+    """
+    from transformers.initialization import no_init_weights
+
+    config = deepcopy(module.config)
+    config.num_labels = config.num_labels + 1
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), no_init_weights():
+        other = dict(type(module)(config).named_parameters())
+    found: dict[str, int] = {}
+    for name, parameter in module.named_parameters():
+        differing = [d for d, sizes in enumerate(zip(parameter.shape, other[name].shape)) if sizes[0] != sizes[1]]
+        if differing:
+            found[name] = differing[0]
+    return found
+
+
+def head_modules(module: Any, labelled: dict[str, int], drawn: list[str]) -> list[str]:
+    """Return the names of the modules that a classifier ends in.
+
+    These are the modules beside the pretrained body, as far as transformers names one; else those at the top that have
+    a parameter of `labelled`. A layer inside the body belongs to the head where it gives the classes or pools for them,
+    and its values are `drawn`: a fresh one must be learned.
+    """
+    body = getattr(module, "base_model_prefix", "")
+    if not isinstance(getattr(module, body, None), nn.Module):
+        return sorted({name.split(".")[0] for name in labelled})
+    outside = [n for n, child in module.named_children() if n != body and any(True for _ in child.parameters())]
+    ends = [name for name in drawn if name.startswith(body + ".") and (name in labelled or POOLER.search(name))]
+    return outside + sorted({name.rsplit(".", 1)[0] for name in ends})
+
+
+def matching_rows(own: Mapping[int, object], names: tuple[str, ...]) -> list[int] | None:
+    """Return the row of the base's head for every class in `names`; `own` are the names of these rows. None where the
+    names are not the same: a class that is called otherwise is another class, whatever its position."""
+    stored, wanted = [str(own.get(row, "")) for row in range(len(own))], list(names)
+    for known, asked in ((list(map(_plain, stored)), list(map(_plain, wanted))), (stored, wanted)):
+        if sorted(known) == sorted(asked) and len(set(known)) == len(known):
+            return [known.index(name) for name in asked]
+    return None
+
+
+def reorder(module: nn.Module, labelled: dict[str, int], rows: list[int]) -> None:
+    """Put the rows of a head into the order of `rows`."""
+    for name, dimension in labelled.items():
+        parameter = module.get_parameter(name)
+        parameter.data = parameter.data.index_select(dimension, torch.tensor(rows))
+
+
+def redraw(module: Any, labelled: dict[str, int]) -> None:
+    """Draw the rows of a head anew, as transformers draws a head that a base lacks."""
+    for name in labelled:
+        module.get_parameter(name)._is_hf_initialized = False
+        parts = name.split(".")[:-1]
+        for depth in range(len(parts) + 1):
+            module.get_submodule(".".join(parts[:depth]))._is_hf_initialized = False
+    module.initialize_weights()
+
+
+def _plain(name: str) -> str:
+    """A name for comparing: `LABEL_3` is what a class is called that has no name but its number."""
+    plain = name.strip().casefold()
+    generic = GENERIC.fullmatch(plain)
+    return generic[1] if generic else plain
