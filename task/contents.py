@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from task.bounded_json import JSONError, read_json
+from task.pointer import CURE, is_pointer
 
 MB = 2**20
 CONFIG, INDEX, TOKENIZER = "config.json", "model.safetensors.index.json", "tokenizer.json"
@@ -120,7 +121,10 @@ def settings(path: Path) -> dict[str, Any]:
 
 def weights(files: Mapping[str, Path]) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor that is read from the files of a base. Raises BaseError for an index that names
-    anything but the base's own safetensors, and for those that are damaged or lack a tensor."""
+    anything but the base's own safetensors, for those that are damaged or lack a tensor, and for two sets of them."""
+    if WHOLE in files and INDEX in files:  # libraries take the first in silence, which may be the older
+        problem = f"has its weights twice, in {WHOLE} and in what {INDEX} names; remove one of them"
+        raise BaseError(f"{files[WHOLE].parent} {problem}", f"the base {problem}")
     if WHOLE in files:
         return _shapes(files[WHOLE])
     if INDEX not in files:
@@ -165,6 +169,8 @@ def _check_regular(path: Path, folder: Path) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise BaseError.at(path, "it is no regular file")
     check_size(path.name, found.st_size)
+    if is_pointer(place):
+        raise BaseError.at(path, CURE)
 
 
 def _own(place: Path, folder: Path) -> bool:
