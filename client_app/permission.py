@@ -11,9 +11,9 @@ from flwr.app import ConfigRecord
 from client_app.consent import NodeError
 from client_app.policy import Policy
 from task.base import FINGERPRINT
+from task.batches import steps_of
 from task.config import TaskConfig
 from task.schema import ConfigError, read
-from task.train import steps_of
 
 if TYPE_CHECKING:
     from strategies.exchange.algorithm import Algorithm

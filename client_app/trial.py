@@ -30,11 +30,12 @@ from strategies.algebra.tensors import Tensors
 from strategies.exchange.order import strategy_of
 from strategies.exchange.ranks import Trial
 from strategies.exchange.vocabulary import OutOfMemory
+from task.batches import steps_of
 from task.config import TaskConfig
 from task.device import kind
 from task.model import TunedModel, tuned_model
 from task.seeds import derive
-from task.train import Trainer, steps_of
+from task.train import Trainer
 
 TIMED = 2  # steps, after one to warm up
 COPIES = 3  # of all that trains: itself, a gradient, and what an update is the difference to

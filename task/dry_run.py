@@ -109,19 +109,27 @@ class _Once:
 
     def _check_neighbours(self) -> None:
         """A row's logits must be those that it has alone."""
-        beside = self._logits([0, 1])
+        apart = self._apart()
+        if not apart:
+            return
+        tuning, problem = self.model.config.tuning, f"a row's logits depend on the row beside it, by {apart:.1%}"
+        if tuning not in ("full", "head") and not self._with("head")._apart():
+            raise DryRunError(f"tuning = '{tuning}' does not fit this model: {problem}; use tuning = 'lora'")
+        raise DryRunError(
+            f"{problem}: the model does not leave out what shorter rows are filled up with; give the tokenizer the "
+            "padding token that the model's config.json names (pad_token_id), or use another base"
+        )
+
+    def _apart(self) -> float:
+        """How far a row's logits beside another are from those alone, as a share of the largest; 0 for rounding."""
+        beside, found = self._logits([0, 1]), 0.0
         for place in (0, 1):
             alone = self._logits([place])[0]
-            length = len(alone)
-            apart = float((beside[place][:length] - alone).abs().max())
             largest = float(alone.abs().max())
+            apart = float((beside[place][: len(alone)] - alone).abs().max())
             if apart > SLACK * torch.finfo(alone.dtype).eps ** 0.5 * largest:
-                raise DryRunError(
-                    f"a row's logits depend on the row beside it, by {apart / largest:.1%}: the model does not leave "
-                    "out what shorter rows are filled up with, so its scores are not those of the model that is "
-                    "saved; give the tokenizer the padding token of the model's config.json (pad_token_id), or use "
-                    "another base"
-                )
+                found = max(found, apart / largest)
+        return found
 
     def _logits(self, places: list[int]) -> list[torch.Tensor]:
         """Of every row, in evaluation mode and without gradients; of a causal model those of its own tokens, (T, V)."""
@@ -149,7 +157,7 @@ class _Once:
     # ------------------------------------------------------------------------------------------- what to change
     def diagnosed(self, error: Exception) -> DryRunError:
         """What an error that is not ours means."""
-        says = f"{type(error).__name__}: {' '.join(str(error).split())[:SHOWN]}".rstrip(": ")
+        says = f"{type(error).__name__}: {' '.join(str(error).split())[:SHOWN]}".rstrip(":. ")
         tuning = self.model.config.tuning
         if longest := self._longest():
             asked = self.trainer.config.data.max_length
@@ -187,13 +195,15 @@ class _Once:
     def _fits(self, tuning: str) -> bool:
         """Does plain training work with this tuning?"""
 
-        def work() -> None:
-            config = replace(self.model.config, tuning=tuning)
-            model = build(self.model.base, config, self.model.rank or 1, self.trainer.device)
-            trainer = replace(self.trainer, config=replace(self.trainer.config, tuning=tuning))
-            _Once(model, trainer, lambda trainer: trainer).train()
+        return _succeeds(lambda: self._with(tuning).train())
 
-        return _succeeds(work)
+    def _with(self, tuning: str) -> "_Once":
+        """The same with another tuning, and without wrappers."""
+        model = build(
+            self.model.base, replace(self.model.config, tuning=tuning), self.model.rank or 1, self.model.device
+        )
+        trainer = replace(self.trainer, config=replace(self.trainer.config, tuning=tuning))
+        return _Once(model, trainer, lambda trainer: trainer)
 
 
 def _succeeds(work: Callable[[], object]) -> bool:

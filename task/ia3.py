@@ -5,9 +5,11 @@ from torch import nn
 from task.config import TaskConfig
 from task.trainable import Head, TuningError, chosen, ends, linear_layers
 
-# What transformers calls them, in models that have a linear layer for each.
-ATTENTION = ("k_proj", "v_proj", "key", "value", "k_lin", "v_lin", "k", "v")
-INNER = ("fc2", "down_proj", "lin2", "output.dense", "DenseReluDense.wo", "dense_4h_to_h", "w2")
+# What transformers calls them. Where one layer makes queries, keys and values, all of its output is scaled.
+ATTENTION = ("k_proj", "v_proj", "key_proj", "value_proj", "key", "value", "k_lin", "v_lin", "k", "v",
+             "query_key_value", "c_attn", "Wqkv")  # fmt: skip
+INNER = ("fc2", "down_proj", "lin2", "output.dense", "DenseReluDense.wo", "dense_4h_to_h", "w2", "mlp.c_proj",
+         "ffn_output", "mlp.Wo")  # fmt: skip
 OUTER = ("attention.output.dense",)  # BERT calls the end of attention like the end of its feed-forward layers
 
 

@@ -3,7 +3,10 @@
 from torch import nn
 
 from task.config import TaskConfig
-from task.trainable import Head, chosen, linear_layers
+from task.trainable import Head, chosen, ends, linear_layers
+
+# Models whose kernels read the weight of a layer past an adapter on it, and how they call that layer.
+BYPASSED = dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"), "out_proj")
 
 
 def lora(module: nn.Module, head: Head, config: TaskConfig, rank: int) -> nn.Module:
@@ -30,6 +33,8 @@ def _adapted(module: nn.Module, head: Head, config: TaskConfig, rank: int, magni
     from peft import LoraConfig, get_peft_model
 
     linear, targets = linear_layers(module, head, config.tuning), config.lora.targets
+    if bypassed := BYPASSED.get(module.config.model_type):  # type: ignore[union-attr, arg-type]
+        linear = [name for name in linear if not ends(name, bypassed)]
     return get_peft_model(  # type: ignore[no-any-return]
         module,
         LoraConfig(

@@ -14,7 +14,7 @@ from task.config import TaskConfig
 from task.loading import loaded
 from task.saving import save
 from task.seeds import derive
-from task.tuning import TUNINGS
+from task.tuning import stacked, tuned
 
 
 @dataclass(eq=False)
@@ -33,6 +33,7 @@ class TunedModel:
     device: str = "cpu"
     trained: dict[str, torch.Tensor] = field(default_factory=dict)  # what the tuning trains
     frozen: dict[str, torch.Tensor] = field(default_factory=dict)  # the other weights of the base
+    transposed: frozenset[str] = frozenset()  # names of linear layers' weights that are inputs x outputs
     fresh: dict[str, torch.Tensor] = field(default_factory=dict)  # what `reset` has needed so far
     mark: str = ""  # how far a journal has changed what the model stands on; empty: it is the base
     changed: set[str] = field(default_factory=set)  # frozen weights that were written since
@@ -71,6 +72,10 @@ class TunedModel:
         ground = self.ground(name)
         ground.copy_(ground.cpu().double() + change.cpu())
 
+    def shift_product(self, name: str, product: torch.Tensor) -> None:
+        """Add an outputs x inputs matrix to a linear layer's weight that the model stands on, as `shift` does."""
+        self.shift(name, product.T if name in self.transposed else product)
+
     def save(self, folder: Path, base_name: str) -> None:
         """A folder that loads: peft's where peft has added what trains (it names its base), the plain model as
         transformers has it where the tuning changes or folds into that, else one for `task.saving.restored`.
@@ -98,11 +103,13 @@ def build(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "init"))
         found = loaded(base, config)
-        module = TUNINGS[config.tuning](found.module, found.head, config, rank)
+        module = tuned(found.module, found.head, config, rank)
     module.to(device)
     own = naming.trained(module, config.tuning)
     frozen = naming.frozen(module, config.tuning, own)
-    return TunedModel(module, base, config, rank, device, own, frozen, untouched=True, notices=found.notices)
+    transposed = naming.transposed(module, config.tuning)
+    notices = (*found.notices, *stacked(module, config.tuning))
+    return TunedModel(module, base, config, rank, device, own, frozen, transposed, untouched=True, notices=notices)
 
 
 def tuned_model(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from task.trainable import is_transposed
+
 ADAPTER = "default"  # peft's name of the one adapter a model has
 
 
@@ -23,6 +25,13 @@ def frozen(module: nn.Module, tuning: str, trained: Mapping[str, torch.Tensor]) 
     names = _names(module, tuning)
     named = {names[n]: p for n, p in module.named_parameters() if ".original_module." not in n}
     return {name: parameter for name, parameter in named.items() if name not in trained}
+
+
+def transposed(module: nn.Module, tuning: str) -> frozenset[str]:
+    """Names of the weights of linear layers that are inputs x outputs."""
+    weights = {id(layer.weight) for layer in module.modules() if is_transposed(layer)}
+    names = _names(module, tuning)
+    return frozenset(names[name] for name, parameter in module.named_parameters() if id(parameter) in weights)
 
 
 def by_peft(module: nn.Module) -> bool:

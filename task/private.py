@@ -17,9 +17,10 @@ from opacus.validators import ModuleValidator
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from task.batches import steps_of
 from task.model import TunedModel
 from task.secret import normal, uniform
-from task.train import Penalty, Trainer, steps_of
+from task.train import Penalty, Trainer
 
 if TYPE_CHECKING:
     from task.rows import Rows

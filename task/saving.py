@@ -19,7 +19,7 @@ from task.naming import ADAPTER, by_peft, trained
 from task.scale_shift import folded
 from task.schema import ConfigError, build, flatten, read, schema
 from task.seeds import derive
-from task.tuning import TUNINGS, TuningError
+from task.tuning import TuningError, tuned
 
 if TYPE_CHECKING:
     from task.model import TunedModel
@@ -59,7 +59,7 @@ def restored(folder: Path, base: str = "", trust_remote_code: bool = False) -> n
     place = named_folder(config.model)
     with torch.random.fork_rng(devices=[]):
         found = loaded(Base(name, place, ""), config)
-        module = TUNINGS[config.tuning](found.module, found.head, config, 0)
+        module = tuned(found.module, found.head, config, 0)
     own, tensors = trained(module, config.tuning), load_file(folder / TENSORS)
     if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in tensors.items()}:
         raise TuningError(f"{folder / TENSORS} was not trained on {name}: names or shapes differ")

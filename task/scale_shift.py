@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from task.config import TaskConfig
-from task.trainable import Head, TuningError, inside, mark
+from task.trainable import Head, TuningError, inside, is_linear, is_transposed, mark
 
 SCALE, SHIFT = "ssf_scale", "ssf_shift"  # the parameters' names in their layer
 
@@ -24,7 +24,9 @@ def ssf(module: nn.Module, head: Head, config: TaskConfig, rank: int) -> nn.Modu
         raise TuningError("tuning = 'ssf' needs linear or layer-norm layers, and this model has none; use 'full'")
     for layer in layers:
         weight: Any = layer.weight
-        start = torch.ones(len(weight), device=weight.device, dtype=torch.promote_types(weight.dtype, torch.float32))
+        start = torch.ones(
+            weight.shape[_axis(layer)], device=weight.device, dtype=torch.promote_types(weight.dtype, torch.float32)
+        )
         layer.register_parameter(SCALE, nn.Parameter(start))
         if getattr(layer, "bias", None) is not None:
             layer.register_parameter(SHIFT, nn.Parameter(torch.zeros_like(start)))
@@ -39,7 +41,7 @@ def folded(module: nn.Module) -> dict[str, torch.Tensor]:
     for name, layer in module.named_modules():
         if hasattr(layer, SCALE):
             weight, scale = layer.weight.detach().double(), layer.ssf_scale.detach().double()
-            values[f"{name}.weight"] = weight * (scale[:, None] if weight.ndim == 2 else scale)
+            values[f"{name}.weight"] = weight * (scale[:, None] if weight.ndim == 2 and not _axis(layer) else scale)
             if hasattr(layer, SHIFT):
                 values[f"{name}.bias"] = layer.bias.detach().double() * scale + layer.ssf_shift.detach()
     return values
@@ -50,9 +52,14 @@ def _modulate(layer: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
     return (scaled + layer.ssf_shift if hasattr(layer, SHIFT) else scaled).to(output.dtype)
 
 
+def _axis(layer: nn.Module) -> int:
+    """The axis of the layer's weight that counts features of its output."""
+    return int(is_transposed(layer))
+
+
 def _foldable(layer: nn.Module) -> bool:
     """Can a factor on every feature of the output be one on the layer's weight?"""
-    if isinstance(layer, nn.Linear):
+    if is_linear(layer):
         return True
     weight = getattr(layer, "weight", None)
     if weight is None or weight.ndim != 1:

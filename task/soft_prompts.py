@@ -26,7 +26,9 @@ def prompt(module: nn.Module, head: Head, config: TaskConfig, rank: int) -> nn.M
             "tuning = 'prompt' does not fit this classifier: it finds the last token of a row by the tokens, which it "
             "is not given behind learned embeddings; use tuning = 'prefix' or 'lora'"
         )
-    return _peft(module, head, config, PromptTuningConfig, config.prompt.tokens)
+    width = module.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+    shape = {"token_dim": width, "num_attention_heads": 1, "num_layers": 1}  # peft would guess, and needs the first
+    return _peft(module, head, config, PromptTuningConfig, config.prompt.tokens, **shape)
 
 
 def prefix(module: nn.Module, head: Head, config: TaskConfig, rank: int) -> nn.Module:
@@ -42,11 +44,11 @@ def prefix(module: nn.Module, head: Head, config: TaskConfig, rank: int) -> nn.M
     return _peft(module, head, config, PrefixTuningConfig, config.prefix.tokens)
 
 
-def _peft(module: nn.Module, head: Head, config: TaskConfig, method: Any, tokens: int) -> nn.Module:
+def _peft(module: nn.Module, head: Head, config: TaskConfig, method: Any, tokens: int, **shape: int) -> nn.Module:
     from peft import get_peft_model
 
     kind = "CAUSAL_LM" if config.task.kind == CAUSAL else "SEQ_CLS"
     module.requires_grad_(False)
     return get_peft_model(  # type: ignore[no-any-return]
-        module, method(task_type=kind, num_virtual_tokens=tokens, modules_to_save=[*head.trained])
+        module, method(task_type=kind, num_virtual_tokens=tokens, modules_to_save=[*head.trained], **shape)
     )

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.modules.batchnorm import _NormBase
 
+from task.batches import batches, check_rows, least_rows, per_epoch
 from task.config import TaskConfig
 from task.device import kind
+from task.mixed_precision import Masters
 from task.model import TunedModel
 from task.perplexity import score_tokens
 from task.rows import IGNORED, Rows
@@ -57,16 +59,19 @@ class Trainer:
         torch.manual_seed(self.seed)
         chosen = model.trained if live is None else live
         parameters = [tensor for tensor in chosen.values() if isinstance(tensor, torch.nn.Parameter)]
-        optimizer = self._optimizer(parameters)
+        masters = Masters(parameters)
+        optimizer = self._optimizer(masters.parameters)
         penalties = [penalty, *(regulariser(chosen) for regulariser in self.regularisers)]
-        steps, losses = 0, deque[torch.Tensor](maxlen=math.ceil(len(self.rows) / self.config.batch_size))
-        counts = deque[torch.Tensor](maxlen=losses.maxlen)
         model.untouched = False
         _training_mode(model)
+        config, rows, least = self.config, len(self.rows), least_rows(model.module)
+        check_rows(config, rows, least)
+        last = per_epoch(config, rows, least)
+        steps, losses, counts = 0, deque[torch.Tensor](maxlen=last), deque[torch.Tensor](maxlen=last)
         with _only(model, parameters):
             if self.private is not None:
                 return self.private.fit(self, model, chosen, optimizer, penalties)
-            for positions in self._batches():
+            for positions in batches(config, rows, self.seed, least):
                 batch = self.rows.batch(positions, self.device)
                 loss = model.module(**batch).loss
                 steps += 1
@@ -76,9 +81,11 @@ class Trainer:
                     loss = loss if extra is None else loss + extra()
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                if self.config.max_grad_norm:
-                    torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+                masters.take_gradients()
+                if config.max_grad_norm:
+                    torch.nn.utils.clip_grad_norm_(masters.parameters, config.max_grad_norm)
                 optimizer.step()
+                masters.write_back()
         return {"train-loss": _mean(losses, counts), "steps": steps}
 
     def losses(self, model: TunedModel) -> Iterator[Callable[[], float]]:
@@ -88,22 +95,13 @@ class Trainer:
         penalties = [regulariser(model.trained) for regulariser in self.regularisers]
         model.untouched = False
         model.module.eval()
-        for positions in self._batches():
+        for positions in batches(self.config, len(self.rows), self.seed):
             yield partial(self._loss, model, self.rows.batch(positions, self.device), penalties)
 
     @torch.no_grad()
     def _loss(self, model: TunedModel, batch: Mapping[str, torch.Tensor], penalties: list[Penalty | None]) -> float:
         loss = model.module(**batch).loss
         return float(loss + sum(extra() for extra in penalties if extra is not None))
-
-    def _batches(self) -> Iterator[torch.Tensor]:
-        """Row positions of every local step: fresh orders of all rows, one after another."""
-        order = torch.Generator().manual_seed(self.seed)
-        left = steps_of(self.config, len(self.rows))
-        while left:
-            epoch = torch.split(torch.randperm(len(self.rows), generator=order), self.config.batch_size)[:left]
-            yield from epoch
-            left -= len(epoch)
 
     def _optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         config = self.config
@@ -142,11 +140,6 @@ def _only(model: TunedModel, live: list[torch.nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter, asked in zip(everything, before, strict=True):
             parameter.requires_grad_(asked)
-
-
-def steps_of(config: TaskConfig, rows: int) -> int:
-    """Local steps that a node with so many rows takes in a round."""
-    return config.local_steps or math.ceil(rows / config.batch_size) * config.local_epochs
 
 
 def evaluate(model: TunedModel, rows: Rows, device: str, at_once: int = 1) -> dict[str, float]:

@@ -50,12 +50,24 @@ def ends(name: str, ending: str) -> bool:
 
 def linear_layers(module: nn.Module, head: Head, tuning: str) -> list[str]:
     """Names of the linear layers outside the head. Raises TuningError where there are none."""
-    linear = [n for n, m in module.named_modules() if isinstance(m, nn.Linear) and not inside(n, head.modules)]
+    linear = [n for n, m in module.named_modules() if is_linear(m) and not inside(n, head.modules)]
     if not linear:
         raise TuningError(
             f"tuning = '{tuning}' needs linear layers (torch.nn.Linear), and this model has none; use 'full'"
         )
     return linear
+
+
+def is_linear(layer: nn.Module) -> bool:
+    """Is it a linear layer, in torch's form or in that of GPT-2?"""
+    return isinstance(layer, nn.Linear) or is_transposed(layer)
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Is it GPT-2's form of a linear layer (`Conv1D`), whose weight is inputs x outputs?"""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(layer, Conv1D)
 
 
 def chosen(linear: list[str], endings: tuple[str, ...], option: str) -> list[str]:
@@ -85,11 +97,9 @@ def blocks(module: nn.Module, tuning: str) -> list[nn.Module]:
 
 def hidden_size(module: Any, layers: Iterable[nn.Module], tuning: str) -> int:
     """How many features a token has from block to block. Raises TuningError where that changes on the way."""
-    size = int(module.config.get_text_config().hidden_size)
+    size = getattr(module.config.get_text_config(), "hidden_size", None)
     for block in layers:
         if not any(p.numel() == size for m in block.modules() if is_norm(m) for p in m.parameters(recurse=False)):
-            raise TuningError(
-                f"tuning = '{tuning}' needs blocks of one width, and not all of this model's have {size} features; "
-                "use 'lora'"
-            )
-    return size
+            there = f"not all of this model's have {size} features" if size else "this model's have several"
+            raise TuningError(f"tuning = '{tuning}' needs blocks of one width, and {there}; use 'lora'")
+    return int(size or 0)

@@ -8,9 +8,11 @@ not train along.
 from collections.abc import Callable
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from task.bottleneck import adapter
 from task.config import TaskConfig
+from task.device import ran_out
 from task.ia3 import ia3
 from task.low_rank import dora, lora
 from task.norms import norm
@@ -18,7 +20,7 @@ from task.scale_shift import ssf
 from task.soft_prompts import prefix, prompt
 from task.trainable import Head, TuningError, inside, mark
 
-__all__ = ["TUNINGS", "Head", "Tuning", "TuningError"]
+__all__ = ["TUNINGS", "Head", "Tuning", "TuningError", "tuned"]
 
 Tuning = Callable[[nn.Module, Head, TaskConfig, int], nn.Module]
 
@@ -57,3 +59,42 @@ TUNINGS: dict[str, Tuning] = {
     "adapter": adapter,
     "ssf": ssf,
 }
+
+SHOWN = 200  # characters of what a library says
+
+
+def tuned(module: nn.Module, head: Head, config: TaskConfig, rank: int) -> nn.Module:
+    """Apply the tuning of `config` to a fresh model. Raises TuningError where it does not fit, whoever finds that."""
+    try:
+        return TUNINGS[config.tuning](module, head, config, rank)
+    except TuningError:
+        raise
+    except Exception as error:  # peft raises whatever it comes upon
+        if ran_out(error):
+            raise
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())[:SHOWN]}".rstrip(":. ")
+        other = "full" if config.tuning == "lora" else "lora"
+        raise TuningError(
+            f"tuning = '{config.tuning}' does not fit this model ({cause}); use tuning = '{other}'"
+        ) from error
+
+
+def stacked(module: nn.Module, tuning: str) -> list[str]:
+    """Return what is to be said of matrices that a tuning of linear layers does not reach, as they are stacked in one
+    parameter: the experts of a mixture are."""
+    if tuning not in ("lora", "dora", "ia3", "ssf"):
+        return []
+    sizes = [
+        parameter.numel()
+        for layer in module.modules()
+        for parameter in layer.parameters(recurse=False)
+        if not isinstance(layer, _ConvNd) and parameter.ndim > 2 and parameter.shape[0] > 1
+        if not parameter.requires_grad
+    ]
+    total = sum(parameter.numel() for parameter in module.parameters())
+    if not sizes:
+        return []
+    return [
+        f"tuning = '{tuning}' leaves {sum(sizes):,} of {total:,} parameters frozen, which are no linear layers but "
+        "stacks of matrices, such as the experts of a mixture; tuning = 'full' trains them"
+    ]

@@ -19,6 +19,7 @@ from strategies.exchange import wire
 from strategies.exchange.journal import held
 from strategies.exchange.vocabulary import State, Ticket, Update
 from strategies.fedkseed import AMPLITUDES, CHANCES, DRAWS, NUMBERS, SCALE, TOTALS, FedKSeed
+from task.batches import batches
 from task.model import TunedModel, build, kept_model
 from task.schema import ConfigError
 from task.seeds import derive
@@ -79,7 +80,7 @@ def walked(strategy: FedKSeed, model: TunedModel, local: Trainer, chances: Matri
         losses.append(float(module(batch["pixel_values"].double(), batch["labels"]).loss))
         return losses[-1]
 
-    for positions in local._batches():
+    for positions in batches(local.config, len(local.rows), local.seed):
         k = random.choice(DIRECTIONS, p=chances)
         ahead, behind = (loss_at(place + side * strategy.epsilon * z[:, k], positions) for side in (1, -1))
         slope = (ahead - behind) / (2 * strategy.epsilon)

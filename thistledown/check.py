@@ -18,6 +18,7 @@ from strategies.exchange.opening import needs_no_data, settled
 from strategies.exchange.ranks import MEMORY_SHARE, TIME_SHARE
 from strategies.exchange.vocabulary import Profile, RunFailed
 from task.base import Base, BaseError, server_base
+from task.batches import steps_of
 from task.completions import CompletionEncoder
 from task.config import AUTO, EMBEDDED_MODEL, TaskConfig
 from task.data import DataError, Parts, holdout, outline, prepare
@@ -30,7 +31,6 @@ from task.schema import ConfigError, Flat, flatten
 from task.seeds import derive
 from task.stand_in import stand_in
 from task.store import Store, StoreError, server_store
-from task.train import steps_of
 from task.tuning import TuningError
 from thistledown.settings import Settings
 from thistledown.traffic import Leg, Traffic

@@ -22,7 +22,7 @@ BESIDE = "beside "  # in front of the names of what a journal leads beside weigh
 def merge(model: TunedModel, entry: Entry) -> None:
     """Replay an entry of products: add scaling * B A to the weights that the model stands on."""
     for name, product in products(entry.tensors):
-        model.shift(name, model.config.lora.scaling * product)
+        model.shift_product(name, model.config.lora.scaling * product)
 
 
 def held(strategy: Algorithm, base: Base, config: TaskConfig, state: State, device: str = "cpu") -> TunedModel:

@@ -17,9 +17,10 @@ from strategies.exchange.mechanism import Mechanism, Payment, Plan, scored_by_no
 from strategies.exchange.node_accounts import NodeAccounts, noise_of
 from strategies.exchange.vocabulary import Ticket
 from strategies.exchange.wrapper import Wrapper
+from task.batches import steps_of
 from task.config import TaskConfig
 from task.schema import option
-from task.train import Trainer, steps_of
+from task.train import Trainer
 
 if TYPE_CHECKING:
     from strategies.exchange.algorithm import Algorithm

@@ -1,0 +1,54 @@
+"""Which rows go into which local step."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from task.config import TaskConfig
+
+
+class TooFewRows(ValueError):
+    """Rows that no batch can be made of; the message says of them how many there are at most."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.public = message
+
+
+def steps_of(config: TaskConfig, rows: int, least: int = 1) -> int:
+    """Local steps that a node with so many rows takes in a round, in batches of `least` rows or more."""
+    return config.local_steps or per_epoch(config, rows, least) * config.local_epochs
+
+
+def per_epoch(config: TaskConfig, rows: int, least: int = 1) -> int:
+    """How many batches of `batch-size` rows all rows make; fewer than `least` that are left over join the last."""
+    whole, left = divmod(rows, config.batch_size)
+    return whole + int(left >= least or (left > 0 and not whole))
+
+
+def least_rows(module: nn.Module) -> int:
+    """Rows that a batch must have: 2 where a layer in training mode normalises over a batch, else 1."""
+    return 2 if any(isinstance(layer, _BatchNorm) and layer.training for layer in module.modules()) else 1
+
+
+def check_rows(config: TaskConfig, rows: int, least: int) -> None:
+    """Raise TooFewRows where no batch can have `least` rows."""
+    if config.batch_size < least:
+        raise TooFewRows(
+            f"batch-size = {config.batch_size}: this model normalises over the rows of a batch, which needs {least}"
+        )
+    if rows < least:
+        raise TooFewRows(f"this model normalises over the rows of a batch, which needs {least}; there is {rows}")
+
+
+def batches(config: TaskConfig, rows: int, seed: int, least: int = 1) -> Iterator[torch.Tensor]:
+    """Row positions of every local step: fresh orders of all rows, one after another."""
+    order = torch.Generator().manual_seed(seed)
+    left, count = steps_of(config, rows, least), per_epoch(config, rows, least)
+    sizes = [config.batch_size] * (count - 1) + [rows - config.batch_size * (count - 1)]
+    while left:
+        epoch = torch.split(torch.randperm(rows, generator=order), sizes)[:left]
+        yield from epoch
+        left -= len(epoch)

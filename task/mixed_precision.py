@@ -1,0 +1,41 @@
+"""Steps of an optimiser on weights that a model has in 16 bits: on copies in 32, which are rounded into the model.
+
+In 16 bits small steps are rounded away, and the squares that AdamW keeps of gradients are zero in float16, which it
+divides by.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+class Masters:
+    """What an optimiser steps on instead of a model's parameters: those of 32 bits themselves, copies of others."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self._pairs = [(own, _wide(own)) for own in parameters]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters to step on, at least float32, in the model's order."""
+        return [wide for _, wide in self._pairs]
+
+    def take_gradients(self) -> None:
+        """Move the gradients of the model's parameters to the copies."""
+        for own, wide in self._pairs:
+            if own is not wide:
+                wide.grad = None if own.grad is None else own.grad.to(wide.dtype)
+                own.grad = None
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        """Round the copies into the model."""
+        for own, wide in self._pairs:
+            if own is not wide:
+                own.copy_(wide)
+
+
+def _wide(own: nn.Parameter) -> nn.Parameter:
+    dtype = torch.promote_types(own.dtype, torch.float32)
+    return own if dtype == own.dtype else nn.Parameter(own.detach().to(dtype))
