@@ -170,7 +170,7 @@ class CompletionEncoder:
         inputs: list[str] = []
         for row, value in zip(rows, raw.values(column, rows), strict=True):
             if value is not None and not isinstance(value, str):
-                raise DataError.at(raw.place, int(row), column, "no text", f", but {value!r:.60}")
+                raise raw.fault(int(row), column, "no text", f", but {value!r:.60}")
             inputs.append(value if value and value.strip() else "")
         return inputs
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from task.device import DEVICES
+from task.request import delimiter_problem, encoding_problem
 from task.schema import ConfigError, build, group, option, read, schema
 
 CAUSAL = "causal-lm"
@@ -60,6 +61,9 @@ class Data:
     output_column: str = option("output")
     template: str = option("auto", choices=TEMPLATES)
     label_column: str = option("label")
+    delimiter: str = option("")
+    encoding: str = option("")
+    skip_empty: bool = option(True)
     labels: tuple[str, ...] = option((), separator="|")
     max_length: int = option(128, low=2, high=MANY)
     max_completion_length: int = option(0, low=0, high=MANY)
@@ -170,6 +174,20 @@ class TaskConfig:
         """What is measured of a model: see `task.train.evaluate`."""
         return ("loss", "accuracy", "perplexity") if self.causal else ("loss", "accuracy")
 
+    def _without_data(self, data: str) -> list[str]:
+        """What keeps a run of texts from going without data on the server, where none is named."""
+        if self.data.partitioner != "none":
+            return [f"data.name = 'digits' are images; name {data} for task.kind = '{self.task.kind}'"]
+        found = []
+        if self.evaluate != "nodes":
+            found.append(
+                f"evaluate = '{self.evaluate}' scores rows of the server, and it has none: name {data} by data.name, "
+                "or set evaluate = 'nodes'"
+            )
+        if not self.causal and not self.data.labels:
+            found.append("data.labels must name the labels: nodes bring all data (data.partitioner = 'none')")
+        return found
+
     def problems(self) -> list[str]:
         """What is wrong between options that are each fine by themselves."""
         found = []
@@ -179,7 +197,8 @@ class TaskConfig:
                 f"model.name = 'embedded' is a model of images; name {model} for task.kind = '{self.task.kind}'"
             )
         if data and self.data.name == EMBEDDED_DATA:
-            found.append(f"data.name = 'digits' are images; name {data} for task.kind = '{self.task.kind}'")
+            found += self._without_data(data)
+        found += filter(None, (delimiter_problem(self.data.delimiter), encoding_problem(self.data.encoding)))
         if self.causal and self.data.max_completion_length >= self.data.max_length:
             found.append(
                 f"data.max-completion-length = {self.data.max_completion_length} leaves none of data.max-length = "

@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from task.completions import Columns, CompletionEncoder
-from task.config import BY_LABEL, TaskConfig
+from task.completions import CompletionEncoder
+from task.config import TaskConfig
 from task.images import ImageEncoder
-from task.labels import category_names, check_few, label_codes, label_names
 from task.outline import Outline, Part, read_outline, write_outline
-from task.raw import DataError, Raw
+from task.parts import columns_of, found_in, has_labels, input_columns, parts_of, reading_of, share
+from task.raw import DataError
+from task.request import Reading
 from task.retention import trim
 from task.rows import Rows
-from task.seeds import derive
 from task.sources import Digits, Source, open_source, read_split
+from task.splits import called
 from task.store import Store, recipe_hash
 from task.texts import TextEncoder
 
@@ -33,6 +33,7 @@ __all__ = [
     "Part",
     "Parts",
     "Rows",
+    "columns_of",
     "holdout",
     "outline",
     "outline_file",
@@ -40,8 +41,6 @@ __all__ = [
     "prepare_file",
 ]
 
-PARTS = ("train", "validation", "test")
-NATIVE_VALIDATION = "validation"
 NOTICES = "notices.json"
 _EDITION = 2  # of what is stored; another number makes everything anew
 
@@ -76,7 +75,7 @@ def _task_outline(config: TaskConfig, store: Store, source: Source) -> Outline:
         data.validation_rows,
         data.test_rows,
     ]
-    return _outline(store, source, config, [splits, sizes], lambda: _parts(config, source))
+    return _outline(store, source, config, [splits, sizes], lambda: parts_of(config, source))
 
 
 def outline_file(
@@ -97,9 +96,10 @@ def _own_outline(
 
     def parts() -> Outline:
         splits = list(source.splits())
-        split = splits[0] if len(splits) == 1 else config.data.train_split
-        part, names = _part(config, source, split, labels, most_labels)
-        return Outline("", names, {"train": part})
+        asked = config.data.train_split
+        split = splits[0] if len(splits) == 1 else called(asked, splits, source.name) or asked
+        found = found_in(config, source, split, labels, most_labels)
+        return Outline("", found.labels, {"train": found.part}, notices=found.notices)
 
     choices = [config.data.train_split, list(labels), *([most_labels] if most_labels else [])]
     return _outline(store, source, config, choices, parts)
@@ -123,116 +123,14 @@ def _outline(
     choices: object,
     parts: Callable[[], Outline],
 ) -> Outline:
-    label_column = config.data.label_column if _has_labels(config) else ""
-    columns = [*_input_columns(config), label_column, config.data.id_column, config.data.labels]
-    key = recipe_hash([_EDITION, config.task.kind, source.stamp(), columns, choices])
+    data, label_column = config.data, config.data.label_column if has_labels(config) else ""
+    columns = [*input_columns(config), label_column, data.id_column, data.labels]
+    written = [data.delimiter, data.encoding, data.skip_empty]
+    key = recipe_hash([_EDITION, config.task.kind, source.stamp(), columns, written, choices])
     with store.made("outlines", key, source.name) as folder:
         if folder is not None:
             write_outline(folder, parts())
     return read_outline(store.path("outlines", key), key)
-
-
-def _parts(config: TaskConfig, source: Source) -> Outline:
-    """Label names, and the three parts: from their own splits, or cut from train."""
-    data = config.data
-    native = NATIVE_VALIDATION if NATIVE_VALIDATION in source.splits() else ""
-    splits = {"test": data.test_split, "validation": data.validation_split or native}
-    fractions = {"test": data.test_fraction, "validation": data.validation_fraction}
-    limits = {"train": data.train_rows, "validation": data.validation_rows, "test": data.test_rows}
-    if data.train_split in splits.values():
-        raise DataError(
-            f"split '{data.train_split}' of {source.name} cannot be trained on and be validation or test too"
-        )
-    train, names = _part(config, source, data.train_split, data.labels)
-    parts, rest = {}, _random("cut").permutation(len(train))
-    for name, split in splits.items():
-        if split:
-            parts[name], _ = _part(config, source, split, names)
-        else:
-            cut, rest = np.split(rest, [_share(len(train), fractions[name])])
-            parts[name] = train.take(np.sort(cut))
-    parts["train"] = train.take(np.sort(rest))
-    if not len(parts["train"]):
-        raise DataError(f"{source.name}: {len(train)} rows in '{data.train_split}' leave none to train on")
-    return Outline("", names, {name: _limited(parts[name], limits[name], name) for name in PARTS})
-
-
-def _part(
-    config: TaskConfig, source: Source, split: str, labels: Sequence[str], most_labels: int = 0
-) -> tuple[Part, tuple[str, ...]]:
-    """All rows of a split, and the label names (those given, if any)."""
-    data, raw = config.data, read_split(source, split)
-    for column in _input_columns(config):
-        raw.require(column)
-    if most_labels and not config.causal:
-        check_few(raw, data.label_column, most_labels)
-    names, codes = _labels(config, raw, split, labels)
-    ids = _ids(raw, data.id_column) if data.id_column and split == data.train_split else None
-    return Part(split, np.arange(len(raw)), codes, ids), names
-
-
-def _labels(
-    config: TaskConfig, raw: Raw, split: str, given: Sequence[str]
-) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Label names and the label of every row. A causal language model has none, all rows are alike to it; but the split
-    that is divided by label has categories.
-    """
-    column = config.data.label_column
-    if config.causal and not (_has_labels(config) and split == config.data.train_split):
-        return (), np.zeros(len(raw), np.int64)
-    if config.causal and not raw.has(column):
-        raise DataError(
-            f"{raw.place} has no column '{column}', and data.partitioner = '{config.data.partitioner}' goes by labels: "
-            "use 'iid', or 'natural' with data.id-column, or name a column of categories by data.label-column"
-        )
-    raw.require(column)
-    names = (category_names if config.causal else label_names)(raw, column, given)
-    return names, label_codes(raw, column, names)
-
-
-def _has_labels(config: TaskConfig) -> bool:
-    return not config.causal or config.data.partitioner in BY_LABEL
-
-
-def _ids(raw: Raw, column: str) -> NDArray[np.int64]:
-    """The natural client of every row, numbered from 0 in sorted order."""
-    values = list(raw.values(column))
-    for row, value in enumerate(values):
-        if value is None or value != value or not isinstance(value, str | int | float):
-            raise DataError.at(raw.place, row, column, "no id", f", but {value!r:.60}")
-    return np.unique(np.array(values), return_inverse=True)[1].astype(np.int64)
-
-
-def _limited(part: Part, limit: int, name: str) -> Part:
-    """At most `limit` rows (0: all), drawn at random."""
-    if not 0 < limit < len(part):
-        return part
-    return part.take(np.sort(_random(name).choice(len(part), limit, replace=False)))
-
-
-def _share(count: int, fraction: float) -> int:
-    """How many of `count` rows a fraction is: at least one where it is above 0, and never all."""
-    return min(max(round(count * fraction), 1), count - 1) if fraction and count > 1 else 0
-
-
-def _random(what: str) -> np.random.Generator:
-    return np.random.default_rng(derive("data", what))
-
-
-def columns_of(config: TaskConfig) -> tuple[list[str], str, str]:
-    """The columns that a node's own file is read for: of inputs, of labels and of ids; empty where there is none."""
-    data = config.data
-    inputs = _input_columns(config)
-    if config.causal and data.instruction_column and data.input_column:
-        inputs = [data.instruction_column, data.input_column, data.output_column]  # read where there is one
-    return inputs, "" if config.causal else data.label_column, data.id_column
-
-
-def _input_columns(config: TaskConfig) -> list[str]:
-    """The columns that a model's inputs are made of, as far as data must have them."""
-    if config.causal:
-        return Columns.of(config.data).required
-    return [config.data.text_column if config.task.kind == "text-classification" else config.data.image_column]
 
 
 # ------------------------------------------------------------------------------------------------ inputs
@@ -265,7 +163,7 @@ def _prepared(
     key = recipe_hash([_EDITION, plan.key, encoder.recipe()])
     with store.made("data", key, f"{source.name}, for {base}") as folder:
         if folder is not None:
-            _encode(folder, encoder, source, plan)
+            _encode(folder, encoder, source, plan, reading_of(config, ids=False))
     if folder is not None:
         trim(store)
     place = store.path("data", key)
@@ -275,10 +173,10 @@ def _prepared(
     return rows, tuple(json.loads((place / NOTICES).read_text()))
 
 
-def _encode(folder: Path, encoder: Any, source: Source, plan: Outline) -> None:
+def _encode(folder: Path, encoder: Any, source: Source, plan: Outline, reading: Reading) -> None:
     notices: list[str] = []
     for split in dict.fromkeys(part.split for part in plan.parts.values()):
-        raw = read_split(source, split)
+        raw = read_split(source, split, reading)
         for name, part in plan.parts.items():
             if part.split == split:
                 notices += encoder.write(folder, name, raw, part.rows)
@@ -297,5 +195,5 @@ def holdout(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
     """The rows that a node trains on and those that it keeps back; at least one each, where fraction > 0
     and there are two."""
     order = np.random.default_rng(seed).permutation(len(rows))
-    kept, trained = np.split(order, [_share(len(rows), fraction)])
+    kept, trained = np.split(order, [share(len(rows), fraction)])
     return rows.select(np.sort(trained)), rows.select(np.sort(kept))

@@ -85,7 +85,7 @@ class ImageEncoder:
             try:
                 pixels[position] = self._fitted(_image(value, raw.folder if isinstance(raw, Table) else None))
             except NoImage as error:
-                raise DataError.at(raw.place, int(row), self.column, str(error), error.seen) from error
+                raise raw.fault(int(row), self.column, str(error), error.seen) from error
         pixels.flush()
         return ()
 

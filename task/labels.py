@@ -1,99 +1,172 @@
-"""Labels: from what a column holds (whole numbers, strings, class labels) to numbers counted from 0."""
+"""Labels: from what a column holds (whole numbers, strings, class labels) to numbers counted from 0.
 
-from collections.abc import Sequence
+Names decide, whatever form they have. A number is a position among names only where it can mean nothing else.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from task.raw import DataError, Raw
+from task.raw import DataError, Raw, fold, nearest
 
 SEPARATOR = "|"  # of label names in a configuration
 FEW = 20  # rows of which each may have a label of its own
+WHOLE = re.compile(r"-?\d+")
+Rows = NDArray[np.int64]
+WRITE = "write the names into the column"
 
 
 class LabelError(DataError):
     """Labels that are not among those given."""
 
 
-def check_few(raw: Raw, column: str, most: int) -> None:
-    """DataError for a column of more than `most` different values, or more than half as many as rows, which are names,
-    numbers of people or free text rather than labels. Asked before labels are compared to any."""
-    different = len(set(_values(raw, column)))
-    if different > most or (len(raw) >= FEW and different > len(raw) / 2):
+@dataclass(frozen=True)
+class Codes:
+    """The label of every row (N,) as a position among the names; whether the data has numbers that are these positions,
+    which is then said."""
+
+    codes: NDArray[np.int64]
+    by_position: bool = False
+    notices: tuple[str, ...] = ()
+
+
+def check_few(raw: Raw, column: str, most: int, rows: Rows) -> None:
+    """Raise DataError for a column of more than `most` different values, or more than half as many as rows, which are
+    names, numbers of people or free text rather than labels. Asked before labels are compared to any."""
+    different = len(set(_values(raw, column, rows)))
+    if different > most or (len(rows) >= FEW and different > len(rows) / 2):
         problem = f"column '{column}' has too many different values to be labels"
-        raise DataError(f"{raw.place}, {problem}: {different} in {len(raw)} rows", problem)
+        raise DataError(f"{raw.place}, {problem}: {different} in {len(rows)} rows", problem)
 
 
-def label_names(raw: Raw, column: str, given: Sequence[str]) -> tuple[str, ...]:
-    """As `category_names`, of what a classifier learns to tell apart: two at least."""
-    names = category_names(raw, column, given)
+def label_names(raw: Raw, column: str, given: Sequence[str], rows: Rows) -> tuple[str, ...]:
+    """Return names as `category_names`, of what a classifier learns to tell apart: two at least."""
+    names = category_names(raw, column, given, rows)
     if len(names) < 2:
         problem = f"column '{column}': one label only"
         raise DataError(f"{raw.place}, {problem} ({_shown(names)}), nothing to tell apart", problem)
     return names
 
 
-def category_names(raw: Raw, column: str, given: Sequence[str]) -> tuple[str, ...]:
-    """Label names in order: those given, else of the column's type, else its sorted distinct values."""
-    names = tuple(given) or raw.class_names(column)
-    if names is None:
-        names = tuple(str(value) for value in sorted(set(_values(raw, column))))
+def category_names(raw: Raw, column: str, given: Sequence[str], rows: Rows) -> tuple[str, ...]:
+    """Return label names in order: those given, else of the column's type, else its distinct values, sorted."""
+    names = tuple(given) or tuple(name.strip() for name in raw.class_names(column) or ())
+    if not names:
+        names = tuple(str(value) for value in sorted(set(_values(raw, column, rows)), key=_order))
     if len(set(names)) < len(names):
         raise DataError(f"data.labels names a label twice: {_shown(names)}")
+    if "" in names:
+        raise DataError(f"{raw.place}, column '{column}': a class of the column's type has no name")
     if bad := [name for name in names if SEPARATOR in name]:
         raise DataError(f"{raw.place}, column '{column}': a label may not hold '{SEPARATOR}', as {bad[0]!r} does")
     return names
 
 
-def label_codes(raw: Raw, column: str, names: Sequence[str]) -> NDArray[np.int64]:
-    """The label of every row (N,) as a position in `names`.
+def label_codes(raw: Raw, column: str, names: Sequence[str], rows: Rows, by_position: bool | None = None) -> Codes:
+    """Return the labels of these rows, found among `names`.
 
-    A string is looked up as it is. A number is looked up as text where names are numbers,
-    else it is the position.
+    A string, or the name that a column's type gives a number, is looked up as it is. A number is looked up as text
+    where names are numbers. Where they are words it is a position, if no row has a name, all are in range and 0 is
+    among them: without it they may count from 1. `by_position` says that this is known (True), or is not so (False).
     Raises DataError for a missing label, LabelError for one that is not among the names.
     """
-    codes: dict[str | int, int] = {name: code for code, name in enumerate(names)}
-    if not any(_is_whole(name) for name in names):
-        codes |= {code: code for code in range(len(names))}
-    own = raw.class_names(column)
-    words = own if own and set(own) <= set(names) else None
-    labels = np.empty(len(raw), np.int64)
-    for row, value in enumerate(_values(raw, column)):
-        found = words[value] if words and isinstance(value, int) and 0 <= value < len(words) else value
-        code = codes.get(found, codes.get(str(found)))
-        if code is None:
-            raise LabelError(
-                f"{raw.place}, row {row}, column '{column}': the label is none of {_shown(names)}: {found!r:.60}",
-                f"column '{column}': a label is not among those given",
-            )
-        labels[row] = code
-    return labels
+    places = {name: code for code, name in enumerate(names)}
+    truths = {fold(name): code for code, name in enumerate(names) if fold(name) in ("true", "false")}
+    values = _values(raw, column, rows)
+    found = [truths.get(fold(value)) if isinstance(value, Truth) else places.get(str(value)) for value in values]
+    if None not in found:
+        return Codes(np.array(found, np.int64))
+    if _are_positions(raw, column, values, names, by_position):
+        shown = ", ".join(f"{code} is '{name}'" for code, name in enumerate(names[:5]))
+        more = " and so on" if len(names) > 5 else ""
+        said = f"{raw.place}, column '{column}': numbers are read as positions among the labels: {shown}{more}"
+        return Codes(np.array([int(value) for value in values], np.int64), True, (said,))
+    first = found.index(None)
+    raise _unknown(raw, column, int(rows[first]), values, first, names)
 
 
-def _values(raw: Raw, column: str) -> list[str | int]:
+class Truth(str):
+    """True or false, as the value of a column that holds nothing else."""
+
+
+def _are_positions(
+    raw: Raw, column: str, values: Sequence[str | int], names: Sequence[str], known: bool | None
+) -> bool:
+    if known is False or raw.class_names(column) or raw.named_by(column) != "label" or any(map(_is_whole, names)):
+        return False
+    if not all(isinstance(value, int) or _is_whole(value) for value in values):
+        return False
+    numbers = {int(value) for value in values}
+    return min(numbers) >= 0 and max(numbers) < len(names) and (known is True or 0 in numbers)
+
+
+def _unknown(
+    raw: Raw, column: str, row: int, values: Sequence[str | int], place: int, names: Sequence[str]
+) -> LabelError:
+    """What is wrong with the first label that is not among the names."""
+    value = values[place]
+    near = nearest(str(value), names)
+    if near and fold(near) == fold(str(value)):
+        hint = f"; '{near}' differs in case, spaces or the form of accents only"
+    elif near:
+        hint = f"; did you mean '{near}'?"
+    else:
+        hint = _of_numbers(values, names)
+    problem = f"the {raw.named_by(column)} is none of {_shown(names)}"
+    return LabelError(
+        f"{raw.where(row)}, column '{column}': {problem}: {value!r:.60}{hint}",
+        f"column '{column}': a label is not among those given",
+    )
+
+
+def _of_numbers(values: Sequence[str | int], names: Sequence[str]) -> str:
+    """Why numbers are not read as positions among names."""
+    if any(map(_is_whole, names)) or not all(isinstance(value, int) or _is_whole(value) for value in values):
+        return ""
+    numbers = {int(value) for value in values}
+    if 0 not in numbers and min(numbers) > 0:
+        return f"; 0 is not among these numbers, so they may count from 1: {WRITE}"
+    if min(numbers) < 0 or max(numbers) >= len(names):
+        return f"; as positions numbers go from 0 to {len(names) - 1}: {WRITE}"
+    return f"; where labels have names a number may mean anything: {WRITE}"
+
+
+def _values(raw: Raw, column: str, rows: Rows) -> list[str | int]:
     raw.require(column)
-    numbered = raw.class_names(column) is not None
-    return [_value(value, raw.place, row, column, numbered) for row, value in enumerate(raw.label_values(column))]
+    own = raw.class_names(column)
+    every = list(raw.label_values(column))
+    return [_value(every[row], raw, int(row), column, own) for row in rows]
 
 
-def _value(value: object, place: str, row: int, column: str, numbered: bool) -> str | int:
+def _value(value: object, raw: Raw, row: int, column: str, own: Sequence[str] | None) -> str | int:
     if isinstance(value, float) and value.is_integer():  # a column of whole numbers that had gaps
         value = int(value)
     missing = value is None or value != value or (isinstance(value, str) and not value.strip())
-    if missing or (numbered and value == -1):
-        raise DataError.at(place, row, column, "the label is missing")
+    if missing or (own and value == -1):
+        raise raw.fault(row, column, "the label is missing")
     if isinstance(value, bool):
-        return str(value).lower()
+        return Truth(str(value).lower())
     if isinstance(value, int):
-        return value
+        if own and not 0 <= value < len(own):
+            raise raw.fault(row, column, "a number is beyond the class names of the column's type", f": {value}")
+        return own[value].strip() if own else value
     if isinstance(value, str):
         return value.strip()
-    raise DataError.at(place, row, column, "a label is a whole number or text", f", not {value!r:.60}")
+    raise raw.fault(row, column, "a label is a whole number or text", f", not {value!r:.60}")
 
 
-def _is_whole(name: str) -> bool:
-    return name.removeprefix("-").isdecimal()
+def _order(value: str | int) -> tuple[int, int, str]:
+    """Numbers by size, also where they are written as text, before words."""
+    return (0, int(value), str(value)) if _is_whole(value) else (1, 0, str(value))
 
 
-def _shown(names: Sequence[str]) -> str:
+def _is_whole(value: str | int) -> bool:
+    return WHOLE.fullmatch(str(value)) is not None and len(str(value)) < 20
+
+
+def _shown(names: Iterable[str]) -> str:
+    names = list(names)
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

@@ -1,7 +1,9 @@
 """Rows as they are found, before anything is made of them: a table, or arrays of images and labels."""
 
+import bisect
 import difflib
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 HIDDEN = "data that cannot be used; only this node's own log says why"
+SHOWN = 30  # names that an error lists
 
 
 class DataError(ValueError):
@@ -27,7 +30,12 @@ class DataError(ValueError):
     def at(cls, place: str, row: int, column: str, problem: str, seen: str = "") -> "DataError":
         """What is wrong with one value. `problem` is the kind of problem, in words that depend on no value; `seen` ends
         the message and is not public. Neither is the row: who may choose column and labels would learn whose it is."""
-        return cls(f"{place}, row {row}, column '{column}': {problem}{seen}", f"column '{column}': {problem}")
+        return cls.of(f"{place}, row {row}", column, problem, seen)
+
+    @classmethod
+    def of(cls, where: str, column: str, problem: str, seen: str = "") -> "DataError":
+        """As `at`, where the row is already named."""
+        return cls(f"{where}, column '{column}': {problem}{seen}", f"column '{column}': {problem}")
 
 
 @dataclass(frozen=True)
@@ -37,54 +45,91 @@ class Arrays:
     place: str
     images: NDArray[Any]
     labels: NDArray[Any]
+    notices: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def require(self, column: str) -> None:
+    def where(self, row: int) -> str:
+        """Name a row."""
+        return f"{self.place}, row {row}"
+
+    def fault(self, row: int, column: str, problem: str, seen: str = "") -> DataError:
+        """Return what to raise for one value, as `DataError.at` has it."""
+        return DataError.of(self.where(row), column, problem, seen)
+
+    def require(self, column: str, key: str = "") -> None:
         """Arrays have images and labels, whatever these are called elsewhere."""
 
     def has(self, column: str) -> bool:
-        """Never: images and labels are no columns."""
+        """Return False: images and labels are no columns."""
         return False
 
     def values(self, column: str, rows: NDArray[np.int64] | None = None) -> Iterator[object]:
-        """Always a DataError: there is no column of text or of ids."""
+        """Raise DataError: there is no column of text or of ids."""
         problem = f"images and labels only; there is no column '{column}'"
         raise DataError(f"{self.place} holds {problem}", f"the data holds {problem}")
 
     def label_values(self, column: str) -> Iterator[object]:
-        """The label of every row."""
+        """Return the label of every row."""
         return iter(self.labels.tolist())
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
-        """Arrays do not name their classes."""
+        """Return None: arrays do not name their classes."""
         return None
+
+    def named_by(self, column: str) -> str:
+        """Return what gives a label its name."""
+        return "label"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A `datasets.Dataset`. Relative image paths in it start at `folder`; None: paths are not followed."""
+    """A `datasets.Dataset` of the columns that are read. Relative image paths in it start at `folder`; None: paths are
+    not followed.
+
+    `names` are all columns of the files (none: those of the dataset). `lines` (N,) are the lines of the file that rows
+    begin in. Where the rows are of several files, `files` are the first row and the name of each. `labelled` says what
+    gives labels their names, where that is not the column itself.
+    """
 
     place: str
     dataset: Any
     folder: Path | None
+    names: tuple[str, ...] = ()
+    lines: NDArray[np.int64] | None = None
+    files: tuple[tuple[int, str], ...] = ()
+    notices: tuple[str, ...] = ()
+    labelled: str = ""
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def require(self, column: str) -> None:
-        """DataError unless the table has this column."""
+    def where(self, row: int) -> str:
+        """Name a row by its file, its number there and, in a file of text, its line."""
+        place, line = self.place, "" if self.lines is None else f" (line {self.lines[row]})"
+        if self.files:
+            first, place = self.files[bisect.bisect_right([start for start, _ in self.files], row) - 1]
+            row -= first
+        return f"{place}, row {row}{line}"
+
+    def fault(self, row: int, column: str, problem: str, seen: str = "") -> DataError:
+        """Return what to raise for one value, as `DataError.at` has it."""
+        return DataError.of(self.where(row), column, problem, seen)
+
+    def require(self, column: str, key: str = "") -> None:
+        """Raise DataError unless the table has this column, which `key` of the configuration names."""
         if not self.has(column):
+            have = self.names or tuple(self.dataset.column_names)
             public = f"there is no column '{column}'"
-            raise DataError(f"{self.place} {lacks('column', column, self.dataset.column_names)}", public)
+            raise DataError(f"{self.place} {lacks('column', column, have)}{cure(column, key, have)}", public)
 
     def has(self, column: str) -> bool:
-        """Is there such a column?"""
+        """Return whether there is such a column."""
         return column in self.dataset.column_names
 
     def values(self, column: str, rows: NDArray[np.int64] | None = None) -> Iterator[object]:
-        """The values of a column in the order of `rows` (None: all), images as they are stored."""
+        """Yield the values of a column in the order of `rows` (None: all), images as they are stored."""
         import datasets
 
         self.require(column)
@@ -97,21 +142,61 @@ class Table:
             yield from batch[column]
 
     def label_values(self, column: str) -> Iterator[object]:
-        """The label of every row, as it is stored."""
+        """Yield the label of every row, as it is stored."""
         return self.values(column)
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
-        """The names that the column's type gives its numbers, where it does."""
+        """Return the names that the column's type gives its numbers, where it does.
+
+        Names that are the numbers themselves ("0", "1", ...), as `ClassLabel(num_classes=2)` has them, name nothing.
+        """
         names = getattr(self.dataset.features[column], "names", None)
-        return tuple(names) if names else None
+        return tuple(names) if names and list(names) != [str(code) for code in range(len(names))] else None
+
+    def named_by(self, column: str) -> str:
+        """Return what gives a label its name, in words."""
+        return self.labelled or ("class name of the column's type" if self.class_names(column) else "label")
 
 
 Raw = Arrays | Table
 
+# What columns are often called, by the key that names them here.
+USUAL = {
+    "data.text-column": ("text", "sentence", "content", "review", "body", "comment", "document", "tweet", "question"),
+    "data.label-column": ("label", "labels", "target", "class", "category", "sentiment", "y"),
+    "data.image-column": ("image", "img", "images", "pixel_values", "picture", "photo", "file_name", "path"),
+    "data.instruction-column": ("instruction", "prompt", "question", "query", "input"),
+    "data.output-column": ("output", "response", "completion", "answer", "text"),
+    "data.input-column": ("input", "context"),
+}
+
+
+def cure(column: str, key: str, have: Sequence[str]) -> str:
+    """Return what to do about a column that is not there: where one that is has a usual name for what `key` is for, to
+    say so."""
+    usual = [name for name in have if fold(name) in USUAL.get(key, ())]
+    near = nearest(column, have) or (usual[0] if len(usual) == 1 else "")
+    if not key:
+        return ""
+    return f" (set {key} = '{near}')" if near else f" (set {key})"
+
+
+def fold(name: str) -> str:
+    """Return a name without differences of case, spaces and the form of its accents."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def nearest(name: str, have: Iterable[str]) -> str:
+    """Return the name among those there are that is most like one that is not; empty where none is."""
+    folded = {fold(one): one for one in have}
+    near = difflib.get_close_matches(fold(name), folded, n=1)
+    return folded[near[0]] if near else ""
+
 
 def lacks(what: str, name: str, have: Iterable[str]) -> str:
-    """What to say of a name that does not exist among those that do."""
+    """Return what to say of a name that does not exist among those that do."""
     have = list(have)
-    near = difflib.get_close_matches(name, have, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    return f"has no {what} '{name}', only {', '.join(map(repr, have)) or 'none'}{hint}"
+    near = nearest(name, have)
+    hint = f"; did you mean '{near}'?" if near else ""
+    more = f" and {len(have) - SHOWN} more" if len(have) > SHOWN else ""
+    return f"has no {what} '{name}', only {', '.join(map(repr, have[:SHOWN])) or 'none'}{more}{hint}"

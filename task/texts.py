@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from task.rows import Tokens, mapped
 from task.shown import shown
 
 CHUNK = 1000  # texts that are tokenised at once
+SHAPELESS = ("Cc", "Cf", "Zs", "Zl", "Zp")  # categories of control signs, marks of direction, spaces
 PANIC = "PanicException"  # what the compiled tokenizers raise of a bug of theirs, which is no Exception
 NO_TOKENIZER = "the base has no tokenizer that can be read"
 
@@ -65,23 +67,29 @@ def _longer(tokenizer: Any, texts: Sequence[str], found: Sequence[Sequence[int]]
 
 
 def read_texts(raw: Raw, column: str, rows: NDArray[np.int64]) -> list[str]:
-    """The texts of these rows. Raises DataError for the first one that is empty or no text."""
+    """Return the texts of these rows. Raises DataError for the first one that is empty or no text."""
     texts: list[str] = []
     for row, value in zip(rows, raw.values(column, rows), strict=True):
-        if isinstance(value, str) and value.strip():
-            texts.append(value)
-            continue
-        if value is None or isinstance(value, str):
-            raise DataError.at(raw.place, int(row), column, "the text is empty")
-        raise DataError.at(raw.place, int(row), column, "no text", f", but {value!r:.60}")
+        if blank(value):
+            raise raw.fault(int(row), column, "the text is empty")
+        if not isinstance(value, str):
+            raise raw.fault(int(row), column, "no text", f", but {value!r:.60}")
+        texts.append(value)
     return texts
 
 
+def blank(value: object) -> bool:
+    """Return whether a value is a text that shows nothing: none at all, spaces, or signs without a shape."""
+    if value is None:
+        return True
+    return isinstance(value, str) and all(char.isspace() or unicodedata.category(char) in SHAPELESS for char in value)
+
+
 def check_tokens(ids: Sequence[Sequence[int] | NDArray[np.int32]], raw: Raw, column: str, rows: Any) -> None:
-    """DataError for the first text that the tokenizer finds nothing in; `ids` are those of `rows`."""
+    """Raise DataError for the first text that the tokenizer finds nothing in; `ids` are those of `rows`."""
     for row, tokens in zip(rows, ids, strict=True):
         if not len(tokens):
-            raise DataError.at(raw.place, int(row), column, "the text has no tokens")
+            raise raw.fault(int(row), column, "the text has no tokens")
 
 
 def write_tokens(folder: Path, part: str, ids: Sequence[NDArray[np.int32]], pad: int) -> None:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from task.config import TaskConfig
@@ -37,8 +38,17 @@ def write_table(path: Path, columns: dict[str, list[object]]) -> Path:
         path.write_text(json.dumps(rows))
     elif path.suffix == ".jsonl":
         path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
-    elif path.suffix == ".csv":
-        csv.write_csv(pa.table(columns), path)
+    elif path.suffix in (".csv", ".tsv", ".txt"):
+        between = "," if path.suffix == ".csv" else "\t"
+        csv.write_csv(pa.table(columns), path, csv.WriteOptions(delimiter=between))
+    elif path.suffix in (".arrow", ".feather"):
+        with pa.ipc.new_file(path, pa.table(columns).schema) as file:
+            file.write_table(pa.table(columns))
+    elif path.suffix == ".xlsx":
+        book = pytest.importorskip("openpyxl").Workbook()
+        for row in [list(columns), *zip(*columns.values(), strict=True)]:
+            book.active.append(row)
+        book.save(path)
     else:
         parquet.write_table(pa.table(columns), path)
     return path

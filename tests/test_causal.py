@@ -115,13 +115,13 @@ def test_a_corpus_has_no_prompts(base: Base, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("column", "value"), [("output", " "), ("instruction", None)])
 def test_a_row_without_text_is_named(column: str, value: object, base: Base, tmp_path: Path) -> None:
     bad = ROWS | {column: [*ROWS[column][:5], value, *ROWS[column][6:]]}
-    with pytest.raises(DataError, match=rf"rows\.jsonl, row 5, column '{column}': the text is empty"):
-        prepared(tmp_path, base.folder, bad)
+    with pytest.raises(DataError, match=rf"rows\.jsonl, row 5 \(line 6\), column '{column}': the text is empty"):
+        prepared(tmp_path, base.folder, bad, skip_empty=False)
 
 
 def test_what_cannot_be_prepared_is_said(base: Base, tmp_path: Path) -> None:
     wrong: list[tuple[str, dict[str, list[object]], dict[str, object]]] = [
-        ("row 0, column 'input': no text, but 3", ROWS | {"input": [3] * 24}, {}),
+        ("row 0 (line 1), column 'input': no text, but 3", ROWS | {"input": [3] * 24}, {}),
         ("has no column 'output'", {"instruction": ["add"]}, {}),
         ("has no column 'context'", ROWS, {"input_column": "context"}),
         ("has no chat template; use 'plain'", ROWS, {"template": "chat"}),

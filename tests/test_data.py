@@ -115,7 +115,7 @@ def test_a_second_call_reads_and_a_touched_file_is_prepared_again(
         second = data.prepare(settings, words, store)
         assert (first.train.labels == second.train.labels).all()
         assert (first.train.inputs.ids == second.train.inputs.ids).all()
-        patch.setattr(data, "_share", None)
+        patch.setattr(data, "parts_of", None)
         other = dataclasses.replace(settings, seed=7, batch_size=3)
         assert len(data.prepare(other, words, store).train) == len(first.train)
     os.utime(file, ns=(1, 1))
@@ -145,7 +145,9 @@ def test_a_node_brings_a_file_or_a_folder(store: Store, words: Path, tmp_path: P
         assert len(rows) == 12
         assert rows.labels.tolist() == [1, 2] * 6
         assert len(data.outline_file(settings, store, path).train) == 12
-    with pytest.raises(DataError, match=r"mine\.jsonl, row 1, column 'label': the label is none of good, ugly: 'bad'"):
+    with pytest.raises(
+        DataError, match=r"mine\.jsonl, row 1 \(line 2\), column 'label': the label is none of good, ugly: 'bad'"
+    ):
         data.prepare_file(settings, words, store, file, ("good", "ugly"))
     with pytest.raises(DataError, match="no file or folder"):
         data.prepare_file(settings, words, store, tmp_path / "gone", ("good", "bad"))

@@ -83,8 +83,8 @@ def test_bad_rows_are_named(
     columns[column][row] = value
     file = write_table(tmp_path / "all.jsonl", columns)
     with pytest.raises(DataError) as error:
-        data.prepare(config("text", name=str(file), labels="good|bad", **cut()), words, store)
-    assert str(error.value) == f"{file}, row {row}, column '{column}': {problem}"
+        data.prepare(config("text", name=str(file), labels="good|bad", skip_empty=False, **cut()), words, store)
+    assert str(error.value) == f"{file}, row {row} (line {row + 1}), column '{column}': {problem}"
 
 
 def test_numbers_are_no_text(store: Store, words: Path, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_bad_images_are_named(value: object, problem: str, store: Store, vision:
     file = write_table(tmp_path / "d.jsonl", {"image": values, "label": [0, 1] * 3})
     with pytest.raises(DataError) as error:
         data.prepare(config(name=str(file), **cut(test_fraction=0.0, validation_fraction=0.0)), vision, store)
-    assert f"{file}, row 4, column 'image': " in str(error.value)
+    assert f"{file}, row 4 (line 5), column 'image': " in str(error.value)
     assert problem in str(error.value)
 
 
@@ -231,5 +231,7 @@ def test_bytes_and_paths_that_are_no_images_are_named(store: Store, vision: Path
     with pytest.raises(DataError, match=r"d\.parquet, row 5, column 'image': no readable image .* 15 bytes"):
         data.prepare(config(name=str(file), **whole), vision, store)
     file = write_table(tmp_path / "p.csv", {"image": ["lost.png"] * 4, "label": [0, 1] * 2})
-    with pytest.raises(DataError, match=r"p\.csv, row 0, column 'image': there is no image file .*lost\.png"):
+    with pytest.raises(
+        DataError, match=r"p\.csv, row 0 \(line 2\), column 'image': there is no image file .*lost\.png"
+    ):
         data.prepare(config(name=str(file), **whole), vision, store)

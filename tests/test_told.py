@@ -15,8 +15,9 @@ import client_app
 from client_app.consent import HIDDEN, NodeError, NodeFailed, told
 from task.images import ImageEncoder
 from task.raw import DataError, Table
+from task.request import Reading
 from task.schema import ConfigError
-from task.tables import READERS
+from task.tables import read_table
 from task.texts import read_texts
 
 
@@ -38,7 +39,9 @@ def test_no_value_of_a_row_leaves_a_deployed_node(tmp_path: Path, caplog: pytest
     for text in (str(failed.value), left):
         assert SECRET not in text
         assert "patients" not in text
-    assert f"{path}, row 1, column 'label'" in caplog.text  # which is the node's log and the server's in one here
+    assert (
+        f"{path}, row 1 (line 3), column 'label'" in caplog.text
+    )  # which is the node's log and the server's in one here
 
 
 def test_the_node_keeps_the_whole_story(tmp_path: Path) -> None:
@@ -102,15 +105,19 @@ def test_a_strange_label_says_neither_what_nor_where_it_is(row: int, tmp_path: P
     assert profile["labels"] == []
 
 
-def test_a_text_of_odd_bytes_is_not_quoted(tmp_path: Path) -> None:
-    """A csv in latin-1 does: its texts are bytes to the reader."""
-    path = tmp_path / "rows.csv"
-    path.write_bytes(f"text,label\n{SECRET} caf\xe9,x\nb,y\n".encode("latin-1"))
-    table = Table(str(path), READERS[".csv"](path), tmp_path)
+def test_bytes_of_a_text_are_not_quoted(tmp_path: Path) -> None:
+    """A parquet file may hold its texts as bytes; a csv in no known encoding is refused by its line."""
+    rows = [SECRET.encode(), b"b"]
+    table = Table("rows.parquet", datasets.Dataset.from_dict({"text": rows}), tmp_path)
     with pytest.raises(DataError) as error:
         read_texts(table, "text", np.arange(2))
     assert SECRET in str(error.value)
     assert told(error.value) == "column 'text': no text"
+    path = tmp_path / "rows.csv"
+    path.write_bytes(f"text,label\na,x\n{SECRET} \x81,y\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"rows\.csv, line 3: the file is not UTF-8; .*data\.encoding") as error:
+        read_table([path], Reading())
+    assert told(error.value) == "the file is not UTF-8"
 
 
 @pytest.mark.parametrize("value", [SECRET, {"path": SECRET, "bytes": None}, b"no image " + SECRET.encode()])
