@@ -37,6 +37,7 @@ CONTENT = {
     "vocab.txt": 64 * MB,
     "merges.txt": 64 * MB,
     "spiece.model": 64 * MB,
+    "spm.model": 64 * MB,
     "tokenizer.model": 64 * MB,
     "sentencepiece.model": 64 * MB,
     "sentencepiece.bpe.model": 64 * MB,

@@ -11,9 +11,10 @@ from task.base import Base, BaseError
 from task.config import TaskConfig
 from task.lacking import counted
 from task.reading import Read, own_settings, read
-from task.texts import check_fit, padding, tokenizer_in
+from task.texts import padding, tokenizer_in
 from task.trainable import inside
 from task.tuning import Head
+from task.vocabulary import check_fit
 
 LARGE = 0.5  # share of a model above which what seems to be its head is suspect
 SINGLE = "single_label_classification"
@@ -44,8 +45,8 @@ def loaded(base: Base, config: TaskConfig) -> Loaded:
 
 def _causal(base: Base, config: TaskConfig) -> Loaded:
     model = read(base, config, {})
-    check_fit(tokenizer_in(base.folder), model.module, base.folder)
     _check_causal(base, model.module)
+    check_fit(tokenizer_in(base.folder), model.module, base.folder)
     return Loaded(model.module, Head(_output_embedding(model.module), along=False), tuple(model.said))
 
 
@@ -112,8 +113,11 @@ def _share(module: nn.Module, modules: list[str]) -> float:
 
 def _check_positions(base: Base, own: object, module: Any) -> None:
     """BaseError where places are counted from the pad id (RoBERTa's are), and that is another one than the base's."""
-    counting = [m for m in module.modules() if hasattr(m, "padding_idx") and type(m) is not nn.Embedding]
     pad = module.config.pad_token_id
+    counting = any(
+        name.endswith("position_embeddings") and getattr(part, "padding_idx", None) == pad
+        for name, part in module.named_modules()
+    )
     if own is not None and own != pad and counting:
         problem = (
             f"its tokenizer pads with {pad}, its config.json says pad_token_id = {own!s:.20}, and this model counts "

@@ -46,26 +46,33 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Texts as token ids: row i is `ids[offsets[i]:offsets[i + 1]]`; ids int32, offsets (N + 1,) int64."""
+    """Texts as token ids: row i is `ids[offsets[i]:offsets[i + 1]]`; ids int32, offsets (N + 1,) int64. Short rows of a
+    batch are filled with `pad`, on the right or on the `left`; then tokens may need their `positions`."""
 
     ids: NDArray[np.int32]
     offsets: NDArray[np.int64]
     pad: int
+    left: bool = False
+    positions: bool = False
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def batch(self, rows: Positions, device: "str | torch.device") -> "dict[str, torch.Tensor]":
-        """`input_ids` and `attention_mask` (B, longest of the batch) int64, padded on the right."""
+        """`input_ids` and `attention_mask` (B, longest of the batch) int64, and `position_ids` of the same shape, which
+        count from a row's first token, where they are wanted."""
         import torch
 
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts
-        steps = np.arange(lengths.max(initial=0))
-        mask = steps < lengths[:, None]
+        longest = lengths.max(initial=0)
+        steps = np.arange(longest) - (longest - lengths if self.left else np.zeros_like(lengths))[:, None]
+        mask = (steps >= 0) & (steps < lengths[:, None])
         ids = np.full(mask.shape, self.pad, np.int64)
         ids[mask] = self.ids[(starts[:, None] + steps)[mask]]
         tensors = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
+        if self.positions:
+            tensors["position_ids"] = steps.clip(0)
         return {name: torch.from_numpy(tensor).to(device) for name, tensor in tensors.items()}
 
     @property

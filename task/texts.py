@@ -11,14 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from task.contents import CONFIG, INDEX, is_weights, listed, settings
+from task.contents import CONFIG, INDEX, TOKENIZER, is_weights, listed, settings
 from task.raw import DataError, Raw
 from task.rows import Tokens, mapped
 from task.shown import shown
+from task.tokenizer_file import check_made
+from task.vocabulary import check_usable, pads_left, takes_positions, unknown, unread
 
 CHUNK = 1000  # texts that are tokenised at once
 SHAPELESS = ("Cc", "Cf", "Zs", "Zl", "Zp")  # categories of control signs, marks of direction, spaces
+MANY = 0.3  # share of unknown tokens that is said
 PANIC = "PanicException"  # what the compiled tokenizers raise of a bug of theirs, which is no Exception
+EDITION = 2  # of how rows are kept
 NO_TOKENIZER = "the base has no tokenizer that can be read"
 
 
@@ -32,7 +36,7 @@ class TextEncoder:
 
     def recipe(self) -> object:
         """All that the token ids depend on, beside the rows."""
-        return [self.column, self.max_length, small_files(self.base)]
+        return [EDITION, self.column, self.max_length, small_files(self.base)]
 
     def write(self, folder: Path, part: str, raw: Raw, rows: NDArray[np.int64]) -> tuple[str, ...]:
         """Prepare these rows; return what is to be said of them: how many are cut.
@@ -51,13 +55,22 @@ class TextEncoder:
         check_tokens(ids, raw, self.column, rows)
         pad = padding(tokenizer, self.base)
         check_ids(ids, pad, self.base)
-        write_tokens(folder, part, ids, pad)
+        left = pads_left(tokenizer, self.base)
+        write_tokens(folder, part, ids, pad, left, left and takes_positions(self.base))
         said = f"{part}: {cut:,} of {len(texts):,} texts have more than data.max-length = {self.max_length} tokens"
-        return (f"{said} and lose their end",) if cut else ()
+        return (*((f"{said} and lose their end",) if cut else ()), *_strange(part, unknown(ids, tokenizer)))
 
     def read(self, folder: Path, part: str) -> Tokens:
         """What `write` prepared."""
         return read_tokens(folder, part)
+
+
+def _strange(part: str, share: float) -> tuple[str, ...]:
+    """What is to be said where many tokens are unknown. DataError where all are: then all texts are alike."""
+    if share == 1:
+        problem = "the base's tokenizer knows none of the words of these texts"
+        raise DataError(f"{part}: {problem}; use a base for their language and letters", problem)
+    return (f"{part}: {share:.0%} of the tokens are unknown to the base's tokenizer",) if share > MANY else ()
 
 
 def _longer(tokenizer: Any, texts: Sequence[str], found: Sequence[Sequence[int]], most: int) -> int:
@@ -92,18 +105,26 @@ def check_tokens(ids: Sequence[Sequence[int] | NDArray[np.int32]], raw: Raw, col
             raise raw.fault(int(row), column, "the text has no tokens")
 
 
-def write_tokens(folder: Path, part: str, ids: Sequence[NDArray[np.int32]], pad: int) -> None:
-    """Keep rows of token ids (each int32) one after another, with the places where they begin."""
+def write_tokens(
+    folder: Path,
+    part: str,
+    ids: Sequence[NDArray[np.int32]],
+    pad: int,
+    left: bool = False,
+    positions: bool = False,
+) -> None:
+    """Keep rows of token ids (each int32) one after another, with the places where they begin, and how short ones are
+    filled."""
     lengths = np.array([len(row) for row in ids], np.int64)
     np.save(folder / f"{part}-ids.npy", np.concatenate([np.empty(0, np.int32), *ids]))
     np.save(folder / f"{part}-offsets.npy", np.concatenate([[0], lengths.cumsum()]).astype(np.int64))
-    (folder / "tokens.json").write_text(json.dumps({"pad": pad}))
+    (folder / "tokens.json").write_text(json.dumps({"pad": pad, "left": left, "positions": positions}))
 
 
 def read_tokens(folder: Path, part: str) -> Tokens:
     """What `write_tokens` kept, mapped into memory."""
-    pad = json.loads((folder / "tokens.json").read_text())["pad"]
-    return Tokens(mapped(folder / f"{part}-ids.npy"), mapped(folder / f"{part}-offsets.npy"), pad)
+    filling = json.loads((folder / "tokens.json").read_text())
+    return Tokens(mapped(folder / f"{part}-ids.npy"), mapped(folder / f"{part}-offsets.npy"), **filling)
 
 
 def small_files(base: Path) -> dict[str, str]:
@@ -118,11 +139,15 @@ def tokenizer_in(base: Path) -> Any:
 
     with shown(base) as folder:
         try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except BaseException as error:
             if not isinstance(error, Exception) and type(error).__name__ != PANIC:
                 raise
-            raise DataError(f"{base} has no tokenizer that can be read: {error}", NO_TOKENIZER) from error
+            raise DataError(f"{base}: {unread(base, error)}", NO_TOKENIZER) from error
+    check_usable(tokenizer, base)
+    if not (base / TOKENIZER).exists():
+        check_made(tokenizer, base)
+    return tokenizer
 
 
 def tokenized(tokenizer: Any, texts: Sequence[str], **options: Any) -> list[list[int]]:
@@ -155,16 +180,6 @@ def check_ids(ids: Sequence[NDArray[np.int32]], pad: int, base: Path) -> None:
     if max(largest, pad) >= _stated(base, "vocab_size"):
         problem = "the tokenizer has tokens that the model does not know (vocab_size)"
         raise DataError(f"{base}: {problem}", f"the base: {problem}")
-
-
-def check_fit(tokenizer: Any, module: Any, base: Path) -> None:
-    """DataError where the tokenizer has tokens that the model has no embedding for."""
-    rows = int(module.get_input_embeddings().weight.shape[0])
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    if largest >= rows:
-        problem = f"the tokenizer has ids up to {largest}, and the model has {rows} embeddings"
-        cure = "use the tokenizer that belongs to the model, or resize_token_embeddings() and save both"
-        raise DataError(f"{base}: {problem}; {cure}", f"the base: {problem}; {cure}")
 
 
 def padding(tokenizer: Any, base: Path) -> int:

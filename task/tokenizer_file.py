@@ -4,6 +4,8 @@
 one, in compiled code that nobody can interrupt.
 """
 
+import base64
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,17 @@ def check_tokenizer(path: Path) -> None:
         found = read_json(path)
     except JSONError as error:
         raise BaseError.at(path, str(error)) from error
+    _check(found, path)
+
+
+def check_made(tokenizer: Any, base: Path) -> None:
+    """The same of a tokenizer that a library has made of files of another kind, such as sentencepiece's."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        _check(json.loads(backend.to_str()), base / "tokenizer.json")
+
+
+def _check(found: Any, path: Path) -> None:
     if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
         raise BaseError.at(path, "it holds no tokenizer")
     rules = [rule for part in ("normalizer", "pre_tokenizer") for rule in _rules(found.get(part))]
@@ -44,6 +57,8 @@ def _rules(part: Any) -> Iterator[dict[str, Any]]:
 
 def _growth(rule: dict[str, Any]) -> float:
     """How many times longer a rule may make a text."""
+    if rule.get("type") == "Precompiled":
+        return _longest(rule.get("precompiled_charsmap"))
     if rule.get("type") == "Prepend":
         return 1 + len(str(rule.get("prepend", "")))
     if rule.get("type") != "Replace":
@@ -54,6 +69,17 @@ def _growth(rule: dict[str, Any]) -> float:
     if isinstance(plain, str) and plain:
         return max(1.0, content / len(plain))
     return 1 + content  # an expression may match between any two characters
+
+
+def _longest(charsmap: Any) -> float:
+    """How long a text may be that stands for one character in sentencepiece's table: the length of a search tree, the
+    tree, and texts that end in a zero."""
+    try:
+        table = base64.b64decode(charsmap or "", validate=True)
+    except (TypeError, ValueError):
+        return 1  # the library refuses it
+    texts = table[4 + int.from_bytes(table[:4], "little") :]
+    return max(1, *map(len, texts.split(b"\0")))
 
 
 def _filled(padding: Any) -> float:
