@@ -10,6 +10,7 @@ from task.columns import of_values, typed
 from task.decoding import PACKED, members
 from task.delimited import read_delimited, twice
 from task.objects import KIND, read_json
+from task.pointer import CURE, is_pointer
 from task.raw import DataError, Table
 from task.request import Reading
 
@@ -56,6 +57,9 @@ def stem_of(path: Path) -> str:
 
 def read_table(paths: Sequence[Path], reading: Reading) -> Table:
     """Return the rows of one file, or of several one after another. Raises DataError."""
+    for path in paths:
+        if is_pointer(path):
+            raise DataError(f"{path}: {CURE}", "a file of the data is only a Git LFS pointer")
     tables = [READERS[kind_of(path)](path, kind_of(path), reading) for path in paths]
     if len(tables) > 1 or kind_of(paths[0]) in DELIMITED:
         from task.joining import joined

@@ -1,5 +1,6 @@
 """What people reported of other tools, tried here: each test names its threads, and holds what is right."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,20 @@ def test_a_number_that_is_no_label_is_refused(value: float, store: Store, words:
         data.prepare(config("text", name=str(file), **cut()), words, store)
 
 
+@pytest.mark.parametrize("name", ["scans [v2]", "scans*", "scans?", "{scans}", "scans #1, 100%"])
+def test_a_folder_may_have_any_name(name: str, store: Store, vision: Path, tmp_path: Path) -> None:
+    """datasets #7468, ultralytics #24257: a name in brackets was a pattern, and '*' took its neighbours along."""
+    for folder, shade in ((name, 10), ("scans_old", 200)):
+        for part, label in itertools.product(("train", "test"), ("x", "y")):
+            place = tmp_path / folder / part / label
+            place.mkdir(parents=True)
+            for number in range(4):
+                Image.fromarray(np.full((8, 8), shade, np.uint8)).save(place / f"{number}.png")
+    parts = data.prepare(config(name=str(tmp_path / name), validation_fraction=0.25), vision, store)
+    assert [len(rows) for rows in (parts.train, parts.validation, parts.test)] == [6, 2, 8]
+    assert set(np.unique(parts.test.inputs.values)) == {10}
+
+
 # ------------------------------------------------------------------------------------------------ bases
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 
@@ -99,6 +114,15 @@ def test_a_pointer_to_a_file_is_called_one(file: str, tmp_path: Path) -> None:
     (base / file).write_text(POINTER)
     with pytest.raises(BaseError, match=rf"{file}.*git lfs pull"):
         server_base(Model(name=str(base)), Store(tmp_path / "store"))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "json", "parquet"])
+def test_a_pointer_to_rows_is_called_one(suffix: str, store: Store, words: Path, tmp_path: Path) -> None:
+    """The same with data."""
+    file = tmp_path / f"rows.{suffix}"
+    file.write_text(POINTER)
+    with pytest.raises(DataError, match="git lfs pull"):
+        data.prepare(config("text", name=str(file), **cut()), words, store)
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "_orig_mod.module."])
