@@ -78,11 +78,8 @@ def encoding_of(path: Path, given: str) -> tuple[str, tuple[str, ...]]:
     if seen.zeros:
         problem = "the file is not UTF-8 and has bytes of zero; data.encoding = 'utf-16-le' may be right"
         raise DataError(f"{where}: {problem}", problem)
-    if seen.good:
-        problem = "the file is UTF-8 but for some bytes"
-        raise DataError(f"{where}: {problem}; {CURE}", problem)
-    if seen.odd or seen.in_a_row > MOST_IN_A_ROW * seen.bad:
-        problem = "the file is not UTF-8"
+    if seen.good or seen.odd or seen.in_a_row > MOST_IN_A_ROW * seen.bad:
+        problem = "the file is not UTF-8, or not all of it"
         raise DataError(f"{where}: {problem}; {CURE}", problem)
     said = f"{where} is not UTF-8: the file is read as Windows-1252 (Latin-1); if that is wrong, set data.encoding"
     return WESTERN, (said,)

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ from task.raw import DataError, Table
 from task.request import Reading, delimiter_of
 
 DELIMITERS = (",", ";", "\t", "|")
-USUAL = {".tsv": "\t", ".tab": "\t", ".psv": "|"}
+USUAL = {".tsv": "\t", ".tab": "\t", ".psv": "|", ".txt": "\t"}
 WORDS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
+ESCAPED, DOUBLED = re.compile(r'\\["\\]'), {'\\"': '""', "\\\\": "\\"}
 LARGEST_CELL = 2**31 - 1
 TEXT = "text"  # the column of a file of lines
 
@@ -33,14 +35,16 @@ class Dialect:
         ways: dict[str, dict[str, Any]] = {
             "usual": {},
             "spaced": {"skipinitialspace": True},
-            "backslash": {"escapechar": "\\", "doublequote": False},
+            "backslash": {},
             "none": {"quoting": csv.QUOTE_NONE},
         }
+        if self.quotes == "backslash":
+            lines = (ESCAPED.sub(lambda found: DOUBLED[found[0]], line) for line in lines)
         return csv.reader(lines, delimiter=self.delimiter, strict=True, **ways[self.quotes])
 
     def others(self) -> list["Dialect"]:
         """Return the ways to try where this one fails. A tab is hardly in a text, so there quotes may stand alone."""
-        kinds = ["usual", "spaced", "backslash", *(["none"] if self.delimiter == "\t" else [])]
+        kinds = [*(["none"] if self.delimiter == "\t" else []), "usual", "spaced", "backslash"]
         return [Dialect(self.delimiter, kind) for kind in kinds if kind != self.quotes]
 
 

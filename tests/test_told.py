@@ -115,9 +115,11 @@ def test_bytes_of_a_text_are_not_quoted(tmp_path: Path) -> None:
     assert told(error.value) == "column 'text': no text"
     path = tmp_path / "rows.csv"
     path.write_bytes(f"text,label\na,x\n{SECRET} \x81,y\n".encode("latin-1"))
-    with pytest.raises(DataError, match=r"rows\.csv, line 3: the file is not UTF-8; .*data\.encoding") as error:
+    with pytest.raises(
+        DataError, match=r"rows\.csv, line 3: the file is not UTF-8, or not all of it; .*data\.encoding"
+    ) as error:
         read_table([path], Reading())
-    assert told(error.value) == "the file is not UTF-8"
+    assert told(error.value) == "the file is not UTF-8, or not all of it"
 
 
 @pytest.mark.parametrize("value", [SECRET, {"path": SECRET, "bytes": None}, b"no image " + SECRET.encode()])
