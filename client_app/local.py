@@ -28,6 +28,8 @@ from task.store import Store, node_store
 from task.versions import versions, written
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from task.outline import Outline
     from task.rows import Positions, Rows
 
@@ -61,9 +63,21 @@ class Local:
 
     @property
     def name(self) -> str:
-        """Stable over runs where the node config names it: `name`, else the partition, else Flower's random id."""
+        """Stable over runs where the node config names it: `name`, else the site whose rows are its share, else the
+        partition, else Flower's random id. Raises DataError, NodeError, SplitError."""
         own = dict(self.node)
-        return str(own.get("name", own.get("partition-id", f"node-{self.node_id}")))
+        return str(own.get("name", self._site or own.get("partition-id", f"node-{self.node_id}")))
+
+    @cached_property
+    def _site(self) -> str:
+        """What a node that has a share of the common data is called by that; empty for any other node."""
+        from task.partition import node_names
+
+        own = dict(self.node)
+        if "name" in own or self._own_path() is not None or self.config.data.partitioner != "natural":
+            return ""
+        split = self._split()
+        return node_names(self.config, self._outline(), split)[int(own["partition-id"])]
 
     @property
     def store(self) -> Store:
@@ -122,6 +136,16 @@ class Local:
             return rows, rows.select([])
         return holdout(rows, self.config.data.holdout, derive(self.config.seed, "holdout", self.name))
 
+    def say_of(self, rows: "Rows") -> None:
+        """Log what is to be said of the node's own rows, once they are prepared."""
+        if self._own_path() is not None:
+            self._say(rows.notices)
+
+    @staticmethod
+    def _say(notices: "Iterable[str]") -> None:
+        for sentence in notices:
+            LOG.warning("%s", sentence)
+
     def profile(self) -> ConfigRecord:
         """What the node answers when asked what it is. Raises DataError, NodeError, SplitError."""
         from client_app.device import dtypes, free_memory
@@ -152,6 +176,8 @@ class Local:
         try:
             rows = self.num_examples
             check_rows(self.policy, rows)
+            if self._own_path() is not None:
+                self._say(self._outline().notices)
             return rows, True
         except LabelError as error:
             if consent.simulated():
@@ -203,6 +229,10 @@ class Local:
 
     def _share(self) -> "Positions":
         """The positions of this node's rows in the common data."""
+        return self._split()[int(dict(self.node)["partition-id"])]
+
+    def _split(self) -> "Sequence[Positions]":
+        """The common data, divided. Raises NodeError for a node that has no share of it."""
         from task.partition import partition
 
         own = dict(self.node)
@@ -211,5 +241,4 @@ class Local:
         if self.config.data.partitioner == "none":
             raise NodeError("data.partitioner = 'none', but the node config has no data-path")
         check_source(self.config, own)
-        split = partition(self.config, self._outline(), int(own["num-partitions"]), self.store)
-        return split[int(own["partition-id"])]
+        return partition(self.config, self._outline(), int(own["num-partitions"]), self.store)

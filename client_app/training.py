@@ -53,6 +53,8 @@ def _update(local: Local, content: RecordDict) -> RecordDict:
     strategy, ticket, model = here.strategy, here.ticket, here.model
     rows, kept_back = local.rows()
     check_rows(local.policy, len(rows) + len(kept_back))
+    if ticket.round == 1:
+        local.say_of(rows)
     check_update(local.policy, strategy, local.config, len(rows))
     kept = here.memory.kept()
     bill = Bill.of(local, strategy, ticket, len(rows), here.memory)

@@ -152,7 +152,8 @@ def prepare_file(
     """The rows of a node's own file or folder. Raises DataError as `outline_file` and `prepare` do."""
     source = _own(config, path)
     plan = _own_outline(config, store, source, labels, most_labels)
-    return _prepared(config, base, store, source, plan)[0]["train"]
+    rows, notices = _prepared(config, base, store, source, plan)
+    return replace(rows["train"], notices=notices)
 
 
 def _prepared(

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 Positions = NDArray[np.int64]
 _EDITION = 2  # of what is stored
 _SHOWN = 20  # nodes in a table
+_LONGEST_NAME = 100  # of a node
 
 
 class SplitError(ValueError):
@@ -54,15 +55,32 @@ def _kept(folder: Path) -> tuple[Positions, ...]:
     return tuple(np.split(mapped(folder / "positions.npy"), mapped(folder / "ends.npy")[:-1]))
 
 
-def table(parts: Sequence[Positions], labels: Positions, names: tuple[str, ...]) -> str:
-    """Rows per node and class (rows alone where classes have no names) as text, a line a node; of many nodes the first
-    ones."""
+def node_names(config: TaskConfig, plan: Outline, parts: Sequence[Positions]) -> list[str]:
+    """Return what simulated nodes are called: by their site, where the split goes by sites and each has a node of its
+    own, else by their number."""
+    numbers = [str(node) for node in range(len(parts))]
+    if config.data.partitioner != "natural" or plan.train.ids is None:
+        return numbers
+    sites = [np.unique(plan.train.ids[part]) for part in parts]
+    if any(len(ids) != 1 for ids in sites):
+        return numbers
+    names = [plan.sites[int(ids[0])] for ids in sites]
+    return names if all(name.isprintable() and len(name) <= _LONGEST_NAME for name in names) else numbers
+
+
+def table(
+    parts: Sequence[Positions], labels: Positions, names: tuple[str, ...], nodes: Sequence[str] | None = None
+) -> str:
+    """Return rows per node and class (rows alone where classes have no names) as text, a line a node; of many nodes the
+    first ones. `nodes` are their names (None: numbers)."""
     counts = [np.bincount(labels[part], minlength=len(names)) for part in parts[:_SHOWN]]
     heads = [f"{name[:8]:>5}" for name in names]
-    lines = ["node   rows  " + " ".join(heads)]
-    for node, count in enumerate(counts):
+    called = list(nodes or map(str, range(len(parts))))[:_SHOWN]
+    width = max(4, *map(len, called))
+    lines = [f"{'node':<{width}}   rows  " + " ".join(heads)]
+    for node, count in zip(called, counts, strict=True):
         cells = " ".join(f"{number or '.':>{len(head)}}" for number, head in zip(count, heads))
-        lines.append(f"{node:>4} {count.sum():>6}  {cells}")
+        lines.append(f"{node:>{width}} {count.sum():>6}  {cells}")
     if len(parts) > _SHOWN:
         sizes = [len(part) for part in parts]
         lines.append(f"... and {len(parts) - _SHOWN} more; {min(sizes)} to {max(sizes)} rows a node")

@@ -113,7 +113,8 @@ class Rows:
     """Rows of a data set, or a selection of them that copies nothing.
 
     `all_labels` (N,) and `all_ids` (N,) (natural clients, where the data names them), both int64, belong to
-    all rows of `inputs`; `indices` (M,) selects. `labels` and `ids` are those of the selection.
+    all rows of `inputs`; `indices` (M,) selects. `labels` and `ids` are those of the selection. `notices` are what is
+    to be said of the inputs.
     """
 
     inputs: Pixels | Tokens | Completions
@@ -121,6 +122,7 @@ class Rows:
     names: tuple[str, ...]
     all_ids: NDArray[np.int64] | None = None
     indices: Positions | None = None
+    notices: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.all_labels if self.indices is None else self.indices)

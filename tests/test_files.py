@@ -8,9 +8,7 @@ import bz2
 import gzip
 import json
 import lzma
-import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,128 +16,33 @@ import datasets
 import pandas as pd
 import pyarrow as pa
 import pytest
-from pyarrow import feather, parquet
 from samples import config
+from written import (
+    CAFE,
+    CAFE_CSV,
+    CSV,
+    GIVEN,
+    JSONL,
+    LONG,
+    PLAIN,
+    ROWS,
+    Case,
+    N,
+    classes,
+    file,
+    folder,
+    saved,
+    sheet,
+    table,
+    typed,
+    zipped,
+)
 
 from task import data
 from task.data import DataError
 from task.parts import reading_of
 from task.sources import open_source, read_split
 from task.store import Store
-
-Write = Callable[[Path], Path]
-ROWS = [("good film", "pos"), ("dull", "neg"), ('a, very; "odd"\tone', "pos")]
-PLAIN = [("good film", "pos"), ("dull", "neg")]
-GIVEN = ("cat", "dog")
-
-
-@dataclass(frozen=True)
-class Case:
-    """A file, and what becomes of it: rows of text and label, or what an error says; `said` is in a notice."""
-
-    name: str
-    write: Write
-    expected: list[tuple[Any, str]] | str
-    labels: tuple[str, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
-    said: str = ""
-    peer: str = ""
-
-
-def file(name: str, content: str | bytes, encoding: str = "utf-8") -> Write:
-    def write(folder: Path) -> Path:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else content.encode(encoding))
-        return path
-
-    return write
-
-
-def folder(*writes: Write) -> Write:
-    """Several files in a folder, which is what is named."""
-
-    def write(place: Path) -> Path:
-        for one in writes:
-            one(place / "mine")
-        return place / "mine"
-
-    return write
-
-
-def table(name: str, columns: dict[str, Any]) -> Write:
-    """A parquet, arrow or feather file."""
-
-    def write(place: Path) -> Path:
-        path = place / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        made = columns if isinstance(columns, pa.Table) else pa.table(columns)
-        if name.endswith(".parquet"):
-            parquet.write_table(made, path)
-        elif name.endswith(".feather"):
-            feather.write_feather(made, str(path))
-        else:
-            with pa.ipc.new_stream(path, made.schema) as stream:
-                stream.write_table(made)
-        return path
-
-    return write
-
-
-def classes(names: list[str], codes: list[int | None], texts: list[str] | None = None) -> datasets.Dataset:
-    kinds = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
-    texts = texts or [f"row {number}" for number in range(len(codes))]
-    return datasets.Dataset.from_dict({"text": texts, "label": codes}, features=kinds)
-
-
-def typed(name: str, names: list[str], codes: list[int | None]) -> Write:
-    """A parquet file whose label column is a ClassLabel."""
-
-    def write(place: Path) -> Path:
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        classes(names, codes).to_parquet(str(place / name))
-        return place / name
-
-    return write
-
-
-def saved(made: Any) -> Write:
-    def write(place: Path) -> Path:
-        made.save_to_disk(str(place / "saved"))
-        return place / "saved"
-
-    return write
-
-
-def zipped(inside: dict[str, str]) -> Write:
-    def write(place: Path) -> Path:
-        with zipfile.ZipFile(place / "rows.zip", "w") as archive:
-            for name, content in inside.items():
-                archive.writestr(name, content)
-        return place / "rows.zip"
-
-    return write
-
-
-def sheet(rows: list[list[Any]], second: bool = False) -> Write:
-    def write(place: Path) -> Path:
-        book = pytest.importorskip("openpyxl").Workbook()
-        for row in rows:
-            book.active.append(row)
-        if second:
-            book.create_sheet("notes").append(["x"])
-        book.save(place / "rows.xlsx")
-        return place / "rows.xlsx"
-
-    return write
-
-
-CSV = "text,label\ngood film,pos\ndull,neg\n"
-JSONL = '{"text": "good film", "label": "pos"}\n{"text": "dull", "label": "neg"}\n'
-CAFE = [("café – “fin”", "pos"), ("dull", "neg")]
-CAFE_CSV = "text,label\ncafé – “fin”,pos\ndull,neg\n"
-LONG = "w" * 1_250_000
-N = "row 0"
 
 TABLE = [
     # ---------------------------------------------------------------- csv: cells
@@ -333,3 +236,23 @@ PEERS: dict[str, Callable[[Path], list[str]]] = {
     "saved": lambda path: list(datasets.load_from_disk(str(path))["text"]),
     "datasets": by_datasets,
 }
+
+
+# ---------------------------------------------------------------------- memory
+def test_columns_that_are_not_needed_are_not_kept(store: Store, tmp_path: Path) -> None:
+    """100 MB of notes beside the texts."""
+    path = tmp_path / "wide.csv"
+    with path.open("w") as rows:
+        rows.write("text,note,label\n")
+        rows.writelines(f"row {number},{'x' * 100_000},{number % 2}\n" for number in range(1000))
+    before = pa.total_allocated_bytes()
+    raw = read_split(open_source(str(path)), "train", reading_of(config("text", name="given")))
+    assert raw.dataset.column_names == ["text", "label"]
+    assert pa.total_allocated_bytes() - before < 2**20
+    assert raw.where(999) == f"{path}, row 999 (line 1001)"
+
+
+def test_there_are_enough_of_them() -> None:
+    read_ones = sum(not isinstance(case.expected, str) for case in TABLE)
+    print(f"{len(TABLE)} files: {read_ones} read, the others refused in a sentence")
+    assert len(TABLE) >= 120

@@ -25,7 +25,7 @@ from task.data import DataError, Parts, holdout, outline, prepare
 from task.device import DeviceError, found
 from task.dry_run import DryRunError
 from task.model import tuned_model
-from task.partition import Positions, SplitError, partition, table
+from task.partition import Positions, SplitError, node_names, partition, table
 from task.rows import Completions
 from task.schema import ConfigError, Flat, flatten
 from task.seeds import derive
@@ -79,9 +79,10 @@ def _explained(run: RunConfig, store: Store) -> Iterator[str]:
     if parts and isinstance(parts.train.inputs, Completions):
         yield from _tokens(CompletionEncoder.of(base.folder, task.data), parts.train.inputs)
     yield from _notices(run, task, base, parts)
-    yield from _costs(run, task, base, parts, split)
+    called = node_names(task, outline(task, store), split) if split else []
+    yield from _costs(run, task, base, parts, split, called)
     if parts and split and parts.labels:
-        yield table(split, parts.train.labels, parts.labels)
+        yield table(split, parts.train.labels, parts.labels, called)
 
 
 def _base_and_task(run: RunConfig, store: Store) -> tuple[Base, TaskConfig]:
@@ -190,7 +191,12 @@ def _budgets(task: TaskConfig) -> tuple[int, ...]:
 
 
 def _costs(
-    run: RunConfig, task: TaskConfig, base: Base, parts: Parts | None, split: Sequence[Positions]
+    run: RunConfig,
+    task: TaskConfig,
+    base: Base,
+    parts: Parts | None,
+    split: Sequence[Positions],
+    called: Sequence[str],
 ) -> Iterator[str]:
     """What trains, and what a round and the run send."""
     profiles = _profiles(run, task, split)
@@ -215,7 +221,7 @@ def _costs(
         return
     yield _run_cost(run, task, legs) + (" and what rounds put into the base" if traffic.left_out else "")
     yield f"nodes     {len(split)}, each with rows, rows it trains on, steps a round, its rank at first and at last:"
-    yield from _nodes(task, parts, split, legs)
+    yield from _nodes(task, parts, split, legs, called)
 
 
 def _run_cost(run: RunConfig, task: TaskConfig, legs: list[Leg]) -> str:
@@ -232,13 +238,17 @@ def _run_cost(run: RunConfig, task: TaskConfig, legs: list[Leg]) -> str:
     return f"the run   about {human(down)} down and {human(up)} up, without Flower's envelopes and an offer of the base"
 
 
-def _nodes(task: TaskConfig, parts: Parts, split: Sequence[Positions], legs: list[Leg]) -> Iterator[str]:
+def _nodes(
+    task: TaskConfig, parts: Parts, split: Sequence[Positions], legs: list[Leg], called: Sequence[str]
+) -> Iterator[str]:
+    width = max(4, *map(len, called[:SHOWN]))
     for number, rows in enumerate(split[:SHOWN]):
         name, own = str(number), parts.train.select(rows)
         if task.evaluate != "server":
             own, _ = holdout(own, task.data.holdout, derive(task.seed, "holdout", name))
         first, last = (leg.ranks[name] or "-" for leg in (legs[0], legs[-1]))
-        yield f"{name:>4} {len(rows):>6} {len(own):>6} {steps_of(task, len(own)):>5} {first:>5} {last:>5}"
+        counts = f"{len(rows):>6} {len(own):>6} {steps_of(task, len(own)):>5}"
+        yield f"{called[number]:>{width}} {counts} {first:>5} {last:>5}"
     if len(split) > SHOWN:
         yield f"... and {len(split) - SHOWN} more"
 

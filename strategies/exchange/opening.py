@@ -18,7 +18,7 @@ from task.base import Base, server_base
 from task.config import TaskConfig
 from task.data import Outline, outline
 from task.loading import warm_up
-from task.partition import partition, table
+from task.partition import node_names, partition, table
 from task.store import Store, server_store
 
 LOG = logging.getLogger("flwr")
@@ -123,5 +123,6 @@ def settled(config: TaskConfig, store: Store, num_nodes: int) -> TaskConfig:
 
 def _check_split(config: TaskConfig, plan: Outline, store: Store, num_nodes: int) -> None:
     split = partition(config, plan, num_nodes, store)
-    for line in table(split, plan.train.labels, plan.labels).splitlines():
+    nodes = node_names(config, plan, split)
+    for line in table(split, plan.train.labels, plan.labels, nodes).splitlines():
         LOG.info("%s", line)

@@ -1,0 +1,122 @@
+# ruff: noqa: E501 - a table
+"""Folders of images and of splits: which images, classes and files are taken for what."""
+
+from pathlib import Path
+
+import datasets
+import pytest
+from samples import config
+from written import CSV, GIVEN, Case, file, folder, images, picture, saved
+
+from task import data
+from task.data import DataError
+from task.parts import reading_of
+from task.sources import open_source, read_split
+from task.store import Store
+
+META = "file_name,label\na.png,cat\nin/b.png,dog\n"
+IMAGES = [
+    Case("by class", images("cat/1.png", "dog/2.png", "cat/.DS_Store.png", "dog/Thumbs.db"), [("cat/1.png", "cat"), ("dog/2.png", "dog")]),
+    Case("by split and class", images("Train/cat/1.png", "Train/dog/2.JPG", "val/cat/3.png"), [("cat/1.png", "cat"), ("dog/2.JPG", "dog")]),
+    Case("folders in another order than the labels", images("cat/1.png", "dog/2.png"), [("cat/1.png", "cat"), ("dog/2.png", "dog")], ("dog", "cat")),
+    Case("a folder that is no label", images("ant/1.png", "cat/2.png"), "row 0, column 'label': the name of a folder is none of cat, dog: 'ant'", GIVEN),
+    Case("a class that is called like a split", images("train/1.png", "plane/2.png", "bus/3.png"), r"called like splits, and some are not: \['train'\] and \['bus', 'plane'\]"),
+    Case("images beside classes", images("cat/1.png", "dog/2.png", "3.png"), "3.png: an image does not lie in a folder of its class"),
+    Case("classes in classes", images("pets/cat/1.png", "pets/dog/2.png"), "an image does not lie in a folder of its class"),
+    Case("one class", images("cat/1.png", "cat/2.png"), "one label only"),
+    Case("a table", folder(file("metadata.csv", META), file("a.png", picture(1)), file("in/b.png", picture(2))), [("a.png", "cat"), ("in/b.png", "dog")]),
+    Case("a table by split", folder(file("train/metadata.jsonl", '{"file_name": "a.png", "label": "cat"}\n{"file_name": "b.png", "label": "dog"}\n'), file("train/a.png", picture(1)), file("train/b.png", picture(2))), [("a.png", "cat"), ("b.png", "dog")]),
+    Case("a table without labels", folder(file("metadata.csv", "file_name\na.png\n"), file("a.png", picture(1))), "has no column 'label', only 'image'"),
+    Case("two tables", folder(file("metadata.csv", META), file("metadata.jsonl", "{}"), file("a.png", picture(1))), "several tables say what is on the images"),
+    Case("saved images", saved(datasets.Dataset.from_dict({"image": [{"bytes": picture(1), "path": "a"}, {"bytes": picture(2), "path": "b"}], "label": ["cat", "dog"]}).cast_column("image", datasets.Image())), [("a", "cat"), ("b", "dog")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", IMAGES, ids=lambda case: case.name)
+def test_images_are_of_the_class_that_they_lie_in(case: Case, store: Store, vision: Path, tmp_path: Path) -> None:
+    path = case.write(tmp_path)
+    settings = config(name="given", **case.options)
+    if isinstance(case.expected, str):
+        with pytest.raises(DataError, match=case.expected):
+            data.prepare_file(settings, vision, store, path, case.labels)
+        return
+    rows = data.prepare_file(settings, vision, store, path, case.labels)
+    plan = data.outline_file(settings, store, path, case.labels)
+    raw = read_split(open_source(str(path)), plan.train.split, reading_of(settings))
+    seen = [value["path"] if isinstance(value, dict) else value for value in raw.values("image")]
+    assert list(zip(seen, (plan.labels[code] for code in rows.labels), strict=True)) == case.expected
+    shades = rows.batch(range(len(rows)))["pixel_values"][:, 0, 0, 0] * 255
+    assert len(set(shades.tolist())) == len(rows)
+
+
+# ---------------------------------------------------------------------- splits
+@pytest.mark.parametrize("name", ["validation", "val", "valid", "dev", "eval", "Val", "VALIDATION"])
+def test_the_usual_names_of_a_validation_split_are_known(name: str, store: Store, tmp_path: Path) -> None:
+    path = folder(file("Train.csv", CSV), file(f"{name}.csv", CSV), file("test.tsv", CSV.replace(",", "\t")))(tmp_path)
+    plan = data.outline(config("text", name=str(path)), store)
+    assert [plan.parts[part].split for part in ("train", "validation", "test")] == ["Train", name, "test"]
+    said = [f"{path}: split 'Train' is the train part"]
+    said += [f"{path}: split '{name}' is the validation part"] if name != "validation" else []
+    assert [line for line in plan.notices if "part" in line] == said
+
+
+def test_two_validation_splits_are_not_chosen_from(store: Store, tmp_path: Path) -> None:
+    path = folder(file("train.csv", CSV), file("val.csv", CSV), file("dev.csv", CSV), file("test.csv", CSV))(tmp_path)
+    with pytest.raises(DataError, match="several splits may be 'validation': 'dev' and 'val'; keep one, or name it by"):
+        data.outline(config("text", name=str(path)), store)
+    plan = data.outline(config("text", name=str(path), validation_split="val"), store)
+    assert plan.parts["validation"].split == "val"
+
+
+def test_a_subset_of_a_folder_is_a_folder_in_it(store: Store, tmp_path: Path) -> None:
+    path = folder(file("en/train.csv", CSV), file("de/train.csv", "text,label\ngut,pos\nfad,neg\n"))(tmp_path)
+    settings = config("text", name=str(path), subset="de", test_split="", validation_fraction=0.0)
+    assert "de" in open_source(str(path), "de").name
+    assert len(data.outline(settings, store).train) == 1
+    for wrong in ("fr", "../mine/de"):
+        with pytest.raises(DataError, match=r"has no folder '.*' \(data.subset\), only 'de', 'en'"):
+            open_source(str(path), wrong)
+
+
+TESTS = [  # how labels stand in a test part, where those of train are words or positions
+    ("text,label\na,neg\nb,pos\n", None),
+    ("text,label\na,0\nb,1\n", "the label is none of neg, pos: 0; where labels have names a number may mean anything"),
+    ("text,label\na,good\nb,pos\n", "the label is none of neg, pos: 'good'"),
+]
+
+
+@pytest.mark.parametrize(("test", "problem"), TESTS)
+def test_a_test_part_is_read_by_the_names_of_train(
+    test: str, problem: str | None, store: Store, tmp_path: Path
+) -> None:
+    path = folder(file("train.csv", CSV), file("test.csv", test))(tmp_path)
+    if problem is None:
+        plan = data.outline(config("text", name=str(path)), store)
+        assert plan.parts["test"].labels.tolist() == [0, 1]
+        return
+    with pytest.raises(DataError, match=problem):
+        data.outline(config("text", name=str(path)), store)
+
+
+def test_a_test_part_counts_as_train_does(store: Store, tmp_path: Path) -> None:
+    """One without the first class is in no doubt, where train has all."""
+    path = folder(file("train.csv", "text,label\na,0\nb,1\nc,2\n"), file("test.csv", "text,label\na,1\nb,2\n"))(
+        tmp_path
+    )
+    plan = data.outline(config("text", name=str(path), labels="ant|cat|dog", validation_fraction=0.0), store)
+    assert plan.parts["test"].labels.tolist() == [1, 2]
+
+
+def test_a_card_with_names_of_classes_is_followed(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    card = "---\ndataset_info:\n  features:\n  - name: text\n    dtype: string\n  - name: label\n    dtype:\n      class_label:\n        names:\n          '0': dog\n          '1': cat\n---\n"
+    path = folder(file("train.csv", "text,label\na,0\nb,1\n"), file("README.md", card))(tmp_path)
+    plan = data.outline_file(config("text", name="given"), store, path, GIVEN)
+    assert [GIVEN[code] for code in plan.train.labels] == ["dog", "cat"]
+
+
+def test_an_empty_name_is_not_the_working_folder() -> None:
+    with pytest.raises(DataError, match=r"data\.name is empty"):
+        open_source(" ")
