@@ -5,22 +5,27 @@ run with a message that names the cause and with Flower's status `failed`.
 """
 
 import logging
-import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
+from server_app import noticed
 from server_app.config import RunConfig
+from server_app.endings import hint, interrupted_in
 from server_app.evaluation import Evaluator
+from server_app.outputs import output_folder
 from server_app.results import Results
 from server_app.resuming import alone, continued, given
 from strategies.exchange.dry_run import rehearse
 from strategies.exchange.opening import needs_no_data, settled, wait_for_nodes
 from task.base import server_base
 from task.config import TaskConfig
-from task.data import prepare
+from task.data import outline, prepare
+from task.partition import partition
+from task.rates import unusual
 from task.room import room
 from task.schema import flatten
 from task.stand_in import stand_in
@@ -39,6 +44,8 @@ def main(grid: Grid, context: Context) -> None:
 def hold(grid: Grid, run: RunConfig) -> Path:
     """Run a federation, or go on with one; the folder of its results."""
     folder = output_folder(run)
+    for dead in interrupted_in(folder.parent):
+        LOG.info("the run in %s was interrupted; %s", dead, hint(dead) or "nothing was kept of it")
     LOG.info("results go to %s", folder)
     with room(folder), alone(folder), Results(folder, run) as results, room(folder):
         federate(grid, run, results)
@@ -51,8 +58,8 @@ def federate(grid: Grid, run: RunConfig, results: Results) -> None:
     nodes = wait_for_nodes(grid, federation)
     LOG.info("preparing data '%s'", run.task.data.name)
     task = settled(run.task, server_store(), len(nodes))
-    rehearsed(run, task, federation.device)
     results.begin(task)
+    results.notice(_noticed(run, task, len(nodes), federation.device))
     scores = task.evaluate in ("server", "both")
     run.strategy.start(
         grid,
@@ -69,31 +76,18 @@ def federate(grid: Grid, run: RunConfig, results: Results) -> None:
     )
 
 
-def rehearsed(run: RunConfig, task: TaskConfig, device: str) -> None:
-    """Run the model once, before any node is asked, and log what is to be said of base and data. Raises DryRunError."""
+def _noticed(run: RunConfig, task: TaskConfig, num_nodes: int, device: str) -> Iterator[str]:
+    """Run the model once, before any node is asked; and what a person would want to know of rate, base and data, as far
+    as the server sees it. Raises DryRunError."""
     base, store = server_base(task.model, server_store()), server_store()
     parts = None if needs_no_data(task) else prepare(task, base.folder, store)
     rows = parts.train if parts else stand_in(task, base.folder)
-    for sentence in (*(parts.notices if parts else ()), *rehearse(run.strategy, task, base, rows, device)):
-        LOG.warning("%s", sentence)
-
-
-def output_folder(run: RunConfig) -> Path:
-    """`<outputs>/<time>-<strategy>`, made here, and `<outputs>/latest` points to it; or that of the run to resume."""
-    if run.server.resume:
-        return Path(run.server.resume)
-    outputs = Path(run.server.output_dir or Path.cwd() / "outputs")
-    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{run.strategy.name}"
-    number = 0
-    while True:
-        folder = outputs / (stem if number == 0 else f"{stem}-{number}")
-        try:
-            folder.mkdir(parents=True)
-            break
-        except FileExistsError:
-            number += 1
-    latest = outputs / "latest"
-    draft = outputs / f".latest-{folder.name}"
-    draft.symlink_to(folder.name, target_is_directory=True)
-    draft.replace(latest)
-    return folder
+    yield from parts.notices if parts else ()
+    yield from rehearse(run.strategy, task, base, rows, device)
+    if rate := unusual(task):
+        yield rate
+    if parts is not None:
+        plan = outline(task, store)
+        yield from noticed.of_parts(plan)
+        if task.data.partitioner != "none":
+            yield from noticed.of_split(partition(task, plan, num_nodes, store), plan)

@@ -38,6 +38,11 @@ def measure_of(config: TaskConfig) -> Measure:
     return TOKENS if config.causal else CLASSES
 
 
+def measure_named(metric: str) -> Measure:
+    """The measure that chooses by this metric."""
+    return CLASSES if metric == CLASSES.metric else TOKENS
+
+
 def written(value: float, decimals: int = 3) -> str:
     """A metric for people."""
     return f"{value:.{decimals}f}" if abs(value) < WIDE else f"{value:.3g}"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from server_app.lines import VOID
 from server_app.measure import written
 
 
@@ -13,10 +14,13 @@ def progress(line: Mapping[str, Any], titles: Mapping[str, str], total: int, ove
     round of this process was over, in seconds.
     """
     done = line["round"]
-    said = [f"{title} {written(line[name])}" for name, title in titles.items() if name in line]
-    quality = "  ".join(said) or "not evaluated"
+    said = [f"{title} {written(line[name])}" for name, title in titles.items() if line.get(name) is not None]
+    void = f"void ({line[VOID]})" if VOID in line else "not evaluated"
+    quality = "  ".join(said) or void
     if done == 0:
         return f"round 0/{total}  {quality}  (before training)"
+    if line.get("train-loss") is not None:
+        quality += f"  train loss {written(line['train-loss'])}"
     if "epsilon" in line:
         quality += f"  epsilon {'unbounded' if line['epsilon'] is None else written(line['epsilon'], 2)}"
     traffic = f"up {human(line['bytes_up'])}  down {human(line['bytes_down'])}"

@@ -2,7 +2,7 @@
 
 import html
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,36 @@ svg { max-width: 100%; height: auto } .refused { color: #b00 }
 """
 
 
-def write_report(path: Path, summary: dict[str, Any], rounds: list[dict[str, Any]], titles: Mapping[str, str]) -> None:
+def write_report(
+    path: Path, summary: dict[str, Any], rounds: Sequence[dict[str, Any]], titles: Mapping[str, str]
+) -> None:
     """One self-contained HTML page from the summary and the lines of metrics.jsonl; `titles` are what is measured, with
     what people call it.
     """
     rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(str(v))}</td></tr>" for k, v in summary.items())
     title = f"{summary['strategy']} with {summary['tuning']}"
+    ending = _ending(summary)
+    plots = _plots(summary["metric"], titles, rounds)
     path.write_text(
         f"<!doctype html><meta charset='utf-8'><title>{title}</title><style>{STYLE}</style>"
-        f"<h1>{title}</h1>{_plots(summary['metric'], titles, rounds)}<h2>Rounds</h2>{_round_table(titles, rounds)}"
-        f"{_refusals(rounds)}<h2>Summary</h2><table>{rows}</table>\n"
+        f"<h1>{title}</h1>{ending}{plots}<h2>Rounds</h2>{_round_table(titles, rounds)}"
+        f"{_refusals(rounds)}<h2>Summary</h2><table>{rows}</table>\n",
+        encoding="utf-8",
     )
 
 
-def _plots(metric: str, titles: Mapping[str, str], rounds: list[dict[str, Any]]) -> str:
+def _ending(summary: Mapping[str, Any]) -> str:
+    """What became of a run that did not complete, and what was noticed of any."""
+    said = [f"The run was {summary['status']}." if summary["status"] == "interrupted" else ""]
+    said += [f"The run failed: {summary['error']}" if "error" in summary else "", *summary.get("notices", ())]
+    return "".join(f"<p class='refused'>{html.escape(text)}</p>" for text in said if text)
+
+
+def _plots(metric: str, titles: Mapping[str, str], rounds: Sequence[dict[str, Any]]) -> str:
     """Quality against rounds and against bytes moved so far, as inline SVG."""
-    scored = [entry for entry in rounds if metric in entry]
+    scored = [entry for entry in rounds if entry.get(metric) is not None]
     if not scored:
-        return "<p>No evaluation was asked for.</p>"
+        return "<p>Nothing was measured.</p>"
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -56,7 +68,7 @@ def _plots(metric: str, titles: Mapping[str, str], rounds: list[dict[str, Any]])
     return drawing.getvalue()[drawing.getvalue().index("<svg") :]
 
 
-def _round_table(titles: Mapping[str, str], rounds: list[dict[str, Any]]) -> str:
+def _round_table(titles: Mapping[str, str], rounds: Sequence[dict[str, Any]]) -> str:
     account = {name: name for name in ("epsilon",) if any(name in entry for entry in rounds)}
     titles = {**titles, **account}
     head = "".join(f"<th>{name}</th>" for name in ("round", *titles.values(), "up", "down", "seconds", "nodes"))
@@ -69,14 +81,19 @@ def _round_table(titles: Mapping[str, str], rounds: list[dict[str, Any]]) -> str
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
 
 
-def _refusals(rounds: list[dict[str, Any]]) -> str:
+def _refusals(rounds: Sequence[dict[str, Any]]) -> str:
+    failed = [f"<li>round {entry['round']}: {html.escape(entry['failed'])}</li>" for entry in rounds if entry["failed"]]
     said = [
         f"<li>round {entry['round']}, node {html.escape(node['node'])}: {html.escape(node['refused'])}</li>"
         for entry in rounds
         for node in entry["nodes"]
         if node["refused"]
     ]
-    return f"<h2>Replies that did not count</h2><ul class='refused'>{''.join(said)}</ul>" if said else ""
+    return _list("Rounds that failed", failed) + _list("Replies that did not count", said)
+
+
+def _list(title: str, items: list[str]) -> str:
+    return f"<h2>{title}</h2><ul class='refused'>{''.join(items)}</ul>" if items else ""
 
 
 def _number(value: float | None) -> str:

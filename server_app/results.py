@@ -8,12 +8,10 @@ model/            last, best and, for an adapter, the base it belongs to
 checkpoints/      the newest and the best state
 """
 
-import json
 import logging
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,15 +21,30 @@ import torch
 
 from server_app import started
 from server_app.config import RunConfig
+from server_app.endings import (
+    COMPLETED,
+    FAILED,
+    INTERRUPTED,
+    METRICS,
+    REPORT,
+    RUNNING,
+    can_resume,
+    hint,
+    summary_of,
+    write_summary,
+)
+from server_app.learning import not_falling
+from server_app.lines import VOID, line_of, written_json
 from server_app.measure import measure_of
 from server_app.progress import progress
 from server_app.report import write_report
-from server_app.resuming import CONFIG, FROM, METRICS, RESUME, SUMMARY, go_back, lines_until, rounds_done, summary_of
+from server_app.resuming import CONFIG, FROM, RESUME, go_back, lines_until, rounds_done
 from server_app.tuned import write_tuned
 from strategies.exchange import checkpoint
 from strategies.exchange.federation import Round
 from strategies.exchange.vocabulary import RunFailed, State
 from task.config import TaskConfig
+from task.modes import as_the_folder
 from task.room import append
 from task.schema import flatten
 
@@ -54,6 +67,9 @@ class Results:
         self.measure = measure_of(run.task)
         self._last: State | None = None
         self.stopped = ""  # why the run ended before its last round, if so
+        self.notices: list[str] = []  # what is said of the run without being asked
+        self._slow = False  # has it been said that the training loss does not fall?
+        self.usage: list[str] = []  # lines of Python that load the best model
         if run.server.resume:
             self._resume()
         self._write_config(run.flat)
@@ -71,25 +87,29 @@ class Results:
         there = checkpoint.about(best)["round"] if best.exists() else None
         if self.best is not None and self.best["round"] != there:
             # the process ended before it kept this one, or the run went back to before the one that is there
-            self.best = self.rounds[-1] if "chosen-by" in self.rounds[-1] else None
+            self.best = self.rounds[-1] if self.rounds[-1].get("chosen-by") is not None else None
             checkpoint.save(best, checkpoint.load(self.checkpoints / checkpoint.LAST)[0], {"round": done})
 
     def __enter__(self) -> "Results":
+        self._summarise(RUNNING)  # what a run that is killed before its first round leaves
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and not isinstance(error, Exception):  # a signal, or Ctrl-C
+            self._end(INTERRUPTED)
+            return
         if error is not None:
             self._salvage(error)
-            self._end("failed", str(error) or repr(error))
+            self._end(FAILED, str(error) or repr(error))
             return
         try:
             self._export()
         except Exception as failure:
-            self._end("failed", f"the tuned model could not be written: {failure}")
+            self._end(FAILED, f"the tuned model could not be written: {failure}")
             raise
-        self._end("completed")
+        self._end(COMPLETED)
 
     def _salvage(self, error: BaseException) -> None:
         """Write the model that the good rounds of a failed run left."""
@@ -111,10 +131,20 @@ class Results:
 
     def _write_end(self, status: str, error: str) -> None:
         summary = self._summarise(status, error)
-        if self.rounds:
-            write_report(self.folder / "report.html", summary, self.rounds, self.measure.titles)
-        if not error:
+        write_report(self.folder / REPORT, summary, self.rounds, self.measure.titles)
+        if status == COMPLETED:
             LOG.info("finished in %.0f s, results in %s", summary["seconds"], self.folder)
+            if self.usage:
+                LOG.info("the tuned model, in Python:\n%s", "\n".join(self.usage))
+        elif can_resume(self.folder):
+            LOG.info("%s", hint(self.folder))
+
+    def notice(self, notices: Iterable[str]) -> None:
+        """Say these once, now and in the summary."""
+        for notice in notices:
+            if notice not in self.notices:
+                LOG.warning("%s", notice)
+                self.notices.append(notice)
 
     def begin(self, task: TaskConfig) -> None:
         """The settings as the data completed them."""
@@ -123,17 +153,20 @@ class Results:
 
     def on_round(self, report: Round, state: State) -> None:
         """Append the round's line, and say how far the run is."""
-        line = self._line(report)
+        line = line_of(report, self.measure)
         self.rounds.append(line)
         with (self.folder / METRICS).open("ab", buffering=0) as file:
-            append(file, json.dumps(line) + "\n")
+            append(file, written_json(line) + "\n")
             os.fsync(file.fileno())  # before the checkpoint that counts on it
         self._compare(line)
         self._last = state
         self._over.append(time.monotonic())
         self.stopped = report.stopped if report.number < self.run.server.num_server_rounds else ""
-        self._summarise("running")  # what a run that is killed leaves
         LOG.info("%s", progress(line, self.measure.titles, self.run.server.num_server_rounds, self._over))
+        if not self._slow and (slow := not_falling(self.rounds, self._task, self.measure)):
+            self._slow = True
+            self.notice([slow])
+        self._summarise(RUNNING)  # what a run that is killed leaves
 
     def on_kept(self, report: Round, state: State) -> None:
         """Keep the state if it is the best so far. It comes after the newest one is kept, so that a round which is done
@@ -152,6 +185,7 @@ class Results:
         first, last = (self.rounds[0], self.rounds[-1]) if self.rounds else ({}, {})
         # A round that was not evaluated has no quality, nor has one where nodes score and none answers well.
         scored: dict[str, Any] = next((entry for entry in reversed(self.rounds) if metric in entry), {})
+        void = {entry["round"]: entry[VOID] for entry in self.rounds if VOID in entry}
         back = {entry["round"]: entry["rolled-back"] for entry in self.rounds if "rolled-back" in entry}
         nodes = {line["node"]: line["rank"] for entry in self.rounds for line in entry["nodes"]}
         return {
@@ -167,6 +201,8 @@ class Results:
             "final": scored.get(metric),
             "best": (self.best or {}).get(metric),
             "best-round": (self.best or {}).get("round"),
+            "best-chosen-by": (self.best or {}).get("chosen-by"),
+            **({"void-rounds": void} if void else {}),
             "rounds": last.get("round", 0),
             **({"resumed": self.resumed} if self.resumed else {}),
             "failed-rounds": sum(bool(entry["failed"]) for entry in self.rounds),
@@ -182,54 +218,22 @@ class Results:
             "seconds": round(time.monotonic() - self.began, 3),
             "threads": torch.get_num_threads(),
             "folder": str(self.folder),
+            **({"notices": self.notices} if self.notices else {}),
+            **({"usage": self.usage} if self.usage else {}),
         }
 
     def _write_config(self, flat: Mapping[str, Any]) -> None:
         kept = {key: value for key, value in flat.items() if key not in (RESUME, FROM)}
         draft = self.folder / f".{CONFIG}"
         draft.write_text(tomli_w.dumps(nested(kept)), encoding="utf-8")
+        as_the_folder(draft)
         draft.replace(self.folder / CONFIG)
         started.keep(self.folder, kept)
 
     def _summarise(self, status: str, error: str = "") -> dict[str, Any]:
         summary = self.summary(status, error)
-        draft = self.folder / ".summary.json"
-        draft.write_text(json.dumps(summary, indent=2) + "\n")
-        draft.replace(self.folder / SUMMARY)
+        write_summary(self.folder, summary)
         return summary
-
-    def _line(self, report: Round) -> dict[str, Any]:
-        """One round as JSON; quality under plain names, by whoever is asked first: the server, else nodes."""
-        server, nodes = report.evaluated_by_server, report.evaluated_by_nodes
-        metric, titles = self.measure.metric, self.measure.titles
-        if server:
-            quality = {name: server[f"test-{name}"] for name in titles}
-            quality["chosen-by"] = server[f"validation-{metric}"]
-        elif nodes:
-            quality = {name: nodes[name] for name in titles} | {"chosen-by": nodes[metric]}
-        else:
-            quality = {}
-        named = {f"server-{k}": v for k, v in server.items()} | {f"nodes-{k}": v for k, v in nodes.items()}
-        named |= {f"nodes-median-{k}": v for k, v in report.medians_of_nodes.items() if k in titles}
-        return {
-            "round": report.number,
-            **quality,
-            "train-loss": report.train.get("train-loss"),
-            "inexactness": report.inexactness,
-            **named,
-            **report.privacy,
-            "bytes_up": report.bytes_up,
-            "bytes_down": report.bytes_down,
-            "bytes_base": report.bytes_base,
-            "parameters_up": report.parameters_up,
-            "parameters_down": report.parameters_down,
-            "parameters": report.parameters,
-            "seconds": round(report.seconds, 3),
-            "failed": report.failed,
-            **({"rolled-back": report.rolled_back} if report.rolled_back else {}),
-            "resting": report.resting,
-            "nodes": [asdict(line) for line in report.nodes],
-        }
 
     def _source(self) -> str:
         if self._task.evaluate == "nodes":
@@ -242,8 +246,12 @@ class Results:
         """The tuned model, last and best."""
         if self._last is None:
             return
-        best = checkpoint.load(self.checkpoints / checkpoint.BEST)[0] if self.best is not None else self._last
-        write_tuned(self.run.strategy, self._task, {"last": self._last, "best": best}, self.folder / "model")
+        last = (self.rounds[-1]["round"], self._last)
+        best = last
+        if self.best is not None:
+            best = self.best["round"], checkpoint.load(self.checkpoints / checkpoint.BEST)[0]
+        states, nodes = {"last": last, "best": best}, len(self.summary(RUNNING)["ranks"])
+        self.usage = write_tuned(self.run, self._task, states, self.folder / "model", nodes)
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,10 @@ from typing import Any
 
 from server_app import started
 from server_app.config import keys
+from server_app.endings import METRICS, at_work
 from strategies.exchange import checkpoint
 from strategies.exchange.session import Session
+from task.modes import as_the_folder
 from task.schema import ConfigError, Option, Schema
 
 LOG = logging.getLogger("flwr")
@@ -30,7 +32,7 @@ FREE = (
     "simulation.num-gpus", "outlier-factor", "collapse-factor", "keep-checkpoints",
 )  # fmt: skip
 LAST = "last"
-CONFIG, METRICS, SUMMARY = "config.toml", "metrics.jsonl", "summary.json"
+CONFIG = "config.toml"
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
@@ -163,15 +165,9 @@ def lines_until(folder: Path, last: int) -> list[dict[str, Any]]:
         raise ConfigError([f"{path} lacks rounds up to {last}, which the checkpoint has"])
     draft = folder / f".{METRICS}"
     draft.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    as_the_folder(draft)
     draft.replace(path)
     return lines
-
-
-def summary_of(folder: Path) -> dict[str, Any]:
-    """The newest summary of a run; empty where there is none."""
-    path = folder / SUMMARY
-    said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return said
 
 
 @contextmanager
@@ -185,7 +181,7 @@ def alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ConfigError([f"another process is at work in {folder}: is the run to resume still going?"]) from error
+            raise ConfigError([at_work(folder)]) from error
         except OSError as error:
             LOG.warning("%s cannot be locked (%s): see that no other process resumes it", folder, error.strerror)
         yield

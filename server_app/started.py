@@ -8,6 +8,7 @@ from typing import Any
 
 import xxhash
 
+from task.modes import as_the_folder
 from task.schema import ConfigError
 
 LOG = logging.getLogger("flwr")
@@ -20,6 +21,7 @@ def keep(folder: Path, settings: Mapping[str, Any]) -> None:
     place.parent.mkdir(exist_ok=True)
     draft = place.with_suffix(".part")
     draft.write_text(json.dumps({"settings": settings, "xxh3": _hash(settings)}, indent=1) + "\n", encoding="utf-8")
+    as_the_folder(draft)
     draft.replace(place)
 
 

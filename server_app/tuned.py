@@ -1,29 +1,36 @@
-"""Tuned models as folders: rebuilt from a base and a state, for peft or transformers to load."""
+"""Tuned models as folders: rebuilt from a base and a state, for peft or transformers to load, each with its card."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from strategies.exchange.contract import Strategy
+from server_app.card import card
+from server_app.config import RunConfig
 from strategies.exchange.journal import held
 from strategies.exchange.vocabulary import State
-from task.base import files, server_base
-from task.config import EMBEDDED_MODEL, TaskConfig
+from task.base import server_base
+from task.config import TaskConfig
+from task.modes import as_the_folder
+from task.saving import save_base
 from task.store import server_store
+from task.usage import usage
 
 
-def write_tuned(strategy: Strategy, task: TaskConfig, states: Mapping[str, State], folder: Path) -> None:
-    """The model of every state as `folder/<name>`; the embedded base, which is on nobody's hub, as `folder/base`.
+def write_tuned(
+    run: RunConfig, task: TaskConfig, states: Mapping[str, tuple[int, State]], folder: Path, nodes: int
+) -> list[str]:
+    """Write the model of every state, which is that of a round, as `folder/<name>`, and the base as `folder/base` where
+    adapters do not find it by its own name.
 
-    `task` names the labels. Raises BaseError for a base that cannot be had.
+    `task` names the labels. Returns lines of Python that load the last model that was named. Raises BaseError for a
+    base that cannot be had.
     """
     base = server_base(task.model, server_store())
-    base_name = base.name
-    if base.name == EMBEDDED_MODEL:
-        place = folder / "base"
-        place.mkdir(parents=True, exist_ok=True)
-        for path in files(base.folder).values():
-            shutil.copy(path, place)
-        base_name = str(place)
-    for name, state in states.items():
-        held(strategy, base, task, state).save(folder / name, base_name)
+    base_name = save_base(base, task, folder / "base")
+    lines: list[str] = []
+    for name, (round, state) in states.items():
+        place = folder / name
+        held(run.strategy, base, task, state).save(place, base_name)
+        lines = usage(task, base, place)
+        (place / "README.md").write_text(card(run, task, base, round, nodes), encoding="utf-8")
+        as_the_folder(place)
+    return lines

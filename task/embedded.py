@@ -4,6 +4,7 @@ It stands for "the public pretrained model" where there is no network, and it is
 private base: it is on nobody's hub, so nodes can only have it from the server.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ ARCHITECTURE = {
     "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
 }  # fmt: skip
 EPOCHS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY, SEED = 30, 32, 2e-3, 0.01, 0
-PREPROCESSOR = (
-    '{"do_normalize": true, "image_mean": [0.5], "image_std": [0.5], "rescale_factor": 0.00392156862745098}\n'
-)
+PREPROCESSOR = {
+    "image_processor_type": "ViTImageProcessor",
+    "do_resize": True, "size": {"height": 8, "width": 8}, "resample": 2,
+    "do_rescale": True, "rescale_factor": 1 / 255,
+    "do_normalize": True, "image_mean": [0.5], "image_std": [0.5],
+}  # fmt: skip
 
 
 def trained_base(store: Store) -> Path:
@@ -26,7 +30,7 @@ def trained_base(store: Store) -> Path:
     import torch
 
     training = [EPOCHS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY, SEED]
-    key = recipe_hash([ARCHITECTURE, training, torch.__version__, "digits/public"])
+    key = recipe_hash([ARCHITECTURE, training, PREPROCESSOR, torch.__version__, "digits/public"])
     with store.made("embedded", key) as draft:
         if draft is not None:
             _train(draft)
@@ -45,7 +49,7 @@ def _train(folder: Path) -> None:
             _fitted().save_pretrained(folder)
     finally:
         torch.set_num_threads(threads)
-    (folder / "preprocessor_config.json").write_text(PREPROCESSOR)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR) + "\n")
 
 
 def _fitted() -> Any:

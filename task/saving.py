@@ -1,4 +1,8 @@
-"""Tuned models as folders, for peft, for transformers, or for `restored`."""
+"""Tuned models as folders, for peft, for transformers, or for `restored`.
+
+A folder has all that the base had beside its weights: tokenizer, processor, chat template, settings of generation. So
+who loads the model reads rows as they were read in training.
+"""
 
 import json
 import shutil
@@ -11,37 +15,82 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from task.base import Base, BaseError, files, named_folder
+from task.base import Base, BaseError, named_folder
 from task.bounded_json import JSONError, read_json
-from task.config import TaskConfig
+from task.config import CAUSAL, EMBEDDED_MODEL, TaskConfig
+from task.contents import CONFIG, INDEX, is_weights, listed
 from task.loading import loaded
+from task.modes import as_the_folder
 from task.naming import ADAPTER, by_peft, trained
 from task.scale_shift import folded
 from task.schema import ConfigError, build, flatten, read, schema
 from task.seeds import derive
+from task.shown import shown
 from task.tuning import TuningError, tuned
 
 if TYPE_CHECKING:
     from task.model import TunedModel
 
+WHOLE = ("full", "bias", "head", "ssf")  # tunings that are saved as a transformers folder
 OWN = ("adapter", "prompt")  # tunings that neither transformers nor peft can load
 SETTINGS, TENSORS, GROUND = "tuning.json", "tuning.safetensors", "base"
+ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
+MAGNITUDE = "lora_magnitude_vector"
+# Settings that transformers writes by itself, and that change nothing of what a model computes.
+IDLE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+TASK_TYPES = {"text-classification": "SEQ_CLS", CAUSAL: "CAUSAL_LM"}  # as peft calls them; it has no word for images
 
 
 def save(model: "TunedModel", folder: Path, base_name: str) -> None:
     """Write what `TunedModel.save` says."""
     if by_peft(model.module):
         _save_peft(model, folder, _ground(model, folder, base_name))
-    elif model.config.tuning in OWN:
+    elif own_format(model.config):
         _save_own(model, folder, _ground(model, folder, base_name))
     elif model.config.tuning == "ssf":
         head = {name: tensor for name, tensor in model.trained.items() if ".ssf_" not in name}
         _plain(model, model.frozen | head | folded(model.module)).save_pretrained(folder)  # type: ignore[operator]
     else:
         model.module.save_pretrained(folder)  # type: ignore[operator]
+    _copy_beside(model.base, folder)
 
 
-def restored(folder: Path, base: str = "", trust_remote_code: bool = False) -> nn.Module:
+def own_format(config: TaskConfig) -> bool:
+    """Return whether the tuned model is a folder that only `restored` can load."""
+    return config.tuning == "adapter" or (config.tuning == "prompt" and config.task.kind == "image-classification")
+
+
+def save_base(base: Base, config: TaskConfig, folder: Path) -> str:
+    """Return the name under which an adapter finds its base: its own, or `folder`, to which it is written where its own
+    name does not do. That is the embedded base, and a classifier whose settings are not those of the run: peft and
+    transformers take the labels from the base.
+    """
+    if config.tuning in WHOLE or (base.name != EMBEDDED_MODEL and (config.causal or own_format(config))):
+        return base.name
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(config.seed, "init"))  # a head that the base lacks is drawn, as in training
+        module, _ = loaded(base, config)
+    if base.name != EMBEDDED_MODEL and _settings_of(module.config) == _settings_in(base):
+        return base.name
+    module.save_pretrained(folder)  # type: ignore[operator]
+    _copy_beside(base, folder)
+    return str(folder)
+
+
+def _settings_in(base: Base) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    with shown(base.folder) as folder:
+        return _settings_of(AutoConfig.from_pretrained(folder))
+
+
+def _settings_of(config: Any) -> dict[str, Any]:
+    """What a model's settings say of what it computes, labels among them."""
+    said = config.to_dict() | {"id2label": config.id2label, "num_labels": config.num_labels}
+    return {key: value for key, value in said.items() if key not in IDLE}
+
+
+def restored(folder: Path | str, base: str = "", trust_remote_code: bool = False) -> nn.Module:
     """The model of a folder with a `tuning.json`, ready to use: the base, and what was trained on it.
 
     `base` is a folder or a hub id; empty: the one that the folder names, as far as that leads nowhere but to the hub,
@@ -49,6 +98,7 @@ def restored(folder: Path, base: str = "", trust_remote_code: bool = False) -> n
     says. Raises BaseError where the base cannot be had, ConfigError for settings that cannot be read, TuningError where
     the tensors do not fit the base.
     """
+    folder = Path(folder)
     about = _about(folder / SETTINGS)
     values, problems = read(about["settings"], schema(TaskConfig))
     if problems:
@@ -100,20 +150,45 @@ def _ground(model: "TunedModel", folder: Path, base_name: str) -> str:
         return base_name
     place = folder / GROUND
     _plain(model, model.frozen).save_pretrained(place)  # type: ignore[operator]
-    for name, path in files(model.base.folder).items():
-        if not (place / name).exists() and not name.endswith(".safetensors"):
-            shutil.copy(path, place / name)
+    _copy_beside(model.base, place)
     return str(place)
+
+
+def _copy_beside(base: Base, folder: Path) -> None:
+    """Copy what the base has beside weights, as far as the folder lacks it. Where peft reads a folder, a config.json
+    would say that all weights are in it."""
+    adapted = (folder / ADAPTER_CONFIG).exists()
+    for name, path in listed(base.folder).items():
+        theirs = is_weights(name) or name == INDEX or (adapted and name == CONFIG)
+        if not theirs and not (folder / name).exists():
+            shutil.copyfile(path, folder / name)
+    as_the_folder(folder)
 
 
 def _save_peft(model: "TunedModel", folder: Path, base_name: str) -> None:
     model.module.peft_config[ADAPTER].base_model_name_or_path = base_name  # type: ignore
     model.module.save_pretrained(folder)  # type: ignore[operator]
+    (folder / "README.md").unlink(missing_ok=True)  # a blank form with this machine's paths
+    if model.config.tuning == "dora":
+        _name_magnitudes(folder / ADAPTER_TENSORS)
+    if kind := TASK_TYPES.get(model.config.task.kind):
+        path = folder / ADAPTER_CONFIG
+        said = json.loads(path.read_text(encoding="utf-8")) | {"task_type": kind, "auto_mapping": None}
+        path.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _name_magnitudes(path: Path) -> None:
+    """Give DoRA's magnitudes names that peft and transformers both know: by peft's own ones, transformers does not find
+    them, says nothing, and computes something else."""
+    tensors = load_file(path)
+    named = {f"{name}.weight" if name.endswith(MAGNITUDE) else name: tensor for name, tensor in tensors.items()}
+    save_file(named, path, {"format": "pt"})
 
 
 def _save_own(model: "TunedModel", folder: Path, base_name: str) -> None:
     """Like a peft folder: what was trained, the settings that shape it, and the name of the base."""
     folder.mkdir(parents=True, exist_ok=True)
+    model.module.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
     about = {"base": base_name, "settings": flatten(model.config.shaping(), changed_only=True)}
     (folder / SETTINGS).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.trained.items()}, folder / TENSORS)

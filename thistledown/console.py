@@ -4,6 +4,7 @@ Flower writes `INFO :      text`; lines without such a start belong to the recor
 printed by a library. The whole log is in run.log.
 """
 
+import itertools
 import re
 from collections import Counter
 
@@ -13,6 +14,7 @@ TEXT = 12  # column at which a record's text begins
 RUN = re.compile(r"Successfully started run (\d+)")
 FOLDER = re.compile(r"results go to (.+)")
 EXCEPTION = re.compile(r"(?:\w+\.)*([A-Z]\w*)(: .+)?")
+ITEM = re.compile(r"  - ")
 CARRIERS = ("RayTaskError", "ClientAppException")  # they repeat the exception that they carry
 TRACEBACK = "Traceback (most recent call last):"
 RAISED = "Simulation raised an exception"
@@ -20,7 +22,7 @@ NOISE = re.compile(
     r"Starting logstream|Since flwr |Federation `|To change federation size|\s*flwr federation|Exiting logstream"
     r"|configure_\w+: Sampled|aggregate_\w+: Received|\[ROUND \d+/\d+\]$"
     r"|An exception was raised when processing|ray::|Exit Code: |Starting \w+: strategy="
-    r"|the run failed: |finished in "
+    r"|the run failed: |finished in |the tuned model, in Python:|go on with it: "
     r"|node   rows|\s+\d+ +\d+ +[\d.]|\.\.\. and \d+ more; |\s*$"
 )
 SAID = {"Starting Flower Simulation": "starting Ray (takes a while the first time)"}
@@ -73,12 +75,16 @@ class Console:
 
     def _finished(self) -> list[str]:
         """What to print when a record ends: of a traceback, what was raised."""
-        raised = [m for m in map(EXCEPTION.fullmatch, self._below.splitlines()) if m and m[1] not in CARRIERS]
+        lines = self._below.splitlines()
+        raised = [(place, m) for place, line in enumerate(lines) if (m := EXCEPTION.fullmatch(line))]
+        raised = [(place, m) for place, m in raised if m[1] not in CARRIERS]
         traceback, text = self._is_traceback(), self._text
         self._level, self._text, self._below = "", "", ""
         if not traceback or not raised:
             return []
-        short = raised[-1][1] + (raised[-1][2] or "")
+        place, last = raised[-1]
+        more = itertools.takewhile(ITEM.match, lines[place + 1 :])  # of an error that lists its problems
+        short = "\n".join([last[1] + (last[2] or ""), *more])
         if text == RAISED:
             self.cause = short
             return []

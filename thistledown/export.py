@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from server_app.config import RunConfig
+from server_app.endings import summary_of
 from server_app.resuming import settings_of
 from server_app.tuned import write_tuned
 from strategies.exchange import checkpoint
 from strategies.exchange.checkpoint import BEST
 from task.base import BaseError
+from task.room import is_full
 from task.schema import ConfigError
 from task.store import StoreError
 
@@ -31,9 +33,17 @@ def export(results: Path, which: str, to: Path | None, say: Callable[[str], None
         raise ConfigError([f"cannot read the checkpoint {path}: {error}"]) from error
     entries = f", {len(state.journal)} journal entries" if state.journal else ""
     say(f"rebuilding {config.task.model.name} after round {about['round']} of {config.strategy.name}{entries}")
-    folder = to or results / "model"
+    folder = (to or results / "model").absolute()
+    nodes = len(summary_of(results).get("ranks", ()))
     try:
-        write_tuned(config.strategy, config.task, {which: state}, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = write_tuned(config, config.task, {which: (about["round"], state)}, folder, nodes)
     except (BaseError, StoreError) as error:
         raise ConfigError([str(error)]) from error
-    say(f"the tuned model is in {folder / which}")
+    except OSError as error:
+        if is_full(error):
+            raise
+        raise ConfigError([f"--to {folder} cannot be written: {error.strerror}"]) from error
+    say(f"the tuned model is in {folder / which}; in Python:")
+    for line in lines:
+        say(line)

@@ -4,9 +4,12 @@ Imports that take seconds happen in the commands, after the first line of output
 """
 
 import argparse
+import importlib.util
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from thistledown.settings import Settings
 
+PACKAGES = ("task", "strategies", "server_app", "client_app")  # that the command imports, beside its own
 DONE, WRONG, FAILED, INTERRUPTED, TERMINATED = 0, 2, 3, 130, 143
 
 
@@ -23,7 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a label name must not stop a run on an ASCII terminal
     arguments = _parser().parse_args(argv)
-    _handle_signals()
+    _own_packages_first()
+    with _signals():
+        return _done(arguments)
+
+
+def _done(arguments: argparse.Namespace) -> int:
+    """Do what the command line says, and return the exit code."""
     if arguments.command in ("run", "check", "export"):
         say("checking the configuration")
     from task.room import NoRoom, is_full, sentence
@@ -40,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "app": _app,
             "policy": _policy,
             "purge": _purge,
+            "status": _status,
         }
         return commands[arguments.command](arguments)
     except ConfigError as error:
@@ -112,6 +123,11 @@ def _parser() -> argparse.ArgumentParser:
     purge.add_argument("--kind", type=_listed, default=[], metavar="KINDS", help="only these, comma-separated")
     purge.add_argument("--older-than", default="", metavar="AGE", help="only what was not used for so long: 30d, 12h")
     purge.add_argument("--yes", action="store_true", help="remove it; without this nothing is removed")
+    status = commands.add_parser("status", help="say how runs stand: running, completed, failed or interrupted")
+    status.description = "Say how a run stands, or all runs in a folder of outputs, and how to go on with it."
+    status.add_argument(
+        "folder", type=Path, nargs="?", default=Path("outputs"), metavar="DIR", help="results, or outputs (default)"
+    )
     account = commands.add_parser("account", help="say what the rows of a node have spent of their privacy")
     account.description = "Say what a node's accounts come to: by data set and run, and in all."
     account.add_argument(
@@ -181,6 +197,14 @@ def _purge(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def _status(arguments: argparse.Namespace) -> int:
+    from thistledown.status import status
+
+    for line in status(arguments.folder):
+        say(line)
+    return DONE
+
+
 def _policy(arguments: argparse.Namespace) -> int:
     from thistledown.policy import explained
 
@@ -206,23 +230,48 @@ def _listed(text: str) -> list[str]:
 
 
 def _settings(arguments: argparse.Namespace) -> "Settings":
+    from server_app.outputs import problem_of
+    from task.schema import ConfigError
     from thistledown.settings import Settings
 
     settings = Settings.read(arguments.app, arguments.preset, arguments.overrides, Path.cwd())
+    if problem := problem_of(Path(settings.config.server.output_dir)):
+        raise ConfigError([problem])
     for key in settings.idle:
         say(f"note: {key} has no effect on this run (strategy = '{settings.config.strategy.name}')")
     return settings
 
 
-def _handle_signals() -> None:
-    """SIGTERM and SIGHUP leave through `finally` blocks, like Ctrl-C, so that nothing is orphaned."""
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Within this SIGTERM and SIGHUP leave through `finally` blocks, like Ctrl-C, so that nothing is orphaned. In a
+    thread, such as a notebook's, Python takes no handlers, and signals are whose they were."""
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(TERMINATED)
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
-    signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGHUP, leave)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # shells let background jobs ignore SIGINT
+    chosen = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: leave, signal.SIGHUP: leave}
+    before = {number: signal.signal(number, handler) for number, handler in chosen.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _own_packages_first() -> None:
+    """Our packages have short names. Where something on PYTHONPATH has one of them too, ours must be found."""
+    root = str(Path(__file__).resolve().parent.parent)
+    for name in PACKAGES:
+        found = importlib.util.find_spec(name)
+        places = [str(Path(place).resolve().parent) for place in (found and found.submodule_search_locations) or ()]
+        if root not in places and name not in sys.modules:
+            sys.path.insert(0, root)
+            return
 
 
 if __name__ == "__main__":

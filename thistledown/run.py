@@ -11,6 +11,8 @@ from typing import Any
 
 import tomli_w
 
+from server_app.endings import COMPLETED, at_work, held, hint, interrupt, interrupted_in
+from server_app.outputs import writable
 from server_app.results import nested
 from server_app.resuming import rounds_done
 from task.room import append, room
@@ -21,7 +23,7 @@ from thistledown.summary import counted, summary_lines
 from thistledown.superlink import SuperLink
 
 Say = Callable[[str], None]
-COMPLETED = "finished:completed"
+FINISHED = "finished:completed"
 STRAY = 20  # lines of Flower's own complaint that are shown
 
 
@@ -37,38 +39,57 @@ def run(settings: Settings, say: Say, *, verbose: bool = False) -> bool:
         )
     size = f"{counted(server.simulation.num_supernodes, 'node')}, {counted(server.num_server_rounds, 'round')}"
     say(f"{settings.config.strategy.name} with tuning {task.tuning}: {size}, seed {task.seed}")
+    if server.resume and held(Path(server.resume)):
+        raise ConfigError([at_work(Path(server.resume))])
     if server.resume:
         say(f"resuming {server.resume} after round {rounds_done(Path(server.resume), server.resume_from)}")
+    outputs = Path(server.output_dir)
+    log = Log(outputs)
+    for dead in interrupted_in(outputs):
+        say(f"the run in {dead} was interrupted; {hint(dead) or 'nothing was kept of it'}")
     say("starting Flower's SuperLink")
-    log = Log(Path(server.output_dir))
     console = Console(verbose=verbose)
     try:
         with log, SuperLink() as superlink:
             code = _follow(_submitted(superlink, settings), console, log, say)
+            superlink.check()
             status, details = superlink.status(console.run_id) if console.run_id else ("", "")
-            if status != COMPLETED:
+            if status != FINISHED:
                 log.write(f"\n--- the SuperLink's own log\n{superlink.tail(200)}\n")
-    except KeyboardInterrupt:
-        if console.folder:
-            say(f"what there is so far is in {console.folder}")
+    except (KeyboardInterrupt, SystemExit):
+        _say_interrupted(console, say)
         raise
     summary = _summary(console.folder)
-    if status == COMPLETED and summary.get("status") == "completed":
+    if status == FINISHED and summary.get("status") == COMPLETED:
         for line in summary_lines(summary):
             say(line)
         return True
     say(f"the run failed: {_cause(summary, console, details, code)}")
+    _say_interrupted(console, say)
     say(f"the whole log is in {log.path}")
     return False
+
+
+def _say_interrupted(console: Console, say: Say) -> None:
+    """Say what there is of a run that did not complete, and how to go on with it; its folder then tells the same."""
+    if not console.folder:
+        return
+    folder = Path(console.folder)
+    interrupt(folder)
+    say(f"what there is so far is in {folder}")
+    if how := hint(folder):
+        say(how)
 
 
 class Log:
     """The whole log of a run, on disk from the first line; it moves to the results folder when there is one."""
 
     def __init__(self, outputs: Path) -> None:
-        outputs.mkdir(parents=True, exist_ok=True)
+        with writable(outputs):
+            outputs.mkdir(parents=True, exist_ok=True)
         self.path = outputs / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06}.log"
-        self._file = self.path.open("ab", buffering=0)
+        with writable(outputs):
+            self._file = self.path.open("ab", buffering=0)
 
     def __enter__(self) -> "Log":
         return self

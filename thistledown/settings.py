@@ -8,6 +8,7 @@ own configuration comes after the defaults, and what is set may not differ from 
 import difflib
 import re
 import tomllib
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ Values = dict[str, object]  # run-config keys with dots, as they came
 PLACES = {"data.name": EMBEDDED_DATA, "model.name": EMBEDDED_MODEL}  # keys that may be paths: the word that is none
 LATEST = "latest"  # instead of a results folder: the newest
 PAIR = re.compile(r"""\s*([\w.\-]+)=('[^']*'|"[^"]*"|\[[^\]]*\]|\S+)(?=\s|$)""")
+
+BARE = re.compile(r"""[^\s'"\[\]{}=]+""")  # text without quotes
 
 
 @dataclass(frozen=True)
@@ -137,13 +140,28 @@ def pairs(overrides: Sequence[str]) -> Values:
                 break
             key, value = match.groups()
             try:
-                values[key] = tomllib.loads(f"value = {value}")["value"]
+                values[key] = _value(key, value)
             except tomllib.TOMLDecodeError:
                 problems.append(f"-c {key}={value}: not a TOML value; true, 3, 0.5, or text in quotes: {key}='{value}'")
             position = match.end()
     if problems:
         raise ConfigError(problems)
     return values
+
+
+def _value(key: str, written: str) -> object:
+    """The value of a key in TOML. Of a key that takes text it is the text as it stands, where it has no quotes: it can
+    mean nothing else. Raises TOMLDecodeError."""
+    known = keys().get(key)
+    textual = known is None or known.type is str or typing.get_origin(known.type) is tuple
+    if known is not None and known.type is str and BARE.fullmatch(written):
+        return written
+    try:
+        return tomllib.loads(f"value = {written}")["value"]
+    except tomllib.TOMLDecodeError:
+        if textual and BARE.fullmatch(written):
+            return written
+        raise
 
 
 def _run_folder(values: Values, here: Path) -> Path:

@@ -1,6 +1,6 @@
 """The last lines of a run: what it achieved and what it cost."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from server_app.progress import human
@@ -8,7 +8,7 @@ from server_app.progress import human
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """The contents of a summary.json for people."""
-    lines = ["", _quality(summary)]
+    lines = ["", *_quality(summary)]
     if summary["failed-rounds"]:
         lines.append(f"{counted(summary['failed-rounds'], 'round')} failed and changed nothing; metrics.jsonl says why")
     if "epsilon" in summary:
@@ -21,16 +21,33 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     offered = f", and the base once: {human(summary['bytes_base'])}" if summary["bytes_base"] else ""
     traffic = f"{human(summary['bytes_up'])} up, {human(summary['bytes_down'])} down{offered}"
     lines.append(f"{rounds} over {nodes} in {summary['seconds']:.0f} s: {traffic}")
+    lines += [f"notice: {notice}" for notice in summary.get("notices", ())]
+    if "usage" in summary:
+        lines += ["the tuned model, in Python:", *summary["usage"]]
     lines.append(f"results in {summary['folder']}")
     return lines
 
 
-def _quality(summary: Mapping[str, Any]) -> str:
-    metric, before, after = summary["metric"], summary["base"], summary["final"]
-    if before is None or after is None:
-        return f"{metric} was not measured"
-    best = f"best {summary['best']:.3f} in round {summary['best-round']}" if summary["best"] is not None else ""
-    return f"{metric} {before:.3f} -> {after:.3f}, {best} ({summary['metric-source']})"
+def _quality(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Where the metric began and ended, and the best round: which rows chose it, and what it has on those shown."""
+    metric, before, after = summary["metric"], _said(summary["base"]), _said(summary["final"])
+    if summary["base"] is None and summary["final"] is None and "void-rounds" not in summary:
+        yield f"{metric} was not measured"
+        return
+    by_nodes = summary["metric-source"].startswith("nodes")
+    shown, chooses = ("rows that nodes hold out",) * 2 if by_nodes else ("the test part", "the validation part")
+    yield f"{metric} on {shown}: {before} before, {after} at the end"
+    if summary["best"] is not None:
+        order = "lowest" if "by the lowest" in summary["metric-source"] else "highest"
+        chosen = f"round {summary['best-round']} is the best, with the {order} {metric} on {chooses}"
+        chosen += f" ({_said(summary['best-chosen-by'])})"
+        yield chosen if by_nodes else f"{chosen}; on {shown} it has {_said(summary['best'])}"
+    for number, reason in summary.get("void-rounds", {}).items():
+        yield f"the score of round {number} is void: {reason}"
+
+
+def _said(value: float | None) -> str:
+    return "void" if value is None else f"{value:.3f}"
 
 
 def counted(count: int, what: str) -> str:

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -24,9 +25,12 @@ from types import TracebackType
 from typing import Any
 
 from thistledown import programs
+from thistledown.console import ANSI
+from thistledown.environment import clean
 from thistledown.leftovers import PREFIX, WORK, end_processes_in, hold, sweep
 
 NAME = "simulation"  # of the connection, in config.toml
+LOOK_EVERY, GRACE = 0.2, 3.0  # seconds
 START = 60.0  # seconds that it may take to answer
 LONGEST_ROOT = 40  # characters; Ray's sockets below it must fit into the 104 that macOS allows a path
 
@@ -49,6 +53,7 @@ class SuperLink:
         self.log = self.folder / "superlink.log"
         self._secret, self._ray_token = secrets.token_hex(32), secrets.token_hex(32)
         self._held: int | None = None  # the lock on the folder
+        self._running: dict[str, subprocess.Popen[bytes]] = {}  # programs of Flower's that must not end before the run
 
     def __enter__(self) -> "SuperLink":
         try:
@@ -78,7 +83,7 @@ class SuperLink:
         file.write_text(config, encoding="utf-8")
         size = f"num-supernodes={nodes} client-resources-num-cpus={cpus} client-resources-num-gpus={gpus}"
         command = ["run", str(bundle), NAME, "--stream", "--run-config", str(file), "--federation-config", size]
-        return subprocess.Popen(
+        submitted = subprocess.Popen(
             [_executable("flwr"), *command],
             cwd=self.work,
             env=self._environment(),
@@ -89,6 +94,23 @@ class SuperLink:
             errors="replace",
             start_new_session=True,  # Ctrl-C is ours to handle
         )
+        threading.Thread(target=self._watch, args=(submitted,), daemon=True).start()
+        return submitted
+
+    def check(self) -> None:
+        """Raise SuperLinkError where a program of Flower's has ended by itself."""
+        for name, process in self._running.items():
+            if process.poll() is not None:
+                raise SuperLinkError(f"Flower's {name} ended with code {process.returncode}:\n{self.tail()}")
+
+    def _watch(self, submitted: "subprocess.Popen[str]") -> None:
+        """End what waits for a log that nobody writes any more."""
+        while submitted.poll() is None:
+            if any(process.poll() is not None for process in self._running.values()):
+                time.sleep(GRACE)  # in which it reads what has been written
+                submitted.terminate()
+                return
+            time.sleep(LOOK_EVERY)
 
     def status(self, run_id: str) -> tuple[str, str]:
         """Flower's status of a run, such as `finished:completed`, and its details. Raises SuperLinkError."""
@@ -102,7 +124,7 @@ class SuperLink:
             start_new_session=True,
         )
         try:
-            run: dict[str, Any] = json.loads(done.stdout)["runs"][0]
+            run: dict[str, Any] = json.loads(ANSI.sub("", done.stdout))["runs"][0]
             return str(run["status"]), str(run["status-details"])
         except (ValueError, LookupError) as error:
             raise SuperLinkError(f"Flower does not say how the run ended: {done.stdout or done.stderr}") from error
@@ -123,7 +145,7 @@ class SuperLink:
         proof = ["--superexec-auth-secret-file", str(executor_secret)]
         where = ["--host", "127.0.0.1", "--port", str(self.port), "--isolation", "process"]
         command = [*_program("superlink"), "--insecure", "--simulation", *where, *proof]
-        process = self._begin([*command, "--disable-runtime-dependency-installation"])
+        process = self._running["SuperLink"] = self._begin([*command, "--disable-runtime-dependency-installation"])
         deadline = time.monotonic() + START
         while not _answers(self.port):
             if process.poll() is not None:
@@ -132,7 +154,7 @@ class SuperLink:
                 raise SuperLinkError(f"Flower's SuperLink does not answer after {START:g} s:\n{self.tail()}")
             time.sleep(0.1)
         superlink = ["--insecure", "--runtime-api-address", f"127.0.0.1:{self.port}", "--parent-pid", str(process.pid)]
-        self._begin([_executable("flower-superexec"), *superlink, *proof])
+        self._running["executor"] = self._begin([_executable("flower-superexec"), *superlink, *proof])
 
     def _begin(self, command: list[str]) -> "subprocess.Popen[bytes]":
         """Start a program of Flower's that writes to the log."""
@@ -188,14 +210,8 @@ class SuperLink:
             programs.SECRET: self._secret,
             "PATH": os.pathsep.join([str(self.folder / "bin"), str(Path(sys.executable).parent), path]),
             "PYTHONUNBUFFERED": "1",  # lines shall come as they are printed
-            "PYTHONIOENCODING": "utf-8",
-            "COLUMNS": "160",
         }
-        for name in ("NO_PROXY", "no_proxy"):
-            own[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
-        if cache := os.environ.get("THISTLEDOWN_CACHE"):
-            own["THISTLEDOWN_CACHE"] = str(Path(cache).expanduser().absolute())
-        return os.environ | own
+        return clean(os.environ) | own
 
 
 def _executable(name: str) -> str:
@@ -226,7 +242,10 @@ def _answers(port: int) -> bool:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Signals wait until what must be finished is finished."""
+    """Signals wait until what must be finished is finished. Where this is a thread they come to another."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     numbers = [signal.SIGINT, signal.SIGTERM]
     before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
     try:

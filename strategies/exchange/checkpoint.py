@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from strategies.algebra.tensors import Tensors, raw
 from strategies.exchange.vocabulary import BASE_MARK, Entry, State
+from task.modes import as_the_folder
 from task.room import room
 
 LAST, BEST = "last.safetensors", "best.safetensors"
@@ -106,6 +107,7 @@ def _write(path: Path, tensors: Mapping[str, torch.Tensor], about: str) -> None:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+    as_the_folder(draft)
     sync(draft)  # else a power cut could leave the name without the content
     os.replace(draft, path)
     sync(path.parent)  # and what is written later without this

@@ -1,0 +1,35 @@
+"""What a person would want to know of the rows before a run: classes that a part lacks, nodes with one class."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from task.outline import Outline
+from task.partition import Positions
+
+SHOWN = 10
+
+
+def of_parts(outline: Outline) -> Iterator[str]:
+    """What is said of the parts of the data. Class names are the run's, and no secret of a row."""
+    names = outline.labels
+    for name, part in outline.parts.items():
+        if not len(part) or not names:
+            continue
+        there = set(np.unique(part.labels).tolist())
+        if absent := [label for number, label in enumerate(names) if number not in there]:
+            yield f"the {name} part has no row of {_listed(absent)}, of {len(names)} classes"
+
+
+def of_split(split: Sequence[Positions], outline: Outline) -> Iterator[str]:
+    """What is said of the rows of simulated nodes."""
+    if len(outline.labels) < 2:
+        return
+    labels = outline.train.labels
+    if lonely := [str(node) for node, rows in enumerate(split) if len(np.unique(labels[rows])) == 1]:
+        yield f"{len(lonely)} of {len(split)} nodes have rows of one class alone: {_listed(lonely)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -1,0 +1,66 @@
+"""Three lines of Python that load a tuned model and use it, as people would write them."""
+
+from pathlib import Path
+
+from task.base import Base
+from task.config import CAUSAL, TaskConfig
+from task.contents import CONFIG, settings
+from task.saving import WHOLE, own_format
+
+PIPELINES = {
+    "image-classification": "image-classification",
+    "text-classification": "text-classification",
+    CAUSAL: "text-generation",
+}
+AUTO = {
+    "image-classification": ("AutoModelForImageClassification", "AutoPeftModel"),
+    "text-classification": ("AutoModelForSequenceClassification", "AutoPeftModelForSequenceClassification"),
+    CAUSAL: ("AutoModelForCausalLM", "AutoPeftModelForCausalLM"),
+}
+SOFT = ("prompt", "prefix")  # peft's tunings that transformers does not load by itself
+RGB = 3
+
+
+def usage(config: TaskConfig, base: Base, folder: Path | str) -> list[str]:
+    """Return the lines for a model that `task.saving` wrote to `folder`. They run as they are, on an empty input, in
+    whose place people put their own."""
+    channels = settings(base.folder / CONFIG).get("num_channels", RGB)
+    if config.task.kind == "image-classification" and channels != RGB:
+        return _by_processor(config, str(folder))  # a pipeline of transformers makes every image one of three channels
+    imports, loaded = _loaded(config, str(folder))
+    made = f'model = pipeline("{PIPELINES[config.task.kind]}", {loaded})'
+    if config.task.kind == "image-classification":
+        return [f"from PIL import Image; {imports}", made, 'print(model(Image.new("RGB", (64, 64))))']
+    return [imports, made, 'print(model("Your text"))']
+
+
+def _loaded(config: TaskConfig, folder: str) -> tuple[str, str]:
+    """What is imported, and the arguments of a pipeline."""
+    if not own_format(config) and config.tuning not in SOFT:
+        return "from transformers import pipeline", f"model={folder!r}"
+    images = config.task.kind == "image-classification"
+    reader, what = ("AutoImageProcessor", "image_processor") if images else ("AutoTokenizer", "tokenizer")
+    source, loader = _loader(config)
+    imports = f"from {source} import {loader.partition('.')[0]}"
+    arguments = f"model={loader}({folder!r}), {what}={reader}.from_pretrained({folder!r})"
+    return f"{imports}; from transformers import {reader}, pipeline", arguments
+
+
+def _by_processor(config: TaskConfig, folder: str) -> list[str]:
+    source, loader = _loader(config)
+    name = loader.partition(".")[0]
+    return [
+        f"from PIL import Image; from transformers import AutoImageProcessor; from {source} import {name}",
+        f"model, processor = {loader}({folder!r}), AutoImageProcessor.from_pretrained({folder!r})",
+        'print(model(**processor(Image.new("L", (64, 64)), return_tensors="pt")).logits.softmax(-1))',
+    ]
+
+
+def _loader(config: TaskConfig) -> tuple[str, str]:
+    """What loads the model, and where that is from."""
+    if own_format(config):
+        return "task.saving", "restored"
+    whole, adapter = AUTO[config.task.kind]
+    if config.tuning in WHOLE:
+        return "transformers", f"{whole}.from_pretrained"
+    return "peft", f"{adapter}.from_pretrained"

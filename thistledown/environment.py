@@ -1,0 +1,67 @@
+"""The environment of processes that are a run's own: the user's, without what is meant for other programs.
+
+Flower, Ray, gRPC and Python take addresses, colours, proxies and paths from variables. Those processes talk to each
+other over loopback, are read by us, and work in a folder of their own.
+"""
+
+import os
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+PACKAGES = ("task", "strategies", "server_app", "client_app", "thistledown")
+# Of Flower and Ray, which would join other servers; of Python, which would run or warn of something else; of colours.
+FOREIGN = ("FLWR_", "RAY_", "CLICOLOR", "TTY_", "OTEL_")
+UNWANTED = (
+    "FORCE_COLOR", "PY_COLORS", "PYTHONSTARTUP", "PYTHONHOME", "PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONOPTIMIZE",
+    "PYTHONDEBUG", "PYTHONVERBOSE", "PYTHONPROFILEIMPORTTIME", "PYTHONEXECUTABLE", "PYTHONCASEOK", "PYTHONPLATLIBDIR",
+    "grpc_proxy", "no_grpc_proxy", "GRPC_VERBOSITY", "GRPC_TRACE", "LINES", "LOG_LEVEL",
+)  # fmt: skip
+KEPT = ("RAY_memory_usage_threshold", "RAY_memory_monitor_refresh_ms")  # how much memory a machine may give
+# Folders that a relative path would look for in another place.
+FOLDERS = (
+    "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "HF_HOME", "HF_HUB_CACHE",
+    "HF_ASSETS_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_TOKEN_PATH", "HUGGINGFACE_HUB_CACHE",
+    "TORCH_HOME", "MPLCONFIGDIR",
+    "THISTLEDOWN_CACHE", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "HOME", "TMPDIR",
+)  # fmt: skip
+PROXIES = ("all_proxy", "http_proxy", "https_proxy", "ftp_proxy")
+
+
+def clean(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that private processes get; folders are made absolute from here."""
+    found = {name: value for name, value in environment.items() if name in KEPT or not _is_foreign(name)}
+    for name in FOLDERS:
+        if found.get(name):
+            found[name] = str(Path(found[name]).expanduser().absolute())
+    for name in ("NO_PROXY", "no_proxy"):
+        found[name] = ",".join(filter(None, [environment.get(name), "127.0.0.1", "localhost"]))
+    for name in [name for name in found if name.lower() in PROXIES]:
+        found[name] = _proxy(found[name].strip())
+    found.pop("PYTHONPATH", None)
+    found = {name: value for name, value in found.items() if value or name.lower() not in PROXIES}
+    if paths := _others(environment.get("PYTHONPATH", "")):
+        found["PYTHONPATH"] = os.pathsep.join(paths)
+    return found | {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "160", "PYTHONIOENCODING": "utf-8"}
+
+
+def _proxy(value: str) -> str:
+    """A proxy as Flower's and the hub's client (httpx) takes it, with a scheme; empty for one of a kind that it does
+    not know: it would not start, whether it asks for that proxy or not."""
+    value = value if "://" in value else f"http://{value}"
+    socks = value.startswith("socks")
+    return value if value.startswith(("http", "socks5")) and (not socks or find_spec("socksio")) else ""
+
+
+def _is_foreign(name: str) -> bool:
+    return name in UNWANTED or name.startswith(FOREIGN)
+
+
+def _others(path: str) -> list[str]:
+    """The folders of PYTHONPATH in which nothing has the name of a package of ours."""
+    folders = [Path(entry).expanduser().absolute() for entry in path.split(os.pathsep) if entry]
+    return [str(folder) for folder in folders if not any(_has(folder, name) for name in PACKAGES)]
+
+
+def _has(folder: Path, name: str) -> bool:
+    return (folder / name).is_dir() or (folder / f"{name}.py").exists()
