@@ -7,34 +7,18 @@ combine by `|`, which is how every strategy brings options of its own.
 """
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from task.foreign import FOREIGN as FOREIGN
+from task.foreign import meant
+
 Scalar = bool | int | float | str
 Flat = dict[str, Scalar]
 Schema = dict[str, "Option"]
 T = TypeVar("T")
-
-# Names that users bring from other tools, and what they are called here.
-FOREIGN = {
-    "fraction-fit": "fraction-train",
-    "min-fit-clients": "min-train-nodes",
-    "min-available-clients": "min-available-nodes",
-    "num-rounds": "num-server-rounds",
-    "lr": "learning-rate",
-    "learning-rate-max": "learning-rate",
-    "epochs": "local-epochs",
-    "lora.alpha": "lora.scaling",
-    "lora.rank": "lora.ranks",
-    "lora.r": "lora.ranks",
-    "model-name": "model.name",
-    "dataset.name": "data.name",
-    "num-supernodes": "simulation.num-supernodes",
-    "mu": "fedprox.mu",
-}
 
 
 class ConfigError(ValueError):
@@ -64,8 +48,7 @@ class Option:
         """The value in this option's type; ValueError says what would be accepted instead."""
         value = self._typed(value)
         if self.choices and value not in self.choices:
-            near = difflib.get_close_matches(str(value), self.choices, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            hint = meant(str(value), self.choices)
             raise ValueError(f"must be one of {', '.join(self.choices)}, not '{value}'{hint}")
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int | float):
@@ -184,9 +167,7 @@ def read(flat: Mapping[str, object], keys: Schema) -> tuple[dict[str, Any], list
 
 def unknown(key: str, keys: Mapping[str, Option]) -> str:
     """What to say of a key that does not exist."""
-    foreign = FOREIGN.get(key)
-    near = [foreign] if foreign in keys else difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-    return f"there is no key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "")
+    return f"there is no key '{key}'{meant(key, tuple(keys))}"
 
 
 def build(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:

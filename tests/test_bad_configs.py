@@ -72,7 +72,8 @@ BAD = [
     ("evaluate='nodes' data.holdout=0.0", "evaluate = 'nodes' needs data.holdout above 0"),
     ("output-dir='results'", "output-dir = 'results' must be an absolute path"),
     # the command line itself
-    ("strategy=rbla", "-c strategy=rbla: not a TOML value; true, 3, 0.5, or text in quotes: strategy='rbla'"),
+    ("seed=one", "-c seed=one: not a TOML value; true, 3, 0.5, or text in quotes: seed='one'"),
+    ("strategy='rbla", "-c strategy='rbla: not a TOML value; true, 3, 0.5, or text in quotes"),
     ("seed=1 num-server-rounds", "-c: cannot read 'num-server-rounds'; write key=value pairs"),
     ("preset.toml", "-c: cannot read 'preset.toml'; write key=value pairs"),
 ]
@@ -123,7 +124,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
 
 def test_unreadable_preset_and_unreadable_override_are_told_together(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("= 3")
-    assert len(problems(tmp_path, "strategy=rbla", preset="mine.toml")) == 2
+    assert len(problems(tmp_path, "seed=one", preset="mine.toml")) == 2
 
 
 def test_preset_that_does_not_exist(tmp_path: Path) -> None:
@@ -158,3 +159,60 @@ def test_command_exits_2_and_starts_nothing(command: str, tmp_path: Path) -> Non
     assert done.stderr.startswith("2 problems in the configuration:\n  - ")
     assert "\n  - there is no key 'lr'; did you mean 'learning-rate'?\n" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+MEANT = {  # what people write, and what they mean
+    "gradient-accumulation": "", "gradient-accumulation-steps": "", "warmup-steps": "", "load-in-4bit": "",
+    "lora.bias": "", "test-data": "", "fp16=true": "model.dtype", "num_server_rounds": "num-server-rounds",
+    "num-epochs": "local-epochs", "per_device_train_batch_size": "batch-size", "lora_r": "lora.ranks",
+    "target_modules": "lora.targets", "max-seq-length": "data.max-length", "alpha": "data.alpha",
+    "learning-rte": "learning-rate", "gpu": "device",
+}  # fmt: skip
+MEANT_VALUES = {
+    ("device", "gpu"): "cuda", ("device", "tpu"): "", ("model.dtype", "bf16"): "bfloat16",
+    ("model.dtype", "int8"): "", ("tuning", "lroa"): "lora", ("tuning", "qlora"): "lora", ("tuning", "bitfit"): "bias",
+    ("optimizer", "adam"): "adamw", ("task.kind", "token-classification"): "",
+    ("data.partitioner", "dirichelt"): "dirichlet",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("written", MEANT)
+def test_a_nearest_key_means_the_same_or_there_is_none(written: str, tmp_path: Path) -> None:
+    key, _, value = written.partition("=")
+    [problem] = problems(tmp_path, f"{key}={value or 1}")
+    hint = f"; did you mean '{MEANT[written]}'?" if MEANT[written] else ""
+    assert problem == f"there is no key '{key}'{hint}"
+
+
+@pytest.mark.parametrize(("key", "value"), MEANT_VALUES)
+def test_a_nearest_value_means_the_same_or_there_is_none(key: str, value: str, tmp_path: Path) -> None:
+    [problem] = problems(tmp_path, f"{key}='{value}'")
+    meant = MEANT_VALUES[key, value]
+    assert problem.endswith(f"not '{value}'" + (f"; did you mean '{meant}'?" if meant else ""))
+
+
+BARE = {  # values without quotes, of keys that take text
+    "strategy=fedprox": ("strategy", "fedprox"),
+    "wrappers=top-k,half": ("wrappers", "top-k,half"),
+    "output-dir=/tmp/some": ("output-dir", "/tmp/some"),
+    "lora.ranks=2,4": ("lora.ranks", "2,4"),
+    "model.name=owner/some-model": ("model.name", "owner/some-model"),
+    "data.labels=no|yes": ("data.labels", "no|yes"),
+}
+
+
+@pytest.mark.parametrize("written", BARE)
+def test_text_needs_no_quotes_where_it_can_mean_nothing_else(written: str, tmp_path: Path) -> None:
+    key, value = BARE[written]
+    assert Settings.read(APP, None, [written], tmp_path).config.flat[key] == value
+
+
+def test_outputs_that_cannot_be_written_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for command in ("run", "check"):
+        for place in ("/proc/nope", tmp_path / "file" / "below"):
+            arguments = [COMMAND, command, "-c", f"output-dir={place}"]
+            done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
+            assert done.returncode == 2, done.stderr
+            assert f"output-dir = '{place}' cannot be written: " in done.stderr
+            assert "Traceback" not in done.stderr

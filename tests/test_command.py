@@ -97,7 +97,8 @@ def test_help_imports_nothing_heavy() -> None:
 # ------------------------------------------------------------------------------------------------ the end of a run
 SUMMARY = {
     "metric": "accuracy", "metric-source": "server: test part", "base": 0.118, "final": 0.8412, "best": 0.85,
-    "best-round": 13, "rounds": 15, "failed-rounds": 1, "ranks": {"0": 8, "1": 8}, "bytes_up": 17_800_000,
+    "best-round": 13, "best-chosen-by": 0.86, "rounds": 15, "failed-rounds": 1, "ranks": {"0": 8, "1": 8},
+    "bytes_up": 17_800_000,
     "bytes_down": 17_900_000, "bytes_base": 554_497, "seconds": 61.4, "folder": "/out/run",
 }  # fmt: skip
 
@@ -105,7 +106,8 @@ SUMMARY = {
 def test_summary_for_people() -> None:
     assert summary_lines(SUMMARY) == [
         "",
-        "accuracy 0.118 -> 0.841, best 0.850 in round 13 (server: test part)",
+        "accuracy on the test part: 0.118 before, 0.841 at the end",
+        "round 13 is the best, with the highest accuracy on the validation part (0.860); on the test part it has 0.850",
         "1 round failed and changed nothing; metrics.jsonl says why",
         "15 rounds over 2 nodes in 61 s: 17.8 MB up, 17.9 MB down, and the base once: 554.5 kB",
         "results in /out/run",

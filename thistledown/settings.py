@@ -5,7 +5,6 @@ merged and checked here: pyproject's defaults <- preset <- every -c, the later o
 own configuration comes after the defaults, and what is set may not differ from it.
 """
 
-import difflib
 import re
 import tomllib
 import typing
@@ -19,6 +18,7 @@ from server_app.config import RunConfig, Simulation, keys
 from server_app.resuming import RESUME, continued, flat
 from task.config import EMBEDDED_DATA, EMBEDDED_MODEL
 from task.device import cores
+from task.foreign import meant
 from task.schema import ConfigError
 
 Values = dict[str, object]  # run-config keys with dots, as they came
@@ -117,8 +117,7 @@ def preset_path(app: Path, preset: str, here: Path) -> Path:
     named = {file.stem: file for file in sorted((app / "presets").glob("*.toml"))}
     if preset in named:
         return named[preset]
-    near = difflib.get_close_matches(Path(preset).stem, named, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
+    hint = meant(Path(preset).stem, tuple(named))
     raise ConfigError(
         [f"there is no preset '{preset}'{hint} (there are {', '.join(named) or 'none'}, or give a TOML file)"]
     )
@@ -154,8 +153,6 @@ def _value(key: str, written: str) -> object:
     mean nothing else. Raises TOMLDecodeError."""
     known = keys().get(key)
     textual = known is None or known.type is str or typing.get_origin(known.type) is tuple
-    if known is not None and known.type is str and BARE.fullmatch(written):
-        return written
     try:
         return tomllib.loads(f"value = {written}")["value"]
     except tomllib.TOMLDecodeError:

@@ -40,7 +40,7 @@ def _quality(summary: Mapping[str, Any]) -> Iterator[str]:
     if summary["best"] is not None:
         order = "lowest" if "by the lowest" in summary["metric-source"] else "highest"
         chosen = f"round {summary['best-round']} is the best, with the {order} {metric} on {chooses}"
-        chosen += f" ({_said(summary['best-chosen-by'])})"
+        chosen += f" ({_said(summary['best-chosen-by'])})" if "best-chosen-by" in summary else ""
         yield chosen if by_nodes else f"{chosen}; on {shown} it has {_said(summary['best'])}"
     for number, reason in summary.get("void-rounds", {}).items():
         yield f"the score of round {number} is void: {reason}"

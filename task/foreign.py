@@ -1,0 +1,138 @@
+"""What people write who know other tools, and what it is called here."""
+
+import difflib
+import re
+from collections.abc import Sequence
+
+# Names that users bring from other tools, and what they are called here.
+FOREIGN = {
+    "fraction-fit": "fraction-train",
+    "min-fit-clients": "min-train-nodes",
+    "min-available-clients": "min-available-nodes",
+    "num-rounds": "num-server-rounds",
+    "rounds": "num-server-rounds",
+    "num-clients": "simulation.num-supernodes",
+    "clients": "simulation.num-supernodes",
+    "num-supernodes": "simulation.num-supernodes",
+    "lr": "learning-rate",
+    "learning-rate-max": "learning-rate",
+    "epochs": "local-epochs",
+    "num-epochs": "local-epochs",
+    "num-train-epochs": "local-epochs",
+    "max-steps": "local-steps",
+    "per-device-train-batch-size": "batch-size",
+    "micro-batch-size": "batch-size",
+    "optim": "optimizer",
+    "gradient-clipping": "max-grad-norm",
+    "gradient-clip-val": "max-grad-norm",
+    "peft-method": "tuning",
+    "method": "tuning",
+    "algorithm": "strategy",
+    "aggregation": "strategy",
+    "random-seed": "seed",
+    "gpu": "device",
+    "use-gpu": "device",
+    "use-cuda": "device",
+    "no-cuda": "device",
+    "accelerator": "device",
+    "fp16": "model.dtype",
+    "bf16": "model.dtype",
+    "precision": "model.dtype",
+    "torch-dtype": "model.dtype",
+    "lora.alpha": "lora.scaling",
+    "lora-alpha": "lora.scaling",
+    "lora.rank": "lora.ranks",
+    "lora-rank": "lora.ranks",
+    "lora.r": "lora.ranks",
+    "lora-r": "lora.ranks",
+    "rank": "lora.ranks",
+    "ranks": "lora.ranks",
+    "lora-dropout": "lora.dropout",
+    "lora.target-modules": "lora.targets",
+    "lora-target-modules": "lora.targets",
+    "target-modules": "lora.targets",
+    "num-virtual-tokens": "prompt.tokens",
+    "model": "model.name",
+    "model-name": "model.name",
+    "model-name-or-path": "model.name",
+    "model-id": "model.name",
+    "base-model": "model.name",
+    "dataset": "data.name",
+    "dataset.name": "data.name",
+    "dataset-name": "data.name",
+    "dataset-path": "data.name",
+    "max-seq-length": "data.max-length",
+    "max-seq-len": "data.max-length",
+    "model-max-length": "data.max-length",
+    "num-labels": "data.labels",
+    "dirichlet-alpha": "data.alpha",
+    "partition": "data.partitioner",
+    "output": "output-dir",
+    "results-dir": "output-dir",
+    "resume-from-checkpoint": "resume",
+    "mu": "fedprox.mu",
+    "proximal-mu": "fedprox.mu",
+}
+# Values and names of strategies and wrappers likewise.
+VALUES = {
+    "halve": "half",
+    "quantise": "quantize",
+    "quantization": "quantize",
+    "topk": "top-k",
+    "clip": "norm-bound",
+    "dp": "central-privacy",
+    "dp-sgd": "example-privacy",
+    "fedit": "fedavg",
+    "gpu": "cuda",
+    "nvidia": "cuda",
+    "rocm": "cuda",
+    "metal": "mps",
+    "fp32": "float32",
+    "float": "float32",
+    "fp16": "float16",
+    "half": "float16",
+    "bf16": "bfloat16",
+    "adam": "adamw",
+    "clm": "causal-lm",
+    "text-generation": "causal-lm",
+    "sequence-classification": "text-classification",
+    "seq-cls": "text-classification",
+    "sft": "full",
+    "bitfit": "bias",
+    "linear-probe": "head",
+    "linear-probing": "head",
+    "prompt-tuning": "prompt",
+    "prefix-tuning": "prefix",
+    "vpt": "prompt",
+    "(ia)3": "ia3",
+    "adapters": "adapter",
+    "non-iid": "dirichlet",
+    "client": "nodes",
+    "clients": "nodes",
+}
+ALIKE = 0.8  # of two words, by their letters, from which on one is a slip of the other; below, they mean other things
+WORD = re.compile(r"[.-]")
+
+
+def meant(name: str, there: Sequence[str]) -> str:
+    """Return what to ask somebody who wrote a name that is not there: for the one that means the same, or of which this
+    is a slip of the pen. "" where there is none: a name that only looks alike helps nobody."""
+    plain = name.strip().lower().replace("_", "-")
+    known = [other for other in (plain, FOREIGN.get(plain), VALUES.get(plain)) if other in there]
+    slips = difflib.get_close_matches(plain, there, n=len(there) or 1, cutoff=0.6)
+    near = known or _same_end(plain, there) or [other for other in slips if _is_slip(plain, other)]
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _is_slip(name: str, other: str) -> bool:
+    """Are all words of a name those of another, but for a slip in each?"""
+    pairs = list(zip(words := WORD.split(name), others := WORD.split(other)))
+    return len(words) == len(others) and all(
+        sorted(one) == sorted(two) or difflib.SequenceMatcher(None, one, two).ratio() >= ALIKE for one, two in pairs
+    )
+
+
+def _same_end(name: str, there: Sequence[str]) -> list[str]:
+    """The one key of this name in another group, if there is but one."""
+    ends = [other for other in there if other.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    return ends if len(ends) == 1 else []
