@@ -111,6 +111,7 @@ VALUES = {
     "clients": "nodes",
 }
 ALIKE = 0.8  # of two words, by their letters, from which on one is a slip of the other; below, they mean other things
+NEARLY = 0.9  # likewise, of two names as they are
 WORD = re.compile(r"[.-]")
 
 
@@ -125,11 +126,14 @@ def meant(name: str, there: Sequence[str]) -> str:
 
 
 def _is_slip(name: str, other: str) -> bool:
-    """Are all words of a name those of another, but for a slip in each?"""
-    pairs = list(zip(words := WORD.split(name), others := WORD.split(other)))
-    return len(words) == len(others) and all(
-        sorted(one) == sorted(two) or difflib.SequenceMatcher(None, one, two).ratio() >= ALIKE for one, two in pairs
-    )
+    """Are the words of a name those of another, but for a slip in some, or in all of it at most a letter or two?"""
+    words, others = WORD.split(name), WORD.split(other)
+    alike = [sorted(one) == sorted(two) or _ratio(one, two) >= ALIKE for one, two in zip(words, others)]
+    return (len(words) == len(others) and all(alike)) or _ratio(name, other) >= NEARLY
+
+
+def _ratio(one: str, two: str) -> float:
+    return difflib.SequenceMatcher(None, one, two).ratio()
 
 
 def _same_end(name: str, there: Sequence[str]) -> list[str]:
