@@ -12,7 +12,7 @@ from task.config import EMBEDDED_MODEL, TaskConfig
 from task.saving import WHOLE, own_format
 from task.usage import PIPELINES, usage
 
-HERE = "."  # instead of the folder
+HERE, ELSEWHERE = ".", "path/to/the/base"  # instead of folders
 
 
 def card(run: RunConfig, task: TaskConfig, base: Base, round: int, nodes: int) -> str:
@@ -39,7 +39,8 @@ def card(run: RunConfig, task: TaskConfig, base: Base, round: int, nodes: int) -
         tags=["thistledown", "federated-learning", strategy.name, task.tuning],
     )
     table = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
-    lines = "\n".join(usage(task, base, HERE))
+    private = not name and base.name != EMBEDDED_MODEL
+    lines = "\n".join(usage(task, base, HERE, ELSEWHERE if private else ""))
     return (
         f"---\n{front.to_yaml()}\n---\n\n# {task.task.kind}, tuned by federated learning\n\n"
         f"Trained with thistledown: nodes kept their data, a server combined what they learned.\n\n"

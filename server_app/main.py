@@ -84,10 +84,9 @@ def _noticed(run: RunConfig, task: TaskConfig, num_nodes: int, device: str) -> I
     rows = parts.train if parts else stand_in(task, base.folder)
     yield from parts.notices if parts else ()
     yield from rehearse(run.strategy, task, base, rows, device)
-    if rate := unusual(task):
-        yield rate
-    if parts is not None:
-        plan = outline(task, store)
-        yield from noticed.of_parts(plan)
-        if task.data.partitioner != "none":
-            yield from noticed.of_split(partition(task, plan, num_nodes, store), plan)
+    if parts is None:
+        yield from filter(None, [unusual(task)])
+        return
+    plan = outline(task, store)
+    split = [] if task.data.partitioner == "none" else partition(task, plan, num_nodes, store)
+    yield from noticed.of_run(task, plan, split)

@@ -4,10 +4,20 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from task.config import TaskConfig
 from task.outline import Outline
-from task.partition import Positions
+from task.partition import Positions, node_names
+from task.rates import unusual
 
 SHOWN = 10
+
+
+def of_run(task: TaskConfig, outline: Outline, split: Sequence[Positions]) -> Iterator[str]:
+    """What is said before a run of its rate, its data, and the rows of its simulated nodes."""
+    if rate := unusual(task):
+        yield rate
+    yield from of_parts(outline)
+    yield from of_split(split, outline, node_names(task, outline, split) if split else [])
 
 
 def of_parts(outline: Outline) -> Iterator[str]:
@@ -21,12 +31,12 @@ def of_parts(outline: Outline) -> Iterator[str]:
             yield f"the {name} part has no row of {_listed(absent)}, of {len(names)} classes"
 
 
-def of_split(split: Sequence[Positions], outline: Outline) -> Iterator[str]:
-    """What is said of the rows of simulated nodes."""
+def of_split(split: Sequence[Positions], outline: Outline, called: Sequence[str]) -> Iterator[str]:
+    """What is said of the rows of simulated nodes, which are called so."""
     if len(outline.labels) < 2:
         return
     labels = outline.train.labels
-    if lonely := [str(node) for node, rows in enumerate(split) if len(np.unique(labels[rows])) == 1]:
+    if lonely := [name for name, rows in zip(called, split, strict=True) if len(np.unique(labels[rows])) == 1]:
         yield f"{len(lonely)} of {len(split)} nodes have rows of one class alone: {_listed(lonely)}"
 
 

@@ -25,12 +25,13 @@ def write_tuned(
     base that cannot be had.
     """
     base = server_base(task.model, server_store())
-    base_name = save_base(base, task, folder / "base")
     lines: list[str] = []
+    base_name = ""
     for name, (round, state) in states.items():
-        place = folder / name
-        held(run.strategy, base, task, state).save(place, base_name)
-        lines = usage(task, base, place)
+        place, model = folder / name, held(run.strategy, base, task, state)
+        base_name = base_name or save_base(model, folder / "base")
+        model.save(place, base_name)
+        lines = usage(task, base, place, base_name if base_name == base.name and Path(base_name).is_dir() else "")
         (place / "README.md").write_text(card(run, task, base, round, nodes), encoding="utf-8")
         as_the_folder(place)
     return lines

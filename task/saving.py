@@ -26,7 +26,7 @@ from task.scale_shift import folded
 from task.schema import ConfigError, build, flatten, read, schema
 from task.seeds import derive
 from task.shown import shown
-from task.tuning import TuningError, tuned
+from task.tuning import TuningError, stacked, tuned
 
 if TYPE_CHECKING:
     from task.model import TunedModel
@@ -60,21 +60,27 @@ def own_format(config: TaskConfig) -> bool:
     return config.tuning == "adapter" or (config.tuning == "prompt" and config.task.kind == "image-classification")
 
 
-def save_base(base: Base, config: TaskConfig, folder: Path) -> str:
+def save_base(model: "TunedModel", folder: Path) -> str:
     """Return the name under which an adapter finds its base: its own, or `folder`, to which it is written where its own
-    name does not do. That is the embedded base, and a classifier whose settings are not those of the run: peft and
-    transformers take the labels from the base.
+    name does not do. That is the embedded base; a classifier whose settings are not those of the run, as peft and
+    transformers take the labels from the base; and a base that was not read as it lies in its files.
     """
-    if config.tuning in WHOLE or (base.name != EMBEDDED_MODEL and (config.causal or own_format(config))):
+    base, config = model.base, model.config
+    if config.tuning in WHOLE:
+        return base.name
+    if base.name != EMBEDDED_MODEL and (own_format(config) or _is_as_saved(model)):
         return base.name
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "init"))  # a head that the base lacks is drawn, as in training
-        module, _ = loaded(base, config)
-    if base.name != EMBEDDED_MODEL and _settings_of(module.config) == _settings_in(base):
-        return base.name
-    module.save_pretrained(folder)  # type: ignore[operator]
+        loaded(base, config).module.save_pretrained(folder)  # type: ignore[operator]
     _copy_beside(base, folder)
     return str(folder)
+
+
+def _is_as_saved(model: "TunedModel") -> bool:
+    """Whether whoever loads the base by its name gets what was trained on."""
+    said = set(model.notices) - set(stacked(model.module, model.config.tuning))
+    return not said and _settings_of(model.module.config) == _settings_in(model.base)
 
 
 def _settings_in(base: Base) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 import strategies
+from server_app import noticed
 from server_app.config import RunConfig
 from server_app.progress import human
 from strategies.exchange import chain
@@ -26,6 +27,7 @@ from task.device import DeviceError, found
 from task.dry_run import DryRunError
 from task.model import tuned_model
 from task.partition import Positions, SplitError, node_names, partition, table
+from task.rates import unusual
 from task.rows import Completions
 from task.schema import ConfigError, Flat, flatten
 from task.seeds import derive
@@ -78,7 +80,7 @@ def _explained(run: RunConfig, store: Store) -> Iterator[str]:
     yield from _sizes(parts)
     if parts and isinstance(parts.train.inputs, Completions):
         yield from _tokens(CompletionEncoder.of(base.folder, task.data), parts.train.inputs)
-    yield from _notices(run, task, base, parts)
+    yield from _notices(run, task, base, parts, split)
     called = node_names(task, outline(task, store), split) if split else []
     yield from _costs(run, task, base, parts, split, called)
     if parts and split and parts.labels:
@@ -160,11 +162,14 @@ def _devices(run: RunConfig) -> Iterator[str]:
         yield f"notice    {error}; nodes say what they have when the run starts"
 
 
-def _notices(run: RunConfig, task: TaskConfig, base: Base, parts: Parts | None) -> Iterator[str]:
-    """What is to be said of the data and the base, after the model has run once."""
+def _notices(
+    run: RunConfig, task: TaskConfig, base: Base, parts: Parts | None, split: Sequence[Positions]
+) -> Iterator[str]:
+    """What is to be said of rate, data and base, after the model has run once."""
     rows = parts.train if parts else stand_in(task, base.folder)
     said = rehearse(run.strategy, task, base, rows, run.federation().device)
-    for sentence in (*(parts.notices if parts else ()), *said):
+    seen = noticed.of_run(task, outline(task, server_store()), split) if parts else filter(None, [unusual(task)])
+    for sentence in (*(parts.notices if parts else ()), *said, *seen):
         yield f"notice    {sentence}"
 
 

@@ -1,0 +1,218 @@
+"""The folder of a tuned model: it loads by the lines that people write, and has all that goes along with a base."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from in_process import Outcome, hold
+from test_tunings import moved
+from tuned import FITTING, Sample, federation, samples
+
+from task.model import TunedModel
+from task.naming import by_peft
+from task.saving import WHOLE, own_format, restored, save_base
+from task.usage import usage
+from thistledown.summary import summary_lines
+
+PIPELINES = {"vit": "image-classification", "bert": "text-classification", "llama": "text-generation"}
+SOFT = ("prompt", "prefix")
+BESIDE = {"vit": {"preprocessor_config.json"}, "bert": {"tokenizer.json", "tokenizer_config.json"}}
+BESIDE["llama"] = {*BESIDE["bert"], "generation_config.json"}
+OTHER = {"data.labels": "worse|better"}  # as many classes as the base's own head has, and other names
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory, words: Path) -> dict[str, Sample]:
+    return samples(tmp_path_factory.mktemp("folders"), words)
+
+
+def saved(model: TunedModel, place: Path) -> Path:
+    """The model after some training, as a run leaves it."""
+    model.write(moved(model))
+    model.save(place / "best", save_base(model, place / "base"))
+    return place / "best"
+
+
+def auto(kind: str, folder: Path, adapter: bool) -> Any:
+    """By the one-liner for this kind of task."""
+    import peft
+    import transformers
+
+    source: Any = peft if adapter else transformers
+    names = {
+        "vit": ("AutoModelForImageClassification", "AutoPeftModel"),
+        "bert": ("AutoModelForSequenceClassification", "AutoPeftModelForSequenceClassification"),
+        "llama": ("AutoModelForCausalLM", "AutoPeftModelForCausalLM"),
+    }
+    return getattr(source, names[kind][adapter]).from_pretrained(str(folder))
+
+
+@pytest.mark.parametrize(("kind", "tuning"), FITTING)
+def test_a_folder_loads_by_one_line(kinds: dict[str, Sample], kind: str, tuning: str, tmp_path: Path) -> None:
+    """By transformers, where it can; by peft, where peft made the adapter; else by ours. Same logits and labels."""
+    model = kinds[kind].build(tuning, **(OTHER if kind == "bert" else {}))
+    folder = saved(model, tmp_path)
+    expected = kinds[kind].logits(model.module)
+    loaded = [auto(kind, folder, adapter=True)] if by_peft(model.module) else []
+    own = str(model.base.folder) if model.base.name != "embedded" else ""
+    loaded += [restored(folder, own)] if own_format(model.config) else []
+    loaded += [auto(kind, folder, adapter=False)] if not loaded or tuning not in (*SOFT, "adapter") else []
+    assert loaded
+    for found in loaded:
+        torch.testing.assert_close(kinds[kind].logits(found), expected, rtol=1e-5, atol=1e-5)
+        if kind != "llama":
+            assert found.config.id2label == dict(enumerate(model.config.data.labels))
+            assert found.config.num_labels == len(model.config.data.labels)
+    assert {path.name for path in folder.iterdir()} >= BESIDE[kind]
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora", "dora", "head", "ssf"])
+def test_labels_of_another_number_load(kinds: dict[str, Sample], tuning: str, tmp_path: Path) -> None:
+    """The base's own head has two classes."""
+    model = kinds["bert"].build(tuning, **{"data.labels": "a|b|c|d"})
+    folder = saved(model, tmp_path)
+    found = auto("bert", folder, adapter=tuning not in WHOLE)
+    assert found.config.label2id == {"a": 0, "b": 1, "c": 2, "d": 3}
+    torch.testing.assert_close(kinds["bert"].logits(found), kinds["bert"].logits(model.module), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora", "norm", "ia3", "dora"])
+def test_a_pipeline_takes_the_folder(kinds: dict[str, Sample], tuning: str, tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    for kind in ("bert", "llama"):
+        folder = saved(kinds[kind].build(tuning, **(OTHER if kind == "bert" else {})), tmp_path / kind)
+        [said] = pipeline(PIPELINES[kind], model=str(folder))("a good film")
+        assert kind == "llama" or said["label"] in ("worse", "better")
+
+
+def test_a_base_that_its_name_leads_to_is_not_copied(kinds: dict[str, Sample], tmp_path: Path) -> None:
+    """A causal model has no labels; a classifier whose labels differ needs a base that says so."""
+    for kind, tuning, copied in (("llama", "lora", False), ("bert", "lora", True), ("bert", "full", False)):
+        model = kinds[kind].build(tuning)
+        place = tmp_path / kind / tuning
+        saved(model, place)
+        assert (place / "base").is_dir() == copied
+
+
+@pytest.mark.parametrize(("kind", "tuning"), FITTING)
+def test_the_lines_that_load_it_run_as_they_are(
+    kinds: dict[str, Sample], kind: str, tuning: str, tmp_path: Path
+) -> None:
+    model = kinds[kind].build(tuning)
+    own = str(model.base.folder) if model.base.name != "embedded" else ""
+    lines = usage(model.config, model.base, saved(model, tmp_path), own)
+    assert len(lines) == 3
+    exec("\n".join(lines), {})
+
+
+# ------------------------------------------------------------------------------- what a run leaves
+RUNS = [("vit", "lora"), ("bert", "lora"), ("bert", "bias"), ("llama", "lora")]
+
+
+@pytest.fixture(scope="module", params=RUNS, ids="-".join)
+def outcome(
+    kinds: dict[str, Sample], request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Outcome:
+    kind, tuning = request.param
+    return hold(tmp_path_factory.mktemp("run"), federation(kinds[kind], tuning) | {"num-server-rounds": 2})
+
+
+def test_the_end_of_a_run_prints_lines_that_run_elsewhere(outcome: Outcome, tmp_path: Path) -> None:
+    """In another process, in another folder, after a copy to where people paste things."""
+    said = summary_lines(outcome.summary)
+    place = said.index("the tuned model, in Python:")
+    lines = said[place + 1 : place + 4]
+    assert str(outcome.folder / "model" / "best") in lines[1]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_a_card_has_facts_and_no_place_or_name_of_a_node(outcome: Outcome) -> None:
+    from huggingface_hub import ModelCard
+
+    text = (outcome.folder / "model" / "best" / "README.md").read_text()
+    card = ModelCard(text)
+    adapter = outcome.run.task.tuning not in WHOLE
+    assert card.data.library_name == ("peft" if adapter else "transformers")
+    assert {"thistledown", "federated-learning", "fedavg", outcome.run.task.tuning} <= set(card.data.tags)
+    assert card.data.pipeline_tag in PIPELINES.values()
+    assert card.data.base_model is None  # it is a folder of this machine
+    for fact in ("| strategy | fedavg |", "| nodes | 2 |", "| privacy | no differential privacy |"):
+        assert fact in text
+    assert "/" not in text.replace("</", "").replace("https://", "").partition("## Use")[0].replace("text/", "")
+    assert str(outcome.folder) not in text
+
+
+def test_every_file_has_the_folders_mode(outcome: Outcome) -> None:
+    """A colleague who may read the folder may read what is in it: safetensors writes files for the owner alone."""
+    for path in outcome.folder.rglob("*"):
+        if path.is_file():
+            assert path.stat().st_mode & 0o777 == path.parent.stat().st_mode & 0o666, path
+
+
+# ------------------------------------------------------------------------------- the next run
+@pytest.mark.parametrize("tuning", ["full", "bias", "head", "ssf"])
+@pytest.mark.parametrize("kind", ["vit", "bert", "llama"])
+def test_the_next_run_begins_where_this_one_ended(
+    kinds: dict[str, Sample], kind: str, tuning: str, tmp_path: Path
+) -> None:
+    if (kind, tuning) not in FITTING:
+        pytest.skip("the model has nothing of that kind")
+    options = federation(kinds[kind], tuning)
+    first = hold(tmp_path / "first", options)
+    last = str(first.folder / "model" / "last")
+    second = hold(tmp_path / "second", options | {"model.name": last})
+    for metric in ("accuracy", "loss"):
+        assert second.rounds[0][metric] == pytest.approx(first.rounds[-1][metric], abs=1e-5)
+
+
+def test_another_tuning_of_the_next_run_loads_too(kinds: dict[str, Sample], tmp_path: Path) -> None:
+    first = hold(tmp_path / "first", federation(kinds["bert"], "full"))
+    second = hold(
+        tmp_path / "second",
+        federation(kinds["bert"], "lora") | {"model.name": str(first.folder / "model" / "best")},
+    )
+    found = auto("bert", second.folder / "model" / "best", adapter=True)
+    assert found.config.id2label == {0: "good", 1: "bad"}
+    base = json.loads((second.folder / "model" / "best" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base == str(first.folder / "model" / "best")  # its labels are those of the run already
+    assert not (second.folder / "model" / "base").exists()
+
+
+def test_what_is_exported_has_its_card_and_lines(
+    outcome: Outcome, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from thistledown.main import DONE, WRONG, main
+
+    assert main(["export", str(outcome.folder), "--to", str(tmp_path / "new")]) == DONE
+    said = capsys.readouterr().out.splitlines()
+    place = next(number for number, line in enumerate(said) if line.endswith("in Python:"))
+    exec("\n".join(said[place + 1 : place + 4]), {})
+    assert "| rounds | " in (tmp_path / "new" / "best" / "README.md").read_text()
+    assert main(["export", str(outcome.folder), "--to", "/proc/nope"]) == WRONG
+    assert "--to /proc/nope cannot be written: " in capsys.readouterr().err
+
+
+def test_a_moved_folder_names_its_base_still(kinds: dict[str, Sample], tmp_path: Path) -> None:
+    """Of ours, the base lies beside; peft reads the place that was written."""
+    model = kinds["vit"].build("adapter")
+    saved(model, tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    found = restored(tmp_path / "there" / "best", str(tmp_path / "there" / "base"))
+    torch.testing.assert_close(kinds["vit"].logits(found), kinds["vit"].logits(model.module))
+
+
+def test_a_hub_id_is_named_in_the_card(outcome: Outcome) -> None:
+    from server_app.card import card
+
+    base = replace(outcome.base, name="owner/some-model")
+    text = card(outcome.run, outcome.task, base, 3, 2)
+    assert "base_model: owner/some-model\n" in text
+    assert "| rounds | 3 |" in text
