@@ -147,12 +147,12 @@ class Local:
             LOG.warning("%s", sentence)
 
     def profile(self) -> ConfigRecord:
-        """What the node answers when asked what it is. Raises DataError, NodeError, SplitError."""
+        """What the node answers when asked what it is. Raises DataError, DeviceError, NodeError, SplitError."""
         from client_app.device import dtypes, free_memory
 
         own = dict(self.node)
         rows, fit = self._rows_that_fit()
-        machine = self.policy.reports.machine
+        machine, device = self.policy.reports.machine, self.device
         answers: dict[str, ConfigRecordValues] = {
             "name": self.name,
             "rank": self.rank,
@@ -160,9 +160,9 @@ class Local:
             "num-examples": self.policy.reports.counted(rows),
             "store": self.store.id,
             "bases": node_bases(self.config.model, self.store, follows_paths(own)),
-            "device": self.device if machine else "",
-            "dtypes": dtypes(self.device) if machine else [],
-            "memory": free_memory(self.device) if machine else 0,
+            "device": device if machine else "",
+            "dtypes": dtypes(device) if machine else [],
+            "memory": free_memory(device) if machine else 0,
             "cores": cores() if machine else 0,
             "versions": written(versions()) if machine else "",
             "labels-fit": fit,

@@ -42,6 +42,15 @@ def trial(message: Message, context: Context) -> Message:
     return _answer(message, context, lambda local: RecordDict({"trial": tried(local).record()}))
 
 
+@app.query("rehearsal")
+@guarded
+def rehearsal(message: Message, context: Context) -> Message:
+    """Prepare this node's rows and run the model once, before the first round."""
+    from client_app.rehearsal import rehearsed
+
+    return _answer(message, context, rehearsed)
+
+
 @app.train()
 @guarded
 def train(message: Message, context: Context) -> Message:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from task.batches import TooFewRows
 from task.config import TaskConfig
 from task.device import kind, ran_out
 from task.model import TunedModel, build
@@ -57,6 +58,8 @@ def dry_run(model: TunedModel, trainer: Trainer, wrapped: Wrapped = lambda train
             once.run()
         except DryRunError:
             raise
+        except TooFewRows as error:
+            raise DryRunError(str(error)) from error
         except Exception as error:  # whatever model, tuning or a library raise: they have no kind in common
             if ran_out(error):
                 raise

@@ -5,8 +5,12 @@ from torch import nn
 from task.config import TaskConfig
 from task.trainable import Head, chosen, ends, linear_layers
 
-# Models whose kernels read the weight of a layer past an adapter on it, and how they call that layer.
-BYPASSED = dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"), "out_proj")
+# Linear layers whose weights these models read themselves, past an adapter: on an accelerator, or always.
+OWN_READING = ("mamba2", "falcon_h1", "nemotron_h", "bamba", "granitemoehybrid", "zamba2")
+BYPASSED = {
+    **dict.fromkeys(("mamba", "falcon_mamba"), ("x_proj", "dt_proj", "out_proj")),
+    **dict.fromkeys(OWN_READING, ("out_proj",)),
+}
 
 
 def lora(module: nn.Module, head: Head, config: TaskConfig, rank: int) -> nn.Module:
@@ -33,8 +37,8 @@ def _adapted(module: nn.Module, head: Head, config: TaskConfig, rank: int, magni
     from peft import LoraConfig, get_peft_model
 
     linear, targets = linear_layers(module, head, config.tuning), config.lora.targets
-    if bypassed := BYPASSED.get(module.config.model_type):  # type: ignore[union-attr, arg-type]
-        linear = [name for name in linear if not ends(name, bypassed)]
+    bypassed = BYPASSED.get(module.config.model_type, ())  # type: ignore[union-attr, arg-type]
+    linear = [name for name in linear if not any(ends(name, ending) for ending in bypassed)]
     return get_peft_model(  # type: ignore[no-any-return]
         module,
         LoraConfig(

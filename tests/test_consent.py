@@ -95,7 +95,7 @@ def test_a_model_is_not_looked_for_at_a_path(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- code
 
 
-@pytest.mark.parametrize("kind", ["query.profile", "query.base", "query.trial", "train", "evaluate"])
+@pytest.mark.parametrize("kind", ["query.profile", "query.base", "query.rehearsal", "query.trial", "train", "evaluate"])
 def test_code_of_a_model_needs_the_nodes_own_consent(kind: str) -> None:
     content: dict[str, Any] = {"order": settings(model__name="owner/model", model__trust_remote_code=True)}
     said = refusal(kind, content, context(**PARTITION))
@@ -166,7 +166,7 @@ def test_a_folder_of_pickles_is_no_base(tmp_path: Path) -> None:
 TICKET = ConfigRecord({"server-round": 1, "rounds": 2, "seed": 3, "rank": 0})
 
 
-@pytest.mark.parametrize("kind", ["query.profile", "query.base", "query.trial", "train", "evaluate"])
+@pytest.mark.parametrize("kind", ["query.profile", "query.base", "query.rehearsal", "query.trial", "train", "evaluate"])
 def test_a_message_without_an_order(kind: str) -> None:
     assert "no record 'order'" in refusal(kind, {"ticket": TICKET}, context(**PARTITION))
 

@@ -29,7 +29,7 @@ from task.schema import schema
 VALUE, BESIDE, ENVIRONMENT, PLACE = "Ada-Lovelace-1815", "Grace-Hopper-1906", "Mary-Somerville-1780", "ward-seven"
 SECRETS = (VALUE, BESIDE, ENVIRONMENT, PLACE)
 EVERY = int(os.environ.get("FUZZ_HOSTILE", "37"))  # of so many orders one is tried; `make fuzz` tries all
-KINDS = ("query.profile", "query.base", "query.trial", "train", "evaluate")
+KINDS = ("query.profile", "query.base", "query.rehearsal", "query.trial", "train", "evaluate")
 TICKET = {"server-round": 1, "rounds": 2, "seed": 3, "rank": 0, "cohort": 3, "noise": 0.0}
 SEEDED: dict[str, dict[str, Any]] = {
     "ferret": {"coordinates": 64, "block": 256},

@@ -21,7 +21,7 @@ from strategies.exchange.order import write
 from strategies.exchange.vocabulary import RunFailed, Ticket
 from task.config import Data, Kind, Model, TaskConfig
 
-KINDS = ["query.profile", "query.base", "query.trial", "train", "evaluate"]
+KINDS = ["query.profile", "query.base", "query.rehearsal", "query.trial", "train", "evaluate"]
 DIGITS: dict[str, Any] = {"data.partitioner": "none", "data.labels": "0|1|2|3|4|5|6|7|8|9", "tuning": "head"}
 
 

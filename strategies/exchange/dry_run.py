@@ -4,6 +4,7 @@ from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.vocabulary import Ticket
 from task.base import Base
 from task.config import TaskConfig
+from task.device import kind
 from task.dry_run import dry_run, too_large
 from task.model import build
 from task.rows import Rows
@@ -11,8 +12,11 @@ from task.train import Trainer
 
 
 def rehearse(strategy: Algorithm, config: TaskConfig, base: Base, rows: Rows, device: str) -> tuple[str, ...]:
-    """Train a model of its own once, as a node will; return what is to be said of it. Raises DryRunError, and what
-    `build` raises."""
+    """Train a model of its own once, as a node will; return what is to be said of it.
+
+    `device` is for what would take minutes on the CPU: an index out of range, which an error on the CPU explains, leaves
+    an accelerator of no use to the process. Raises DryRunError, and what `build` raises.
+    """
     rank = max(config.lora.ranks or config.lora.auto_ranks) if config.tuning == "lora" else 0
     ticket = Ticket(round=1, rounds=1, seed=config.seed, rank=rank, noise=1.0)
     penalties = tuple(wrapper.penalty for wrapper in strategy.wrappers)
@@ -22,8 +26,10 @@ def rehearse(strategy: Algorithm, config: TaskConfig, base: Base, rows: Rows, de
             trainer = wrapper.training(trainer, ticket, {})
         return trainer
 
-    model = build(base, config, rank, device)
+    model = build(base, config, rank, "cpu")
+    if too_large(model, config) and kind(device) != "cpu":
+        model = build(base, config, rank, device)
     if left_out := too_large(model, config):
         return (*model.notices, left_out)
-    dry_run(model, Trainer(config, rows, config.seed, device, penalties), wrapped)
+    dry_run(model, Trainer(config, rows, config.seed, model.device, penalties), wrapped)
     return model.notices

@@ -71,6 +71,9 @@ class Host:
         meeting, offers = self._offers(meeting)
         if offers:
             meeting = self._taken(meeting, list(offers), (yield list(offers.values())))
+        if self.config.data.partitioner == "none" and meeting.profiles:  # nodes have rows that the server has not seen
+            rehearsing = self._rehearse(meeting)
+            meeting = self._rehearsed(meeting, (yield rehearsing))
         known = {node_id: replace(p, rank=self.session.budget(p)) for node_id, p in meeting.profiles.items()}
         meeting = replace(meeting, profiles=known)
         if trying := sorted((p for p in known.values() if p.automatic and not p.rank), key=lambda p: p.order):
@@ -149,6 +152,23 @@ class Host:
             except Refused as reason:
                 refused[store] = f"it did not take the base: {reason}"
         return _without(meeting, self.base(), refused)
+
+    def _rehearse(self, meeting: Meeting) -> list[post.Sent]:
+        """Ask nodes to prepare their rows and to run the model once."""
+        instruction = order.write(self.config, self.strategy, self.base().fingerprint)
+        parcel = post.Parcel.of(RecordDict({"order": instruction}))
+        LOG.info("%d nodes prepare their rows and run the model once", len(meeting.profiles))
+        return [post.send(self.grid, node_id, "query.rehearsal", "0", parcel) for node_id in meeting.profiles]
+
+    def _rehearsed(self, meeting: Meeting, answers: Answers) -> Meeting:
+        """Nodes that could not take part in a round are left out."""
+        reasons = {}
+        for item, reply in answers:
+            try:
+                door.admit_metrics(reply)
+            except Refused as reason:
+                reasons[item.node_id] = str(reason)
+        return meeting.without(reasons)
 
     def _try(self, automatic: list[Profile]) -> list[post.Sent]:
         """Ask nodes whose rank is automatic and new to the run for a trial."""

@@ -1,0 +1,39 @@
+"""What a node finds out before a run that is trained on its own rows: that they can be prepared, and that the model
+trains here.
+
+The model is run on rows that stand in for the node's, so nothing that others learn of it depends on values of these.
+"""
+
+import logging
+
+import torch
+from flwr.app import MetricRecord, RecordDict
+
+from client_app.device import within_memory
+from client_app.local import Local
+from client_app.permission import check_rows
+from strategies.exchange.dry_run import rehearse
+from strategies.exchange.order import strategy_of
+from strategies.exchange.vocabulary import OutOfMemory
+from task.stand_in import stand_in
+
+LOG = logging.getLogger("flwr")
+
+
+def rehearsed(local: Local) -> RecordDict:
+    """Prepare the rows and run the model once. Raises DryRunError, and what preparing and building raise.
+
+    Too little memory is no reason yet: a round may find a rank that fits.
+    """
+    torch.set_num_threads(local.config.threads)
+    rows, kept = local.rows()
+    check_rows(local.policy, len(rows) + len(kept))
+    config, base, device = local.config, local.base, local.device
+    strategy = strategy_of(local.order)
+    try:
+        said = within_memory(device, lambda: rehearse(strategy, config, base, stand_in(config, base.folder), device))
+    except OutOfMemory as error:
+        said = (f"{OutOfMemory.SAID}, as far as a first try shows: {error}",)
+    for sentence in said:
+        LOG.warning("%s", sentence)
+    return RecordDict({"metrics": MetricRecord({"ready": 1})})
