@@ -14,8 +14,8 @@ from task.train import Trainer
 def rehearse(strategy: Algorithm, config: TaskConfig, base: Base, rows: Rows, device: str) -> tuple[str, ...]:
     """Train a model of its own once, as a node will; return what is to be said of it.
 
-    `device` is for what would take minutes on the CPU: an index out of range, which an error on the CPU explains, leaves
-    an accelerator of no use to the process. Raises DryRunError, and what `build` raises.
+    `device` is for what would take minutes on the CPU: an index out of range, of which the CPU only says so, leaves an
+    accelerator of no use to the process. Raises DryRunError, and what `build` raises.
     """
     rank = max(config.lora.ranks or config.lora.auto_ranks) if config.tuning == "lora" else 0
     ticket = Ticket(round=1, rounds=1, seed=config.seed, rank=rank, noise=1.0)
