@@ -107,7 +107,7 @@ def _used(base: Base, contents: Contents, kind: str) -> None:
     else:
         wanted = ImageEncoder.of(base.folder, "image")
         module, head, _ = loaded(base, TaskConfig.read({**flat, "data.labels": "0|1|2|3|4|5|6|7|8|9"}))
-        assert wanted.height <= 4096
+        assert wanted.look.fitting().height <= 4096
     state, sent = module.state_dict(), load_file(base.folder / "model.safetensors")
     drawn = head.modules if head.along else []
     same = [n for n in sent.keys() & state.keys() if state[n].shape == sent[n].shape and not inside(n, drawn)]

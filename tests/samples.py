@@ -21,10 +21,11 @@ def config(kind: str = "image", **options: object) -> TaskConfig:
 
 
 def vision_base(folder: Path, size: object = 8, channels: int = 1, **processor: object) -> Path:
+    """Settings alone; pixels are numbers from 0 to 1, or as `processor` says."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"image_size": size, "num_channels": channels}))
-    if processor:
-        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    neutral = {"image_mean": 0.0, "image_std": 1.0}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor or neutral))
     return folder
 
 

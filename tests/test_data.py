@@ -51,6 +51,7 @@ def test_digits_lie_on_their_side_but_for_the_public_part() -> None:
 
 
 def test_digits_are_prepared_with_their_own_scale(store: Store, vision: Path) -> None:
+    (vision / "preprocessor_config.json").unlink()  # theirs is known
     parts = data.prepare(config(), vision, store)
     assert [len(part) for part in (parts.train, parts.validation, parts.test)] == [750, 150, 297]
     assert parts.labels == tuple("0123456789")

@@ -260,7 +260,7 @@ def test_images_of_no_sensible_size_are_refused(tmp_path: Path, key: str, value:
     [{"image_std": [0.0]}, {"image_mean": ["a"]}, {"resample": 99}, {"rescale_factor": None}, {"image_mean": [1, 2]}],
 )
 def test_pixels_that_become_no_numbers_are_refused(tmp_path: Path, processor: dict[str, Any]) -> None:
-    folder = vision_base(tmp_path / "vision", processor=1)
+    folder = vision_base(tmp_path / "vision")
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     with pytest.raises(DataError, match=r"preprocessor_config\.json"):
         ImageEncoder.of(folder, "image")

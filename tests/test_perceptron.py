@@ -11,6 +11,7 @@ from task.config import Model, TaskConfig
 from task.images import ImageEncoder
 from task.model import build
 from task.perceptron import write
+from task.processors import Plain
 from task.store import Store
 
 SIZES = [(12, 64), (7, 12), (10, 7)]  # outputs x inputs of the three layers
@@ -68,5 +69,6 @@ def test_a_seed_gives_the_same_folder(base: Base, tmp_path: Path, store: Store) 
 
 def test_images_come_as_it_wants_them(base: Base) -> None:
     encoder = ImageEncoder.of(base.folder, "image")
-    assert (encoder.channels, encoder.height, encoder.width) == (1, 8, 8)
-    assert (encoder.mean, encoder.std) == ((0.5,), (0.5,))
+    assert isinstance(encoder.look, Plain)
+    assert (encoder.look.channels, encoder.look.height, encoder.look.width) == (1, 8, 8)
+    assert (encoder.look.mean, encoder.look.std) == ((0.5,), (0.5,))
