@@ -1,7 +1,7 @@
 """Splits of a folder, or a single file: each split is one file or its shards."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from task.raw import DataError, Raw
@@ -35,7 +35,8 @@ class Files:
         """Return the rows of a split. Raises DataError for one that two files claim, or of which a shard is missing."""
         paths = self.files[split]
         _check_shards(self.place, split, paths)
-        return read_table(paths, reading)
+        table = read_table(paths, reading)
+        return replace(table, notices=(*self.notices, *table.notices))
 
 
 def stamps(paths: Sequence[Path]) -> list[tuple[str, int, int]]:

@@ -1,6 +1,7 @@
 """What a folder of data is: saved by `datasets`, files by split, images, arrays, or with a dataset card."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from task.splits import TRAIN, called, split_of, usual
 from task.tables import kind_of, stem_of
 
 CARDS = ("README.md", "dataset_infos.json")
+NOTES = ("dataset_info.json", "state.json")
+WORDS = re.compile(r"[-_. ]+")
 SAYS = ("configs:", "dataset_info:")  # in a card: how files are read
 
 
@@ -89,14 +92,22 @@ def _tables(folder: Path) -> tuple[Path, ...]:
 
 
 def _is_note(path: Path) -> bool:
-    """Whether a file is a text about the data rather than rows: LICENSE.txt, readme.txt."""
-    return path.suffix.lower() == ".txt" and not usual(split_of(path.stem))
+    """Whether a file is about the data rather than rows: LICENSE.txt, readme.txt, dataset_info.json."""
+    return path.name in NOTES or (path.suffix.lower() == ".txt" and not usual(split_of(path.stem)))
 
 
 def _without_train(folder: Path, files: dict[str, tuple[Path, ...]]) -> Source:
-    """Where no file is called like the split that is trained on: all rows are, unless some file is called like another
-    split."""
-    paths: Sequence[Path] = [path for found in files.values() for path in found]
-    if any(usual(split) for split in files) or len({kind_of(path) for path in paths}) > 1:
+    """Where no file is called like the split that is trained on: by a word in the names of all, such as train in
+    news-train.csv; where no name has one, all files are trained on."""
+    words = {split: [word for word in WORDS.split(split) if usual(word)] for split in files}
+    if not any(words.values()) and len({kind_of(path) for paths in files.values() for path in paths}) == 1:
+        every = tuple(path for paths in files.values() for path in paths)
+        said = (f"{folder}: all {len(every)} files are read as the split '{TRAIN}'",) if len(every) > 1 else ()
+        return Files(folder, {TRAIN: every}, said)
+    if any(len(found) != 1 for found in words.values()):
         return Files(folder, files)
-    return Files(folder, {TRAIN: tuple(paths)})
+    grouped: dict[str, tuple[Path, ...]] = {}
+    for split, paths in files.items():
+        grouped[words[split][0]] = (*grouped.get(words[split][0], ()), *paths)
+    told = "; ".join(f"'{split}' is {', '.join(path.name for path in paths[:3])}" for split, paths in grouped.items())
+    return Files(folder, grouped, (f"{folder}: splits are known by words in names of files: {told}",))

@@ -138,6 +138,10 @@ def _values(raw: Raw, column: str, rows: Rows) -> list[str | int]:
     raw.require(column)
     own = raw.class_names(column)
     every = list(raw.label_values(column))
+    if all(value is None or (own and value == -1) for value in every):
+        problem = "no row has a label"
+        cure = "name another split (data.test-split, data.validation-split) or another column"
+        raise DataError(f"{raw.place}, column '{column}': {problem}; {cure}", f"column '{column}': {problem}")
     return [_value(every[row], raw, int(row), column, own) for row in rows]
 
 

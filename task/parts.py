@@ -100,27 +100,35 @@ def found_in(
 
 
 def _filled(config: TaskConfig, raw: Raw) -> tuple[NDArray[np.int64], list[str]]:
-    """The rows that have a text wherever one is needed, and what is to be said of the others. Raises DataError for a
-    value that is no text, and for an empty one unless these are left out."""
-    columns = [] if config.task.kind == "image-classification" else input_columns(config)
+    """The rows that have an input, and what is to be said of the others. Raises DataError for a value that is no text,
+    and for an empty one unless these are left out."""
+    columns, what, article = input_columns(config), "text", "a"
+    if config.task.kind == "image-classification":
+        what, article = "image", "an"
     empty = np.zeros(len(raw), bool)
     for column in columns:
-        for row, value in enumerate(raw.values(column)):
-            if blank(value) and config.data.skip_empty:
-                empty[row] = True
-            elif blank(value) or not isinstance(value, str):
-                seen = "" if blank(value) else f", but {value!r:.60}"
-                raise raw.fault(row, column, "the text is empty" if blank(value) else "no text", seen)
-    rows = np.flatnonzero(~empty)
-    if not len(rows):
-        problem = "no row has a text"
-        raise DataError(f"{raw.place}: {problem} in {' and '.join(map(repr, columns))}", problem)
+        without = raw.missing(column) if what == "image" else _no_texts(raw, column)
+        if without.any() and not config.data.skip_empty:
+            raise raw.fault(int(without.argmax()), column, f"the {what} is empty")
+        empty |= without
     if not empty.any():
-        return rows, []
-    bare = np.flatnonzero(empty)
+        return np.arange(len(raw)), []
+    bare, named = np.flatnonzero(empty), " or ".join(map(repr, columns))
+    if len(bare) == len(raw):
+        raise DataError(f"{raw.place}: no row has {article} {what} in {named}", f"no row has {article} {what}")
     shown = ", ".join(map(str, bare[:SHOWN])) + (" and more" if len(bare) > SHOWN else "")
-    said = f"{raw.place}: {len(bare):,} of {len(raw):,} rows have no text in {' or '.join(map(repr, columns))}"
-    return rows, [f"{said} and are left out (data.skip-empty): rows {shown}"]
+    said = f"{raw.place}: {len(bare):,} of {len(raw):,} rows have no {what} in {named}"
+    return np.flatnonzero(~empty), [f"{said} and are left out (data.skip-empty): rows {shown}"]
+
+
+def _no_texts(raw: Raw, column: str) -> NDArray[np.bool_]:
+    """Which rows have no text in a column. Raises DataError for something else than a text."""
+    empty = np.zeros(len(raw), bool)
+    for row, value in enumerate(raw.values(column)):
+        empty[row] = blank(value)
+        if not empty[row] and not isinstance(value, str):
+            raise raw.fault(row, column, "no text", f", but {value!r:.60}")
+    return empty
 
 
 def _require_labels(config: TaskConfig, raw: Raw) -> None:

@@ -70,6 +70,10 @@ class Arrays:
         problem = f"images and labels only; there is no column '{column}'"
         raise DataError(f"{self.place} holds {problem}", f"the data holds {problem}")
 
+    def missing(self, column: str) -> NDArray[np.bool_]:
+        """Return which rows (N,) have no image: none."""
+        return np.zeros(len(self), bool)
+
     def label_values(self, column: str) -> Iterator[object]:
         """Return the label of every row."""
         return iter(self.labels.tolist())
@@ -141,6 +145,17 @@ class Table:
         for batch in picked.iter(1000):
             yield from batch[column]
 
+    def missing(self, column: str) -> NDArray[np.bool_]:
+        """Return which rows (N,) have nothing in a column of images, without reading one."""
+        import pyarrow as pa
+        from pyarrow import compute
+
+        column_of = self.dataset.select_columns([column]).with_format("arrow")[:].column(0)
+        if pa.types.is_struct(column_of.type):
+            fields = [column_of.combine_chunks().field(name) for name in ("bytes", "path")]
+            return np.asarray(compute.and_(*(_empty(field) for field in fields)))
+        return np.asarray(_empty(column_of))
+
     def label_values(self, column: str) -> Iterator[object]:
         """Yield the label of every row, as it is stored."""
         return self.values(column)
@@ -156,6 +171,16 @@ class Table:
     def named_by(self, column: str) -> str:
         """Return what gives a label its name, in words."""
         return self.labelled or ("class name of the column's type" if self.class_names(column) else "label")
+
+
+def _empty(values: Any) -> Any:
+    """Which values are null, or texts or bytes of no length."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    if pa.types.is_string(values.type) or pa.types.is_binary(values.type):
+        return compute.fill_null(compute.equal(compute.binary_length(values), 0), True)
+    return compute.is_null(values)
 
 
 Raw = Arrays | Table

@@ -27,6 +27,8 @@ IMAGES = [
     Case("a table", folder(file("metadata.csv", META), file("a.png", picture(1)), file("in/b.png", picture(2))), [("a.png", "cat"), ("in/b.png", "dog")]),
     Case("a table by split", folder(file("train/metadata.jsonl", '{"file_name": "a.png", "label": "cat"}\n{"file_name": "b.png", "label": "dog"}\n'), file("train/a.png", picture(1)), file("train/b.png", picture(2))), [("a.png", "cat"), ("b.png", "dog")]),
     Case("a table without labels", folder(file("metadata.csv", "file_name\na.png\n"), file("a.png", picture(1))), "has no column 'label', only 'image'"),
+    Case("a row without an image", folder(file("metadata.csv", "file_name,label\na.png,cat\n,dog\nb.png,dog\n"), file("a.png", picture(1)), file("b.png", picture(2))), [("a.png", "cat"), ("b.png", "dog")]),
+    Case("saved without an image", saved(datasets.Dataset.from_dict({"image": [{"bytes": picture(1), "path": "a"}, None, {"bytes": picture(2), "path": "b"}], "label": ["cat", "dog", "dog"]}).cast_column("image", datasets.Image())), [("a", "cat"), ("b", "dog")]),
     Case("two tables", folder(file("metadata.csv", META), file("metadata.jsonl", "{}"), file("a.png", picture(1))), "several tables say what is on the images"),
     Case("saved images", saved(datasets.Dataset.from_dict({"image": [{"bytes": picture(1), "path": "a"}, {"bytes": picture(2), "path": "b"}], "label": ["cat", "dog"]}).cast_column("image", datasets.Image())), [("a", "cat"), ("b", "dog")]),
 ]  # fmt: skip
@@ -43,7 +45,7 @@ def test_images_are_of_the_class_that_they_lie_in(case: Case, store: Store, visi
     rows = data.prepare_file(settings, vision, store, path, case.labels)
     plan = data.outline_file(settings, store, path, case.labels)
     raw = read_split(open_source(str(path)), plan.train.split, reading_of(settings))
-    seen = [value["path"] if isinstance(value, dict) else value for value in raw.values("image")]
+    seen = [value["path"] if isinstance(value, dict) else value for value in raw.values("image", plan.train.rows)]
     assert list(zip(seen, (plan.labels[code] for code in rows.labels), strict=True)) == case.expected
     shades = rows.batch(range(len(rows)))["pixel_values"][:, 0, 0, 0] * 255
     assert len(set(shades.tolist())) == len(rows)

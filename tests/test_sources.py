@@ -200,7 +200,7 @@ def test_a_folder_of_images(store: Store, vision: Path, tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        (None, "the image is missing"),
+        (None, "the image is empty"),
         ([[1, 2], [3]], "rows of pixels that differ in length"),
         ([[1, 256]], "pixels must be numbers from 0 to 255"),
         ([[0.1, 0.2]], "whole numbers from 0 to 255, not fractions"),
@@ -212,8 +212,9 @@ def test_bad_images_are_named(value: object, problem: str, store: Store, vision:
     values: list[object] = [[[fill, fill + 1], [fill + 2, fill + 3]]] * 6
     values[4] = value
     file = write_table(tmp_path / "d.jsonl", {"image": values, "label": [0, 1] * 3})
+    whole = cut(test_fraction=0.0, validation_fraction=0.0, skip_empty=False)
     with pytest.raises(DataError) as error:
-        data.prepare(config(name=str(file), **cut(test_fraction=0.0, validation_fraction=0.0)), vision, store)
+        data.prepare(config(name=str(file), **whole), vision, store)
     assert f"{file}, row 4 (line 5), column 'image': " in str(error.value)
     assert problem in str(error.value)
 
