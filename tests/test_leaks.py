@@ -47,7 +47,7 @@ def tables(draw: st.DrawFn) -> dict[str, list[Any]]:
 
 def written(draw: st.DrawFn, place: Path, table: dict[str, list[Any]]) -> Path:
     """The table as a file of some kind; where the kind cannot hold it, as text that is none."""
-    kind = draw(st.sampled_from(["csv", "jsonl", "json", "parquet"]))
+    kind = draw(st.sampled_from(["csv", "tsv", "txt", "jsonl", "json", "parquet"]))
     path = place / f"{draw(st.text('QXZÄ ', min_size=5, max_size=9))}.{kind}"
     rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
     if kind == "parquet":
@@ -55,8 +55,9 @@ def written(draw: st.DrawFn, place: Path, table: dict[str, list[Any]]) -> Path:
             parquet.write_table(pa.table(table), path)
         except (pa.ArrowException, UnicodeError):
             path.write_bytes(draw(BYTES))
-    elif kind == "csv":
-        lines = [",".join(map(str, table)), *(",".join(map(str, row.values())) for row in rows)]
+    elif kind in ("csv", "tsv", "txt"):
+        between = draw(st.sampled_from(",;\t|"))
+        lines = [between.join(map(str, table)), *(between.join(map(str, row.values())) for row in rows)]
         path.write_bytes("\n".join(lines).encode(draw(st.sampled_from(["latin-1", "utf-8"])), "replace") + draw(BYTES))
     else:
         text = json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows))
