@@ -15,7 +15,19 @@ from pathlib import Path
 
 from task import seal
 from task.config import EMBEDDED_MODEL, Model
-from task.contents import TOKENIZER, WANTED, BaseError, check, check_size, listed, may_be_named, weights
+from task.contents import (
+    ADAPTED,
+    ADAPTER,
+    TOKENIZER,
+    WANTED,
+    BaseError,
+    adapter,
+    check,
+    check_size,
+    listed,
+    may_be_named,
+    weights,
+)
 from task.retention import trim
 from task.store import Store, recipe_hash
 from task.tokenizer_file import check_tokenizer
@@ -62,8 +74,12 @@ def server_base(model: Model, store: Store) -> Base:
         from task.embedded import trained_base
 
         folder = trained_base(store)
+    elif adapter(folder := _located(model)):
+        from task.merged import merged
+
+        folder = merged(folder, store)
     else:
-        folder = named_folder(model)
+        check(folder)
     return Base(model.name, folder, fingerprint(folder, store))
 
 
@@ -126,17 +142,20 @@ def named_folder(model: Model, paths: bool = True) -> Path:
 
     Code is fetched only where `model.trust-remote-code` asks for it. Raises BaseError.
     """
+    folder = _located(model, paths)
+    check(folder)
+    return folder
+
+
+def _located(model: Model, paths: bool = True) -> Path:
     name = model.name
     folder = Path(name).expanduser()
     if paths and folder.is_dir():
-        check(folder)
         return folder
     if not HUB_ID.fullmatch(name):
         problem = "there is no such folder, and it is not a hub id" if paths else "paths are not followed here"
         raise BaseError(f"model.name = '{name}': {problem}", "model.name is no hub id, and this node has no such base")
-    folder = _fetched(name, model.trust_remote_code)
-    check(folder)
-    return folder
+    return _fetched(name, model.trust_remote_code)
 
 
 @lru_cache
@@ -146,7 +165,9 @@ def _fetched(name: str, with_code: bool) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[*WANTED, *(["*.py"] if with_code else [])]))
+        return Path(
+            snapshot_download(name, allow_patterns=[*WANTED, ADAPTER, ADAPTED, *(["*.py"] if with_code else [])])
+        )
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         message = f"model.name = '{name}': no such folder, and the hub did not give it: {error}"
         raise BaseError(message, "this node has no such base, and the hub did not give it") from error

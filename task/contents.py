@@ -44,6 +44,7 @@ CONTENT = {
     "chat_template.jinja": MB,
 }
 WANTED = [*SETTINGS, *CONTENT, WHOLE, "model-*-of-*.safetensors"]  # the same, as patterns for the hub
+ADAPTER, ADAPTED = "adapter_config.json", "adapter_model.safetensors"  # of peft, for a base elsewhere
 UNUSABLE = "a base that cannot be used; only this node's own log says why"
 LIMITS = SETTINGS | CONTENT
 STACKED = re.compile(r"layer|depth|block|stage|label")  # in keys of config.json: how often something is built
@@ -101,13 +102,26 @@ def check(folder: Path) -> dict[str, Path]:
     """
     files = listed(folder)
     if CONFIG not in files:
-        raise BaseError(f"{folder} is no model: it has no {CONFIG}", f"the base has no {CONFIG}")
+        raise BaseError(f"{folder} is no model: it has no {CONFIG}{_elsewhere(folder)}", f"the base has no {CONFIG}")
     if not any(map(is_weights, files)):
         problem = "has no safetensors; other weight formats can run code and are not read"
-        raise BaseError(f"{folder} {problem}", f"the base {problem}")
+        raise BaseError(f"{folder} {problem}{_elsewhere(folder)}", f"the base {problem}")
     for name in SETTINGS.keys() & files.keys():
         settings(files[name])
     return files
+
+
+def _elsewhere(folder: Path) -> str:
+    """What to do about a folder that is no base, where that can be seen."""
+    if (folder / "tuning.json").exists():
+        return ". What was tuned with adapters or visual prompts is no base: name the base that its tuning.json names"
+    if (folder / ADAPTER).exists():
+        return ". It is an adapter of peft: name the folder that has it and the base that it was trained on"
+    if inside := sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}")):
+        return f". There is one in {', '.join(inside[:3])}: name that folder"
+    if any(folder.glob("*.bin")):
+        return ". Load it once where you trust it, and save it again with save_pretrained()"
+    return ""
 
 
 def settings(path: Path) -> dict[str, Any]:
@@ -157,6 +171,24 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise BaseError.at(path, "it is no whole safetensors file", f": {error}") from error
+
+
+def adapter(folder: Path) -> dict[str, Path]:
+    """Return the files of an adapter, where that is what a folder holds, and no model; none where it is not.
+
+    Raises BaseError for one that is not to be read.
+    """
+    if not (folder / ADAPTER).exists() or any(map(is_weights, listed(folder))):
+        return {}
+    if not (folder / ADAPTED).exists():
+        raise BaseError.at(
+            folder / ADAPTER, f"the adapter has no {ADAPTED}; other formats can run code and are not read"
+        )
+    for name in (ADAPTER, ADAPTED):
+        _check_regular(folder / name, folder)
+    if (folder / ADAPTER).stat().st_size > MB:
+        raise BaseError.at(folder / ADAPTER, f"it may have {MB} bytes")
+    return {name: folder / name for name in (ADAPTER, ADAPTED)}
 
 
 def _check_regular(path: Path, folder: Path) -> None:

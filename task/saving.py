@@ -68,7 +68,8 @@ def save_base(model: "TunedModel", folder: Path) -> str:
     base, config = model.base, model.config
     if config.tuning in WHOLE:
         return base.name
-    if base.name != EMBEDDED_MODEL and (own_format(config) or _is_as_saved(model)):
+    named = base.name != EMBEDDED_MODEL and not (Path(base.name) / ADAPTER_CONFIG).exists()  # nor an adapter of another
+    if named and (own_format(config) or _is_as_saved(model)):
         return base.name
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "init"))  # a head that the base lacks is drawn, as in training

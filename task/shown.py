@@ -34,22 +34,22 @@ def shown(base: Path) -> Iterator[Path]:
         place = Path(folder)
         for name, path in listed(base).items():
             if name in SETTINGS:
-                (place / name).write_text(json.dumps(_without_names(settings(path), path)), encoding="utf-8")
+                (place / name).write_text(json.dumps(without_names(settings(path), path)), encoding="utf-8")
             else:
                 (place / name).symlink_to(path.resolve())
         yield place
 
 
-def _without_names(found: Any, path: Path) -> Any:
+def without_names(found: Any, path: Path) -> Any:
     """The settings without what names files. Raises BaseError for a path under a key that is not known to name one."""
     if isinstance(found, list):
-        return [_without_names(value, path) for value in found]
+        return [without_names(value, path) for value in found]
     if isinstance(found, str) and PATH.fullmatch(found):
         raise BaseError.at(path, "a setting leads out of the base", f": {found!r:.200}")
     if not isinstance(found, dict):
         return found
     kept = {key: value for key, value in found.items() if not _names_file(key, value)}
-    return {key: value if WORDS.fullmatch(key) else _without_names(value, path) for key, value in kept.items()}
+    return {key: value if WORDS.fullmatch(key) else without_names(value, path) for key, value in kept.items()}
 
 
 def _names_file(key: str, value: Any) -> bool:

@@ -73,6 +73,23 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
         server_base(Model(name=str(tmp_path)), server_store())
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["config.json", "tuning.json", "tuning.safetensors"], "name the base that its tuning.json names"),
+        (["0_Transformer/config.json", "modules.json"], "There is one in 0_Transformer: name that folder"),
+        (["best/config.json", "last/config.json"], "There is one in best, last: name that folder"),
+        (["config.json", "pytorch_model.bin"], r"save it again with save_pretrained\(\)"),
+    ],
+)
+def test_what_to_name_instead_is_said(files: list[str], said: str, tmp_path: Path) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(BaseError, match=said):
+        server_base(Model(name=str(tmp_path)), server_store())
+
+
 @pytest.mark.parametrize("name", ["/no/such/folder", "../elsewhere", "a/b/c", "has space"])
 def test_a_name_that_is_neither_folder_nor_hub_id_is_refused(name: str) -> None:
     with pytest.raises(BaseError, match="there is no such folder, and it is not a hub id"):
