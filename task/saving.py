@@ -22,10 +22,10 @@ from task.contents import CONFIG, INDEX, is_weights, listed
 from task.loading import loaded
 from task.modes import as_the_folder
 from task.naming import ADAPTER, by_peft, trained
+from task.reading import own_settings
 from task.scale_shift import folded
 from task.schema import ConfigError, build, flatten, read, schema
 from task.seeds import derive
-from task.shown import shown
 from task.tuning import TuningError, stacked, tuned
 
 if TYPE_CHECKING:
@@ -81,14 +81,7 @@ def save_base(model: "TunedModel", folder: Path) -> str:
 def _is_as_saved(model: "TunedModel") -> bool:
     """Whether whoever loads the base by its name gets what was trained on."""
     said = set(model.notices) - set(stacked(model.module, model.config.tuning))
-    return not said and _settings_of(model.module.config) == _settings_in(model.base)
-
-
-def _settings_in(base: Base) -> dict[str, Any]:
-    from transformers import AutoConfig
-
-    with shown(base.folder) as folder:
-        return _settings_of(AutoConfig.from_pretrained(folder))
+    return not said and _settings_of(model.module.config) == _settings_of(own_settings(model.base, model.config))
 
 
 def _settings_of(config: Any) -> dict[str, Any]:
