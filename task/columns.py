@@ -1,8 +1,10 @@
 """Columns that are read row by row, as they become a table; and what cells of text stand for."""
 
 import re
+import uuid
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ class Columns:
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)
-        self._open: list[list[Any]] = [[] for _ in self.names]
+        self._open: list[Sequence[str]] = []
         self._done: list[list[Any]] = [[] for _ in self.names]
         self._lines = array("q")
         self._size = 0
@@ -34,16 +36,14 @@ class Columns:
 
     def add(self, values: Sequence[str], line: int) -> None:
         """Add a row of texts, and the line that it begins in."""
-        for column, value in zip(self._open, values, strict=True):
-            column.append(value)
-            self._size += len(value)
+        self._open.append(values)
         self._lines.append(line)
+        self._size += sum(map(len, values))
         if self._size > CHARACTERS or len(self._lines) % ROWS == 0:
             self._pack()
 
     def table(self, path: Path, names: tuple[str, ...], notices: tuple[str, ...]) -> Table:
         """Return the table of all rows; `names` are all columns of the file."""
-        import datasets
         import pyarrow as pa
 
         self._pack()
@@ -51,22 +51,25 @@ class Columns:
             name: pa.chunked_array(parts, pa.string()) for name, parts in zip(self.names, self._done, strict=True)
         }
         lines = np.frombuffer(self._lines, np.int64) if self._lines else np.empty(0, np.int64)
-        return Table(str(path), datasets.Dataset(pa.table(columns)), path.parent, names, lines, notices=notices)
+        return Table(str(path), dataset_of(pa.table(columns)), path.parent, names, lines, notices=notices)
 
     def _pack(self) -> None:
         import pyarrow as pa
 
-        for values, parts in zip(self._open, self._done, strict=True):
+        for values, parts in zip(zip(*self._open, strict=True), self._done, strict=bool(self._open)):
             parts.append(pa.array(values, pa.string()))
-            values.clear()
-        self._size = 0
+        self._open, self._size = [], 0
+
+
+def dataset_of(table: Any) -> Any:
+    """Return the `datasets.Dataset` of an arrow table. Its fingerprint is drawn: one of its content takes long."""
+    import datasets
+
+    return datasets.Dataset(table, fingerprint=uuid.uuid4().hex)
 
 
 def typed(table: Table) -> Table:
     """Return a table of texts whose columns of numbers, or of true and false, hold these."""
-    from dataclasses import replace
-
-    import datasets
     import pyarrow as pa
 
     columns = {}
@@ -74,7 +77,7 @@ def typed(table: Table) -> Table:
         cells = table.dataset.data.column(name)
         values = _meant(cells)
         columns[name] = cells if values is None else pa.array(values)
-    return replace(table, dataset=datasets.Dataset(pa.table(columns)))
+    return replace(table, dataset=dataset_of(pa.table(columns)))
 
 
 def _meant(cells: Any) -> list[Any] | None:
@@ -108,7 +111,6 @@ def of_values(
     path: Path, columns: dict[str, list[Any]], names: Iterable[str], lines: Sequence[int], notices: tuple[str, ...] = ()
 ) -> Table:
     """Return the table of columns of any values. Raises DataError for one of values of several types."""
-    import datasets
     import pyarrow as pa
 
     arrays, halves = {}, 0
@@ -124,7 +126,7 @@ def of_values(
     rows = np.array(lines, np.int64) if len(lines) else None
     try:
         return Table(
-            str(path), datasets.Dataset(pa.table(arrays)), path.parent, tuple(names), rows, notices=(*notices, *said)
+            str(path), dataset_of(pa.table(arrays)), path.parent, tuple(names), rows, notices=(*notices, *said)
         )
     except (pa.ArrowException, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {error}", "a column holds values that cannot be read") from error

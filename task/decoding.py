@@ -89,23 +89,30 @@ class _Seen:
     """What was seen of a file's bytes as UTF-8: where the first bad one is, and how many there are of each kind."""
 
     def __init__(self) -> None:
-        self.line, self.bad, self.good, self.in_a_row = 1, 0, 0, 0
+        self.bad = self.good = self.in_a_row = self._news = self._returns = 0
         self.odd = self.zeros = False
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
 
     def block(self, block: bytes, *, final: bool = False) -> None:
         """See the next bytes."""
         self.zeros |= b"\0" in block
-        text = self._decoder.decode(block, final)
-        first = None if self.bad else BAD.search(text)
-        if first or not self.bad:
-            self.line += len(re.findall("\r\n|\r|\n", text[: first.start() if first else None]))
-        if block.isascii() and text.isascii():
+        plain = block.isascii() and not self._decoder.getstate()[0]
+        text = "" if plain else self._decoder.decode(block, final)
+        first = None if plain or self.bad else BAD.search(text)
+        if not self.bad:
+            before: Any = text[: first.start()].encode("utf-8", "replace") if first else block
+            self._news, self._returns = self._news + before.count(b"\n"), self._returns + before.count(b"\r")
+        if plain:
             return
         self.bad += len(BAD.findall(text))
         self.good += len(GOOD.findall(text))
         self.in_a_row += len(IN_A_ROW.findall(block))
         self.odd |= NO_WESTERN.search(block) is not None
+
+    @property
+    def line(self) -> int:
+        """The line of the first byte that is not UTF-8. A return ends a line where nothing else does."""
+        return 1 + (self._news or self._returns)
 
 
 def _unpacked(path: Path) -> Any:

@@ -17,7 +17,7 @@ from task.tables import kind_of, stem_of
 
 CARDS = ("README.md", "dataset_infos.json")
 NOTES = ("dataset_info.json", "state.json")
-WORDS = re.compile(r"[-_. ]+")
+WORDS = re.compile(r"[-_. ()\d]+")
 SAYS = ("configs:", "dataset_info:")  # in a card: how files are read
 
 
@@ -100,7 +100,9 @@ def _without_train(folder: Path, files: dict[str, tuple[Path, ...]]) -> Source:
     """Where no file is called like the split that is trained on: by a word in the names of all, such as train in
     news-train.csv; where no name has one, all files are trained on."""
     words = {split: [word for word in WORDS.split(split) if usual(word)] for split in files}
-    if not any(words.values()) and len({kind_of(path) for paths in files.values() for path in paths}) == 1:
+    kinds = {kind_of(path) for paths in files.values() for path in paths}
+    hinted = any(part in split.casefold() for split in files for part in ("train", "test"))  # TrainRows.csv
+    if len(files) == 1 or (not any(words.values()) and not hinted and len(kinds) == 1):
         every = tuple(path for paths in files.values() for path in paths)
         said = (f"{folder}: all {len(every)} files are read as the split '{TRAIN}'",) if len(every) > 1 else ()
         return Files(folder, {TRAIN: every}, said)

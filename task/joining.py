@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from task.columns import dataset_of
 from task.raw import DataError, Table
 from task.request import Reading
 
@@ -57,7 +58,7 @@ def _named(table: Table, column: str) -> Table:
     codes = table.dataset.data.column(column).to_pylist()
     names = [None if code is None or code < 0 else kind.names[code] for code in codes]
     columns: dict[str, Any] = {name: table.dataset.data.column(name) for name in table.dataset.column_names}
-    plain = datasets.Dataset(pa.table(columns | {column: pa.array(names, pa.string())}))
+    plain = dataset_of(pa.table(columns | {column: pa.array(names, pa.string())}))
     others = {name: feature for name, feature in table.dataset.features.items() if name != column}
     return replace(table, dataset=plain.cast(datasets.Features({**plain.features, **others})))
 

@@ -152,7 +152,7 @@ class Table:
 
         column_of = self.dataset.select_columns([column]).with_format("arrow")[:].column(0)
         if pa.types.is_struct(column_of.type):
-            fields = [column_of.combine_chunks().field(name) for name in ("bytes", "path")]
+            fields = [compute.struct_field(column_of, name) for name in ("bytes", "path")]
             return np.asarray(compute.and_(*(_empty(field) for field in fields)))
         return np.asarray(_empty(column_of))
 

@@ -33,10 +33,13 @@ def open_source(name: str, subset: str = "", train_split: str = "train") -> Sour
     if not name.strip():
         raise DataError("data.name is empty; name a file, a folder or a dataset of the hub", "data.name is empty")
     path = Path(name).expanduser()
-    if path.is_dir():
-        return open_folder(path.resolve(), subset, train_split)
-    if path.is_file():
-        return _file(path.resolve())
+    try:
+        if path.is_dir():
+            return open_folder(path.resolve(), subset, train_split)
+        if path.is_file():
+            return _file(path.resolve())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}", unreadable(name)) from error
     kinds = (*READERS, *PACKED, *OTHERS, ".npz")
     if path.suffix.lower() in kinds or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
         raise DataError(f"there is no file or folder {path.absolute()}", unreadable(name))

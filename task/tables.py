@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from task.columns import of_values, typed
+from task.columns import dataset_of, of_values, typed
 from task.decoding import PACKED, members
 from task.delimited import read_delimited, twice
 from task.objects import KIND, read_json
@@ -116,14 +116,13 @@ def _arrow(path: Path, kind: str, reading: Reading) -> Table:
 
 def _arrow_table(path: Path, kind: str, reading: Reading, read: Callable[[], Any]) -> Table:
     """The columns that are read, in types that `datasets` knows. Parsers quote what they stumbled on."""
-    import datasets
     import pyarrow as pa
 
     try:
         table, names = read()
         wanted = _once(path, reading.wanted(names))
         columns = {name: _plain(table.column(table.schema.names.index(name))) for name in wanted}
-        dataset = datasets.Dataset(pa.table(columns).replace_schema_metadata(table.schema.metadata))
+        dataset = dataset_of(pa.table(columns).replace_schema_metadata(table.schema.metadata))
         return Table(str(path), dataset, path.parent, names)
     except (pa.ArrowException, ValueError, OSError, KeyError, TypeError) as error:
         if isinstance(error, DataError):

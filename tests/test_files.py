@@ -5,9 +5,11 @@
 """
 
 import bz2
+import csv
 import gzip
 import json
 import lzma
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ import datasets
 import pandas as pd
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from samples import config
 from written import (
     CAFE,
@@ -41,8 +45,10 @@ from written import (
 from task import data
 from task.data import DataError
 from task.parts import reading_of
+from task.request import Reading
 from task.sources import open_source, read_split
 from task.store import Store
+from task.tables import read_table
 
 TABLE = [
     # ---------------------------------------------------------------- csv: cells
@@ -189,6 +195,8 @@ TABLE = [
     Case("parts", folder(file("part-0.csv", CSV), file("part-1.csv", "text,label\nb,neg\n")), [*PLAIN, ("b", "neg")], said="all 2 files are read as the split 'train'", peer="datasets"),
     Case("splits in longer names", folder(file("news_train.csv", CSV), file("news_test.csv", "text,label\nb,neg\n")), PLAIN, said="'train' is news_train.csv", peer="datasets"),
     Case("a cache of datasets", folder(table("ag-train.arrow", {"text": ["good film", "dull"], "label": ["pos", "neg"]}), table("ag-test.arrow", {"text": ["b"], "label": ["neg"]}), file("dataset_info.json", "{}")), PLAIN, said="'train' is ag-train.arrow"),
+    Case("splits in names with numbers", folder(file("train1.csv", CSV), file("test1.csv", "text,label\nb,neg\n")), PLAIN, said="'train' is train1.csv"),
+    Case("splits within words", folder(file("TrainRows.csv", CSV), file("TestRows.csv", CSV)), "has no split 'train', only 'TestRows', 'TrainRows'"),
     Case("splits in some names", folder(file("news_train.csv", CSV), file("more.csv", CSV)), "has no split 'train', only 'more', 'news_train'"),
     Case("classes that no row has", typed("r.parquet", ["cat", "dog"], [-1, -1, None]), "no row has a label; name another split"),
     Case("a bad row of a part", folder(file("part-0.csv", CSV), file("part-1.csv", "text,label\nb,\n")), r"part-1\.csv, row 0 \(line 2\), column 'label': the label is missing"),
@@ -201,10 +209,10 @@ TABLE = [
 
 def read(path: Path, case: Case, store: Store) -> tuple[list[tuple[Any, str]], tuple[str, ...]]:
     """Texts and names of labels as they would go into training, and the notices."""
-    settings = config("text", name="given", **case.options)
-    plan = data.outline_file(settings, store, path, case.labels)
+    task = config("text", name="given", **case.options)
+    plan = data.outline_file(task, store, path, case.labels)
     source = open_source(str(path))
-    raw = read_split(source, plan.train.split, reading_of(settings, ids=False))
+    raw = read_split(source, plan.train.split, reading_of(task, ids=False))
     texts = raw.values("text", plan.train.rows)
     return list(zip(texts, (plan.labels[code] for code in plan.train.labels), strict=True)), plan.notices
 
@@ -260,3 +268,30 @@ def test_there_are_enough_of_them() -> None:
     read_ones = sum(not isinstance(case.expected, str) for case in TABLE)
     print(f"{len(TABLE)} files: {read_ones} read, the others refused in a sentence")
     assert len(TABLE) >= 120
+
+
+CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12) | st.sampled_from(
+    ["NA", "None", "1", "2.5", '"', '""', "a,b;c\td|e", "\n", "\r\n", "\r", "\\", '\\"', " x ", "'", "#", "é"]
+)
+
+
+@settings(max_examples=150, derandomize=True, database=None, deadline=None)
+@given(
+    st.lists(st.tuples(CELLS, CELLS, st.sampled_from(["pos", "neg"])), min_size=2, max_size=8),
+    st.sampled_from(",;\t|"),
+    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+)
+def test_what_pandas_writes_is_read_as_pandas_reads_it(
+    rows: list[tuple[str, str, str]], between: str, end: str, quoting: int, encoding: str
+) -> None:
+    """Cells of all signs, with every delimiter, end of lines and encoding. Of a return alone pandas makes two lines."""
+    rows = [(text.replace("\r", "\r\n"), note.replace("\r", "\r\n"), label) for text, note, label in rows]
+    frame = pd.DataFrame([("first", "plain", "pos"), *rows], columns=["text", "note", "label"])
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "rows.csv"
+        frame.to_csv(path, sep=between, lineterminator=end, quoting=quoting, encoding=encoding, index=False)
+        table = read_table([path], Reading(("text", "label"), {"text": "", "label": ""}))
+    assert list(table.values("text")) == frame["text"].tolist()
+    assert list(table.values("label")) == frame["label"].tolist()
