@@ -1,5 +1,6 @@
 """Folders of images: class by class, or with a table of what is on them."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from task.tables import read_table
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+SYSTEM = ("thumbs.db", "desktop.ini")  # what Windows leaves in folders
 IMAGE, LABEL, FILE = "image", "label", "file_name"
 
 
@@ -99,7 +101,15 @@ def _by_class(folder: Path) -> Table:
     }
     kinds = datasets.Features({IMAGE: datasets.Value("string"), LABEL: datasets.ClassLabel(names=names)})
     dataset = datasets.Dataset.from_dict(columns, features=kinds)
-    return Table(str(folder), dataset, folder, (IMAGE, LABEL), labelled="name of a folder")
+    return Table(str(folder), dataset, folder, (IMAGE, LABEL), labelled="name of a folder", notices=_others(folder))
+
+
+def _others(folder: Path) -> tuple[str, ...]:
+    """What to say of files beside images: pictures in formats that are not read would be missed in silence."""
+    inside = (path for path in folder.rglob("*") if path.is_file() and not hidden(str(path.relative_to(folder))))
+    left = Counter(path.suffix.lower() for path in inside if not is_image(path) and path.name.lower() not in SYSTEM)
+    kinds = ", ".join(f"{count} of '{ending or 'no ending'}'" for ending, count in sorted(left.items()))
+    return (f"{folder}: files that are not read as images are left out: {kinds}",) if left else ()
 
 
 def _told(folder: Path, table: Path, reading: Reading) -> Table:

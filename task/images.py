@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from task.library_processor import Library
 from task.pixels import MODES, NoImage
+from task.pointer import CURE, FIRST
 from task.processors import Plain, look_of
 from task.raw import Arrays, DataError, Raw, Table
 from task.rows import Pixels, mapped
@@ -103,7 +104,10 @@ def _image(value: object, folder: Path | None) -> Any:
         value = (folder / value) if folder else value
         if not value.is_file():
             raise NoImage("there is no image file", f" {value}")
-        value = value.read_bytes()
+        try:
+            return _decoded(value.read_bytes())
+        except NoImage as error:
+            raise NoImage(str(error), f"{error.seen}: {value}") from error
     if isinstance(value, bytes):
         return _decoded(value)
     if isinstance(value, list | np.ndarray):
@@ -112,14 +116,17 @@ def _image(value: object, folder: Path | None) -> Any:
 
 
 def _decoded(content: bytes) -> Any:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
+    if content.startswith(FIRST):
+        raise NoImage(CURE)
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         problem = f"no readable image ({', '.join(FORMATS)})"
-        raise NoImage(problem, f", but {len(content)} bytes: {error}") from error
+        said = "of another kind" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise NoImage(problem, f", but {len(content)} bytes: {said}") from error
     if image.mode.startswith(("I", "F")):
         raise NoImage("only images of 8 bits a channel can be used", f", and this one is of mode {image.mode}")
     return _upright(image)

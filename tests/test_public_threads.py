@@ -21,6 +21,7 @@ from task.loading import loaded
 from task.rows import IGNORED
 from task.store import Store
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 ROWS: dict[str, list[object]] = {
     "instruction": ["add one and two", "say not hot", "say not night"] * 8,
     "output": ["three", "cold", "day"] * 8,
@@ -103,10 +104,32 @@ def test_a_folder_may_have_any_name(name: str, store: Store, vision: Path, tmp_p
     assert set(np.unique(parts.test.inputs.values)) == {10}
 
 
+@pytest.mark.parametrize(("content", "problem"), [(b"", "no readable image"), (POINTER.encode(), "git lfs pull")])
+def test_a_broken_image_is_named(content: bytes, problem: str, store: Store, vision: Path, tmp_path: Path) -> None:
+    """Pillow #4757 and #4834: 'cannot identify image file <_io.BytesIO object at 0x7f...>', of thousands."""
+    for label, number in itertools.product("xy", range(4)):
+        (tmp_path / "scans" / label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "scans" / label / f"{number}.png")
+    (tmp_path / "scans" / "y" / "2.png").write_bytes(content)
+    with pytest.raises(DataError, match=rf"{problem}.*y/2\.png") as error:
+        data.prepare(config(name=str(tmp_path / "scans"), **cut()), vision, store)
+    assert "object at" not in str(error.value)
+    assert "2.png" not in error.value.public
+
+
+def test_pictures_that_are_not_read_are_counted(store: Store, vision: Path, tmp_path: Path) -> None:
+    """orange3-imageanalytics #51: images of other formats were skipped in silence."""
+    for label, number in itertools.product("xy", range(4)):
+        place = tmp_path / "scans" / label
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(place / f"{number}.png")
+        (place / f"{number}.heic").write_bytes(b"ftypheic")
+        (place / "Thumbs.db").write_bytes(b"of Windows")
+    parts = data.prepare(config(name=str(tmp_path / "scans"), **cut()), vision, store)
+    assert [notice for notice in parts.notices if "8 of '.heic'" in notice and "Thumbs" not in notice]
+
+
 # ------------------------------------------------------------------------------------------------ bases
-POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
-
-
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
 def test_a_pointer_to_a_file_is_called_one(file: str, tmp_path: Path) -> None:
     """transformers #27923, OmniParser #34: a clone without Git LFS ended in HeaderTooLarge."""
