@@ -49,7 +49,7 @@ from task.room import append
 from task.schema import flatten
 
 LOG = logging.getLogger("flwr")
-LABELS = "data.labels"
+LABELS, DATE = "data.labels", "data.date"  # what a run fills in
 
 
 class Results:
@@ -149,7 +149,8 @@ class Results:
     def begin(self, task: TaskConfig) -> None:
         """The settings as the data completed them."""
         self._task = task
-        self._write_config(self.run.flat | {LABELS: flatten(task)[LABELS]})
+        filled = flatten(task)
+        self._write_config(self.run.flat | {key: filled[key] for key in (LABELS, DATE) if filled[key]})
 
     def on_round(self, report: Round, state: State) -> None:
         """Append the round's line, and say how far the run is."""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from task.config import Data
+from task.contents import listed
 from task.prompts import Prompts, bare_ids, chats, opening_ids, prompts_of
 from task.raw import DataError, Raw
 from task.rows import Completions, mapped
@@ -31,6 +32,7 @@ from task.texts import (
     write_tokens,
 )
 
+TEMPLATED = ("chat_template.jinja", "tokenizer_config.json", "chat_template.json", "processor_config.json")
 Pair = tuple[Sequence[int], Sequence[int]]  # a prompt and its completion
 
 
@@ -66,17 +68,19 @@ class CompletionEncoder:
     template: str
     max_length: int
     completion: int
+    day: str = ""  # that a chat template is told
 
     @classmethod
     def of(cls, base: Path, data: Data) -> "CompletionEncoder":
         """As the settings say."""
         share = data.max_completion_length or data.max_length // 2
-        return cls(base, Columns.of(data), data.template, data.max_length, share)
+        return cls(base, Columns.of(data), data.template, data.max_length, share, data.date)
 
     def recipe(self) -> object:
         """All that the token ids depend on, beside the rows."""
         columns = [self.columns.instruction, self.columns.input, self.columns.output]
-        return [columns, self.template, self.max_length, self.completion, small_files(self.base)]
+        day = self.day if _tells_date(self.base) else ""  # else every day would make all rows anew
+        return [columns, self.template, self.max_length, self.completion, small_files(self.base), day]
 
     def source_of_prompts(self) -> str:
         """What makes the prompts, in words. Raises DataError as `write` does."""
@@ -104,7 +108,9 @@ class CompletionEncoder:
         check_ids(ids, pad, self.base)
         write_tokens(folder, part, ids, pad)
         np.save(folder / f"{part}-prompts.npy", np.array(prompts, np.int64))
-        return tuple(self._said(part, len(ids), cut))
+        told = part == "train" and self.columns.instruction and self.template != "plain" and _tells_date(self.base)
+        day = (f"the chat template tells the day: it is {self.day} for the whole run (data.date)",) if told else ()
+        return (*self._said(part, len(ids), cut), *day)
 
     def read(self, folder: Path, part: str) -> Completions:
         """What `write` prepared."""
@@ -134,7 +140,7 @@ class CompletionEncoder:
             for part in parts:
                 yield from self._wholes(tokenizer, raw, part, cut)
             return
-        with prompts_of(self.template, tokenizer, self.base) as ask:
+        with prompts_of(self.template, tokenizer, self.base, self.day) as ask:
             for part in parts:
                 yield from self._pairs(ask, tokenizer, raw, part, cut)
 
@@ -173,6 +179,12 @@ class CompletionEncoder:
                 raise raw.fault(int(row), column, "no text", f", but {value!r:.60}")
             inputs.append(value if value and value.strip() else "")
         return inputs
+
+
+def _tells_date(base: Path) -> bool:
+    """Whether a chat template of the base asks what day it is."""
+    files = listed(base)
+    return any(b"strftime_now" in files[name].read_bytes() for name in TEMPLATED if name in files)
 
 
 def _ending(ids: Sequence[int], room: int, begin: int | None) -> Sequence[int]:

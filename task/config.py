@@ -7,6 +7,7 @@ The settings of the server alone live in `server_app.config`.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 
 from task.device import DEVICES
 from task.request import delimiter_problem, encoding_problem
@@ -27,6 +28,14 @@ TEXTUAL = {  # kinds of task that images cannot serve: the model and the data th
     "text-classification": ("a text model", "text data"),
     CAUSAL: ("a causal language model", "data with a column of outputs"),
 }
+
+
+def is_date(text: str) -> bool:
+    """Return whether a text is a day, as YYYY-MM-DD."""
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,7 @@ class Data:
     input_column: str = option("input")
     output_column: str = option("output")
     template: str = option("auto", choices=TEMPLATES)
+    date: str = option("")
     label_column: str = option("label")
     delimiter: str = option("")
     encoding: str = option("")
@@ -204,6 +214,8 @@ class TaskConfig:
                 f"data.max-completion-length = {self.data.max_completion_length} leaves none of data.max-length = "
                 f"{self.data.max_length} to the prompt; it must be less, or 0 for half of them"
             )
+        if self.data.date and not is_date(self.data.date):
+            found.append(f"data.date = '{self.data.date:.40}' is no day, such as '2026-01-31'")
         if self.data.partitioner == "natural" and not self.data.id_column:
             found.append("data.partitioner = 'natural' needs data.id-column, the column that names a row's client")
         if self.data.partitioner == "natural" and self.data.name == EMBEDDED_DATA:

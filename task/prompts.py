@@ -35,12 +35,12 @@ def chats(template: str, tokenizer: Any, place: object) -> bool:
 
 
 @contextmanager
-def prompts_of(template: str, tokenizer: Any, place: object) -> Iterator[Prompts]:
+def prompts_of(template: str, tokenizer: Any, place: object, day: str = "") -> Iterator[Prompts]:
     """Give what makes token ids of instructions and inputs, as `data.template` says. Raises DataError."""
     if not chats(template, tokenizer, place):
         yield partial(plain_prompts, tokenizer)
         return
-    with filled_in(tokenizer, place) as own:
+    with filled_in(tokenizer, place, day) as own:
         yield partial(chat_prompts, own, tokenizer)
 
 

@@ -8,9 +8,11 @@ Lines of JSON: first the template and its variables, then conversations; each is
 """
 
 import json
+import random
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from types import FrameType
 from typing import Any, NoReturn
@@ -40,17 +42,19 @@ class Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def environment() -> ImmutableSandboxedEnvironment:
-    """Return what chat templates are written for: block tags leave no white space, JSON keeps its letters."""
+def environment(day: str = "") -> ImmutableSandboxedEnvironment:
+    """Return what chat templates are written for: block tags leave no white space, JSON keeps its letters. `day` is the
+    one that they are told."""
     made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     made.filters["tojson"] = _json
-    made.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+    made.globals |= {"raise_exception": _refuse, "strftime_now": told_of(day)}
     return made
 
 
 def render(template: Any, variables: dict[str, Any]) -> str:
     """Return what becomes of one conversation. Raises Runaway, TemplateError."""
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    random.seed(0)  # templates may draw; all machines draw alike
     parts, length = [], 0
     for part in template.generate(**variables):
         parts.append(part)
@@ -73,7 +77,7 @@ def main() -> None:
         asked = json.loads(line)
         try:
             if template is None:
-                template, variables = environment().from_string(asked["template"]), asked["variables"]
+                template, variables = environment(asked["day"]).from_string(asked["template"]), asked["variables"]
                 answer: dict[str, object] = {}
             else:
                 answer = {"texts": [render(template, variables | {"messages": chat}) for chat in asked]}
@@ -102,8 +106,9 @@ def _refuse(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
-def _now(form: str) -> str:
-    return datetime.now().strftime(form)
+def told_of(day: str) -> Callable[[str], str]:
+    """Return what tells a template the time: midnight of a day, or now where there is none."""
+    return (datetime.fromisoformat(day) if day else datetime.now()).strftime
 
 
 if __name__ == "__main__":

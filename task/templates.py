@@ -77,8 +77,9 @@ def _parts(chats: Sequence[Chat], first: int) -> Iterator[list[Chat]]:
 
 
 @contextmanager
-def filled_in(tokenizer: Any, place: object) -> Iterator[Template]:
-    """Give the chat template of the tokenizer in folder `place`, as long as it is needed. Raises DataError."""
+def filled_in(tokenizer: Any, place: object, day: str = "") -> Iterator[Template]:
+    """Give the chat template of the tokenizer in folder `place`, as long as it is needed; `day` is the one that it is
+    told. Raises DataError."""
     try:
         text = tokenizer.get_chat_template()
     except ValueError as error:
@@ -94,7 +95,7 @@ def filled_in(tokenizer: Any, place: object) -> Iterator[Template]:
     try:
         template = Template(process, place)
         given = {"tools": None, "documents": None, "add_generation_prompt": True}  # what templates may ask for
-        template.ask({"template": text, "variables": given | tokenizer.special_tokens_map}, STARTED)
+        template.ask({"template": text, "day": day, "variables": given | tokenizer.special_tokens_map}, STARTED)
         yield template
     finally:
         process.kill()

@@ -4,6 +4,7 @@ import functools
 import logging
 import time
 from dataclasses import dataclass, replace
+from datetime import date
 
 from flwr.serverapp import Grid
 
@@ -109,10 +110,13 @@ def needs_no_data(config: TaskConfig) -> bool:
 
 
 def settled(config: TaskConfig, store: Store, num_nodes: int) -> TaskConfig:
-    """The settings with the label names filled in, after checking that the data can be split over the nodes.
+    """The settings with the label names and the date filled in, after checking that the data can be split over the
+    nodes.
 
     Raises DataError, SplitError.
     """
+    if config.causal and not config.data.date:  # a resumed run goes on with this one
+        config = replace(config, data=replace(config.data, date=date.today().isoformat()))
     if needs_no_data(config):
         return config
     plan = outline(config, store)
