@@ -115,12 +115,12 @@ def of_values(
 
     arrays, halves = {}, 0
     for name, values in columns.items():
-        whole = [HALF.sub(INSTEAD, value) if isinstance(value, str) else value for value in values]
+        whole = [_whole(value) for value in values]
         halves += sum(one != other for one, other in zip(whole, values, strict=True) if isinstance(one, str))
         try:
             arrays[name] = pa.array(whole)
         except (pa.ArrowException, OverflowError, UnicodeError, RecursionError) as error:
-            _name_odd_value(path, name, values, lines)
+            _name_odd_value(path, name, whole, lines)
             raise DataError(f"{path}, column '{name}': {error}") from error
     said = (f"{path}: {halves} cells hold half of a character; U+FFFD stands for it",) if halves else ()
     rows = np.array(lines, np.int64) if len(lines) else None
@@ -132,6 +132,13 @@ def of_values(
         raise DataError(f"{path} cannot be read: {error}", "a column holds values that cannot be read") from error
 
 
+def _whole(value: Any) -> Any:
+    """A text of whole characters; None for NaN, by which some tables write what is missing."""
+    if isinstance(value, str):
+        return HALF.sub(INSTEAD, value)
+    return None if isinstance(value, float) and value != value else value
+
+
 def _name_odd_value(path: Path, column: str, values: Sequence[Any], lines: Sequence[int]) -> None:
     kinds = [type(value) for value in values if value is not None]
     for row, value in enumerate(values):
@@ -139,3 +146,6 @@ def _name_odd_value(path: Path, column: str, values: Sequence[Any], lines: Seque
             where = f"row {row} (line {lines[row]})" if len(lines) else f"row {row}"
             problem = f"column '{column}': holds {value!r:.60}, where rows before hold {kinds[0].__name__}"
             raise DataError(f"{path}, {where}, {problem}", "a column holds values of several types")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            problem = f"column '{column}': a whole number of more than 64 bits"
+            raise DataError(f"{path}, row {row}, {problem}", problem)

@@ -40,6 +40,8 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     try:
         with _unpacked(path) as file:
             yield file
+    except RecursionError:  # of what is done with the file
+        raise
     except BROKEN as error:
         problem = "the file cannot be unpacked" if path.suffix.lower() in PACKED else "the file cannot be read"
         raise DataError(f"{path}: {problem}: {error}", problem) from error
@@ -76,7 +78,7 @@ def encoding_of(path: Path, given: str) -> tuple[str, tuple[str, ...]]:
         return UTF8, ()
     where = f"{path}, line {seen.line}"
     if seen.zeros:
-        problem = "the file is not UTF-8 and has bytes of zero; data.encoding = 'utf-16-le' may be right"
+        problem = "the file is not UTF-8 and has bytes of zero: it is no text, or data.encoding = 'utf-16-le'"
         raise DataError(f"{where}: {problem}", problem)
     if seen.good or seen.odd or seen.in_a_row > MOST_IN_A_ROW * seen.bad:
         problem = "the file is not UTF-8, or not all of it"

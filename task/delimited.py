@@ -10,7 +10,7 @@ from typing import Any
 
 from task.columns import Columns
 from task.decoding import encoding_of, text_of
-from task.raw import DataError, Table
+from task.raw import DataError, Table, cure, lacks
 from task.request import Reading, delimiter_of
 
 DELIMITERS = (",", ";", "\t", "|")
@@ -112,9 +112,13 @@ def _table(path: Path, encoding: str, dialect: Dialect, reading: Reading, notice
     with text_of(path, encoding) as file:
         rows = _rows(path, dialect.reader(file))
         _, names = next(rows, (1, []))
+        _check_names(path, names, reading)
         places, width = _places(path, names, reading), len(names)
         columns = Columns([names[place] for place in places])
         for line, cells in rows:
+            if cells == names and width > 1:
+                problem = "a row repeats the names of columns; remove it"
+                raise DataError(f"{path}, row {len(columns)} (line {line}): {problem}", problem)
             if len(cells) != width:
                 _check_width(path, len(columns), line, cells, names, places, dialect)
             columns.add([cells[place] for place in places], line)
@@ -129,12 +133,20 @@ def _rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
             cells = next(reader, None)
         except csv.Error as error:
             problem = "quotes do not end where a cell does"
-            cure = 'quotes inside a quoted cell are doubled ("")'
-            raise _Misfit(f"{path}, line {line}: {problem}; {cure}", f"{problem}; {cure}") from error
+            advice = 'quotes inside a quoted cell are doubled ("")'
+            raise _Misfit(f"{path}, line {line}: {problem}; {advice}", f"{problem}; {advice}") from error
         if cells is None:
             return
         if len(cells) > 1 or (cells and cells[0].strip()):
             yield line, cells
+
+
+def _check_names(path: Path, names: Sequence[str], reading: Reading) -> None:
+    """Raise DataError for a first line that has none of the names that are needed."""
+    if reading.required and not set(reading.required) & set(names):
+        column, key = next(iter(reading.required.items()))
+        said = f"{path} {lacks('column', column, names)}{cure(column, key, names)}"
+        raise DataError(f"{said}; its first line names the columns", f"there is no column '{column}'")
 
 
 def _places(path: Path, names: Sequence[str], reading: Reading) -> list[int]:
@@ -160,9 +172,9 @@ def _check_width(
         return
     problem = "a row has another number of cells than the first line has names"
     word = WORDS.get(dialect.delimiter, repr(dialect.delimiter))
-    cure = f"a cell with {word} in it stands in double quotes; data.delimiter says what is between cells"
+    advice = f"a cell with {word} in it stands in double quotes; data.delimiter says what is between cells"
     counts = f"{len(cells)} cells, where the first line names {len(names)} columns"
-    raise _Misfit(f"{path}, row {row} (line {line}) has {counts}; {cure}", problem)
+    raise _Misfit(f"{path}, row {row} (line {line}) has {counts}; {advice}", problem)
 
 
 def _lines(path: Path, encoding: str, notices: tuple[str, ...]) -> Table:

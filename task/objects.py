@@ -61,6 +61,8 @@ def _whole(path: Path, encoding: str) -> Any:
     except json.JSONDecodeError as error:
         problem = f"it is no json: {error.msg} in line {error.lineno}"
         raise DataError(f"{path} is not a json file of {FORMS}: {problem}", KIND) from error
+    except DataError:
+        raise
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not a json file: {type(error).__name__}", KIND) from error
 

@@ -26,24 +26,27 @@ __all__ = ["DIGITS_STRETCH", "Digits", "Source", "open_source", "read_split", "u
 DIGITS_STRETCH = 15
 
 
-def open_source(name: str, subset: str = "", train_split: str = "train") -> Source:
-    """Return what `data.name` or a node's `data-path` means. Raises DataError for a file that does not exist."""
+def open_source(name: str, subset: str = "", train_split: str = "train", public: str = "") -> Source:
+    """Return what `data.name` or a node's `data-path` means.
+
+    Raises DataError for what does not exist or may not be read; others hear `public`, or that the name cannot be read.
+    """
     if name == EMBEDDED_DATA:
         return Digits()
     if not name.strip():
         raise DataError("data.name is empty; name a file, a folder or a dataset of the hub", "data.name is empty")
-    path = Path(name).expanduser()
+    path, public = Path(name).expanduser(), public or unreadable(name)
     try:
         if path.is_dir():
             return open_folder(path.resolve(), subset, train_split)
         if path.is_file():
             return _file(path.resolve())
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}", unreadable(name)) from error
+        raise DataError(f"{path} cannot be read: {error}", public) from error
     kinds = (*READERS, *PACKED, *OTHERS, ".npz")
     if path.suffix.lower() in kinds or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
-        raise DataError(f"there is no file or folder {path.absolute()}", unreadable(name))
-    return Loaded(name, subset, public=unreadable(name))
+        raise DataError(f"there is no file or folder {path.absolute()}", public)
+    return Loaded(name, subset, public=public)
 
 
 def unreadable(name: str) -> str:

@@ -3,6 +3,7 @@
 
 import json
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,16 @@ def test_errors_of_files_tell_no_cell(case: str, tmp_path: Path) -> None:
     said = refusal("query.profile", {"order": ConfigRecord(flat)}, node)
     assert not [part for part in (SECRET, "1815", "Lovelace", str(tmp_path), "rows.") if part in said]
     assert not re.search(r"(line|row) \d", said)
+
+
+@pytest.mark.parametrize("kind", ["missing", "pipe", "long"])
+def test_a_path_that_is_no_file_is_not_told(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 300 if kind == "long" else "patients.csv")
+    if kind == "pipe":
+        os.mkfifo(path)
+    flat = {"task.kind": "text-classification", "model.name": "given", "data.name": "texts", "data.labels": "x|y"}
+    node = context(data_path=str(path), store_path=str(tmp_path / "store"))
+    assert refusal("query.profile", {"order": ConfigRecord(flat)}, node) == "the node's own data cannot be read"
 
 
 def test_a_column_of_numbers_is_refused_by_its_row(tmp_path: Path) -> None:
