@@ -4,14 +4,14 @@ Two rows do: the longest that the settings allow and the shortest that there is,
 local step. What fails is looked at again, with shorter rows and with other tunings, to say what to change.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from task.batches import TooFewRows
+from task.batches import TooFewRows, least_rows
 from task.config import TaskConfig
 from task.device import kind, ran_out
 from task.model import TunedModel, build
@@ -20,6 +20,7 @@ from task.train import Trainer, evaluate
 
 SLACK = 3.0  # times the root of the dtype's precision: how far logits may be from those of the same row alone
 INSTEAD = ("lora", "bias", "head", "full")  # tunings that are tried where one does not fit, in this order
+ADDING = ("lora", "dora", "ia3", "prompt", "prefix", "adapter", "ssf")  # tunings that add tensors to a model
 SHOWN = 200  # characters of what a library says
 MOST = 10**13  # operations that a CPU is asked for: about a minute on eight cores
 WORK = 14  # operations of a dry run, for each parameter and token
@@ -47,8 +48,8 @@ def too_large(model: TunedModel, config: TaskConfig) -> str:
     )
 
 
-def dry_run(model: TunedModel, trainer: Trainer, wrapped: Wrapped = lambda trainer: trainer) -> None:
-    """Score `model` and train it for a step, as `wrapped` has the trainer.
+def dry_run(model: TunedModel, trainer: Trainer, wrapped: Wrapped = lambda trainer: trainer) -> tuple[str, ...]:
+    """Score `model` and train it for a step, as `wrapped` has the trainer; return what is to be said of that.
 
     The model is of no use afterwards: it was trained. torch's random state is as before. Raises DryRunError.
     """
@@ -56,6 +57,7 @@ def dry_run(model: TunedModel, trainer: Trainer, wrapped: Wrapped = lambda train
     with torch.random.fork_rng(devices=[]):
         try:
             once.run()
+            return tuple(once.said())
         except DryRunError:
             raise
         except TooFewRows as error:
@@ -88,6 +90,22 @@ class _Once:
         scores = evaluate(self.model, self.trainer.rows, self.trainer.device)
         self._check_finite("a score", scores["loss"])
         self.train()
+
+    def said(self) -> Iterator[str]:
+        """What is to be said of the step that was done."""
+        trained = self.model.trained
+        idle = [name for name, tensor in trained.items() if tensor.grad is None]
+        if self.model.config.tuning in ADDING and 0 < len(idle) < len(trained):
+            yield (
+                f"no gradient reaches {len(idle)} of {len(trained)} tensors that train, such as '{idle[0]}': the model "
+                "does not use these layers for this task, or reads their weights past what tuning = "
+                f"'{self.model.config.tuning}' adds"
+            )
+        if least_rows(self.model.module) > 1:
+            yield (
+                "the model normalises over the rows of a batch: a last row alone joins the batch before, and a node "
+                "needs two rows"
+            )
 
     def train(self) -> None:
         """One step, with privacy and penalties."""

@@ -120,6 +120,7 @@ def _joined(folder: Path, about: Mapping[str, Any], base: Path) -> tuple[Any, se
             (Path(name) / ADAPTED).symlink_to((folder / ADAPTED).resolve())
             adapted = peft.PeftModel(module, peft.PeftConfig.from_pretrained(name))
             result = adapted.load_adapter(name, "default")
+        _settle(adapted)
         plain = adapted.merge_and_unload()
     except BaseError:
         raise
@@ -134,6 +135,16 @@ def _joined(folder: Path, about: Mapping[str, Any], base: Path) -> tuple[Any, se
     if lacking := [name for name in report.lacking(head) if name in drawn]:
         raise BaseError.at(base, "the adapter's base lacks weights", f": {counted(lacking)}")
     return plain, drawn
+
+
+def _settle(adapted: Any) -> None:
+    """Put heads that the adapter brings in the place of the base's: what merging does with IA3 and norm layers takes
+    them for layers with a weight, or leaves both."""
+    from peft.utils import ModulesToSaveWrapper
+
+    for name, child in list(adapted.base_model.model.named_modules()):
+        if isinstance(child, ModulesToSaveWrapper):
+            adapted.base_model.model.set_submodule(name, child.modules_to_save["default"])
 
 
 def _stored(path: Path) -> dict[str, tuple[int, ...]]:

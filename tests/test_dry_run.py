@@ -1,5 +1,6 @@
 """What the dry run finds that a round would fail with, what it says, and what it leaves as it was."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import client_app
 import strategies
 from strategies.exchange.dry_run import rehearse
 from strategies.exchange.journal import merge
-from strategies.exchange.vocabulary import Entry
+from strategies.exchange.vocabulary import Entry, RunFailed
 from task.base import Base
 from task.batches import TooFewRows, batches, per_epoch
 from task.config import TaskConfig
@@ -163,6 +164,21 @@ def test_what_stays_frozen_of_a_mixture_is_said(case: Callable[..., Case]) -> No
     assert "such as the experts of a mixture" in said
 
 
+def test_layers_that_no_gradient_reaches_are_said(case: Callable[..., Case]) -> None:
+    base, config, rows = case("siglip", "lora")
+    model = build(base, config, 2, "cpu")
+    (said,) = dry_run(model, Trainer(config, rows, 0))
+    assert re.search(r"no gradient reaches \d+ of \d+ tensors that train, such as 'vision_model\.head\.", said)
+
+
+def test_a_last_row_alone_is_said(case: Callable[..., Case]) -> None:
+    base, config, rows = case("resnet", "full")
+    said = rehearse(strategies.load("fedavg"), config, base, rows, "cpu")
+    assert any("a last row alone joins the batch before" in sentence for sentence in said)
+    base, config, rows = case("resnet", "norm")
+    assert rehearse(strategies.load("fedavg"), config, base, rows, "cpu") == ()
+
+
 # ------------------------------------------------------------------------------------------- check, servers and nodes
 def explained(tmp_path: Path, config: TaskConfig, *more: str) -> str:
     lines: list[str] = []
@@ -207,6 +223,18 @@ def test_a_run_does_not_start(case: Callable[..., Case], tmp_path: Path) -> None
     with pytest.raises(DryRunError, match="tuning = 'prefix' does not fit this model"):
         hold(tmp_path, run(config), grid)
     assert grid.log == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+@pytest.mark.parametrize("reports", [True, False])
+def test_nodes_without_the_device_are_left_out_with_the_reason(
+    case: Callable[..., Case], tmp_path: Path, reports: bool
+) -> None:
+    _, config, _ = case("bert", "head")
+    grid = InProcessGrid(client_app.app, 2, {n: {"policy.reports.machine": reports} for n in (0, 1)})
+    with pytest.raises(RunFailed, match=r"0 of 2 nodes can take part.*device 'cuda': torch finds none"):
+        hold(tmp_path, run(config, device="cuda"), grid)
+    assert {kind for _, kind in grid.log} == {"query.profile"}
 
 
 def run(config: TaskConfig, **more: Any) -> dict[str, Any]:
@@ -301,8 +329,8 @@ def logits(model: TunedModel, rows: Rows) -> torch.Tensor:
         return torch.as_tensor(model.module.eval()(**batch).logits)
 
 
-@pytest.mark.parametrize("strategy", ["flora", "fedex-lora"])
+@pytest.mark.parametrize("strategy", ["flora", "fedex-lora", "sa-fedlora"])
 def test_strategies_that_merge_run_on_gpt2(case: Callable[..., Case], tmp_path: Path, strategy: str) -> None:
     _, config, _ = case("gpt2", "lora")
-    outcome = hold(tmp_path, run(config, **{"strategy": strategy, "num-server-rounds": 2, "data.input-column": ""}))
+    outcome = hold(tmp_path, run(config, **{"strategy": strategy, "num-server-rounds": 3, "data.input-column": ""}))
     assert not any(line["refused"] for entry in outcome.rounds for line in entry["nodes"])

@@ -31,5 +31,5 @@ def rehearse(strategy: Algorithm, config: TaskConfig, base: Base, rows: Rows, de
         model = build(base, config, rank, device)
     if left_out := too_large(model, config):
         return (*model.notices, left_out)
-    dry_run(model, Trainer(config, rows, config.seed, model.device, penalties), wrapped)
-    return model.notices
+    said = dry_run(model, Trainer(config, rows, config.seed, model.device, penalties), wrapped)
+    return (*model.notices, *said)
