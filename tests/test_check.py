@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from samples import write_table
 
 from task.schema import ConfigError
 from thistledown.check import check
@@ -73,3 +74,12 @@ def test_check_needs_no_data_where_nodes_bring_all(tmp_path: Path) -> None:
     text = explained(tmp_path, "data.partitioner='none' data.labels='a|b' evaluate='nodes' data.name='/nowhere'")
     assert "data      none on the server" in text
     assert "bring their own data" in text
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_check_refuses_to_score_a_part_without_rows(part: str, tmp_path: Path) -> None:
+    images = [[[number] * 8] * 8 for number in range(12)]
+    path = write_table(tmp_path / "rows.jsonl", {"image": images, "label": [0, 1] * 6})
+    data = f"data.name='{path}' data.test-split='' data.{part}-fraction=0.0 data.partitioner='iid'"
+    with pytest.raises(ConfigError, match=rf"the {part} part of .* has no rows, and evaluate = 'server' scores it"):
+        explained(tmp_path, data)

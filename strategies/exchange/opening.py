@@ -17,7 +17,7 @@ from strategies.exchange.session import Session
 from strategies.exchange.vocabulary import RunFailed
 from task.base import Base, server_base
 from task.config import TaskConfig
-from task.data import Outline, outline
+from task.data import DataError, Outline, outline
 from task.loading import warm_up
 from task.partition import node_names, partition, table
 from task.store import Store, server_store
@@ -120,9 +120,20 @@ def settled(config: TaskConfig, store: Store, num_nodes: int) -> TaskConfig:
     if needs_no_data(config):
         return config
     plan = outline(config, store)
+    _check_scored(config, plan)
     if config.data.partitioner != "none":
         _check_split(config, plan, store, num_nodes)
     return replace(config, data=replace(config.data, labels=plan.labels))
+
+
+def _check_scored(config: TaskConfig, plan: Outline) -> None:
+    """Raise DataError where the server shall score a part that has no rows."""
+    for name in ("validation", "test") if config.evaluate != "nodes" else ():
+        if not len(plan.parts[name]):
+            raise DataError(
+                f"the {name} part of data.name = '{config.data.name}' has no rows, and evaluate = '{config.evaluate}' "
+                f"scores it: set data.{name}-fraction above 0, name a data.{name}-split, or set evaluate = 'nodes'"
+            )
 
 
 def _check_split(config: TaskConfig, plan: Outline, store: Store, num_nodes: int) -> None:
