@@ -37,7 +37,7 @@ def of_split(split: Sequence[Positions], outline: Outline, called: Sequence[str]
         return
     labels = outline.train.labels
     if lonely := [name for name, rows in zip(called, split, strict=True) if len(np.unique(labels[rows])) == 1]:
-        yield f"{len(lonely)} of {len(split)} nodes have rows of one class alone: {_listed(lonely)}"
+        yield f"{len(lonely)} of {len(split)} nodes with rows of one class alone: {_listed(lonely)}"
 
 
 def _listed(names: Sequence[str]) -> str:

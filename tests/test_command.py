@@ -129,13 +129,13 @@ def temporary() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def command(temporary: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """`thistledown` at work in `temporary`, with its temporary files in there too."""
+def command(temporary: Path, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
+    """`thistledown` at work in `temporary`, with its temporary files in there too, and these environment variables."""
     (temporary / "t").mkdir()
     return subprocess.Popen(
         [COMMAND, *arguments],
         cwd=temporary,
-        env=os.environ | {"TMPDIR": str(temporary / "t")},
+        env=os.environ | variables | {"TMPDIR": str(temporary / "t")},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -151,9 +151,19 @@ def assert_nothing_is_left(temporary: Path) -> None:
             continue
 
 
+HOSTILE = {  # what other programs, or many CI services, have in an environment
+    "FORCE_COLOR": "1", "ALL_PROXY": "socks5://127.0.0.1:9", "HTTPS_PROXY": "127.0.0.1:9", "XDG_CACHE_HOME": "cache",
+    "PYTHONPATH": "theirs", "PYTHONSTARTUP": "/nowhere", "FLWR_HOME": "/nowhere", "FLWR_LOG_LEVEL": "ERROR",
+    "RAY_ADDRESS": "192.0.2.1:6379",
+}  # fmt: skip
+
+
 @pytest.mark.flower
 def test_run_leaves_results_and_nothing_else(temporary: Path) -> None:
-    process = command(temporary, "run", "-c", "num-server-rounds=1 simulation.num-supernodes=2 local-epochs=1")
+    (temporary / "theirs" / "task").mkdir(parents=True)
+    (temporary / "theirs" / "task" / "__init__.py").write_text("raise SystemExit('this is another task')")
+    options = "num-server-rounds=1 simulation.num-supernodes=2 local-epochs=1 strategy=fedavg"
+    process = command(temporary, "run", "-c", options, **HOSTILE)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert output.startswith("checking the configuration\n")
@@ -191,7 +201,7 @@ def test_run_whose_nodes_all_fail_says_why(temporary: Path) -> None:
 @pytest.mark.flower
 @pytest.mark.parametrize(
     ("line", "number", "code"),
-    [("starting Flower's SuperLink", signal.SIGTERM, 143), ("results go to", signal.SIGINT, 130)],
+    [("starting Flower's SuperLink", signal.SIGTERM, 143), ("round 0/", signal.SIGINT, 130)],
 )
 def test_interrupted_run_leaves_no_process(temporary: Path, line: str, number: int, code: int) -> None:
     process = command(temporary, "run", "-c", "num-server-rounds=1000 simulation.num-supernodes=2")
@@ -203,6 +213,11 @@ def test_interrupted_run_leaves_no_process(temporary: Path, line: str, number: i
     output, _ = process.communicate(timeout=60)
     assert process.returncode == code, output
     assert_nothing_is_left(temporary)
+    if line.startswith("round"):
+        assert """go on with it: thistledown run -c "resume='latest'\"""" in output
+        folder = (temporary / "outputs" / "latest").resolve()
+        assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
+        assert (folder / "report.html").exists()
 
 
 @pytest.mark.flower

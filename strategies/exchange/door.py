@@ -143,9 +143,9 @@ def content(message: Message | None) -> RecordDict:
 
 def plain_reason(text: str | None) -> str:
     """The sentence that matters in an error that Flower, or Ray with a whole traceback, reports."""
-    text = re.sub(r"'>\s*$", "", (text or "")[:LONGEST_REASON].replace("\\n", "\n"))
+    text = re.sub(r"['\"]>\s*$", "", (text or "")[:LONGEST_REASON].replace("\\n", "\n"))
     _, in_simulation, said = text.rpartition("Exception ClientAppException occurred. Message:")
-    said = said if in_simulation else re.sub(r"^<class '(?:\w+\.)*(\w+)'>:<'", r"\1: ", text)
+    said = said if in_simulation else re.sub(r"^<class '(?:\w+\.)*(\w+)'>:<['\"]", r"\1: ", text)
     plain = "".join(c if c.isprintable() else " " for c in said)
     return " ".join(plain.split())[:500] or "no reason given"
 

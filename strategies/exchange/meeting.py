@@ -13,7 +13,7 @@ import torch
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from strategies.exchange import claims, door, order, post, ranks, wire
+from strategies.exchange import claims, door, names, order, post, ranks, wire
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.names import Names, shared
 from strategies.exchange.session import Session
@@ -37,18 +37,21 @@ class Meeting:
     bytes_up: int = 0
     bytes_down: int = 0
     bytes_base: int = 0
+    called: dict[int, str] = field(default_factory=dict)  # names of nodes that are left out, as far as they are known
 
     def without(self, reasons: Mapping[int, str]) -> "Meeting":
         """The meeting without these nodes, each for its reason."""
         for node_id, reason in reasons.items():
             LOG.warning("left out node %s: %s", self.profiles[node_id].name, reason)
         kept = {node_id: profile for node_id, profile in self.profiles.items() if node_id not in reasons}
-        return replace(self, profiles=kept, left_out=self.left_out | dict(reasons))
+        called = self.called | {node_id: self.profiles[node_id].name for node_id in reasons}
+        return replace(self, profiles=kept, left_out=self.left_out | dict(reasons), called=called)
 
     def later(self, reasons: Mapping[int, str]) -> "Meeting":
         """The meeting without these nodes for now."""
         kept = {node_id: profile for node_id, profile in self.profiles.items() if node_id not in reasons}
-        return replace(self, profiles=kept, postponed=self.postponed | dict(reasons))
+        called = self.called | {node_id: self.profiles[node_id].name for node_id in reasons}
+        return replace(self, profiles=kept, postponed=self.postponed | dict(reasons), called=called)
 
 
 @dataclass(frozen=True)
@@ -93,18 +96,24 @@ class Host:
         """Profiles of the nodes that answer and fit; the others are left out with a reason."""
         profiles: dict[int, Profile] = {}
         left_out: dict[int, str] = {}
+        called: dict[int, str] = {}
         up = 0
         for item, reply in answers:
+            name = ""
             try:
                 profile = claims.profile_in(item.node_id, reply)
                 up += wire.size(door.content(reply))
+                name = str(item.node_id)  # until it is its own
                 profile = self.names.checked(profile)
+                name = profile.name
                 _check_fits(profile, self.config)
                 profiles[item.node_id] = profile
             except Refused as reason:
                 left_out[item.node_id] = str(reason)
-                LOG.warning("left out node %d: %s", item.node_id, reason)
-        return Meeting(profiles, left_out, bytes_up=up, bytes_down=down)
+                name = name or self.names.registered(item.node_id) or names.said_in(str(reason)) or str(item.node_id)
+                called[item.node_id] = name
+                LOG.warning("left out node %s: %s", name, reason)
+        return Meeting(profiles, left_out, bytes_up=up, bytes_down=down, called=called)
 
     def _offers(self, meeting: Meeting) -> tuple[Meeting, dict[str, post.Sent]]:
         """Send the base once to every store that lacks it, and say by store what was sent. A store, and a key, is sent

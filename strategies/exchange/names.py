@@ -9,6 +9,7 @@ its key, whoever is connected. A node without a registered name is believed, as 
 import base64
 import hashlib
 import logging
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,7 @@ from strategies.exchange.session import Session
 from strategies.exchange.vocabulary import Profile, Refused
 
 LOG = logging.getLogger("flwr")
+SAID = re.compile(r" \(node '([^']{1,80})'\)$")  # at the end of what `client_app.consent` tells
 REGISTER = "flwr supernode register KEY.pub --name NAME"
 
 
@@ -82,6 +84,10 @@ class Names:
             raise Refused(f"it says it is '{profile.name}', but its key ({key}) is not the first that said so: {owner}")
         return replace(profile, key=identity.key)
 
+    def registered(self, node_id: int) -> str:
+        """Return the name that a node's key was registered under; empty where there is none."""
+        return self.nodes.get(node_id, Identity()).name
+
     def bind(self, profile: Profile) -> None:
         """Remember the key that has a name now."""
         before = self.session.keys.get(profile.name, "")
@@ -93,6 +99,12 @@ class Names:
     @property
     def _all_registered(self) -> bool:
         return self.rule == REGISTERED or self.session.named
+
+
+def said_in(reason: str) -> str:
+    """Return the name that a node says in the reason why it cannot take part, for people alone; empty without one."""
+    found = SAID.search(reason)
+    return found[1] if found else ""
 
 
 def shared(profiles: Iterable[Profile]) -> dict[int, str]:

@@ -82,7 +82,7 @@ def _check_enough(meeting: Meeting, federation: Federation) -> None:
     key, needed = max(limits.items(), key=lambda item: item[1])
     if fit >= needed:
         return
-    reasons = [f"node {node_id}: {reason}" for node_id, reason in out.items()]
+    reasons = [f"node {meeting.called.get(node_id, node_id)}: {reason}" for node_id, reason in out.items()]
     more = [f"and {len(reasons) - SHOWN} more"] if len(reasons) > SHOWN else []
     said = "; ".join([*reasons[:SHOWN], *more]) or "no more are connected"
     raise RunFailed(f"{fit} of {asked} nodes can take part, {key} is {needed}: {said}")
