@@ -106,8 +106,10 @@ def check(folder: Path) -> dict[str, Path]:
     if not any(map(is_weights, files)):
         problem = "has no safetensors; other weight formats can run code and are not read"
         raise BaseError(f"{folder} {problem}{_elsewhere(folder)}", f"the base {problem}")
-    for name in SETTINGS.keys() & files.keys():
-        settings(files[name])
+    found = {name: settings(files[name]) for name in SETTINGS.keys() & files.keys()}
+    if found[CONFIG].get("quantization_config"):
+        problem = "its weights are quantised, and cannot be trained; name the model that they were made from"
+        raise BaseError.at(files[CONFIG], problem)
     return files
 
 

@@ -1,5 +1,6 @@
 """Bases: the embedded one, the fingerprint of a folder, what a store takes and what is refused."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,17 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
         server_base(Model(name=str(tmp_path)), server_store())
 
 
+def test_quantised_weights_are_refused(base: Base, tmp_path: Path) -> None:
+    for path in files(base.folder).values():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    settings = json.loads((tmp_path / "config.json").read_text()) | {"quantization_config": {"quant_method": "gptq"}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(BaseError, match="its weights are quantised, and cannot be trained"):
+        server_base(Model(name=str(tmp_path)), server_store())
+
+
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("there", "said"),
     [
         (["config.json", "tuning.json", "tuning.safetensors"], "name the base that its tuning.json names"),
         (["0_Transformer/config.json", "modules.json"], "There is one in 0_Transformer: name that folder"),
@@ -82,8 +92,8 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
         (["config.json", "pytorch_model.bin"], r"save it again with save_pretrained\(\)"),
     ],
 )
-def test_what_to_name_instead_is_said(files: list[str], said: str, tmp_path: Path) -> None:
-    for name in files:
+def test_what_to_name_instead_is_said(there: list[str], said: str, tmp_path: Path) -> None:
+    for name in there:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
     with pytest.raises(BaseError, match=said):
