@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 from samples import config
-from written import CSV, GIVEN, Case, file, folder, images, picture, saved
+from written import CSV, GIVEN, Case, Write, file, folder, images, picture, saved, typed
 
 from task import data
 from task.data import DataError
@@ -98,6 +98,41 @@ def test_a_test_part_is_read_by_the_names_of_train(
         return
     with pytest.raises(DataError, match=problem):
         data.outline(config("text", name=str(path)), store)
+
+
+FORMS: list[tuple[Write, Write, list[str] | str]] = [  # train and test in other forms, and what the test part is read as
+    (file("train.csv", CSV), typed("test.parquet", ["pos", "neg"], [0, 1]), ["pos", "neg"]),
+    (file("train.csv", CSV), typed("test.parquet", ["bad", "neg"], [1, 0]), "test.parquet, row 1, column 'label': the class name of the column's type is none of neg, pos: 'bad'"),
+    (typed("train.parquet", ["pos", "neg"], [0, 1]), file("test.csv", CSV), ["pos", "neg"]),
+    (typed("train.parquet", ["pos", "neg"], [0, 1]), file("test.csv", "text,label\na,1\nb,0\n"), ["neg", "pos"]),
+    (typed("train.parquet", ["a", "b", "c"], [0, 1]), file("test.csv", "text,label\na,1\nb,2\n"), "0 is not among these numbers, so they may count from 1"),
+    (typed("train.parquet", ["pos", "neg"], [0, 1]), typed("test.parquet", ["neg", "pos"], [0, 1]), ["neg", "pos"]),
+    (file("train.csv", "text,label\na,1\nb,2\n"), typed("test.parquet", ["1", "2"], [1, 0]), ["2", "1"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("train", "test", "expected"), FORMS)
+def test_names_decide_whatever_form_they_have(
+    train: Write, test: Write, expected: list[str] | str, store: Store, tmp_path: Path
+) -> None:
+    path = folder(train, test)(tmp_path)
+    settings = config("text", name=str(path), validation_fraction=0.0)
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=expected):
+            data.outline(settings, store)
+        return
+    plan = data.outline(settings, store)
+    assert [plan.labels[code] for code in plan.parts["test"].labels] == expected
+
+
+def test_an_image_folder_for_testing_is_read_by_its_names(store: Store, tmp_path: Path) -> None:
+    """With a class less, numbers of folders are not those of train."""
+    path = images("train/ant/1.png", "train/cat/2.png", "train/dog/3.png", "test/cat/4.png", "test/dog/5.png")(tmp_path)
+    plan = data.outline(config(name=str(path), validation_fraction=0.0), store)
+    assert [plan.labels[code] for code in plan.parts["test"].labels] == ["cat", "dog"]
+    (path / "test" / "cat").rename(path / "test" / "cow")
+    with pytest.raises(DataError, match="the name of a folder is none of ant, cat, dog: 'cow'"):
+        data.outline(config(name=str(path), validation_fraction=0.0), store)
 
 
 def test_a_test_part_counts_as_train_does(store: Store, tmp_path: Path) -> None:

@@ -26,7 +26,10 @@ from task.request import Reading
 from task.schema import ConfigError
 from task.store import Store
 from task.tables import read_table
+from thistledown.check import check
+from thistledown.settings import Settings
 
+APP = Path(__file__).parent.parent
 ASSETS = Path(__file__).parents[2] / "shared" / "assets"
 
 
@@ -196,3 +199,20 @@ def test_a_column_of_numbers_is_refused_by_its_row(tmp_path: Path) -> None:
     path.write_text("text,label\nfine,x\n" + "dull,y\n" * 3 + '"bad \x00 "one,y\n')
     with pytest.raises(DataError, match=r"rows\.csv, line 6: quotes do not end where a cell does"):
         read_table([path], Reading(("text", "label"), {"text": "", "label": ""}))
+
+
+def test_check_says_what_was_detected(bert: Sample, tmp_path: Path) -> None:
+    rows = [f"{text};{label}" for text, label in TEXTS * 2]
+    (tmp_path / "rows.csv").write_text("\n".join(["text;label", *rows, ";good", "caf\xe9;bad"]), encoding="latin-1")
+    flat = {**bert.flat, "data.name": str(tmp_path / "rows.csv"), "data.max-length": 5, "tuning": "head"}
+    flat = {key: value for key, value in flat.items() if key != "data.labels"} | {"simulation.num-supernodes": 2}
+    overrides = [f"{key}={value!r}".replace("True", "true") for key, value in flat.items()]
+    lines: list[str] = []
+    for _ in range(2):  # from the store too
+        lines.clear()
+        check(Settings.read(APP, None, overrides, tmp_path), lines.append)
+        said = "\n".join(line for line in lines if line.startswith("notice    "))
+        assert f"{tmp_path / 'rows.csv'}, line 27 is not UTF-8: the file is read as Windows-1252" in said
+        assert "rows.csv is read with a semicolon between cells" in said
+        assert "1 of 26 rows have no text in 'text' and are left out (data.skip-empty): rows 24" in said
+        assert "texts have more than data.max-length = 5 tokens and lose their end" in said
