@@ -14,14 +14,14 @@ import torch
 from task.batches import TooFewRows, least_rows
 from task.config import TaskConfig
 from task.device import kind, ran_out
+from task.extremes import extremes, stretched, tokens_of
 from task.model import TunedModel, build
-from task.rows import Completions, Pixels, Rows, Tokens
-from task.train import Trainer, evaluate
+from task.train import Trainer, Unsuited, evaluate
+from task.trainable import first_sentence
 
 SLACK = 3.0  # times the root of the dtype's precision: how far logits may be from those of the same row alone
 INSTEAD = ("lora", "bias", "head", "full")  # tunings that are tried where one does not fit, in this order
 ADDING = ("lora", "dora", "ia3", "prompt", "prefix", "adapter", "ssf")  # tunings that add tensors to a model
-SHOWN = 200  # characters of what a library says
 MOST = 10**13  # operations that a CPU is asked for: about a minute on eight cores
 WORK = 14  # operations of a dry run, for each parameter and token
 
@@ -60,7 +60,7 @@ def dry_run(model: TunedModel, trainer: Trainer, wrapped: Wrapped = lambda train
             return tuple(once.said())
         except DryRunError:
             raise
-        except TooFewRows as error:
+        except (TooFewRows, Unsuited) as error:
             raise DryRunError(str(error)) from error
         except Exception as error:  # whatever model, tuning or a library raise: they have no kind in common
             if ran_out(error):
@@ -117,7 +117,7 @@ class _Once:
 
     def _check_tokens(self) -> None:
         """Every token needs an embedding: without one torch speaks of an index, and an accelerator breaks down."""
-        tokens, embedding = _tokens(self.trainer.rows), _embedding(self.model.module)
+        tokens, embedding = tokens_of(self.trainer.rows), _embedding(self.model.module)
         if tokens is None or embedding is None:
             return
         largest = max(int(tokens.ids.max()), tokens.pad)
@@ -178,7 +178,7 @@ class _Once:
     # ------------------------------------------------------------------------------------------- what to change
     def diagnosed(self, error: Exception) -> DryRunError:
         """What an error that is not ours means."""
-        says = f"{type(error).__name__}: {' '.join(str(error).split())[:SHOWN]}".rstrip(":. ")
+        says = f"{type(error).__name__}: {first_sentence(error)}".rstrip(": ")
         tuning = self.model.config.tuning
         if longest := self._longest():
             asked = self.trainer.config.data.max_length
@@ -191,6 +191,10 @@ class _Once:
             problem = "example-privacy cannot train this model: it does not compute gradients of single rows"
             cure = "use local-privacy or central-privacy, or another base"
             return DryRunError(f"{problem} ({says}); {cure}", f"{problem}; {cure}")
+        dtype = self.model.config.model.dtype
+        if dtype != "float32" and _succeeds(self._with(dtype="float32").train):
+            problem, cure = f"model.dtype = '{dtype}' does not fit this model here", "set model.dtype = 'float32'"
+            return DryRunError(f"{problem} ({says}); {cure}", f"{problem}; {cure}")
         if tuning != "full" and (other := next((t for t in INSTEAD if t != tuning and self._fits(t)), "")):
             problem, cure = f"tuning = '{tuning}' does not fit this model", f"use tuning = '{other}'"
             return DryRunError(f"{problem} ({says}); {cure}", f"{problem}; {cure}")
@@ -199,7 +203,7 @@ class _Once:
 
     def _longest(self) -> int:
         """The length of the longest row that the model reads; 0 where rows are not too long for it, or not alone."""
-        if (tokens := _tokens(self.trainer.rows)) is None:
+        if (tokens := tokens_of(self.trainer.rows)) is None:
             return 0
         fits, fails = int(np.diff(tokens.offsets).min()), self.trainer.config.data.max_length
         if self._reads(fails) or not self._reads(fits):
@@ -218,12 +222,12 @@ class _Once:
 
         return _succeeds(lambda: self._with(tuning).train())
 
-    def _with(self, tuning: str) -> "_Once":
-        """The same with another tuning, and without wrappers."""
-        model = build(
-            self.model.base, replace(self.model.config, tuning=tuning), self.model.rank or 1, self.model.device
-        )
-        trainer = replace(self.trainer, config=replace(self.trainer.config, tuning=tuning))
+    def _with(self, tuning: str = "", dtype: str = "") -> "_Once":
+        """The same with another tuning or dtype, and without wrappers."""
+        own = self.model.config
+        config = replace(own, tuning=tuning or own.tuning, model=replace(own.model, dtype=dtype or own.model.dtype))
+        model = build(self.model.base, config, self.model.rank or 1, self.model.device)
+        trainer = replace(self.trainer, config=replace(self.trainer.config, tuning=config.tuning, model=config.model))
         return _Once(model, trainer, lambda trainer: trainer)
 
 
@@ -245,34 +249,3 @@ def _embedding(module: Any) -> torch.nn.Embedding | None:
     except (AttributeError, NotImplementedError):  # how transformers says that there is none
         return None
     return found if isinstance(found, torch.nn.Embedding) else None
-
-
-# ------------------------------------------------------------------------------------------------------ two rows
-def extremes(rows: Rows, most: int) -> Rows:
-    """Two rows: the longest that there could be, made of the longest that there is, and the shortest; of images the
-    first and the last."""
-    if isinstance(rows.inputs, Pixels):
-        return rows.select([0, len(rows) - 1])
-    order = np.argsort(rows.lengths, kind="stable")
-    return stretched(rows.select([int(order[-1]), int(order[0])]), most)
-
-
-def stretched(rows: Rows, length: int) -> Rows:
-    """The same two rows, the first of `length` tokens: what is between its first and last is repeated, or left out."""
-    tokens = _tokens(rows)
-    assert tokens is not None
-    assert rows.indices is not None
-    first, second = (tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]] for row in rows.indices)
-    inside = first[1:-1] if len(first) > 2 else first
-    ids = [np.concatenate([first[:1], np.resize(inside, max(length - 2, 0)), first[-1:]])[-length:], second]
-    own = replace(tokens, ids=np.concatenate(ids), offsets=np.cumsum([0, *map(len, ids)]))
-    inputs: Tokens | Completions = own
-    if isinstance(rows.inputs, Completions):
-        prompts = np.minimum(rows.inputs.prompts[rows.indices], [len(row) - 1 for row in ids])
-        inputs = Completions(own, prompts)
-    return Rows(inputs, rows.labels, rows.names, indices=np.arange(2))
-
-
-def _tokens(rows: Rows) -> Tokens | None:
-    inputs = rows.inputs
-    return inputs if isinstance(inputs, Tokens) else inputs.tokens if isinstance(inputs, Completions) else None

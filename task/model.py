@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -105,11 +106,19 @@ def build(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
         found = loaded(base, config)
         module = tuned(found.module, found.head, config, rank)
     module.to(device)
+    if config.model.dtype != "float32":
+        module.register_forward_pre_hook(partial(_narrow, getattr(torch, config.model.dtype)), with_kwargs=True)
     own = naming.trained(module, config.tuning)
     frozen = naming.frozen(module, config.tuning, own)
     transposed = naming.transposed(module, config.tuning)
     notices = (*found.notices, *stacked(module, config.tuning))
     return TunedModel(module, base, config, rank, device, own, frozen, transposed, untouched=True, notices=notices)
+
+
+def _narrow(dtype: torch.dtype, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """Inputs in the model's dtype: some models of images see to that, others do not."""
+    inputs = {n: v.to(dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for n, v in named.items()}
+    return given, inputs
 
 
 def tuned_model(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from task.batches import steps_of
 from task.model import TunedModel
 from task.secret import normal, uniform
-from task.train import Penalty, Trainer
+from task.train import Penalty, Trainer, Unsuited
 
 if TYPE_CHECKING:
     from task.rows import Rows
@@ -90,13 +90,13 @@ class SecretOptimizer(DPOptimizer):  # type: ignore[misc]
 
 
 def _parameters(model: TunedModel, live: Mapping[str, torch.Tensor]) -> list[torch.nn.Parameter]:
-    """What trains. Raises ValueError where rows would see each other."""
+    """What trains. Raises Unsuited where rows would see each other."""
     problems = [str(error) for error in ModuleValidator.validate(model.module, strict=False)]
     parameters = [tensor for tensor in live.values() if isinstance(tensor, torch.nn.Parameter)]
     if len(parameters) < len(live):
         problems.append("running statistics of a batch would be sent")
     if problems:
-        raise ValueError(f"example-privacy cannot train this model: {problems[0]}")
+        raise Unsuited(f"example-privacy cannot train this model: {problems[0].split('. ')[0]}")
     return parameters
 
 

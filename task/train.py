@@ -28,6 +28,14 @@ Penalty = Callable[[], torch.Tensor]
 Regulariser = Callable[[Mapping[str, torch.Tensor]], Penalty | None]
 
 
+class Unsuited(ValueError):
+    """A way of training that does not do for a model; the message names both and is for everybody."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.public = message
+
+
 @dataclass(frozen=True)
 class Trainer:
     """What a node trains with: its rows, the task's settings, a seed for order and dropout."""

@@ -1,10 +1,13 @@
 """What every tuning needs of a model: where it ends, its blocks and norm layers, and marking what trains."""
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+
+LONGEST = 200  # characters of what a library says
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,11 @@ class TuningError(ValueError):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.public = message
+
+
+def first_sentence(error: Exception) -> str:
+    """What a library says of an error, as far as one sentence of ours can hold it."""
+    return re.split(r"\.\s|\n", str(error).strip())[0].rstrip(".")[:LONGEST]
 
 
 def mark(module: nn.Module, trains: Callable[[str], bool]) -> nn.Module:

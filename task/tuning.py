@@ -18,7 +18,7 @@ from task.low_rank import dora, lora
 from task.norms import norm
 from task.scale_shift import ssf
 from task.soft_prompts import prefix, prompt
-from task.trainable import Head, TuningError, inside, mark
+from task.trainable import Head, TuningError, first_sentence, inside, mark
 
 __all__ = ["TUNINGS", "Head", "Tuning", "TuningError", "tuned"]
 
@@ -60,8 +60,6 @@ TUNINGS: dict[str, Tuning] = {
     "ssf": ssf,
 }
 
-SHOWN = 200  # characters of what a library says
-
 
 def tuned(module: nn.Module, head: Head, config: TaskConfig, rank: int) -> nn.Module:
     """Apply the tuning of `config` to a fresh model. Raises TuningError where it does not fit, whoever finds that."""
@@ -72,7 +70,7 @@ def tuned(module: nn.Module, head: Head, config: TaskConfig, rank: int) -> nn.Mo
     except Exception as error:  # peft raises whatever it comes upon
         if ran_out(error):
             raise
-        cause = f"{type(error).__name__}: {' '.join(str(error).split())[:SHOWN]}".rstrip(":. ")
+        cause = f"{type(error).__name__}: {first_sentence(error)}".rstrip(": ")
         other = "full" if config.tuning == "lora" else "lora"
         raise TuningError(
             f"tuning = '{config.tuning}' does not fit this model ({cause}); use tuning = '{other}'"

@@ -20,7 +20,8 @@ from task.base import Base
 from task.batches import TooFewRows, batches, per_epoch
 from task.config import TaskConfig
 from task.data import prepare
-from task.dry_run import DryRunError, dry_run, stretched, too_large
+from task.dry_run import DryRunError, dry_run, too_large
+from task.extremes import stretched
 from task.model import TunedModel, build
 from task.rows import Rows, Tokens
 from task.stand_in import stand_in
@@ -79,7 +80,7 @@ def test_what_a_round_would_fail_with(
 
 
 @pytest.mark.parametrize(
-    ("name", "tuning"), [("deberta-v2", "lora"), ("t5", "lora"), ("bart", "head"), ("resnet", "full")]
+    ("name", "tuning"), [("deberta-v2", "lora"), ("t5", "lora"), ("bart", "head"), ("xlnet", "norm")]
 )
 def test_models_that_privacy_of_rows_cannot_train(case: Callable[..., Case], name: str, tuning: str) -> None:
     private = strategies.load("fedavg", [strategies.load_wrapper("example-privacy")])
@@ -87,6 +88,21 @@ def test_models_that_privacy_of_rows_cannot_train(case: Callable[..., Case], nam
     with pytest.raises(DryRunError, match=r"example-privacy cannot train this model: .*; use local-privacy or central"):
         rehearse(private, config, base, rows, "cpu")
     rehearse(strategies.load("fedavg"), config, base, rows, "cpu")
+
+
+def test_models_whose_rows_see_each_other_have_no_privacy_of_rows(case: Callable[..., Case]) -> None:
+    private = strategies.load("fedavg", [strategies.load_wrapper("example-privacy")])
+    base, config, rows = case("resnet", "full")
+    with pytest.raises(DryRunError, match=r"^example-privacy cannot train this model: BatchNorm cannot support [^.]*$"):
+        rehearse(private, config, base, rows, "cpu")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["mobilevit", "resnet", "convnext", "vit", "clip"])
+def test_images_come_in_the_dtype_of_the_model(case: Callable[..., Case], name: str, dtype: str) -> None:
+    base, config, rows = case(name, "full", model__dtype=dtype)
+    model = build(base, config, 0, "cpu")
+    assert np.isfinite(Trainer(config, rows, 0).fit(model)["train-loss"])
 
 
 @pytest.mark.parametrize("name", ["bert", "vit", "distilbert"])
