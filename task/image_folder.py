@@ -48,6 +48,9 @@ class ImageFolder:
     def _places(self) -> dict[str, Path]:
         inside = _folders(self.folder)
         named = [path for path in inside if usual(path.name)]
+        if len(named) > 1 and _table(self.folder):
+            problem = "one table tells of the images of several splits"
+            raise DataError(f"{self.folder}: {problem}; put a metadata.csv into the folder of each split", problem)
         if not named or _table(self.folder):
             return {TRAIN: self.folder}
         if len(named) < len(inside):

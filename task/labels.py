@@ -15,6 +15,7 @@ from task.raw import DataError, Raw, fold, nearest
 SEPARATOR = "|"  # of label names in a configuration
 FEW = 20  # rows of which each may have a label of its own
 WHOLE = re.compile(r"-?\d+")
+NUMBER = re.compile(r"[-+]?(\d{1,15}(\.\d*)?|\.\d+)")
 Rows = NDArray[np.int64]
 WRITE = "write the names into the column"
 
@@ -73,7 +74,7 @@ def label_codes(raw: Raw, column: str, names: Sequence[str], rows: Rows, by_posi
     among them: without it they may count from 1. `by_position` says that this is known (True), or is not so (False).
     Raises DataError for a missing label, LabelError for one that is not among the names.
     """
-    places = {name: code for code, name in enumerate(names)}
+    places = _places(names)
     truths = {fold(name): code for code, name in enumerate(names) if fold(name) in ("true", "false")}
     values = _values(raw, column, rows)
     found = [truths.get(fold(value)) if isinstance(value, Truth) else places.get(str(value)) for value in values]
@@ -88,6 +89,14 @@ def label_codes(raw: Raw, column: str, names: Sequence[str], rows: Rows, by_posi
     raise _unknown(raw, column, int(rows[first]), values, first, names)
 
 
+def _places(names: Sequence[str]) -> dict[str, int]:
+    """The position of every name. One that is a number in another form, such as 1.0 or 01, is also found by the number,
+    unless two are."""
+    places = {name: code for code, name in enumerate(names)}
+    plain = [f"{float(name):.0f}" if _is_number(name) and float(name).is_integer() else "" for name in names]
+    return {name: code for code, name in enumerate(plain) if name and plain.count(name) == 1} | places
+
+
 class Truth(str):
     """True or false, as the value of a column that holds nothing else."""
 
@@ -95,7 +104,7 @@ class Truth(str):
 def _are_positions(
     raw: Raw, column: str, values: Sequence[str | int], names: Sequence[str], known: bool | None
 ) -> bool:
-    if known is False or raw.class_names(column) or raw.named_by(column) != "label" or any(map(_is_whole, names)):
+    if known is False or raw.class_names(column) or raw.named_by(column) != "label" or any(map(_is_number, names)):
         return False
     if not all(isinstance(value, int) or _is_whole(value) for value in values):
         return False
@@ -124,7 +133,7 @@ def _unknown(
 
 def _of_numbers(values: Sequence[str | int], names: Sequence[str]) -> str:
     """Why numbers are not read as positions among names."""
-    if any(map(_is_whole, names)) or not all(isinstance(value, int) or _is_whole(value) for value in values):
+    if any(map(_is_number, names)) or not all(isinstance(value, int) or _is_whole(value) for value in values):
         return ""
     numbers = {int(value) for value in values}
     if 0 not in numbers and min(numbers) > 0:
@@ -165,6 +174,10 @@ def _value(value: object, raw: Raw, row: int, column: str, own: Sequence[str] | 
 def _order(value: str | int) -> tuple[int, int, str]:
     """Numbers by size, also where they are written as text, before words."""
     return (0, int(value), str(value)) if _is_whole(value) else (1, 0, str(value))
+
+
+def _is_number(name: str) -> bool:
+    return NUMBER.fullmatch(name) is not None
 
 
 def _is_whole(value: str | int) -> bool:

@@ -29,6 +29,11 @@ IMAGES = [
     Case("a table without labels", folder(file("metadata.csv", "file_name\na.png\n"), file("a.png", picture(1))), "has no column 'label', only 'image'"),
     Case("a row without an image", folder(file("metadata.csv", "file_name,label\na.png,cat\n,dog\nb.png,dog\n"), file("a.png", picture(1)), file("b.png", picture(2))), [("a.png", "cat"), ("b.png", "dog")]),
     Case("saved without an image", saved(datasets.Dataset.from_dict({"image": [{"bytes": picture(1), "path": "a"}, None, {"bytes": picture(2), "path": "b"}], "label": ["cat", "dog", "dog"]}).cast_column("image", datasets.Image())), [("a", "cat"), ("b", "dog")]),
+    Case("a table of several splits", folder(file("metadata.csv", "file_name,label\ntrain/a.png,cat\ntest/b.png,dog\n"), file("train/a.png", picture(1)), file("test/b.png", picture(2))), "one table tells of the images of several splits"),
+    Case("a table of one split", folder(file("metadata.csv", "file_name,label\ntrain/a.png,cat\ntrain/b.png,dog\n"), file("train/a.png", picture(1)), file("train/b.png", picture(2))), [("train/a.png", "cat"), ("train/b.png", "dog")]),
+    Case("names of files that are called like splits", folder(file("metadata.csv", "file_name,label\ntest tubes.png,cat\ntrain.png,dog\n"), file("test tubes.png", picture(1)), file("train.png", picture(2))), [("test tubes.png", "cat"), ("train.png", "dog")]),
+    Case("folders called by numbers", images("0/1.png", "1/2.png"), "the name of a folder is none of cat, dog", GIVEN),
+    Case("more than ten of them", images(*(f"{number}/{number}.png" for number in range(11))), [(f"{number}/{number}.png", str(number)) for number in (0, 1, 10, *range(2, 10))], tuple(map(str, range(11)))),
     Case("two tables", folder(file("metadata.csv", META), file("metadata.jsonl", "{}"), file("a.png", picture(1))), "several tables say what is on the images"),
     Case("saved images", saved(datasets.Dataset.from_dict({"image": [{"bytes": picture(1), "path": "a"}, {"bytes": picture(2), "path": "b"}], "label": ["cat", "dog"]}).cast_column("image", datasets.Image())), [("a", "cat"), ("b", "dog")]),
 ]  # fmt: skip
