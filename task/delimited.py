@@ -4,7 +4,7 @@ import csv
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ DELIMITERS = (",", ";", "\t", "|")
 USUAL = {".tsv": "\t", ".tab": "\t", ".psv": "|", ".txt": "\t"}
 WORDS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 ESCAPED, DOUBLED = re.compile(r'\\["\\]'), {'\\"': '""', "\\\\": "\\"}
+SAID = re.compile(r"\s*\"?sep=(.)\"?\s*", re.IGNORECASE)  # a first line by which Excel is told the delimiter
 LARGEST_CELL = 2**31 - 1
 TEXT = "text"  # the column of a file of lines
 
@@ -55,6 +56,9 @@ def read_delimited(path: Path, kind: str, reading: Reading) -> Table:
     with text_of(path, encoding) as file:
         start = list(itertools.islice((line for line in file if line.strip()), 1))
     usual = USUAL.get(kind, ",")
+    if start and (said := SAID.fullmatch(start[0])):
+        reading = replace(reading, delimiter=reading.delimiter or said[1])
+        return _first(path, encoding, Dialect(delimiter_of(reading.delimiter)), reading, notices)
     dialect, names = _dialect(start, reading, usual)
     if kind == ".txt" and not (len(names) > 1 and set(reading.required) <= set(names)):
         return _lines(path, encoding, notices)
@@ -112,6 +116,8 @@ def _table(path: Path, encoding: str, dialect: Dialect, reading: Reading, notice
     with text_of(path, encoding) as file:
         rows = _rows(path, dialect.reader(file))
         _, names = next(rows, (1, []))
+        if len(names) < 3 and SAID.fullmatch(dialect.delimiter.join(names)):
+            _, names = next(rows, (1, []))
         _check_names(path, names, reading)
         places, width = _places(path, names, reading), len(names)
         columns = Columns([names[place] for place in places])
@@ -145,7 +151,7 @@ def _check_names(path: Path, names: Sequence[str], reading: Reading) -> None:
     """Raise DataError for a first line that has none of the names that are needed."""
     if reading.required and not set(reading.required) & set(names):
         column, key = next(iter(reading.required.items()))
-        said = f"{path} {lacks('column', column, names)}{cure(column, key, names)}"
+        said = f"{path} {lacks('column', column, names, key)}{cure(column, key, names)}"
         raise DataError(f"{said}; its first line names the columns", f"there is no column '{column}'")
 
 

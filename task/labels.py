@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from task.raw import DataError, Raw, fold, nearest
 
 SEPARATOR = "|"  # of label names in a configuration
+SHOWN = 5  # pairs of labels that are said to be alike
 FEW = 20  # rows of which each may have a label of its own
 WHOLE = re.compile(r"-?\d+")
 NUMBER = re.compile(r"[-+]?(\d{1,15}(\.\d*)?|\.\d+)")
@@ -64,6 +65,16 @@ def category_names(raw: Raw, column: str, given: Sequence[str], rows: Rows) -> t
     if bad := [name for name in names if SEPARATOR in name]:
         raise DataError(f"{raw.place}, column '{column}': a label may not hold '{SEPARATOR}', as {bad[0]!r} does")
     return names
+
+
+def alike(names: Sequence[str], where: str) -> tuple[str, ...]:
+    """Return what to say of labels that look the same to a person: they are classes of their own."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(fold(name), []).append(name)
+    pairs = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
+    problem = "are classes of their own, and differ in case, spaces or the form of accents only"
+    return tuple(f"{where}: the labels {pair} {problem}" for pair in pairs[:SHOWN])
 
 
 def label_codes(raw: Raw, column: str, names: Sequence[str], rows: Rows, by_position: bool | None = None) -> Codes:

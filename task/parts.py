@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from task.completions import Columns
 from task.config import BY_LABEL, TaskConfig
-from task.labels import category_names, check_few, label_codes, label_names
+from task.labels import alike, category_names, check_few, label_codes, label_names
 from task.outline import Outline, Part
 from task.raw import DataError, Raw
 from task.request import Reading, Source
@@ -93,7 +93,7 @@ def found_in(
         _require_labels(config, raw)
         names = (category_names if config.causal else label_names)(raw, data.label_column, labels, rows)
         found = label_codes(raw, data.label_column, names, rows, by_position)
-        codes, notices = found.codes, [*notices, *found.notices]
+        codes, notices = found.codes, [*notices, *found.notices, *alike(names, raw.place)]
         positions = True if found.by_position else (None if raw.class_names(data.label_column) else False)
     ids, sites = sites_of(raw, data.id_column, rows) if _has_ids(config) and train else (None, ())
     return Found(Part(split, rows, codes, ids), names, sites, positions, tuple(notices))

@@ -126,7 +126,7 @@ class Table:
         if not self.has(column):
             have = self.names or tuple(self.dataset.column_names)
             public = f"there is no column '{column}'"
-            raise DataError(f"{self.place} {lacks('column', column, have)}{cure(column, key, have)}", public)
+            raise DataError(f"{self.place} {lacks('column', column, have, key)}{cure(column, key, have)}", public)
 
     def has(self, column: str) -> bool:
         """Return whether there is such a column."""
@@ -199,11 +199,17 @@ USUAL = {
 def cure(column: str, key: str, have: Sequence[str]) -> str:
     """Return what to do about a column that is not there: where one that is has a usual name for what `key` is for, to
     say so."""
-    usual = [name for name in have if fold(name) in USUAL.get(key, ())]
-    near = nearest(column, have) or (usual[0] if len(usual) == 1 else "")
     if not key:
         return ""
+    near = meant(column, key, have)
     return f" (set {key} = '{near}')" if near else f" (set {key})"
+
+
+def meant(column: str, key: str, have: Sequence[str]) -> str:
+    """Return the column that is probably meant by one that is not there: the only one of a usual name for what `key` is
+    for, else the one of the most similar name; empty where there is none."""
+    usual = [name for name in have if fold(name) in USUAL.get(key, ())]
+    return usual[0] if len(usual) == 1 else nearest(column, have)
 
 
 def fold(name: str) -> str:
@@ -218,10 +224,10 @@ def nearest(name: str, have: Iterable[str]) -> str:
     return folded[near[0]] if near else ""
 
 
-def lacks(what: str, name: str, have: Iterable[str]) -> str:
-    """Return what to say of a name that does not exist among those that do."""
+def lacks(what: str, name: str, have: Iterable[str], key: str = "") -> str:
+    """Return what to say of a name that does not exist among those that do; `key` as in `meant`."""
     have = list(have)
-    near = nearest(name, have)
+    near = meant(name, key, have)
     hint = f"; did you mean '{near}'?" if near else ""
     more = f" and {len(have) - SHOWN} more" if len(have) > SHOWN else ""
     return f"has no {what} '{name}', only {', '.join(map(repr, have[:SHOWN])) or 'none'}{more}{hint}"

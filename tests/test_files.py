@@ -155,7 +155,8 @@ TABLE = [
     Case("a missing number", file("r.csv", "text,label\na,0\nb,NA\nc,1\n"), r"row 1 \(line 3\), column 'label': the label is missing"),
     Case("numbers as text", file("r.csv", "text,label\n17,a\n18,b\n"), r"row 0 \(line 2\), column 'text': no text, but 17"),
     # ---------------------------------------------------------------- columns
-    Case("sentence", file("r.csv", "sentence,label\na,x\nb,y\n"), r"has no column 'text', only 'sentence', 'label' \(set data.text-column = 'sentence'\)"),
+    Case("sentence", file("r.csv", "sentence,label\na,x\nb,y\n"), r"has no column 'text', only 'sentence', 'label'; did you mean 'sentence'\? \(set data.text-column = 'sentence'\)"),
+    Case("sentence and target", file("r.csv", "sentence,target\na,x\nb,y\n"), r"did you mean 'sentence'\? \(set data.text-column = 'sentence'\)"),
     Case("labels", file("r.csv", "text,labels\na,x\nb,y\n"), r"set data.label-column = 'labels'"),
     Case("upper case", file("r.csv", "Text,LABEL\na,x\nb,y\n"), r"did you mean 'Text'\? \(set data.text-column = 'Text'\)"),
     Case("several that it may be", file("r.csv", "review,content,label\na,b,x\n"), r"has no column 'text', only 'review', 'content', 'label'"),
@@ -185,6 +186,7 @@ TABLE = [
     Case("true is no position", table("r.parquet", {"text": ["a", "b"], "label": [True, False]}), "none of cat, dog: 'true'", GIVEN),
     Case("another case", file("r.csv", "text,label\na,Dog\nb,cat\n"), "'dog' differs in case, spaces or the form of accents only", GIVEN),
     Case("another form of accents", file("r.csv", "text,label\na,cafe\u0301\nb,cat\n"), "'caf\u00e9' differs in case, spaces or the form of accents only", ("cat", "café")),
+    Case("labels that look the same", file("r.csv", "text,label\na,cafe\u0301\nb,caf\u00e9\n"), [("a", "cafe\u0301"), ("b", "café")], said="differ in case, spaces or the form of accents only"),
     Case("a misprint", file("r.csv", "text,label\na,dogg\nb,cat\n"), "did you mean 'dog'", GIVEN),
     Case("spaces around", file("r.csv", "text,label\na, dog \nb,cat\n"), [("a", "dog"), ("b", "cat")], GIVEN),
     Case("halves", file("r.csv", "text,label\na,0.5\nb,1.5\n"), "a label is a whole number or text", GIVEN),

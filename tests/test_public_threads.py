@@ -129,6 +129,16 @@ def test_pictures_that_are_not_read_are_counted(store: Store, vision: Path, tmp_
     assert [notice for notice in parts.notices if "8 of '.heic'" in notice and "Thumbs" not in notice]
 
 
+@pytest.mark.parametrize("line", ["sep=;", '"sep=;"', "SEP=;"])
+def test_a_line_for_excel_says_what_is_between_cells(line: str, store: Store, words: Path, tmp_path: Path) -> None:
+    """rainbow_csv #108, csharp-csv-reader #28."""
+    file = tmp_path / "rows.csv"
+    file.write_text(f"{line}\ntext;label\n" + "a good, good film;good\nbad;bad\n" * 6)
+    parts = data.prepare(config("text", name=str(file), **cut()), words, store)
+    assert parts.labels == ("bad", "good")
+    assert sum(map(len, (parts.train, parts.validation, parts.test))) == 12
+
+
 # ------------------------------------------------------------------------------------------------ bases
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
 def test_a_pointer_to_a_file_is_called_one(file: str, tmp_path: Path) -> None:
