@@ -108,6 +108,17 @@ def test_console_shows_an_error_once_and_counts_it() -> None:
     assert console.cause == "RunFailed: none of 2 nodes can take part; node error 2: no data-path"
 
 
+def test_an_error_that_lists_problems_is_told_with_them() -> None:
+    """A header alone helps nobody."""
+    listed = "task.schema.ConfigError: 2 problems in the configuration:\n  - one thing\n  - another"
+    said = SERVER_ERROR.replace(
+        "strategies.exchange.vocabulary.RunFailed: none of 2 nodes can take part; node error 2: no data-path", listed
+    )
+    console = Console()
+    shown(said, console)
+    assert console.cause == "ConfigError: 2 problems in the configuration:\n  - one thing\n  - another"
+
+
 def test_console_counts_warnings_that_differ_by_numbers() -> None:
     warnings = "".join(f"WARNING :   left out node {number}: node error 2: no rows\n" for number in range(200))
     lines = shown(warnings, Console())

@@ -158,7 +158,7 @@ def test_every_file_has_the_folders_mode(outcome: Outcome) -> None:
 
 
 # ------------------------------------------------------------------------------- the next run
-@pytest.mark.parametrize("tuning", ["full", "bias", "head", "ssf"])
+@pytest.mark.parametrize("tuning", ["full", "bias", "head", "ssf", "norm", "lora"])
 @pytest.mark.parametrize("kind", ["vit", "bert", "llama"])
 def test_the_next_run_begins_where_this_one_ended(
     kinds: dict[str, Sample], kind: str, tuning: str, tmp_path: Path
