@@ -6,6 +6,7 @@ nobody holds the folder, and writes what is true: that it was interrupted, and a
 
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,14 +18,17 @@ from server_app.report import write_report
 from strategies.exchange import checkpoint
 from task.modes import as_the_folder
 
+LOG = logging.getLogger("flwr")
 RUNNING, COMPLETED, FAILED, INTERRUPTED = "running", "completed", "failed", "interrupted"
 METRICS, SUMMARY, REPORT = "metrics.jsonl", "summary.json", "report.html"
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
-    """Return the newest summary of a run; empty where there is none."""
+    """Return the newest summary of a run; empty where there is none. Raises ValueError for something else."""
     path = folder / SUMMARY
-    said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not isinstance(said, dict):
+        raise ValueError(f"{path} holds no summary")
     return said
 
 
@@ -51,8 +55,11 @@ def interrupted_in(outputs: Path) -> Iterator[Path]:
     """Return the runs among these results that were interrupted and did not say so yet, now that they do."""
     for path in sorted(outputs.glob(f"*/{SUMMARY}")):
         folder = path.parent
-        if not folder.is_symlink() and interrupt(folder):
-            yield folder
+        try:
+            if not folder.is_symlink() and interrupt(folder):
+                yield folder
+        except (OSError, ValueError, KeyError) as error:  # another user's, or damaged: no matter of the run that looks
+            LOG.warning("%s cannot be looked at: %s", folder, error)
 
 
 def held(folder: Path) -> bool:

@@ -64,6 +64,19 @@ def test_the_next_run_finds_those_that_were_killed(killed: Path, tmp_path: Path)
     assert endings.summary_of(killed)["status"] == "interrupted"
 
 
+def test_what_is_damaged_or_old_does_not_keep_the_next_run_from_starting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, content in (("one", "{"), ("two", '{"status": "running"}'), ("three", "[]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(content)
+    assert hold(tmp_path).summary["status"] == "completed"
+    assert main(["status", str(tmp_path)]) == DONE
+    said = capsys.readouterr().out
+    assert said.count("its summary.json cannot be read: ") == 3
+    assert "completed after round 1" in said
+
+
 def test_a_run_at_work_is_running(killed: Path) -> None:
     with alone(killed):
         assert not endings.interrupt(killed)

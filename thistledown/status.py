@@ -19,8 +19,11 @@ def status(folder: Path) -> Iterator[str]:
     if not runs:
         raise ConfigError([f"{folder} has no results of runs"])
     for run in runs:
-        interrupt(run.resolve())
-        yield from _lines(run, summary_of(run))
+        try:
+            interrupt(run.resolve())
+            yield from _lines(run, summary_of(run))
+        except (OSError, ValueError, KeyError) as error:
+            yield f"{run}: its {SUMMARY} cannot be read: {error}"
 
 
 def _lines(run: Path, summary: dict[str, Any]) -> Iterator[str]:
