@@ -8,6 +8,7 @@ its beginning, but for the token that the tokenizer begins every text with.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class CompletionEncoder:
     def of(cls, base: Path, data: Data) -> "CompletionEncoder":
         """As the settings say."""
         share = data.max_completion_length or data.max_length // 2
-        return cls(base, Columns.of(data), data.template, data.max_length, share, data.date)
+        return cls(base, Columns.of(data), data.template, data.max_length, share, data.date or date.today().isoformat())
 
     def recipe(self) -> object:
         """All that the token ids depend on, beside the rows."""

@@ -58,7 +58,8 @@ def unread(base: Path, error: BaseException) -> str:
 
 def unknown(ids: Iterable[Sequence[int] | NDArray[np.int32]], tokenizer: Any) -> float:
     """Return which share of the tokens of rows, special ones aside, are unknown to the tokenizer."""
-    if tokenizer.unk_token_id is None:
+    ends = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
+    if tokenizer.unk_token_id in (None, *ends):  # GPT-2's is also its end, and no byte is unknown to it
         return 0.0
     found = np.concatenate([np.empty(0, np.int64), *(np.asarray(row, np.int64) for row in ids)])
     strange = found == tokenizer.unk_token_id

@@ -80,3 +80,20 @@ def test_a_template_that_draws_draws_the_same(tmp_path: Path) -> None:
             found.append(own.texts([[{"role": "user", "content": "a"}]] * 2))
     assert found[0] == found[1]
     assert found[0][0] == found[0][1]
+
+
+def test_rows_of_another_day_are_not_taken_from_the_cache(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody says a day, such as in a notebook."""
+    from datetime import date
+
+    from task import completions
+
+    base, file = language_base(tmp_path / "base", CHAT), write_table(tmp_path / "rows.jsonl", ROWS)
+    ids = []
+    for day in (date(2026, 1, 31), date(2026, 2, 1)):
+        fixed = type("Fixed", (date,), {"today": classmethod(lambda cls, day=day: day)})
+        monkeypatch.setattr(completions, "date", fixed)
+        ids.append(prepare(config(file), base, store).train.inputs.tokens.ids.tolist())  # type: ignore[union-attr]
+    assert ids[0] != ids[1]

@@ -184,6 +184,13 @@ def test_many_unknown_words_are_said(tmp_path: Path, store: Store) -> None:
     assert [line for line in said if "train: 67% of the tokens are unknown to the base's tokenizer" in line]
 
 
+def test_an_end_token_that_is_also_the_unknown_one_is_not_counted(tmp_path: Path, table: Path, store: Store) -> None:
+    base = word_tokenizer(classifier(tmp_path / "base", "gpt2"), pad=None)
+    path = base / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"unk_token": "</s>", "bos_token": "</s>"}))
+    assert not prepared(base, table, store).notices
+
+
 # ------------------------------------------------------------------------------- sentencepiece
 TRAINED = {  # kind of model: name of the file, and what its pieces of no text are
     "deberta-v2": ("spm.model", {"pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]",
