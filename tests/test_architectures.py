@@ -61,8 +61,8 @@ REFUSED: dict[str, dict[str, str]] = {
     "clip": {"prefix": FOR_TEXTS, "prompt": OTHER_VISION},
     "siglip": {"prefix": FOR_TEXTS, "prompt": OTHER_VISION},
 }
-# Tunings whose folder is read as a base again: it takes as long as all else. ARCHITECTURES=all: every tuning.
-NEXT = TUNINGS if os.environ.get("ARCHITECTURES") == "all" else ("full", "lora", "ia3")
+# Tunings whose folders are read as bases again, which takes a while. ARCHITECTURES=all: every tuning.
+NEXT = TUNINGS if os.environ.get("ARCHITECTURES") == "all" else ("full", "lora")
 SOFT = ("prompt", "prefix")  # that peft loads, and transformers by itself does not
 PAIRS = [(name, tuning) for name in ARCHITECTURES for tuning in TUNINGS]
 # Parameters that the loss does not reach: those of tokens that are not there and of outputs that are not read, of keys
