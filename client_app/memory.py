@@ -32,7 +32,9 @@ ACCOUNT = "account.jsonl"
 ENTRY, WEIGHTS = "entry.safetensors", "weights.safetensors"
 MODEL = "private"  # whose tensors are kept: the model's
 VERSIONS = 2  # of a node's own tensors
-KEPT_FOR = 14 * 24 * 3600  # seconds that things stay in a store; whoever still wants an entry is sent it again
+DAY = 24 * 3600  # seconds
+KEPT_FOR = 14 * DAY  # that things stay in a store; whoever still wants an entry is sent it again
+SWEPT = "swept"  # a file of a store: when it was last looked through for what is old
 
 
 class Memory:
@@ -138,7 +140,12 @@ class Memory:
         return state.tensors
 
     def _forget_old(self) -> None:
-        """Remove what is old: a journal, and what a node keeps, can be as large as a model."""
+        """Remove what is old, once a day: a journal, and what a node keeps, can be as large as a model."""
+        stamp = self.store.path(SWEPT, "")
+        if stamp.exists() and _idle(stamp) < DAY:
+            return
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.touch()
         for kind in (KIND, GROUNDS, OWN):
             for folder in self.store.path(kind, "").glob("*"):
                 if _idle(folder) > KEPT_FOR:

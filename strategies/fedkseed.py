@@ -16,6 +16,7 @@ integers with a scale, so that w has the same bits everywhere. The optimiser is 
 optimiser state, but two float32 copies of the model: the base, and where it walks from.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -96,7 +97,9 @@ class FedKSeed(Strategy):
         return delta | super().shortened({TOTALS: delta[TOTALS]}, share)
 
     def lengths(self, state: State, update: Update) -> dict[str, float]:
-        return {f"norm of {name}": norm([delta]) for name, delta in update.delta.items()}
+        """The root of the norms: a step is one random direction, and what it finds there may be ten times the usual, as
+        the largest of many normal numbers are; lengths of few steps, with one factor for all, would refuse honest ones."""
+        return {f"root of the norm of {name}": math.sqrt(norm([delta])) for name, delta in update.delta.items()}
 
     # ------------------------------------------------------------------ the node's half
 

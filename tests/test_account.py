@@ -17,7 +17,7 @@ from witness import Left, epsilon, largest
 import client_app
 from client_app.account import Account, AccountError, total
 from client_app.consent import NodeFailed
-from client_app.memory import KEPT_FOR, Memory
+from client_app.memory import KEPT_FOR, SWEPT, Memory
 from client_app.policy import Privacy
 from strategies.algebra.accountant import BudgetSpent, Release, epsilon_of
 from strategies.exchange.mechanism import Payment
@@ -227,6 +227,7 @@ def test_it_outlives_what_is_forgotten_with_time(tmp_path: Path) -> None:
     long_ago = path.stat().st_mtime - 100 * KEPT_FOR
     for place in (path, path.parent):
         os.utime(place, (long_ago, long_ago))
+    (tmp_path / "store-0" / SWEPT).unlink(missing_ok=True)
     Memory(local(outcome.grid, outcome.grid.of("train")[0]), 1)._forget_old()
     assert path.exists()
 

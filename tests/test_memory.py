@@ -14,9 +14,10 @@ from in_process import QV, Exchange, InProcessGrid, Outcome, equal, hold, local,
 
 import client_app
 import strategies
+from client_app import memory
 from client_app.consent import NodeError
 from client_app.local import Local
-from client_app.memory import KEPT_FOR, MODEL, Memory
+from client_app.memory import DAY, KEPT_FOR, MODEL, SWEPT, Memory
 from server_app.config import RunConfig
 from strategies.algebra.lowrank import rank_axis
 from strategies.algebra.tensors import Tensors
@@ -77,14 +78,36 @@ def test_a_missing_entry_is_said(tmp_path: Path, strategy: Flora, model: TunedMo
     assert same(values(found), fresh_at(strategy, state))
 
 
+def aged(path: Path, seconds: float) -> None:
+    os.utime(path, (time.time() - seconds - 60,) * 2)
+
+
 def test_old_entries_go_when_one_comes(tmp_path: Path, strategy: Flora, model: TunedModel):
     Memory(node(tmp_path), 1).installed(strategy, model, state_of(1))
     (old,) = kept(tmp_path)
-    os.utime(old, (time.time() - KEPT_FOR - 60,) * 2)
+    aged(old, KEPT_FOR)
+    aged(tmp_path / SWEPT, DAY)
     Memory(node(tmp_path), 1).installed(strategy, model, state_of(1))
     assert kept(tmp_path) == [old]  # nothing came
     Memory(node(tmp_path), 1).installed(strategy, model, state_of(4))
     assert [path.name for path in kept(tmp_path)] == list(state_of(4).marks[1:])
+
+
+def test_a_store_is_looked_through_once_a_day(
+    tmp_path: Path, strategy: Flora, model: TunedModel, monkeypatch: pytest.MonkeyPatch
+):
+    """For every new entry, every folder was looked at: seconds a round where many runs share a store."""
+    looked: list[Path] = []
+    idle = memory._idle
+    monkeypatch.setattr(memory, "_idle", lambda path: looked.append(path) or idle(path))
+    Memory(node(tmp_path), 1).installed(strategy, model, state_of(1))
+    looked.clear()
+    for last in range(3, 7):
+        Memory(node(tmp_path), 1).installed(strategy, model, state_of(*range(1, last)))
+    assert set(looked) == {tmp_path / SWEPT}
+    aged(tmp_path / SWEPT, DAY)
+    Memory(node(tmp_path), 1).installed(strategy, model, state_of(7))
+    assert {*looked} >= {*kept(tmp_path)} - {tmp_path / "journals" / state_of(7).marks[1]}
 
 
 def test_weights_are_stood_on_instead_of_entries(tmp_path: Path, strategy: Listening, model: TunedModel):
@@ -110,7 +133,8 @@ def test_old_weights_go_when_something_comes(tmp_path: Path, strategy: Flora, mo
     ground = journal.grounded(journal.installed(strategy, model, state))
     Memory(node(tmp_path), 1).installed(strategy, model, State(state.tensors, (), state.marks[-1], ground))
     (old,) = tmp_path.glob("grounds/*")
-    os.utime(old, (time.time() - KEPT_FOR - 60,) * 2)
+    aged(old, KEPT_FOR)
+    aged(tmp_path / SWEPT, DAY)
     Memory(node(tmp_path), 1).installed(strategy, model, state_of(4))
     assert not list(tmp_path.glob("grounds/*"))
     with pytest.raises(NodeError, match="lacks a part of the journal"):

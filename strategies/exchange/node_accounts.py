@@ -8,7 +8,7 @@ privacy is read. The node's own account (`client_app.account`) decides what the 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from strategies.algebra.accountant import (
     PLD,
@@ -22,36 +22,8 @@ from strategies.algebra.accountant import (
     written,
 )
 from strategies.exchange.mechanism import Mechanism, Plan
-from strategies.exchange.vocabulary import Profile, Refused, RunFailed, Ticket
-from task.config import TaskConfig
-
-
-class Private(Protocol):
-    """The options of a wrapper that has nodes add noise."""
-
-    @property
-    def epsilon(self) -> float: ...
-    @property
-    def delta(self) -> float: ...
-    @property
-    def noise(self) -> float: ...
-    @property
-    def silent(self) -> bool: ...
-
-    def release(self, config: TaskConfig, rows: int, noise: float) -> tuple[Release, int]:
-        """What a message of a node with so many rows releases, with `noise` in clips, and how often."""
-        ...
-
-
-def noise_of(name: str, options: Private, ticket: Ticket) -> float:
-    """Return the noise that a node adds, in clips, as the options of the wrapper `name` or its ticket say.
-
-    Raises Refused for a ticket without.
-    """
-    noise = options.noise or ticket.noise
-    if options.silent and not noise:
-        raise Refused(f"the ticket says no noise, which {name}.epsilon needs")
-    return noise if options.silent else 0.0
+from strategies.exchange.node_privacy import NodePrivacy
+from strategies.exchange.vocabulary import Profile, RunFailed
 
 
 @dataclass
@@ -69,7 +41,7 @@ class NodeAccounts(Mechanism):
 
     ahead = True
 
-    def __init__(self, name: str, options: Private, plan: Plan) -> None:
+    def __init__(self, name: str, options: NodePrivacy, plan: Plan) -> None:
         self.name, self.options, self.plan = name, options, plan
         self.accounts: dict[str, Account] = {}
         self.round = plan.done  # the last that has begun

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from strategies.algebra.accountant import Release
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.federation import Federation
-from strategies.exchange.mechanism import Mechanism, Payment, Plan, scored_by_nodes
-from strategies.exchange.node_accounts import NodeAccounts, noise_of
+from strategies.exchange.mechanism import Mechanism, Plan, scored_by_nodes
+from strategies.exchange.node_accounts import NodeAccounts
+from strategies.exchange.node_privacy import NodePrivacy
 from strategies.exchange.vocabulary import Ticket
 from strategies.exchange.wrapper import Wrapper
 from task.batches import steps_of
 from task.config import TaskConfig
-from task.schema import option
 from task.train import Trainer
 
 if TYPE_CHECKING:
@@ -29,18 +29,9 @@ NAME = "example-privacy"
 
 
 @dataclass(frozen=True)
-class ExamplePrivacy(Wrapper):
+class ExamplePrivacy(NodePrivacy):
     """`noise` on the sum of a batch's gradients, in clips; 0: the least with which a node can take part in all rounds
     within `epsilon` (0: no budget). `clip` is the largest norm of a row's gradient."""
-
-    epsilon: float = option(8.0, low=0.0)
-    delta: float = option(1e-5, low=1e-12, high=0.5)
-    noise: float = option(0.0, low=0.0)
-    clip: float = option(1.0, low=0.0)
-
-    @property
-    def silent(self) -> bool:
-        return bool(self.noise or self.epsilon)
 
     def problems(self, strategy: "Algorithm", inner: Sequence[Wrapper]) -> list[str]:
         found = []
@@ -73,17 +64,12 @@ class ExamplePrivacy(Wrapper):
         """What a step on so many rows releases, with `noise` in clips, and how many steps a message is made of."""
         return Release(noise, min(1.0, config.batch_size / max(rows, 1))), steps_of(config, rows)
 
-    def payment(self, ticket: Ticket, config: TaskConfig, rows: int) -> Payment | None:
-        if not self.clip or not self.silent:
-            return None
-        return Payment(NAME, *self.release(config, rows, noise_of(NAME, self, ticket)), self.epsilon, self.delta)
-
     def training(self, trainer: Trainer, ticket: Ticket, kept: Tensors) -> Trainer:
         if not self.clip:
             return trainer
         from task.private import PrivateSteps
 
-        release, steps = self.release(trainer.config, len(trainer.rows), noise_of(NAME, self, ticket))
+        release, steps = self.release(trainer.config, len(trainer.rows), self.noise_of(ticket))
         return replace(trainer, private=PrivateSteps(release.noise, self.clip, release.rate, steps))
 
     def mechanism(self, plan: Plan) -> Mechanism | None:

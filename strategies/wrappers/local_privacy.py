@@ -19,12 +19,13 @@ from strategies.algebra.accountant import History, Release, epsilon_of, least_no
 from strategies.algebra.clipping import clipped
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.federation import Federation
-from strategies.exchange.mechanism import Mechanism, Payment, Plan, scored_by_nodes
-from strategies.exchange.node_accounts import Account, NodeAccounts, noise_of
+from strategies.exchange.mechanism import Mechanism, Plan, scored_by_nodes
+from strategies.exchange.node_accounts import Account, NodeAccounts
+from strategies.exchange.node_privacy import NodePrivacy
 from strategies.exchange.vocabulary import Ticket
 from strategies.exchange.wrapper import Wrapper
 from task.config import TaskConfig
-from task.schema import ConfigError, option
+from task.schema import ConfigError
 from task.secret import normal
 
 if TYPE_CHECKING:
@@ -36,19 +37,10 @@ ROUNDS = "rounds"  # in what a node kept before it had an account: those that it
 
 
 @dataclass(frozen=True)
-class LocalPrivacy(Wrapper):
+class LocalPrivacy(NodePrivacy):
     """`noise` on an update, in clips; 0: what lets a node take part in all rounds within `epsilon` (0: no budget)."""
 
-    epsilon: float = option(8.0, low=0.0)
-    delta: float = option(1e-5, low=1e-12, high=0.5)
-    noise: float = option(0.0, low=0.0)
-    clip: float = option(1.0, low=0.0)
-
     averaged = nearest = True
-
-    @property
-    def silent(self) -> bool:
-        return bool(self.noise or self.epsilon)
 
     def problems(self, strategy: "Algorithm", inner: Sequence[Wrapper]) -> list[str]:
         found = []
@@ -71,15 +63,10 @@ class LocalPrivacy(Wrapper):
         """What a message releases, with `noise` in clips, and how often."""
         return Release(noise / CLIPS), 1
 
-    def payment(self, ticket: Ticket, config: TaskConfig, rows: int) -> Payment | None:
-        if not self.clip or not self.silent:
-            return None
-        return Payment(NAME, *self.release(config, rows, noise_of(NAME, self, ticket)), self.epsilon, self.delta)
-
     def outgoing(self, update: Tensors, ticket: Ticket, kept: Tensors) -> Tensors:
         if not self.clip:
             return update
-        noise = noise_of(NAME, self, ticket)
+        noise = self.noise_of(ticket)
         if whole := [name for name, tensor in update.items() if not tensor.is_floating_point()]:
             raise ValueError(f"local-privacy cannot clip tensors of whole numbers, such as '{whole[0]}'")
         sent = clipped(update, self.clip)

@@ -1,0 +1,46 @@
+"""A wrapper by which nodes protect their own rows: each adds noise before anything leaves, and pays for it."""
+
+from dataclasses import dataclass
+
+import strategies
+from strategies.algebra.accountant import Release
+from strategies.exchange.mechanism import Payment
+from strategies.exchange.vocabulary import Refused, Ticket
+from strategies.exchange.wrapper import Wrapper
+from task.config import TaskConfig
+from task.schema import option
+
+
+@dataclass(frozen=True)
+class NodePrivacy(Wrapper):
+    """`noise` in clips; 0: what lets a node take part in all rounds within `epsilon` (0: no budget). A subclass has
+    `release`, and a `mechanism` that counts on the server."""
+
+    epsilon: float = option(8.0, low=0.0)
+    delta: float = option(1e-5, low=1e-12, high=0.5)
+    noise: float = option(0.0, low=0.0)
+    clip: float = option(1.0, low=0.0)
+
+    @property
+    def silent(self) -> bool:
+        return bool(self.noise or self.epsilon)
+
+    def release(self, config: TaskConfig, rows: int, noise: float) -> tuple[Release, int]:
+        """Return what a message of a node with so many rows releases, with `noise` in clips, and how often."""
+        raise NotImplementedError
+
+    def noise_of(self, ticket: Ticket) -> float:
+        """Return the noise that a node adds, in clips, as the options or its ticket say.
+
+        Raises Refused for a ticket without.
+        """
+        noise = self.noise or ticket.noise
+        if self.silent and not noise:
+            raise Refused(f"the ticket says no noise, which {strategies.wrapper_name(self)}.epsilon needs")
+        return noise if self.silent else 0.0
+
+    def payment(self, ticket: Ticket, config: TaskConfig, rows: int) -> Payment | None:
+        if not self.clip or not self.silent:
+            return None
+        released = self.release(config, rows, self.noise_of(ticket))
+        return Payment(strategies.wrapper_name(self), *released, self.epsilon, self.delta)
