@@ -4,9 +4,7 @@ The messages are those of real runs, to the real ClientApp through Flower's own 
 """
 
 import os
-import resource
 import time
-from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +14,11 @@ import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-from hypothesis import HealthCheck, given, seed, settings
+from fuzzing import GONE, Tried, many
 from hypothesis import strategies as st
 from in_process import InProcessGrid, hold, through_wire
 from order_mutations import Change, changes
 from samples import write_table
-from test_fuzz_replies import GONE
 from tuned import samples
 
 import client_app
@@ -34,6 +31,7 @@ from strategies.exchange.vocabulary import Refused
 ALL = int(os.environ.get("FUZZ_ORDERS", "400"))
 STEPS, RANK, SECONDS = 8, 8, 8.0  # that the node's policy allows at most
 SLOWEST, LARGEST = 2 * SECONDS, 400  # seconds of a core for one message; MiB that the process may grow by
+TRIED = Tried("messages")
 RUNS: dict[str, dict[str, Any]] = {
     "fedavg": {"strategy": "fedavg", "evaluate": "both", "data.holdout": 0.4, "wrappers": "quantize"},
     "rbla": {"strategy": "rbla", "lora.ranks": "auto", "lora.auto-ranks": "2,4"},
@@ -166,49 +164,31 @@ def test_a_damaged_message_is_refused_or_obeyed_within_the_policy(
     name: str, questions: dict[str, list[Question]], secrets: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    outcomes, seconds, before = Counter[str](), [0.0], _mebibytes()
+    seen = TRIED.case()
     hidden = [*secrets[0], *secrets[1], "Pt0Kx-ward", "Rows-Lm", "St0Vk-store"]
     sound = [question for question in questions[name] if question.kind != "query.base"]
     for question in sound:
         assert asked(question, [])[1].content is not None
 
-    @seed(len(name) + sum(map(ord, name)))
-    @settings(max_examples=-(-ALL // len(RUNS)), database=None, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(st.sampled_from(questions[name]), st.lists(changes(), min_size=1, max_size=2))
+    drawn = st.sampled_from(questions[name]), st.lists(changes(), min_size=1, max_size=2)
+
+    @many(-(-ALL // len(RUNS)), len(name) + sum(map(ord, name)), *drawn)
     def damage(question: Question, alterations: list[Change]) -> None:
         content, answer = asked(question, alterations)
-        seconds.append(answer.seconds)
-        outcomes["obeyed" if answer.content is not None else "refused"] += 1
+        seen.saw("obeyed" if answer.content is not None else "refused", answer.seconds)
         assert_untold(answer, hidden)
         if answer.content is not None:
             assert_lawful(question, content, answer)
         else:
             assert len(answer.error) < 10_000 + len(str(content.config_records.get("order", "")))
 
-    damage()
     for question in sound:  # whatever it was asked in between, the node answers as before
         again = asked(question, [])[1].content
         assert again is not None
         assert again.metric_records.get("metrics", {}).get(INSTALLED) == question.installed
-    assert max(seconds) < SLOWEST
-    assert _mebibytes() - before < LARGEST
-    print(f"{outcomes.total()} messages: {outcomes['refused']} refused, {outcomes['obeyed']} obeyed; ", end="")
-    print(f"slowest {max(seconds):.2f} s of a core, grown by {_mebibytes() - before:.0f} MiB")
-
-    TOTAL.update(outcomes)
-    TRIED.append(name)
-
-
-TOTAL, TRIED = Counter[str](), list[str]()
+    seen.close(SLOWEST, LARGEST)
 
 
 def test_so_many_were_tried() -> None:
     """Last: the count, over all runs."""
-    if len(TRIED) < len(RUNS):
-        pytest.skip("only some of the runs were tried")
-    print(f"{TOTAL.total()} messages of {len(RUNS)} runs: {TOTAL['refused']} refused, {TOTAL['obeyed']} obeyed")
-    assert TOTAL.total() >= ALL
-
-
-def _mebibytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    TRIED.assert_all(len(RUNS), ALL)

@@ -3,10 +3,8 @@
 import math
 import os
 import re
-import resource
 import time
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,7 +12,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from flwr.app import Message, MetricRecord, RecordDict
-from hypothesis import HealthCheck, given, seed, settings
+from fuzzing import GONE, Tried, many
 from hypothesis import strategies as st
 from in_process import through_wire
 from laws import Plan, Scene, scene, variants
@@ -31,8 +29,6 @@ from strategies.exchange.wrapper import Wrapper
 from task.config import TaskConfig
 
 ALL = int(os.environ.get("FUZZ_REPLIES", "2700"))  # mutated replies, over all cases; `make fuzz` asks for 30,000
-# What a change finds no longer there because an earlier one has destroyed it.
-GONE = (AttributeError, KeyError, TypeError, ValueError, IndexError, ZeroDivisionError, zlib.error)
 ROWS = 100
 SLOWEST, LARGEST = 2.0, 200  # seconds of a core for one reply; MiB that the process may grow by over all of one case
 CHAINS = [
@@ -61,6 +57,7 @@ def _wrapper(name: str) -> Wrapper:
 
 
 CASES = list(cases())
+TRIED = Tried("replies")
 EXAMPLES = -(-ALL // len(CASES))
 
 
@@ -132,44 +129,24 @@ def assert_finite(tensors: Tensors) -> None:
 
 @pytest.mark.parametrize("strategy", [strategy for strategy, _ in CASES], ids=[said for _, said in CASES])
 def test_a_damaged_reply_is_refused_or_does_no_harm(strategy: Strategy) -> None:
-    case, outcomes, seconds, before = Case.of(strategy), Counter[str](), [0.0], _mebibytes()
+    case, seen = Case.of(strategy), TRIED.case()
     assert isinstance(case.admitted([]), Update)
 
-    @seed(zlib.crc32(str(strategy).encode()))  # other ones for every case, the same in every run
-    @settings(max_examples=EXAMPLES, database=None, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(st.lists(mutations(), min_size=1, max_size=2))
+    @many(EXAMPLES, zlib.crc32(str(strategy).encode()), st.lists(mutations(), min_size=1, max_size=2))
     def damage(changes: list[Mutation]) -> None:
         began = time.process_time()
         outcome = case.admitted(changes)
-        seconds.append(time.process_time() - began)
-        outcomes[type(outcome).__name__] += 1
+        seen.saw("refused" if isinstance(outcome, str) else "harmless", time.process_time() - began)
         if isinstance(outcome, str):
             assert_named(outcome, changes)
         else:
             assert_sound(case, outcome)
 
-    damage()
-    assert outcomes.total() >= EXAMPLES
-    assert outcomes["str"] > EXAMPLES / 4
-    assert max(seconds) < SLOWEST
-    assert _mebibytes() - before < LARGEST
-    print(f"{outcomes.total()} replies: {outcomes['str']} refused, {outcomes['Update']} harmless; ", end="")
-    print(f"slowest {max(seconds):.3f} s, grown by {_mebibytes() - before:.0f} MiB")
-    TOTAL.update(outcomes)
-    TRIED.append(strategy)
-
-
-TOTAL, TRIED = Counter[str](), list[Strategy]()
+    assert seen.outcomes.total() >= EXAMPLES
+    assert seen.outcomes["refused"] > EXAMPLES / 4
+    seen.close(SLOWEST, LARGEST)
 
 
 def test_so_many_were_tried() -> None:
     """Last: the count, over all cases."""
-    if len(TRIED) < len(CASES):
-        pytest.skip("only some of the cases were tried")
-    print(f"{TOTAL.total()} replies in {len(CASES)} cases: {TOTAL['str']} refused, {TOTAL['Update']} harmless")
-    assert TOTAL.total() >= ALL
-
-
-def _mebibytes() -> float:
-    """The most memory that this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    TRIED.assert_all(len(CASES), ALL)

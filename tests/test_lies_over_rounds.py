@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message, RecordDict
+from fuzzing import GONE
 from in_process import Spoil, hold, retold, suiting
 from mutations import payloads, several
-from test_fuzz_replies import GONE
 
 import strategies
 from strategies.algebra.tensors import Tensors
