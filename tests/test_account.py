@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from deployed_node import asked, context, refusal
 from flwr.app import ConfigRecord, Context
 from fragile import Killed
@@ -19,7 +20,7 @@ from client_app.account import Account, AccountError, total
 from client_app.consent import NodeFailed
 from client_app.memory import KEPT_FOR, SWEPT, Memory
 from client_app.policy import Privacy
-from strategies.algebra.accountant import BudgetSpent, Release, epsilon_of
+from strategies.algebra.accountant import BudgetSpent, Release, epsilon_of, read
 from strategies.exchange.mechanism import Payment
 from strategies.exchange.vocabulary import RunFailed
 from thistledown.main import main
@@ -168,6 +169,37 @@ def test_the_same_round_asked_again_is_paid_again_and_another_name_or_budget_cha
     lower, _ = again(outcome, local_privacy__epsilon=2.0)
     assert "is spent" in refusal("train", lower, node)
     assert paid(tmp_path) <= 3.0
+
+
+def counted_before(folder: Path, rounds: int) -> Outcome:
+    """A run whose first round was answered by a version without accounts: it kept a number of rounds. The account of
+    its second round is gone, so that this can be asked again."""
+    unlimited = {"local-privacy.epsilon": 0.0, "local-privacy.noise": 4.0}
+    outcome = hold(folder / "out", SAME | unlimited, deployed(folder))
+    (path,) = accounts(folder)
+    path.unlink()
+    memory = Memory(local(outcome.grid, outcome.grid.of("train")[0]), 1)
+    memory.keep({"wrapper-local-privacy": {"rounds": torch.tensor(rounds)}})
+    return outcome
+
+
+def test_what_an_earlier_version_counted_is_paid_once(tmp_path: Path) -> None:
+    outcome = counted_before(tmp_path, rounds=3)
+    content, node = again(outcome, number=-1)
+    asked("train", content, node)
+    (path,) = accounts(tmp_path)
+    entries = Account(path, "").entries()
+    assert [(line["round"], sum(read(line["paid"]).values())) for line in entries] == [(1, 3), (2, 1)]
+    assert total(entries) == {Release(2.0): 4}
+    asked("train", content, node)
+    assert total(Account(path, "").entries()) == {Release(2.0): 5}
+
+
+def test_what_an_earlier_version_counted_is_within_the_budget_too(tmp_path: Path) -> None:
+    outcome = counted_before(tmp_path, rounds=500)
+    content, node = again(outcome, number=-1, local_privacy__epsilon=8.0)
+    assert "its budget of epsilon 8 is spent" in refusal("train", content, node)
+    assert not accounts(tmp_path)
 
 
 def test_another_token_does_not_start_afresh_under_a_limit(tmp_path: Path) -> None:
