@@ -50,6 +50,7 @@ class ServerConfig:
     outlier_factor: float = option(5.0, low=0.0)
     collapse_factor: float = option(0.65, low=0.0, high=1.0)
     keep_checkpoints: int = option(2, low=0)
+    examine_rows: int = option(64, low=0)
     server_device: str = option("auto", choices=DEVICES)
     output_dir: str = option("")
     resume: str = option("")

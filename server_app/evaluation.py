@@ -1,33 +1,107 @@
 """The server scores the state by being its own client: what is scored is what a node of full rank would get."""
 
+import logging
+import math
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
 
 from strategies.exchange.contract import Strategy
-from strategies.exchange.journal import held
-from strategies.exchange.vocabulary import Metrics, State
-from task.base import server_base
+from strategies.exchange.federation import Probe
+from strategies.exchange.journal import followed, grounded, held
+from strategies.exchange.vocabulary import BASE_MARK, Metrics, State
+from task.base import Base, server_base
 from task.config import TaskConfig
-from task.data import prepare
+from task.data import Parts, prepare
+from task.model import TunedModel
+from task.rows import Rows
+from task.seeds import derive
 from task.side_by_side import batches_at_once
 from task.store import server_store
 from task.train import evaluate
 
+LOG = logging.getLogger("flwr")
+HOPELESS = 1e6  # nats; no loss of a probe is larger
+TOKENS = 4  # rows of a classifier that tell as much as one of many tokens
+LEAST, OF_EACH = 32, 2  # rows that a probe needs, and of every label
+
 
 @dataclass(frozen=True)
 class Evaluator:
-    """The metrics of a state on the validation part (which chooses) and the test part."""
+    """The metrics of a state on the validation part (which chooses) and the test part; `examine_rows` are of the
+    validation part, to judge single updates by."""
 
     strategy: Strategy
     config: TaskConfig
     device: str
+    examine_rows: int = 0
 
     def __call__(self, state: State) -> Metrics:
-        base = server_base(self.config.model, server_store())
-        model = held(self.strategy, base, self.config, state, self.device)
-        parts = prepare(self.config, base.folder, server_store())
-        at_once = batches_at_once(self.device, self.config.threads)  # nodes wait meanwhile
+        model = held(self.strategy, self._base, self.config, state, self.device)
         scores: Metrics = {}
-        for name, rows in (("validation", parts.validation), ("test", parts.test)):
-            for metric, value in evaluate(model, rows, self.device, at_once).items():
+        for name, rows in (("validation", self._parts.validation), ("test", self._parts.test)):
+            for metric, value in self._evaluated(model, rows).items():
                 scores[f"{name}-{metric}"] = value
         return scores
+
+    def probe(self, start: State) -> Probe | None:
+        """What measures states that follow `start`; None where there are too few rows for it."""
+        rows = self._sample
+        if rows is None:
+            return None
+        since = start.marks[-1]
+        model = held(self.strategy, self._base, self.config, start, self.device)
+        ground = grounded(model) if since != BASE_MARK else {}
+
+        def loss(state: State) -> float:
+            nonlocal model
+            model = followed(self.strategy, model, state, since, ground)
+            found = self._evaluated(model, rows)["loss"]
+            return min(found, HOPELESS) if math.isfinite(found) else HOPELESS
+
+        return loss
+
+    @property
+    def _base(self) -> Base:
+        return server_base(self.config.model, server_store())
+
+    @property
+    def _parts(self) -> Parts:
+        return prepare(self.config, self._base.folder, server_store())
+
+    def _evaluated(self, model: TunedModel, rows: Rows) -> dict[str, float]:
+        at_once = batches_at_once(self.device, self.config.threads)  # nodes wait meanwhile
+        return evaluate(model, rows, self.device, at_once)
+
+    @cached_property
+    def _sample(self) -> Rows | None:
+        """The rows of probes."""
+        if not self.examine_rows:
+            return None
+        rows = self._parts.validation
+        count, least = self.examine_rows, LEAST
+        if self.config.causal:
+            count, least = -(-count // TOKENS), LEAST // TOKENS
+        drawn = balanced(rows.labels, max(count, 2 * OF_EACH * len(rows.names)), derive(self.config.seed, "examine"))
+        missing = [name for label, name in enumerate(rows.names) if (rows.labels[drawn] == label).sum() < OF_EACH]
+        if len(drawn) < least or missing:
+            few = f"fewer than {OF_EACH} are of '{missing[0]}'" if missing else f"they are fewer than {least}"
+            LOG.info("single updates are not examined: of %d validation rows %s (examine-rows)", len(rows), few)
+            return None
+        return rows.select(drawn)
+
+
+def balanced(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+    """Positions of at most `count` rows, drawn at random, of every label as many as there are for all, or all of it.
+
+    A label that a sample lacks would make a node that alone knows it look harmful.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    place = np.empty(len(labels), dtype=np.int64)  # of a row among those of its label
+    for label in np.unique(labels):
+        own = order[labels[order] == label]
+        place[own] = np.arange(len(own))
+    chosen = order[np.argsort(place[order], kind="stable")][:count]
+    return np.sort(chosen)

@@ -60,7 +60,9 @@ def federate(grid: Grid, run: RunConfig, results: Results) -> None:
     task = settled(run.task, server_store(), len(nodes))
     results.begin(task)
     results.notice(_noticed(run, task, len(nodes), federation.device))
-    scores = task.evaluate in ("server", "both")
+    evaluator = None
+    if task.evaluate in ("server", "both"):
+        evaluator = Evaluator(run.strategy, task, federation.device, run.server.examine_rows)
     run.strategy.start(
         grid,
         num_rounds=run.server.num_server_rounds,
@@ -71,7 +73,8 @@ def federate(grid: Grid, run: RunConfig, results: Results) -> None:
             checkpoint=results.checkpoints,
             on_round=results.on_round,
             on_kept=results.on_kept,
-            score=Evaluator(run.strategy, task, federation.device) if scores else None,
+            score=evaluator,
+            probe=evaluator.probe if evaluator else None,
         ),
     )
 

@@ -29,7 +29,7 @@ RESUME, FROM, ROUNDS = "resume", "resume-from", "num-server-rounds"
 FREE = (
     RESUME, FROM, ROUNDS, "output-dir", "device", "server-device", "round-timeout", "node-wait-timeout",
     "min-available-nodes", "min-success-fraction", "max-failed-rounds", "evaluate-every", "simulation.num-cpus",
-    "simulation.num-gpus", "outlier-factor", "collapse-factor", "keep-checkpoints",
+    "simulation.num-gpus", "outlier-factor", "collapse-factor", "examine-rows", "keep-checkpoints",
 )  # fmt: skip
 LAST = "last"
 CONFIG = "config.toml"

@@ -98,7 +98,7 @@ class FedKSeed(Strategy):
 
     def lengths(self, state: State, update: Update) -> dict[str, float]:
         """The root of the norms: a step is one random direction, and what it finds there may be ten times the usual, as
-        the largest of many normal numbers are; lengths of few steps, with one factor for all, would refuse honest ones."""
+        the largest of many normal numbers are. One factor for all would refuse honest updates of few steps."""
         return {f"root of the norm of {name}": math.sqrt(norm([delta])) for name, delta in update.delta.items()}
 
     # ------------------------------------------------------------------ the node's half

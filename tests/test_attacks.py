@@ -18,7 +18,7 @@ TEN: dict[str, Any] = {
     "local-steps": 8,
     "learning-rate": 0.02,
 }
-SLOWED = ("rows", "flip 1", "poison late")  # of plausible length: a mean is slowed, not turned
+SLOWED = ("rows", "flip 1")  # of plausible length: who does harm is found after rounds of it
 
 
 @pytest.fixture(scope="module")
@@ -32,20 +32,21 @@ def gained(outcome: Outcome, honest: Outcome) -> float:
     return float((outcome.summary["final"] - base) / (honest.summary["final"] - base))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ATTACKS if kind != "collude"])
+@pytest.mark.parametrize("kind", ATTACKS)
 def test_two_liars_of_ten_do_not_take_the_run(tmp_path: Path, honest: Outcome, kind: str) -> None:
     options = TEN | ({"evaluate": "both"} if kind == "scores" else {})
     outcome = hold(tmp_path, options, spoil=attack(kind, "fedavg", LIARS, ROUNDS))
-    assert gained(outcome, honest) > (0.2 if kind in SLOWED else 0.8)
+    assert gained(outcome, honest) > (0.7 if kind in SLOWED else 0.8)
     refused = {line["node"] for entry in outcome.rounds for line in entry["nodes"] if line["refused"]}
     assert refused <= {str(node) for node in LIARS}
     if kind == "scores":
         assert all(0 <= entry["nodes-accuracy"] <= 1 for entry in outcome.rounds)
 
 
-def test_who_colludes_at_a_plausible_length_takes_a_mean_and_no_trimmed_one(tmp_path: Path, honest: Outcome) -> None:
+def test_without_rows_of_the_servers_colluders_take_a_mean_and_no_trimmed_one(tmp_path: Path, honest: Outcome) -> None:
     """What docs/threats.md says is not covered, and by what it is."""
     spoil = attack("collude", "fedavg", LIARS, ROUNDS)
-    plain = hold(tmp_path / "mean", TEN, spoil=spoil)
-    trimmed = hold(tmp_path / "trimmed", TEN | {"wrappers": "trimmed-mean", "trimmed-mean.trim": 0.2}, spoil=spoil)
+    alone = TEN | {"examine-rows": 0}
+    plain = hold(tmp_path / "mean", alone, spoil=spoil)
+    trimmed = hold(tmp_path / "trimmed", alone | {"wrappers": "trimmed-mean", "trimmed-mean.trim": 0.2}, spoil=spoil)
     assert gained(trimmed, honest) > gained(plain, honest) + 0.3

@@ -1,5 +1,6 @@
 """A run that has lost what it had learned goes back, without those who led it astray; and people can go back too."""
 
+import itertools
 import json
 import math
 import shutil
@@ -10,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message
-from in_process import InProcessGrid, Outcome, equal, hold, left, resumed, retold
+from in_process import QV, InProcessGrid, Outcome, equal, hold, left, resumed, retold
 
 import client_app
 from server_app.config import RunConfig
-from strategies.exchange import checkpoint, collapse
+from server_app.evaluation import Evaluator
+from strategies.exchange import checkpoint, collapse, wire
 from strategies.exchange.pulls import Pulls
 from strategies.exchange.session import Session
-from strategies.exchange.vocabulary import RunFailed
+from strategies.exchange.vocabulary import RunFailed, State
 from strategies.fedavg import FedAvg
 from task.schema import ConfigError
 
@@ -30,6 +32,7 @@ HEAD: dict[str, Any] = {
     "data.test-rows": 60,
     "local-steps": 8,
     "learning-rate": 0.02,
+    "examine-rows": 0,  # else it does not come to a collapse
 }
 RESULTS = sorted((Path(__file__).parent.parent / "docs" / "results").glob("*.json"))
 
@@ -91,6 +94,35 @@ def test_where_it_cannot_be_told_who_all_are_left_out(tmp_path: Path, monkeypatc
     with pytest.raises(RunFailed, match=r"as it cannot be told who\); the run cannot go on: 0 nodes are left"):
         hold(tmp_path, HEAD, spoil=flipped(9))
     assert left(tmp_path)[0]["status"] == "failed"
+
+
+def test_a_run_goes_back_past_its_hand_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of SA-FedLoRA: the first round of adapters is undone, and the weights of the round before are handed over again,
+    as the same entry, which nodes still have."""
+    score, evaluations = Evaluator.__call__, itertools.count()
+
+    def ruined(evaluator: Evaluator, state: State) -> dict[str, Any]:
+        scores = score(evaluator, state)
+        return scores | ({"validation-loss": math.nan} if next(evaluations) == 2 else {})
+
+    def stronger(partition: int, kind: str, answer: Message) -> Message:
+        round = answer.content.metric_records["metrics"]["server-round"] if kind == "train" else 0
+        return flipped(2, {1}, by=4.0)(partition, kind, answer) if round == 2 else answer
+
+    monkeypatch.setattr(Evaluator, "__call__", ruined)
+    options = {"strategy": "sa-fedlora", "num-server-rounds": 4, "simulation.num-supernodes": 5, "lora.ranks": "4"}
+    run = hold(tmp_path, options | QV, spoil=stronger)
+    assert run.summary["rolled-back"].keys() == {"2"}
+    assert run.summary["rolled-back"]["2"].endswith(
+        "back to the state of round 1, without 1 (who dominated the updates since then)"
+    )
+    assert [len(line["nodes"]) for line in run.rounds[1:]] == [5, 5, 4, 4]
+    assert not any(own["refused"] for line in run.rounds[1:] for own in line["nodes"])
+    assert run.summary["status"] == "completed"
+    (entry,) = [entry for entry in run.state().journal if entry.round == 1]
+    handed = [own for one in run.grid.of("train") for own in wire.unpack(one.request).journal if own.round == 1]
+    assert {own.digest for own in handed} == {entry.digest}
+    assert len(handed) == 5  # once a node
 
 
 def test_states_are_kept_and_swept(attacked: Outcome) -> None:

@@ -1,5 +1,8 @@
 """What one node says of itself does not decide a run: rows that nobody has, scores that cannot be."""
 
+import re
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,12 @@ from test_lies import changed
 import client_app
 from server_app.config import RunConfig
 from strategies.exchange import weights
-from strategies.exchange.plausible import Plausible, Waiting
-from strategies.exchange.vocabulary import MAX_ROWS, RunFailed
+from strategies.exchange.algorithm import Algorithm
+from strategies.exchange.plausible import Plausible
+from strategies.exchange.spool import Spool
+from strategies.exchange.vocabulary import MAX_ROWS, RunFailed, State, Ticket, Update
+from strategies.fedavg import FedAvg
+from strategies.flora import Flora
 from task.data import outline
 from task.partition import SplitError, partition
 from task.store import server_store
@@ -156,6 +163,30 @@ def test_a_resumed_run_whose_rounds_all_fail_has_failed(tmp_path: Path) -> None:
     assert resumed(folder, {"num-server-rounds": 4}).summary["status"] == "completed"
 
 
+@pytest.mark.parametrize("strategy", [FedAvg, Flora])
+def test_a_state_that_would_not_be_finite_fails_the_round(
+    strategy: type[Algorithm], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a rule that overflows: in a tensor of the state, or in an entry of the journal."""
+    combine = strategy.combine
+
+    def beyond(self: Algorithm, state: State, updates: Iterable[Update]) -> dict[str, torch.Tensor]:
+        kept = list(updates)
+        combined = combine(self, state, kept)
+        wild = {n: t * 1e38 * 1e38 for n, t in combined.items() if "classifier" not in n}
+        return combined | (wild if kept[0].ticket.round == 2 else {})
+
+    monkeypatch.setattr(strategy, "combine", beyond)
+    options = SMALL | {"strategy": strategy.__module__.split(".")[-1], "num-server-rounds": 3, "lora.targets": "q_proj"}
+    outcome = hold(tmp_path, options)
+    failed = [line["failed"] for line in outcome.rounds]
+    assert [bool(reason) for reason in failed] == [False, False, True, False]
+    where = r"'.* \(entry 0\)'" if strategy is Flora else r"'[\w.]+'"
+    assert re.fullmatch(f"the new state would hold NaN or infinity in {where}, from the updates of 0, 1, 2", failed[2])
+    assert outcome.rounds[2]["loss"] == outcome.rounds[1]["loss"]  # the state stays
+    assert outcome.summary["failed-rounds"] == 1
+
+
 # ---------------------------------------------------------------------- updates that are too long
 
 EVERY: dict[str, dict[str, Any]] = {
@@ -251,13 +282,21 @@ def test_what_was_not_measured_before_is_not_compared() -> None:
     assert not zeros.refusal({"norm": 1.0})  # nothing to measure it by
 
 
-def test_waiting_tensors_come_back_as_they_were() -> None:
+def test_spooled_updates_come_back_as_they_were() -> None:
     flat = torch.arange(12.0)
     sets = [
         {"a": flat[:6].view(2, 3).T, "b": flat[6:].to(torch.bfloat16)},
         {"c": torch.tensor([True, False]), "d": torch.zeros(0, 3), "e": torch.tensor(1 + 2j)},
     ]
-    with Waiting() as waiting:
-        for tensors in sets:
-            waiting.add(tensors)
-        assert all(equal(one, other) for one, other in zip(sets, waiting, strict=True))
+    updates = [Update(str(n), Ticket(1, 2, n, 4), tensors, 1.0 + n, {"steps": n}) for n, tensors in enumerate(sets)]
+    with Spool() as spool:
+        passed = list(spool.passing(updates))
+        for once_more in (list(spool), list(spool)):
+            for one, other in zip(updates, once_more, strict=True):
+                assert equal(one.delta, other.delta)
+                assert list(one.delta) == list(other.delta)
+                assert replace(one, delta={}) == replace(other, delta={})
+    assert passed == updates
+    with Spool(limit=40) as small:
+        assert len(list(small.passing(updates))) == 2
+        assert (len(small), small.full) == (1, True)

@@ -87,6 +87,7 @@ def evaluated(round: int, rounds: int, every: int) -> bool:
 
 OnRound = Callable[[Round, State], None]
 Score = Callable[[State], Metrics]
+Probe = Callable[[State], float]  # the loss of a state on a few rows of the server's
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ class Federation:
     checkpoint: folder that holds the newest state after each round; None: none is kept.
     resume: go on from that state, with the settings of the run that left it; else start anew.
     score: evaluates the state on the server; beside Flower's `evaluate_fn` it spares a copy.
+    probe: makes what measures the states that may follow the one it is given, in nats, from 0 to 10^6; None where the
+        server's rows do not do. See `examination`.
     on_round: called after every round with its report and the state, round 0 included, before the state is kept. A run
         that is killed between the two does that round again.
     on_kept: called likewise once the state is kept.
@@ -132,6 +135,7 @@ class Federation:
     checkpoint: Path | None = None
     resume: bool = False
     score: Score | None = None
+    probe: Callable[[State], Probe | None] | None = None
     on_round: OnRound | None = None
     on_kept: OnRound | None = None
 

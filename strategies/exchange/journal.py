@@ -6,6 +6,7 @@ mark it is at, so a process that has replayed a part goes on from there, whichev
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from strategies.algebra.lowrank import products
 from strategies.algebra.tensors import Tensors, raw, snapshot
@@ -29,6 +30,13 @@ def held(strategy: Algorithm, base: Base, config: TaskConfig, state: State, devi
     """The server's own model (this process's) with the whole state in it."""
     whole = Ticket(round=0, rounds=0, seed=0, rank=state.rank)
     return installed(strategy, tuned_model(base, config, state.rank, device), strategy.start_of(state, whole))
+
+
+def followed(strategy: Algorithm, model: TunedModel, state: State, since: str, ground: Tensors) -> TunedModel:
+    """The server's own model with a state in it whose journal is known up to the mark `since`, where weights are
+    `ground`: so that one of many states that may follow it costs no replay of what was before."""
+    whole = Ticket(round=0, rounds=0, seed=0, rank=state.rank)
+    return installed(strategy, model, replace(strategy.start_of(state, whole).after(since), ground=ground))
 
 
 def installed(strategy: Algorithm, model: TunedModel, start: State) -> TunedModel:

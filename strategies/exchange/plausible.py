@@ -9,16 +9,8 @@ plausible, and honest updates may grow together.
 """
 
 import statistics
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any
-
-import torch
-from safetensors.torch import load, save
-
-from strategies.algebra.tensors import Tensors
 
 ENOUGH = 9  # lengths that have a median to go by
 REMEMBERED = 32  # lengths of a kind, from one round to the next
@@ -66,32 +58,3 @@ class Plausible:
         for lengths in self.kept:
             for name, length in lengths.items():
                 self.before[name] = [*self.before.get(name, []), length][-REMEMBERED:]
-
-
-class Waiting:
-    """Tensors in a file, which is gone when it is closed; in the folder for temporary files (TMPDIR). Bit for bit."""
-
-    def __init__(self) -> None:
-        self._file: Any = tempfile.TemporaryFile(prefix="thistledown-")  # noqa: SIM115 - see __exit__
-        self._kept: list[tuple[int, list[str]]] = []  # bytes and names, in their order, which safetensors loses
-
-    def __enter__(self) -> "Waiting":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-    def add(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Append some."""
-        # safetensors refuses tensors that share memory, as those of one reply do
-        text = save({name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()})
-        self._kept.append((self._file.write(text), list(tensors)))
-
-    def __iter__(self) -> Iterator[Tensors]:
-        """In the order that they were added."""
-        self._file.seek(0)
-        for size, names in self._kept:
-            tensors = load(self._file.read(size))
-            yield {name: tensors[name] for name in names}

@@ -9,6 +9,7 @@ from typing import Any
 
 from strategies.exchange import checkpoint
 from strategies.exchange.federation import Federation
+from strategies.exchange.influence import Tally
 from strategies.exchange.vocabulary import Profile, RunFailed, State
 
 LOG = logging.getLogger("flwr")
@@ -50,6 +51,8 @@ class Session:
     senders: dict[str, list[float | None]] = field(default_factory=dict)  # since then, and their pulls: see `pulls`
     out: dict[str, str] = field(default_factory=dict)  # nodes that are left out until the run is resumed, and why
     collapses: int = 0
+    tallies: dict[str, Tally] = field(default_factory=dict)  # of nodes, the harm that they did: see `influence`
+    losses: list[float] = field(default_factory=list)  # the first and the lowest on the rows of examinations
     privacy: dict[str, Any] = field(default_factory=dict)  # what a mechanism remembers (`Mechanism.memory`)
 
     def about(self) -> dict[str, Any]:
@@ -60,7 +63,9 @@ class Session:
     def read(cls, about: dict[str, Any]) -> "Session":
         """As a checkpoint said it. Raises KeyError, TypeError."""
         said = about[ABOUT]
-        return cls(**{**said, "rests": {name: Rest(**rest) for name, rest in said["rests"].items()}})
+        rests = {name: Rest(**rest) for name, rest in said["rests"].items()}
+        tallies = {name: Tally(**tally) for name, tally in said.get("tallies", {}).items()}
+        return cls(**{**said, "rests": rests, "tallies": tallies})
 
     def keep_privacy(self, folder: Path) -> None:
         """Keep what is spent by itself, for a process that does not come to its next checkpoint."""
@@ -93,6 +98,12 @@ class Session:
     def pulled(self, node: str, pull: float | None) -> None:
         """A node had a part in a round, and this pull in it."""
         self.senders[node] = [*self.senders.get(node, []), pull][-REMEMBERED:]
+
+    def learned(self, *losses: float) -> float:
+        """Return how far the loss on the rows of examinations has fallen in the run, these included, oldest first."""
+        known = [*self.losses, *losses]
+        self.losses = [known[0], min(known)]
+        return self.losses[0] - self.losses[1]
 
     # ------------------------------------------------------------------ nodes that do not answer
 

@@ -5,19 +5,22 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from flwr.app import Message
 
 from strategies.algebra.lowrank import truncated
-from strategies.exchange import chain, cohort, door, plausible, post, weights, wire
+from strategies.algebra.tensors import Tensors
+from strategies.exchange import chain, cohort, door, examination, plausible, post, weights, wire
 from strategies.exchange.federation import NodeLine, Round
 from strategies.exchange.means import means
 from strategies.exchange.meter import Meter
 from strategies.exchange.pulls import Pulls
 from strategies.exchange.run import Run
+from strategies.exchange.spool import Spool
 from strategies.exchange.vocabulary import Profile, Refused, State, Ticket, Update
 
 LOG = logging.getLogger("flwr")
@@ -102,8 +105,8 @@ class _Turn:
         told = run.mechanism.announced(len(pairs))
         sent = run.dispatch.send("train", report.number, self.state, pairs, report, told)
         arrivals = post.replies(run.grid, sent, time.monotonic() + run.timeout)
-        doubtful: list[tuple[Profile, NodeLine, Update, plausible.Lengths]] = []
-        with plausible.Waiting() as waiting:
+        doubtful: list[tuple[Profile, NodeLine, plausible.Lengths]] = []
+        with Spool() as waiting:
             for profile, line, (_, reply) in zip(chosen, report.nodes, arrivals, strict=True):
                 try:
                     update = self._admitted(profile, line, reply)
@@ -114,13 +117,13 @@ class _Turn:
                 if self.judge.sure(lengths):
                     yield self._believed(profile, line, update, lengths)
                 else:
-                    waiting.add(update.delta)
-                    doubtful.append((profile, line, replace(update, delta={}), lengths))
-            for (profile, line, update, lengths), delta in zip(doubtful, waiting, strict=True):
+                    waiting.add(update)
+                    doubtful.append((profile, line, lengths))
+            for (profile, line, lengths), update in zip(doubtful, waiting, strict=True):
                 if strange := self.judge.refusal(lengths):
                     self._dropped(profile, line, Refused(strange))
                 else:
-                    yield self._believed(profile, line, replace(update, delta=delta), lengths)
+                    yield self._believed(profile, line, update, lengths)
         self.judge.close()
 
     def _lengths(self, update: Update) -> plausible.Lengths:
@@ -165,36 +168,79 @@ class _Turn:
             run.roll.lower(profile, update.ticket.rank)
         if not silent and run.federation.collapse_factor:
             view = run.strategy.comparable(self.state, update)
-            self.pulls.see(profile.name, update.weight, view, self._shapes())
-        if self.state.rank and not run.strategy.personal and not silent:
-            self.meter.see(run.strategy.trained(self.state, update), update.weight)
+            self.pulls.see(profile.name, update.weight, view, self._shapes)
+        self._metered(update)
 
+    @cached_property
     def _shapes(self) -> dict[str, torch.Size]:
         return {name: tensor.shape for name, tensor in self.state.tensors.items()}
 
     def combined(self, updates: Iterator[Update]) -> State:
         """The next state, or the same one where the round fails."""
-        run, state, report = self.run, self.state, self.report
-        first = next(updates, None)
-        combined = {} if first is None else chain.rule(run.strategy)(state, itertools.chain([first], updates))
-        good = [line.metrics for line in report.nodes if not line.refused]
-        LOG.info("aggregate_train: Received %d results and %d failures", len(good), len(report.nodes) - len(good))
-        report.failed = self._shortage(len(good))
+        state, report = self.state, self.report
+        with Spool(examination.room(self.run)) as kept:
+            new = self._followed(kept.passing(updates))
+            if not report.failed:
+                new = self._examined(new, kept)
         if report.failed:
             LOG.error("[ROUND %d] failed, the state stays: %s", report.number, report.failed)
             return state
-        like = truncated(run.strategy.expected(state, self.widest), self.widest.rank)
-        combined = run.mechanism.combined(combined, len(good), like)
-        new = run.strategy.apply(state, combined, report.number)
-        if wild := door.not_finite({**new.tensors, **_entered(state, new)}):
-            nodes = ", ".join(line.node for line in report.nodes if not line.refused)
-            report.failed = f"the new state would hold NaN or infinity in '{wild}', from the updates of {nodes}"
-            LOG.error("[ROUND %d] failed, the state stays: %s", report.number, report.failed)
-            return state
-        report.train = means(good)
+        report.train = means([line.metrics for line in report.nodes if not line.refused])
+        left_out = {line.node for line in report.nodes if line.refused}
         for node, pull in self.pulls.read().items():
-            run.session.pulled(node, pull)
+            if node not in left_out:
+                self.run.session.pulled(node, pull)
         return new
+
+    def _followed(self, updates: Iterator[Update]) -> State:
+        """What follows from all good updates, if the round does not fail."""
+        state, report = self.state, self.report
+        first = next(updates, None)
+        combined = {} if first is None else self._rule(itertools.chain([first], updates))
+        good = [line.node for line in report.nodes if not line.refused]
+        LOG.info("aggregate_train: Received %d results and %d failures", len(good), len(report.nodes) - len(good))
+        if reason := self._shortage(len(good)):
+            report.failed = reason
+            return state
+        new = self._applied(combined, len(good))
+        if wild := door.not_finite({**new.tensors, **_entered(state, new)}):
+            nodes = ", ".join(good)
+            report.failed = f"the new state would hold NaN or infinity in '{wild}', from the updates of {nodes}"
+        return new
+
+    def _rule(self, updates: Iterable[Update]) -> Tensors:
+        return chain.rule(self.run.strategy)(self.state, updates)
+
+    def _applied(self, combined: Tensors, good: int) -> State:
+        """The state that comes of the combination of so many good updates."""
+        run, state = self.run, self.state
+        like = truncated(run.strategy.expected(state, self.widest), self.widest.rank)
+        return run.strategy.apply(state, run.mechanism.combined(combined, good, like), self.report.number)
+
+    def _examined(self, new: State, kept: Spool) -> State:
+        """The new state, or the one without updates that do harm."""
+        run, report = self.run, self.report
+
+        def combine(updates: Iterable[Update]) -> State:
+            return self._applied(self._rule(updates), len(kept))
+
+        verdict = examination.examined(run, report.number, self.state, new, kept, combine)
+        if not verdict.left_out:
+            return new
+        for line in report.nodes:
+            if reason := verdict.left_out.get(line.node):
+                line.refused = reason
+                LOG.warning("round %d: left out node %s: %s", report.number, line.node, reason)
+        report.failed = self._shortage(sum(not line.refused for line in report.nodes))
+        self.meter = Meter()
+        for update in kept:
+            if update.node not in verdict.left_out:
+                self._metered(update)
+        return verdict.state
+
+    def _metered(self, update: Update) -> None:
+        if self.state.rank and not self.run.strategy.personal and not self.run.mechanism.silent:
+            self.meter.see(self.run.strategy.trained(self.state, update), update.weight)
 
     def _shortage(self, good: int) -> str:
         """Why so many good replies are too few, if they are. They never are where noise hides who was drawn: a state
