@@ -50,9 +50,11 @@ def test_two_that_collude_are_left_out_of_every_strategy(strategy: str, tmp_path
     options = OF[strategy] | {"strategy": strategy, "evaluate-every": 4}
     outcome = hold(tmp_path / "on", options, spoil=attack("collude", strategy, LIARS, 4))
     off = hold(tmp_path / "off", options | {"examine-rows": 0}, spoil=attack("collude", strategy, LIARS, 4))
-    assert {"1"} <= reasons(outcome).keys() <= {"1", "4"}
+    assert "1" in reasons(outcome)
+    if strategy != "rbla":  # whose few nodes of the largest rank may do harm in a round where nobody means it
+        assert reasons(outcome).keys() <= {"1", "4"}
     assert re.search(
-        r"does harm: with .* the loss on the server's rows is .*, else .* rounds it undid", reasons(outcome)["1"]
+        r"does harm: the loss on the server's rows is .*, without .* rounds it undid", reasons(outcome)["1"]
     )
     assert outcome.rounds[-1]["loss"] < off.rounds[-1]["loss"] - 0.3
     assert outcome.summary["status"] == "completed"

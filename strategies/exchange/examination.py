@@ -27,6 +27,7 @@ FEW = 3  # updates of which one can be left out
 MOST = 16  # updates of a round that are looked at, drawn anew every time
 ROOM = 4 * 2**30  # bytes of updates that are kept for it; a larger round is not examined
 Combine = Callable[[Iterable[Update]], State]
+Trial = tuple[float, State, list[str]]  # the loss and the state without the updates of some
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,16 @@ class _Examination:
         risen = after - before if after - before >= RISE * learned > 0 else 0.0
         behind = {node for node, gain in relieved(after, losses.without).items() if cohort * gain >= risen > 0}
         by_harm = sorted(harmful | behind, key=lambda node: (node not in harmful, -harm[node]))
-        tried = [self._without(by_harm[: count + 1]) for count in range(min(len(by_harm), (cohort - 1) // 2))]
-        loss, others, left_out = min(tried, key=lambda trial: trial[0], default=(after, new, []))
+        best: Trial = (after, new, [])
+        for count in range(1, min(len(by_harm), (cohort - 1) // 2) + 1):
+            best = min(best, self._without(by_harm[:count]), key=lambda trial: trial[0])
+            if count >= len(harmful) and best[0] <= before:
+                break  # no more than it takes
+        loss, others, left_out = best
         if loss >= after - risen / 2:
             return Verdict(new)
         said = (
-            f"its update does harm: with {_and(left_out)} the loss on the server's rows is {after:.4g}, else {loss:.4g}"
+            f"its update does harm: the loss on the server's rows is {after:.4g}, without {_and(left_out)} {loss:.4g}"
         )
         return Verdict(others, {node: said + self._record(node) for node in left_out})
 
@@ -95,7 +100,7 @@ class _Examination:
         tally = self.run.session.tallies[node]
         return f"; in {tally.rounds} rounds it undid {tally.share:.2f} of what they could gain" if tally.harmful else ""
 
-    def _without(self, nodes: list[str]) -> tuple[float, State, list[str]]:
+    def _without(self, nodes: list[str]) -> Trial:
         """The loss and the state without the updates of these."""
         others = self.combine(update for update in self.updates if update.node not in nodes)
         return self.probe(others), others, nodes
