@@ -20,7 +20,7 @@ from task.schema import ConfigError
 from thistledown.console import ANSI, Console
 from thistledown.settings import Settings
 from thistledown.summary import counted, summary_lines
-from thistledown.superlink import SuperLink
+from thistledown.superlink import SuperLink, SuperLinkError
 
 Say = Callable[[str], None]
 FINISHED = "finished:completed"
@@ -56,7 +56,7 @@ def run(settings: Settings, say: Say, *, verbose: bool = False) -> bool:
             status, details = superlink.status(console.run_id) if console.run_id else ("", "")
             if status != FINISHED:
                 log.write(f"\n--- the SuperLink's own log\n{superlink.tail(200)}\n")
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, SuperLinkError):
         _say_interrupted(console, say)
         raise
     summary = _summary(console.folder)
