@@ -21,7 +21,7 @@ from strategies.exchange.vocabulary import State, Update
 from task.secret import system
 
 LOG = logging.getLogger("flwr")
-EARLY = 4  # rounds of a process that are all examined
+EARLY = 3  # rounds of a process that are all examined
 CHANCE = 0.25  # that another one is
 FEW = 3  # updates of which one can be left out
 MOST = 16  # updates of a round that are looked at, drawn anew every time
@@ -46,7 +46,8 @@ def room(run: Run) -> int:
 
 def examined(run: Run, number: int, state: State, new: State, updates: Spool, combine: Combine) -> Verdict:
     """Return what becomes of a round that leads from `state` to `new`, by `combine` of all `updates`."""
-    if updates.full and room(run) and number == run.first:
+    first = max(1, run.first)  # in round 0 nothing is trained
+    if updates.full and room(run) and number == first:
         LOG.warning("round %d: single updates are not examined: they are more than %d bytes", number, ROOM)
     if run.federation.probe is None or updates.full or len(updates) < FEW:
         return Verdict(new)
@@ -55,7 +56,7 @@ def examined(run: Run, number: int, state: State, new: State, updates: Spool, co
     before, after = probe(state), probe(new)
     risen = after - before >= RISE * run.session.learned(before, after)
     suspected = any(tally.harmful for tally in run.session.tallies.values())
-    if not (number < run.first + EARLY or risen or suspected or system.random() < CHANCE):
+    if not (number < first + EARLY or risen or suspected or system.random() < CHANCE):
         return Verdict(new)
     verdict = _Examination(run, number, updates, combine, probe).verdict(new, before, after)
     if verdict.state is new:
