@@ -10,6 +10,7 @@ be missed in the next.
 """
 
 import logging
+import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -18,10 +19,10 @@ from strategies.exchange.influence import QUARTER, RISE, Losses, Tally, relieved
 from strategies.exchange.run import Run
 from strategies.exchange.spool import Spool
 from strategies.exchange.vocabulary import State, Update
-from task.secret import system
+from task.seeds import derive
 
 LOG = logging.getLogger("flwr")
-EARLY = 3  # rounds of a process that are all examined
+EARLY = 3  # first rounds of a run, which are all examined
 CHANCE = 0.25  # that another one is
 FEW = 3  # updates of which one can be left out
 MOST = 16  # updates of a round that are looked at, drawn anew every time
@@ -46,8 +47,7 @@ def room(run: Run) -> int:
 
 def examined(run: Run, number: int, state: State, new: State, updates: Spool, combine: Combine) -> Verdict:
     """Return what becomes of a round that leads from `state` to `new`, by `combine` of all `updates`."""
-    first = max(1, run.first)  # in round 0 nothing is trained
-    if updates.full and room(run) and number == first:
+    if updates.full and room(run) and number == max(1, run.first):  # in round 0 nothing is trained
         LOG.warning("round %d: single updates are not examined: they are more than %d bytes", number, ROOM)
     if run.federation.probe is None or updates.full or len(updates) < FEW:
         return Verdict(new)
@@ -56,12 +56,19 @@ def examined(run: Run, number: int, state: State, new: State, updates: Spool, co
     before, after = probe(state), probe(new)
     risen = after - before >= RISE * run.session.learned(before, after)
     suspected = any(tally.harmful for tally in run.session.tallies.values())
-    if not (number < first + EARLY or risen or suspected or system.random() < CHANCE):
+    source = _source(run, number, before, after)
+    if not (number <= EARLY or risen or suspected or source.random() < CHANCE):
         return Verdict(new)
-    verdict = _Examination(run, number, updates, combine, probe).verdict(new, before, after)
+    verdict = _Examination(run, number, updates, combine, probe, source).verdict(new, before, after)
     if verdict.state is new:
         probe(new)  # a journal goes on from here, not from what was tried last
     return verdict
+
+
+def _source(run: Run, number: int, before: float, after: float) -> random.Random:
+    """Return what chance is drawn from: the same when a run is repeated or resumed, and foretold by nobody who lacks
+    the rows that the two losses were measured on."""
+    return random.Random(derive(run.federation.seed, "examination", number, before.hex(), after.hex()))
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class _Examination:
     updates: Spool
     combine: Combine
     probe: Probe
+    source: random.Random
 
     def verdict(self, new: State, before: float, after: float) -> Verdict:
         """Whether the new state stands, given the losses of the one before and of itself."""
@@ -108,7 +116,7 @@ class _Examination:
 
     def _losses(self, before: float, after: float) -> Losses:
         nodes = [update.node for update in self.updates.heads]
-        chosen = nodes if len(nodes) <= MOST else system.sample(nodes, MOST)
+        chosen = nodes if len(nodes) <= MOST else self.source.sample(nodes, MOST)
         without = {node: self._loss({node: 0.0}, others=1.0) for node in chosen}
         suspected = [node for node, gain in relieved(after, without).items() if gain > 0]
         return Losses(before, after, without, {node: self._loss({node: QUARTER}, others=0.0) for node in suspected})
