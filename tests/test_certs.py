@@ -141,8 +141,7 @@ def test_a_race_loses_no_key(tmp_path: Path) -> None:
     assert len(set(pair.private.read_bytes())) == 1
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("thistledown.main._handle_signals", lambda: None)  # they are this process's
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(tmp_path / "keys")
     assert main(["certs", folder]) == WRONG
     assert "--names: say by which host names" in capsys.readouterr().err

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -128,6 +130,7 @@ def train(message, context):
 # Flower's own ClientApp process, whose messages come and go through files: what the server says of the app is a claim.
 MESSAGE = """
 import json, sys
+from collections.abc import Iterator
 from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.fab import Fab
@@ -247,6 +250,15 @@ def test_what_is_no_pin_is_said_at_the_start(tmp_path: Path, text: str, words: s
         Pins([], [tmp_path / "none"]).read()
 
 
+@pytest.fixture
+def own_children() -> Iterator[None]:
+    """An executor lets nobody ask how a child ended; the tests after this one do."""
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.usefixtures("own_children")
 def test_where_apps_are_pinned_only_client_apps_run() -> None:
     """A server may call its run something else, and Flower would start that with the app it brings."""
     executor = superexec._forking(Pins(["0" * 64]))
