@@ -98,8 +98,8 @@ def disturbed(deployment: Deployment, shares: Shares, folder: Path) -> tuple[Run
     """A run in which all three have their misfortune, one after another, and its log; it has ended."""
     slow = deployment.executors[SLOW]
     run = deployment.submit(deployed(shares) | SETTINGS)
-    third = "(?s)(Start `flwr-clientapp` process.*?){3}"  # message: after the profile and the base, round 1
-    deployment.executors[CRASHES].until(third, seconds=600)
+    fourth = "(?s)(Start `flwr-clientapp` process.*?){4}"  # message: after profile, base and rehearsal, round 1
+    deployment.executors[CRASHES].until(fourth, seconds=600)
     time.sleep(0.5)
     deployment.nodes[CRASHES].kill()
     supervisor = threading.Thread(target=supervise, args=(deployment,))
