@@ -218,7 +218,7 @@ class _Once:
         return _succeeds(lambda: replace(self, trainer=replace(self.trainer, rows=rows))._logits([0]))
 
     def _fits(self, tuning: str) -> bool:
-        """Does plain training work with this tuning?"""
+        """Return whether plain training works with this tuning."""
 
         return _succeeds(lambda: self._with(tuning).train())
 

@@ -44,6 +44,11 @@ def stamps(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
     return [(str(path), (found := path.stat()).st_size, found.st_mtime_ns) for path in paths]
 
 
+def stamps_inside(folder: Path) -> list[tuple[str, int, int]]:
+    """Return those of every file in a folder and its folders."""
+    return stamps(sorted(path for path in folder.rglob("*") if path.is_file()))
+
+
 def _check_shards(place: Path, split: str, paths: Sequence[Path]) -> None:
     """Raise DataError unless several files of one name are all shards that there are."""
     shards = [SHARD.fullmatch(stem_of(path)) for path in paths]

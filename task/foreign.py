@@ -126,7 +126,7 @@ def meant(name: str, there: Sequence[str]) -> str:
 
 
 def _is_slip(name: str, other: str) -> bool:
-    """Are the words of a name those of another, but for a slip in some, or in all of it at most a letter or two?"""
+    """Whether a name has the words of another, but for a slip in some, or a letter or two in all of it."""
     words, others = WORD.split(name), WORD.split(other)
     alike = [sorted(one) == sorted(two) or _ratio(one, two) >= ALIKE for one, two in zip(words, others)]
     return (len(words) == len(others) and all(alike)) or _ratio(name, other) >= NEARLY

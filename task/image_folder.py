@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from task.decoding import hidden
-from task.files import stamps
+from task.files import stamps_inside
 from task.raw import DataError, Raw, Table
 from task.request import Reading
 from task.splits import TRAIN, usual
@@ -33,7 +33,7 @@ class ImageFolder:
 
     def stamp(self) -> object:
         """Return names, sizes and times of the files."""
-        return stamps(sorted(path for path in self.folder.rglob("*") if path.is_file()))
+        return stamps_inside(self.folder)
 
     def splits(self) -> Sequence[str]:
         """Return the splits: folders that are called like one, else `train`. Raises DataError where only some are."""

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from task.files import stamps
+from task.files import stamps_inside
 from task.raw import HIDDEN, DataError, Raw, Table
 from task.request import Reading
 
@@ -27,7 +27,7 @@ class Saved:
 
     def stamp(self) -> object:
         """Return names, sizes and times of the files."""
-        return stamps(sorted(path for path in self.folder.rglob("*") if path.is_file()))
+        return stamps_inside(self.folder)
 
     def splits(self) -> Sequence[str]:
         """Return the splits that were saved; `train` of a single data set without a name."""
@@ -69,7 +69,7 @@ class Loaded:
         """Return the files of a folder. A hub dataset is taken to stay as it was when it was first read."""
         if self.folder is None:
             return [self.place, self.subset]
-        return [self.subset, stamps(sorted(path for path in self.folder.rglob("*") if path.is_file()))]
+        return [self.subset, stamps_inside(self.folder)]
 
     def splits(self) -> Sequence[str]:
         """Return the splits that exist."""

@@ -67,12 +67,12 @@ def linear_layers(module: nn.Module, head: Head, tuning: str) -> list[str]:
 
 
 def is_linear(layer: nn.Module) -> bool:
-    """Is it a linear layer, in torch's form or in that of GPT-2?"""
+    """Return whether it is a linear layer, in torch's form or in that of GPT-2."""
     return isinstance(layer, nn.Linear) or is_transposed(layer)
 
 
 def is_transposed(layer: nn.Module) -> bool:
-    """Is it GPT-2's form of a linear layer (`Conv1D`), whose weight is inputs x outputs?"""
+    """Return whether it is GPT-2's form of a linear layer (`Conv1D`), whose weight is inputs x outputs."""
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(layer, Conv1D)

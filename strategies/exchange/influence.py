@@ -45,7 +45,7 @@ class Tally:
 
     @property
     def harmful(self) -> bool:
-        """Has it done so much harm that chance is no excuse?"""
+        """Whether it has done more harm than chance explains."""
         return self.share >= max(SHARE, AT_ONCE / max(1, self.rounds))
 
 
