@@ -5,9 +5,8 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.derived import Content
 from benchmarks.study import LOSS, mean_of_last
-
-Content = dict[str, Any]  # of a study's JSON file
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Outcome:
     @property
     def metric(self) -> str:
         """What the setting goes by."""
-        return str(self.setting.get("metric", "accuracy"))
+        return str(self.setting["metric"])
 
     def lists(self, name: str) -> list[list[Any]]:
         """What was measured round by round, the state before training left out, by seed; None where nothing was."""
@@ -60,7 +59,7 @@ def outcomes(content: Content, setting: Content) -> list[Outcome]:
         runs = [run for run in own if run["rate"] == rate]
         good = [run for run in runs if run["status"] == "completed"]
         found.append(Outcome(setting, method, rate, searched, good, len(runs) - len(good)))
-    sign = 1 if setting.get("metric") == LOSS else -1
+    sign = 1 if setting["metric"] == LOSS else -1
     return sorted(found, key=lambda outcome: sign * statistics.mean(outcome.values("last-5") or [sign * math.inf]))
 
 

@@ -1,13 +1,14 @@
 """The page of a study: `<study>.md` and a plot for every setting, from the study's JSON file alone."""
 
-import json
 import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks.figures import Content, Outcome, difference, outcomes, verdict
+from benchmarks import records
+from benchmarks.derived import Content, derive
+from benchmarks.figures import Outcome, difference, outcomes, verdict
 from benchmarks.plots import draw
 from benchmarks.savings import INITIATING, savings
 from benchmarks.study import LOSS
@@ -15,16 +16,16 @@ from benchmarks.study import LOSS
 
 def write(path: Path) -> None:
     """The page and the plots beside the JSON file at `path`."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    path.with_suffix(".md").write_text(page(content), encoding="utf-8")
-    for setting in content["settings"]:
-        if ran := _ran(content, setting):
-            plot = path.with_name(_plot(content, setting))
-            draw(plot, ran, setting["target"], by_parameters=content["savings"])
+    found = derive(*records.read(path))
+    path.with_suffix(".md").write_text(page(found), encoding="utf-8")
+    for setting in found["settings"]:
+        if ran := _ran(found, setting):
+            plot = path.with_name(_plot(found, setting))
+            draw(plot, ran, setting["target"], by_parameters=found["savings"])
 
 
 def page(content: Content) -> str:
-    """The page as Markdown."""
+    """Return the page as Markdown, from what benchmarks.derived finds."""
     sections = [_head(content), *(_section(content, setting) for setting in content["settings"])]
     return "\n\n".join([*sections, _search(content), _failures(content), _published(content)]).rstrip() + "\n"
 
@@ -32,7 +33,8 @@ def page(content: Content) -> str:
 def _head(content: Content) -> str:
     facts = (
         f"`{content['command']}` repeats it and goes on where it was interrupted; the numbers are in "
-        f"[{content['study']}.json]({content['study']}.json), with the command of every run. Seeds "
+        f"[{content['study']}.json]({content['study']}.json), one run a line; "
+        f"`.venv/bin/python -m benchmarks.derived {content['study']}` prints the command of every run. Seeds "
         f"{', '.join(map(str, content['seeds']))}."
     )
     reading = (
@@ -62,7 +64,7 @@ def _section(content: Content, setting: Content) -> str:
     if reference is not None:
         parts.append(_comparison(ran, reference))
         parts += [_savings(ran, reference)] if content["savings"] else []
-        parts.append(_floor(ran, content.get("floor", "")))
+        parts.append(_floor(ran, content["floor"]))
         parts.append(f"One of the runs: `{reference.runs[0]['command']}`")
     return "\n\n".join(filter(None, parts))
 
@@ -198,10 +200,10 @@ def _search(content: Content) -> str:
     return f"## Learning rates\n\n{rule}\n\n" + _table(["setting", "method", "rate: on validation rows"], rows)
 
 
-def _score(scores: dict[str, float | None], rate: float) -> str:
-    if str(rate) not in scores:
+def _score(scores: dict[float, float | None], rate: float) -> str:
+    if rate not in scores:
         return "not run yet"
-    score = scores[str(rate)]
+    score = scores[rate]
     return "failed" if score is None else _share(score)
 
 
@@ -263,7 +265,5 @@ def _table(heads: list[str], rows: Iterable[list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    from benchmarks.records import RESULTS
-
-    for file in sorted(RESULTS.glob("*.json")):
+    for file in sorted(records.RESULTS.glob("*.json")):
         write(file)

@@ -6,7 +6,8 @@ is in the download of the first annealed round, whose other numbers go both ways
 
 from dataclasses import dataclass
 
-from benchmarks.figures import Content, Outcome
+from benchmarks.derived import Content
+from benchmarks.figures import Outcome
 
 INITIATING = "sa-fedlora.initiating-rounds"
 

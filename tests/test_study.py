@@ -1,12 +1,12 @@
 """Which runs follow from what a study declares, and the file in which it remembers them."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from studies import HEAD, HERE, OURS, STUDY, TINY, completed, measured
 
 from benchmarks import command, pages, records
+from benchmarks.derived import derive
 from benchmarks.study import LAST, Measured, Method, Study, run_of
 
 
@@ -45,11 +45,11 @@ def test_rounds_that_were_not_measured_count_for_nothing(tmp_path: Path) -> None
     sparse["chosen-by"] = [0.1, *[None, 0.2] * 6]
     path = tmp_path / "some.json"
     records.save(path, STUDY, {run_of(TINY, OURS, 0, 0.001).key: sparse})
-    (run,) = json.loads(path.read_text())["runs"]
+    (run,) = derive(*records.read(path))["runs"]
     assert (run["final"], run["last-5"], run["validation"], run["rounds-to-target"]) == (0.4, 0.4, 0.2, None)
     sparse["accuracy"][4] = 0.5
     records.save(path, STUDY, completed(STUDY, lambda _: sparse))
-    assert json.loads(path.read_text())["runs"][0]["rounds-to-target"] == 4
+    assert derive(*records.read(path))["runs"][0]["rounds-to-target"] == 4
     pages.write(path)
     assert path.with_name("some-tiny.svg").read_text().startswith("<?xml")
 
@@ -120,7 +120,22 @@ def test_what_is_saved_is_known_again_and_what_is_not_declared_goes(tmp_path: Pa
     alone = replace(STUDY, settings=(replace(TINY, methods=(HEAD,)),))
     records.save(path, alone, records.load(path))
     assert len(records.load(path)) == 3
-    content = json.loads(path.read_text())
-    assert content["runs"][0]["command"].startswith('.venv/bin/thistledown run -c "num-server-rounds=1 local-steps=1 ')
-    assert content["runs"][0]["measured"]["on"] == HERE
+    first = derive(*records.read(path))["runs"][0]
+    assert first["command"].startswith('.venv/bin/thistledown run -c "num-server-rounds=1 local-steps=1 ')
+    assert first["measured"]["on"] == HERE
     assert [entry.name for entry in tmp_path.iterdir()] == ["some.json"]
+
+
+def test_a_file_tells_all_that_a_study_declares(tmp_path: Path) -> None:
+    """Settings that go by another's rates, rates and ties of a method, a level to compare with."""
+    own = replace(OURS, rates=(0.2, 0.4), tied={"other-rate": 0.1}, searched="max-grad-norm")
+    first = replace(TINY, methods=(own, HEAD), options={**TINY.options, "model.name": "base-{seed}"})
+    other = replace(first, name="other", rates_of=first, shares=(1.0, 0.5), metric="loss")
+    leveled = replace(TINY, name="leveled", level=lambda: ("a guess", 0.25))
+    study = replace(STUDY, settings=(first, other, leveled), floor="head", savings=True)
+    done = completed(study, lambda run: measured(run.rate % 1))
+    records.save(tmp_path / "some.json", study, done)
+    read, again = records.read(tmp_path / "some.json")
+    assert again == done
+    assert derive(read, again) == derive(study, done)
+    assert list(read.runs(done)) == list(study.runs(done))

@@ -1,6 +1,5 @@
 """The command of a study: what it refuses, and real runs that are recorded, failures too, and not run twice."""
 
-import json
 import math
 import sys
 import time
@@ -10,8 +9,9 @@ from pathlib import Path
 import pytest
 from studies import OURS, STUDY, TINY
 
-from benchmarks import command, federation, pages
+from benchmarks import command, federation, pages, records
 from benchmarks.command import Progress
+from benchmarks.derived import derive
 from benchmarks.federation import Federation, NotMeasured
 from benchmarks.study import Method, Study, run_of
 from task.device import cores
@@ -71,7 +71,7 @@ def test_a_study_records_a_failure_and_runs_nothing_twice(tmp_path: Path, capsys
     assert "'classifier.weight' holds 3e+37" in said
     assert "[2/2]" in said
 
-    learned, exploded = json.loads(path.read_text())["runs"]
+    learned, exploded = derive(*records.read(path))["runs"]
     assert (learned["status"], exploded["status"]) == ("completed", "failed")
     assert exploded["final"] is None
     numbers = learned["measured"]
