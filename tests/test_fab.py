@@ -1,41 +1,45 @@
 """What is sent to nodes as the app (the FAB): the code of four packages and what names it, nothing else."""
 
 import os
-import shutil
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from clones import SECRETS, clone, unignored
+from flwr.cli.app_cmd.publish import _validate_app_name, _validate_description, _validate_files
+from flwr.cli.config_utils import get_fab_metadata
+from flwr.cli.install import install_from_fab
+from flwr.common.config import validate_config
+from flwr.common.constant import FAB_MAX_SIZE
+from flwr.supercore.constant import APP_VERSION_PATTERN
 
-ROOT = Path(__file__).parents[1]
 PACKAGES = ("task", "strategies", "client_app", "server_app")
 BESIDE = {"pyproject.toml", "README.md", "LICENSE"}
-LIMIT = 10**6  # bytes; Flower's own is 10 MiB
-
-
-def unignored() -> list[str]:
-    """Files that are there and that git does not ignore."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    return [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+LIMIT = 10**6  # bytes
 
 
 @pytest.fixture(scope="module")
 def fab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built by `flwr build` from a clone; the folder has a plain name, which Flower insists on."""
-    clone = tmp_path_factory.mktemp("fab") / "clone"
-    for name in unignored():
-        (clone / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, clone / name)
+    folder = clone(tmp_path_factory.mktemp("fab") / "clone")
     flwr = Path(sys.executable).with_name("flwr")
-    own = os.environ | {"FLWR_HOME": str(clone.parent / "flwr"), "FLWR_TELEMETRY_ENABLED": "0"}
+    own = os.environ | {"FLWR_HOME": str(folder.parent / "flwr"), "FLWR_TELEMETRY_ENABLED": "0"}
     own["FLWR_DISABLE_UPDATE_CHECK"] = "1"
-    built = subprocess.run([flwr, "build"], cwd=clone, env=own, capture_output=True, text=True, check=False)
+    built = subprocess.run([flwr, "build"], cwd=folder, env=own, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
-    (path,) = clone.glob("*.fab")
+    assert "missing" not in built.stdout  # of what Flower recommends
+    (path,) = folder.glob("*.fab")
     return path
+
+
+@pytest.fixture(scope="module")
+def unpacked(fab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As a node installs it: Flower compares every file with the bundle's own list of hashes."""
+    return install_from_fab(fab.read_bytes(), tmp_path_factory.mktemp("node"))
 
 
 def members(fab: Path) -> set[str]:
@@ -44,10 +48,11 @@ def members(fab: Path) -> set[str]:
 
 
 def test_it_holds_code_only(fab: Path) -> None:
+    """No tests, no results, no presets, nothing of the command line."""
     modules = members(fab) - BESIDE
     assert modules
     assert all(Path(name).suffix == ".py" and Path(name).parts[0] in PACKAGES for name in modules)
-    assert "pyproject.toml" in members(fab)
+    assert members(fab) >= BESIDE
 
 
 def test_every_module_is_in(fab: Path) -> None:
@@ -56,7 +61,25 @@ def test_every_module_is_in(fab: Path) -> None:
 
 
 def test_it_is_small(fab: Path) -> None:
-    assert fab.stat().st_size < LIMIT
+    assert fab.stat().st_size < LIMIT < FAB_MAX_SIZE
+
+
+def test_it_holds_no_secrets(unpacked: Path) -> None:
+    assert SECRETS.search(b"token = 'hf_" + 30 * b"a" + b"'")
+    assert [path for path in unpacked.rglob("*.*") if path.is_file() and SECRETS.search(path.read_bytes())] == []
+
+
+def test_it_passes_what_flower_checks_before_it_publishes(fab: Path, unpacked: Path) -> None:
+    """The functions are those of `flwr app publish`; tests/test_publish.py runs the command itself on a clone."""
+    config = tomllib.loads((unpacked / "pyproject.toml").read_text())
+    assert validate_config(config, check_module=True, project_dir=unpacked) == (True, [], [])
+    project = config["project"]
+    _validate_app_name(project["name"], "[project].name")
+    _validate_description(project["description"])  # asks a question where it is too long, which raises here
+    _validate_files([path for path in unpacked.rglob("*") if path.is_file()])
+    app, version = get_fab_metadata(fab)
+    assert app == f"{config['tool']['flwr']['app']['publisher']}/{project['name']}"
+    assert re.match(APP_VERSION_PATTERN, version)
 
 
 def test_its_code_needs_nothing_else_of_ours(fab: Path, tmp_path: Path) -> None:
