@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: help venv run test fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment check bench-aggregation bench-projection bench-ferret bench-scoring bench-deployment bench-attacks \
+.PHONY: help venv run test fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment check docs bench-aggregation bench-projection bench-ferret bench-scoring bench-deployment bench-attacks \
 	results-rbla results-sa-fedlora results-ferret results-fedpeft clean
 
 help:  ## what can be made
@@ -10,7 +10,7 @@ help:  ## what can be made
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
 venv: .venv/installed  ## create .venv and install everything, pinned
@@ -38,11 +38,15 @@ fuzz-lies: venv  ## a liar among five nodes for 50 rounds of every strategy
 test-deployment: venv  ## a SuperLink with TLS, nodes in network namespaces: minutes
 	$(BIN)/python -m pytest tests/deployment
 
-check: venv  ## lint, types, direction of imports
+docs: venv  ## build the site into site/, with every link and anchor checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+check: venv  ## lint, types, direction of imports, the site
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 mutated-bases: venv  ## 2,000 damaged and forged bases, and every path that a base could name: an hour on two cores
 	MUTATED_BASES=2000 EXHAUSTIVE=1 $(BIN)/python -m pytest -n0 -s tests/test_mutated_bases.py tests/test_walked_bases.py

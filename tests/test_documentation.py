@@ -1,0 +1,250 @@
+"""The documentation: every command block is run or says why not, every link leads somewhere, every key is explained.
+
+What happens to a block is decided by its language, or by an HTML comment in the line above it:
+
+    <!-- not run: reason -->            nobody runs it
+    <!-- run by tests/test_x.py -->     another test runs it, which names the page
+    <!-- run in process: reason -->     its `main` gets a grid in this process, as a ServerApp's does
+    <!-- file: articles.csv -->         its rows, many times over, are the file of this name that blocks read
+    <!-- sizes: key=value ... -->       it is run with these keys on top, so that it ends soon; {encoder}, {decoder} and
+                                        {vision} are small models of that kind
+
+A comment that starts with `<!-- blocks:` at the top of a page is that of all blocks without one.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from in_process import InProcessGrid
+from PIL import Image
+
+import client_app
+from server_app.config import keys
+from thistledown.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SHELL = ("bash", "sh", "console")
+RUN = (*SHELL, "python", "toml")  # languages of command blocks
+OTHER = ("text", "csv", "json")  # what is shown, or written to a file
+FENCE = re.compile(r"^```(\S*)$")
+MARK = re.compile(r"^<!-- (blocks: )?(not run|run by|run in process|file|sizes):? (.*) -->$")
+COPIES = 60  # of the rows that a page shows, in the file that its blocks read
+SHIM = """#!/bin/sh
+case "$1" in run | check) [ -n "$SIZES" ] && exec {command} "$@" -c "$SIZES" ;; esac
+exec {command} "$@"
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page, and what the comment above it says."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+    kind: str = ""
+    value: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """Yield the fenced blocks of a page."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    default, above, start, language = ("", ""), ("", ""), None, ""
+    for number, line in enumerate(lines, 1):
+        if start is not None:
+            if line == "```":
+                text = "\n".join(lines[start : number - 1]) + "\n"
+                yield Block(page, start, language, text, *(above if above[0] else default))
+                start, above = None, ("", "")
+        elif fence := FENCE.match(line):
+            start, language = number, fence[1]
+        elif mark := MARK.match(line):
+            if mark[1]:
+                default = (mark[2], mark[3])
+            else:
+                above = (mark[2], mark[3])
+        elif line.strip():
+            above = ("", "")
+
+
+ALL = [block for page in PAGES for block in blocks(page)]
+OURS = [block for block in ALL if block.language in RUN and block.kind in ("", "sizes")]
+
+
+# ------------------------------------------------------------------------------- what a block is
+def test_every_block_has_a_language_and_a_command_block_is_run_or_says_why_not() -> None:
+    assert [str(block) for block in ALL if block.language not in RUN + OTHER] == []
+    assert [str(block) for block in ALL if block.kind == "not run" and len(block.value.split()) < 3] == []
+    assert {block.page.name for block in OURS} >= {"README.md", "quickstart.md", "choose.md"}
+
+
+@pytest.mark.parametrize("block", [block for block in ALL if block.kind == "run by"], ids=str)
+def test_the_test_that_runs_a_block_reads_its_page(block: Block) -> None:
+    assert block.page.name in (ROOT / block.value.split()[0]).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("block", [block for block in ALL if block.kind == "run in process"], ids=str)
+def test_a_server_app_runs(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    exec(compile(block.text, str(block), "exec"), names)
+    names["main"](InProcessGrid(client_app.app, 2), None)
+    assert "classifier.weight" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("block", [block for block in OURS if block.language == "python"], ids=str)
+def test_python_compiles(block: Block) -> None:
+    compile(block.text, str(block), "exec")
+
+
+@pytest.mark.parametrize("block", [block for block in OURS if block.language in SHELL], ids=str)
+def test_its_keys_are_keys(block: Block, tmp_path: Path) -> None:
+    """Presets and -c of `thistledown run` and `check`, as the command itself reads them."""
+    for command in re.findall(r"^thistledown (?:run|check)\b.*", block.text.replace("\\\n", ""), re.MULTILINE):
+        if "resume=" not in command:
+            overrides = re.findall(r'-c "([^"]*)"', command)
+            preset = re.match(r"thistledown \w+ ([a-z][\w-]*)", command)
+            Settings.read(None, preset[1] if preset else None, overrides, tmp_path)
+
+
+# ------------------------------------------------------------------------------- running them
+@pytest.fixture
+def models(tmp_path: Path) -> dict[str, str]:
+    """Small random models whose tokenizer has read all pages, and the images that pages speak of."""
+    import torch
+    from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+    from tokenizers.models import BPE
+    from transformers import (
+        BertConfig,
+        BertForSequenceClassification,
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+        ViTConfig,
+        ViTForImageClassification,
+        ViTImageProcessor,
+    )
+
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    specials = ["<pad>", "<s>", "</s>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([page.read_text(encoding="utf-8") for page in PAGES], trainer)
+    names = dict(zip(("pad_token", "bos_token", "eos_token"), specials, strict=True))
+    words = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=256, **names)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {"vocab_size": 512, "max_position_embeddings": 256, "pad_token_id": 0, **sizes}
+    torch.manual_seed(0)
+    made = {
+        "encoder": (BertForSequenceClassification(BertConfig(**text)), words),
+        "decoder": (LlamaForCausalLM(LlamaConfig(bos_token_id=1, eos_token_id=2, **text)), words),
+        "vision": (
+            ViTForImageClassification(ViTConfig(image_size=16, patch_size=8, **sizes)),
+            ViTImageProcessor(size={"height": 16, "width": 16}),
+        ),
+    }
+    for name, (model, reader) in made.items():
+        model.save_pretrained(tmp_path / name)
+        reader.save_pretrained(tmp_path / name)
+    return {name: str(tmp_path / name) for name in made}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with scans and the files that pages show, beside an empty home and a `thistledown` that adds $SIZES."""
+    for folder in ("home", "bin", "work"):
+        (tmp_path / folder).mkdir()
+    shim = tmp_path / "bin" / "thistledown"
+    shim.write_text(SHIM.format(command=Path(sys.executable).with_name("thistledown")))
+    shim.chmod(0o755)
+    random = np.random.default_rng(0)
+    for label in ("healthy", "ill"):
+        scans = tmp_path / "work" / "scans" / label
+        scans.mkdir(parents=True)
+        for number in range(40):
+            pixels = random.integers(0, 256, (20, 20, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(scans / f"{number}.png")
+    for block in [block for block in ALL if block.kind == "file"]:
+        head, rows = block.text.split("\n", 1) if block.language == "csv" else ("", block.text)
+        (tmp_path / "work" / block.value).write_text(f"{head}\n{rows * COPIES}".lstrip("\n"), encoding="utf-8")
+    return tmp_path / "work"
+
+
+@pytest.mark.flower
+@pytest.mark.parametrize("page", sorted({block.page for block in OURS}), ids=lambda page: page.stem)
+def test_the_blocks_of_a_page_run_in_their_order(page: Path, place: Path, models: dict[str, str]) -> None:
+    for block in [block for block in OURS if block.page == page]:
+        done = executed(block, place, models)
+        assert done.returncode == 0, f"{block}\n{block.text}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+
+
+def executed(block: Block, place: Path, models: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    """Run a block in `place`, in a process of its own."""
+    sizes = block.value.format(**models) if block.kind == "sizes" else ""
+    paths = [str(place.parent / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
+    own = {"HOME": str(place.parent / "home"), "PATH": ":".join(paths), "SIZES": sizes, "HF_HUB_OFFLINE": "1"}
+    if block.language == "toml":
+        (place / "preset.toml").write_text(block.text, encoding="utf-8")
+    command = {
+        "python": [sys.executable, "-c", block.text],
+        "toml": ["bash", "-c", "thistledown check preset.toml"],
+    }.get(block.language, ["bash", "-euo", "pipefail", "-c", block.text])
+    return subprocess.run(command, cwd=place, env=os.environ | own, capture_output=True, encoding="utf-8", timeout=540)
+
+
+# ------------------------------------------------------------------------------- links
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub and mkdocs both write them."""
+    headings = re.findall(
+        r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S), re.M
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Beside the site's own check: README and CONTRIBUTING, and pages as a clone shows them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"^\[[^\]]+\]: (\S+)$", text, re.M):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if link.startswith(("http:", "https:")) or target.stem in ("contributing", "changelog"):
+            continue
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+# ------------------------------------------------------------------------------- keys
+def test_the_page_of_keys_has_every_key_with_default_range_and_meaning() -> None:
+    generate = pytest.importorskip("docs.generate", reason="mkdocs is not installed")
+    rows = dict(re.findall(r"^\| `([\w.-]+)` \| (.*) \|$", generate.key_tables(keys(), generate.meanings()), re.M))
+    assert rows.keys() == keys().keys()
+    for key, option in keys().items():
+        default, accepts, meaning = rows[key].split(" | ")
+        assert default == generate.shown_default(option), key
+        assert accepts == generate.accepted(option), key
+        assert meaning, key
+        for bound in (option.low, option.high):
+            assert bound is None or option.choices or f"{bound:,.12g}" in accepts, key
+
+
+def test_the_readme_is_short() -> None:
+    text = re.sub(r"\A---\n.*?^---\n", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M | re.S)
+    assert len(text.splitlines()) <= 130
