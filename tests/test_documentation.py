@@ -37,7 +37,7 @@ RUN = (*SHELL, "python", "toml")  # languages of command blocks
 OTHER = ("text", "csv", "json")  # what is shown, or written to a file
 FENCE = re.compile(r"^```(\S*)$")
 MARK = re.compile(r"^<!-- (blocks: )?(not run|run by|run in process|file|sizes):? (.*) -->$")
-COPIES = 60  # of the rows that a page shows, in the file that its blocks read
+COPIES = 300  # of the rows that a page shows, in the file that its blocks read
 SHIM = """#!/bin/sh
 case "$1" in run | check) [ -n "$SIZES" ] && exec {command} "$@" -c "$SIZES" ;; esac
 exec {command} "$@"
