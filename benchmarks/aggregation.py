@@ -21,9 +21,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 import strategies
 from strategies.algebra.tensors import Tensors
-from strategies.exchange import wire
-from strategies.exchange.door import admit_update
-from strategies.exchange.vocabulary import State, Ticket, Update
+from strategies.exchange.types import State, Ticket, Update
+from strategies.protocol import wire
+from strategies.rounds.validation import admit_update
 
 LAYERS, WIDTH, RANK, LABELS = 12, 384, 8, 4
 DISTINCT = 16  # updates that differ; more would measure the random generator

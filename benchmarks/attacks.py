@@ -31,10 +31,10 @@ from in_process import InProcessGrid, hold, left
 import client_app
 from server_app.config import RunConfig
 from server_app.evaluation import Evaluator
-from strategies.exchange import checkpoint
-from strategies.exchange.opening import settled
-from strategies.exchange.vocabulary import RunFailed
-from task.store import server_store
+from strategies.exchange.types import RunFailed
+from strategies.protocol import checkpoint
+from strategies.rounds.handshake.opening import settled
+from task.storage.store import server_store
 
 NODES, LIARS, ROUNDS = 10, (1, 4), 12  # the two have one rank where ranks differ
 HONEST, WITHOUT = "no attack", "without these nodes"

@@ -91,10 +91,10 @@ def refused(study: Study) -> list[str]:
 
 
 def _problems(run: Run) -> list[str]:
-    from task.data import DataError, outline
-    from task.partition import SplitError, partition
+    from task.data.partition import SplitError, partition
+    from task.data.prepared import DataError, outline
     from task.schema import ConfigError
-    from task.store import server_store
+    from task.storage.store import server_store
     from thistledown.settings import Settings
 
     try:

@@ -18,9 +18,9 @@ from typing import Any
 
 from benchmarks.machines import Machine, addresses, machines
 from benchmarks.program import BIN, QUIET, START, DeploymentError, Program, free_port
-from thistledown.bundle import app_hash
-from thistledown.certs import Keys
-from thistledown.leftovers import end_processes_in
+from thistledown.commands.certs import Keys
+from thistledown.processes.bundle import app_hash
+from thistledown.processes.leftovers import end_processes_in
 
 APP = Path(__file__).parents[1]
 CONNECTION = "my-federation"

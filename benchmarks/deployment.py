@@ -53,12 +53,12 @@ def training(file: Path) -> float:
 
     import strategies
     from server_app.config import RunConfig
-    from strategies.exchange.vocabulary import Ticket
-    from task.base import server_base
-    from task.data import prepare_file
-    from task.model import build
-    from task.store import server_store
-    from task.train import Trainer
+    from strategies.exchange.types import Ticket
+    from task.data.prepared import prepare_file
+    from task.models.base import server_base
+    from task.models.model import build
+    from task.storage.store import server_store
+    from task.training.trainer import Trainer
 
     config = RunConfig.read(SETTINGS).task
     torch.set_num_threads(config.threads)  # as a node does
@@ -74,7 +74,7 @@ def training(file: Path) -> float:
 
 def imports() -> float:
     """Seconds of a processor that a new process takes to import what a train message needs: the best of three."""
-    code, best = "from thistledown.superexec import warm; warm()", float("inf")
+    code, best = "from thistledown.processes.superexec import warm; warm()", float("inf")
     for _ in range(3):
         before = _children()
         subprocess.run([str(BIN / "python"), "-c", code], check=True)

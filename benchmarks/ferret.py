@@ -14,7 +14,7 @@ from benchmarks import command
 from benchmarks.federation import ROOT
 from benchmarks.settings import AG_NEWS, ASSETS, MINILM
 from benchmarks.study import LOSS, Method, Option, Options, Setting, Study, run_of
-from task.rows import IGNORED, Rows
+from task.data.rows import IGNORED, Rows
 
 TASKS = "outputs/natural-instructions"  # written from the asset: tasks to train on, to choose by, and to report
 SOURCE = f"{ASSETS}/natural_instructions/train.parquet"
@@ -100,9 +100,9 @@ LONG_CHANGES = Setting(
 @lru_cache
 def unigram() -> tuple[str, float]:
     """Loss of the test tasks' completions under the frequencies of tokens in those of the training tasks."""
-    from task.base import server_base
-    from task.data import prepare
-    from task.store import server_store
+    from task.data.prepared import prepare
+    from task.models.base import server_base
+    from task.storage.store import server_store
     from thistledown.settings import Settings
 
     run = run_of(TASKS_AS_NODES, FULL, STUDY.seeds[0], 0.001)

@@ -17,13 +17,13 @@ import torch
 
 import strategies
 from benchmarks.fastest import fastest
-from strategies.exchange import journal
-from strategies.exchange.vocabulary import Entry, Profile, State, Update
-from task.base import server_base
-from task.data import prepare
-from task.model import TunedModel, tuned_model
-from task.store import server_store
-from task.train import Trainer
+from strategies.exchange.types import Entry, Profile, State, Update
+from strategies.protocol import journal
+from task.data.prepared import prepare
+from task.models.base import server_base
+from task.models.model import TunedModel, tuned_model
+from task.storage.store import server_store
+from task.training.trainer import Trainer
 from thistledown.settings import Settings
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from thistledown.leftovers import processes_in
+from thistledown.processes.leftovers import processes_in
 
 BIN = Path(sys.executable).parent
 START = 180.0  # seconds that a process may take to answer

@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.fastest import fastest
-from task.base import server_base
-from task.data import prepare
+from task.data.prepared import prepare
+from task.data.rows import Rows
 from task.device import cores
-from task.model import TunedModel, tuned_model
-from task.rows import Rows
-from task.side_by_side import batches_at_once
-from task.store import server_store
-from task.train import evaluate
+from task.models.base import server_base
+from task.models.model import TunedModel, tuned_model
+from task.storage.store import server_store
+from task.training.parallel_evaluation import batches_at_once
+from task.training.trainer import evaluate
 from thistledown.settings import Settings
 
 ROOT = Path(__file__).parent.parent

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from task.config import TaskConfig
-from task.data import outline
-from task.digits import digits_part
-from task.partition import partition
-from task.sources import DIGITS_STRETCH
-from task.store import Store
+from task.data.partition import partition
+from task.data.prepared import outline
+from task.data.sources.digits import digits_part
+from task.data.sources.sources import DIGITS_STRETCH
+from task.storage.store import Store
 
 LABELS = "|".join(map(str, range(10)))
 Digits = tuple[NDArray[np.uint8], NDArray[np.int64]]  # images (N, 8, 8) from 0 to 240, labels (N,)

@@ -24,9 +24,9 @@ from typing import Any
 
 from client_app.policy import Privacy
 from strategies.algebra.accountant import BudgetSpent, History, epsilon_of, read, written
-from strategies.exchange.checkpoint import sync
-from strategies.exchange.mechanism import Payment
-from task.store import recipe_hash
+from strategies.exchange.privacy import Payment
+from strategies.protocol.checkpoint import sync
+from task.storage.store import recipe_hash
 
 KIND, SUFFIX = "accounts", ".jsonl"
 SEAL = "seal"

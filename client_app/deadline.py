@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from client_app.consent import NodeError
 from client_app.permission import REFUSED
+from client_app.public_errors import NodeError
 
 LOG = logging.getLogger("flwr")
 

@@ -8,9 +8,9 @@ from typing import TypeVar
 import psutil
 import torch
 
-from strategies.exchange.vocabulary import OutOfMemory
+from strategies.exchange.types import OutOfMemory
 from task.device import kind, ran_out
-from task.model import kept_model
+from task.models.model import kept_model
 
 OWN_MEMORY = ("cuda", "xpu")  # those with memory apart from the machine's, which torch counts
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

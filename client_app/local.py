@@ -3,7 +3,7 @@
 Node config keys: `partition-id` and `num-partitions` (a simulated share of the data), or `data-path`
 (also `dataset-path`: the node's own file or folder), `name`, `rank` (a whole number, or "auto"), `device`,
 `store-path`, `account-path` (a folder for its accounts of privacy; else they are in the store); and what it lets the
-order do: see `client_app.consent`.
+order do: see `client_app.public_errors`.
 """
 
 import logging
@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING
 from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.app.typing import ConfigRecordValues
 
-from client_app import consent
-from client_app.consent import NodeError, check_code, check_labels, check_source, follows_paths
+from client_app import public_errors
 from client_app.permission import check_offer, check_order, check_rows
 from client_app.policy import Policy
-from task.base import Base, accept_offer, node_base, node_bases
+from client_app.public_errors import NodeError, check_code, check_labels, check_source, follows_paths
 from task.config import AUTO, TaskConfig
+from task.data.labels import LabelError
 from task.device import cores, found
-from task.labels import LabelError
+from task.models.base import Base, accept_offer, node_base, node_bases
+from task.models.versions import versions, written
 from task.seeds import derive
-from task.store import Store, node_store
-from task.versions import versions, written
+from task.storage.store import Store, node_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from task.outline import Outline
-    from task.rows import Positions, Rows
+    from task.data.index import Outline
+    from task.data.rows import Positions, Rows
 
 LOG = logging.getLogger("flwr")
 NodeConfig = tuple[tuple[str, bool | int | float | str], ...]
@@ -52,9 +52,9 @@ class Local:
         """From Flower's context and the order in a message. Raises PolicyError for a policy that cannot be read,
         ConfigError for an order that is not valid, NodeError for one that this node does not follow, NotPermitted among
         them for what its policy forbids."""
-        from strategies.exchange.order import task_of
+        from strategies.protocol.instructions import task_of
 
-        policy = Policy.of(context.node_config, deployed=not consent.simulated())
+        policy = Policy.of(context.node_config, deployed=not public_errors.simulated())
         config = task_of(order)
         check_code(config, context.node_config)
         check_labels(config)
@@ -71,7 +71,7 @@ class Local:
     @cached_property
     def _site(self) -> str:
         """What a node that has a share of the common data is called by that; empty for any other node."""
-        from task.partition import node_names
+        from task.data.partition import node_names
 
         own = dict(self.node)
         if "name" in own or self._own_path() is not None or self.config.data.partitioner != "natural":
@@ -108,7 +108,7 @@ class Local:
     @cached_property
     def base(self) -> Base:
         """The base the order names. Raises BaseError where this node lacks it, Refused where there is no such order."""
-        from strategies.exchange.order import fingerprint_of
+        from strategies.protocol.instructions import fingerprint_of
 
         return node_base(self.config.model, fingerprint_of(self.order), self.store, follows_paths(dict(self.node)))
 
@@ -124,7 +124,7 @@ class Local:
 
     def rows(self) -> tuple["Rows", "Rows"]:
         """The node's rows to train on and the rows it keeps for evaluation (none where only the server scores)."""
-        from task.data import holdout, prepare, prepare_file
+        from task.data.prepared import holdout, prepare, prepare_file
 
         if (path := self._own_path()) is not None:
             labels, most = self.config.data.labels, self._most_labels
@@ -180,7 +180,7 @@ class Local:
                 self._say(self._outline().notices)
             return rows, True
         except LabelError as error:
-            if consent.simulated():
+            if public_errors.simulated():
                 raise
             LOG.error("the labels do not fit: %s", error)
             return 0, False
@@ -189,8 +189,8 @@ class Local:
         """Keep the files of an offered base, as far as the policy has it; returns how many there were. Raises
         BaseError, Refused."""
         from strategies.algebra.tensors import raw
-        from strategies.exchange import wire
-        from strategies.exchange.order import fingerprint_of
+        from strategies.protocol import wire
+        from strategies.protocol.instructions import fingerprint_of
 
         sizes = [len(array.data) for parts in records.array_records.values() for array in parts.values()]
         check_offer(self.policy, sum(sizes))
@@ -215,7 +215,7 @@ class Local:
 
     def _outline(self) -> "Outline":
         """What is known of the node's own file, or of the data that it has a share of, without a model."""
-        from task.data import outline, outline_file
+        from task.data.prepared import outline, outline_file
 
         if (path := self._own_path()) is not None:
             return outline_file(self.config, self.store, path, self.config.data.labels, self._most_labels)
@@ -233,7 +233,7 @@ class Local:
 
     def _split(self) -> "Sequence[Positions]":
         """The common data, divided. Raises NodeError for a node that has no share of it."""
-        from task.partition import partition
+        from task.data.partition import partition
 
         own = dict(self.node)
         if "partition-id" not in own or "num-partitions" not in own:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from client_app.consent import guarded
 from client_app.deadline import within_seconds
 from client_app.local import Local
+from client_app.public_errors import guarded
 
 app = ClientApp()
 
@@ -71,7 +71,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _answer(message: Message, context: Context, work: Callable[[Local], RecordDict]) -> Message:
     """The reply that this node works out for the order in a message, in the time that its owner allows."""
-    from strategies.exchange.order import record_of
+    from strategies.protocol.instructions import record_of
 
     local = Local.of(context, record_of(message.content, "order"))
     with within_seconds(local.policy.max_seconds):

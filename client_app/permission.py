@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord
 
-from client_app.consent import NodeError
 from client_app.policy import Policy
-from task.base import FINGERPRINT
-from task.batches import steps_of
+from client_app.public_errors import NodeError
 from task.config import TaskConfig
+from task.models.base import FINGERPRINT
 from task.schema import ConfigError, read
+from task.training.batches import steps_of
 
 if TYPE_CHECKING:
     from strategies.exchange.algorithm import Algorithm
-    from strategies.exchange.vocabulary import Ticket
+    from strategies.exchange.types import Ticket
     from strategies.exchange.wrapper import Wrapper
 
 REFUSED = "refused by the node's policy: "  # what others are told, and then the kinds
@@ -47,7 +47,7 @@ def check_order(policy: Policy, order: ConfigRecord, config: TaskConfig) -> None
 
 
 def _choices(policy: Policy, order: ConfigRecord, config: TaskConfig) -> Iterator[Reason]:
-    from strategies.exchange.order import CHOICE
+    from strategies.protocol.instructions import CHOICE
 
     chosen, problems = read({key: order[key] for key in CHOICE if key in order}, CHOICE)
     if problems:
@@ -67,7 +67,7 @@ def _among(key: str, allowed: tuple[str, ...], asked: Iterable[str], kind: str =
 
 def _models(policy: Policy, order: ConfigRecord, config: TaskConfig) -> Iterator[Reason]:
     """A profile is asked for before the fingerprint is known, so there a name is no reason yet."""
-    from strategies.exchange.order import BASE
+    from strategies.protocol.instructions import BASE
 
     name, said = config.model.name, order.get(BASE)
     fingerprint = said if isinstance(said, str) else ""
@@ -77,7 +77,7 @@ def _models(policy: Policy, order: ConfigRecord, config: TaskConfig) -> Iterator
 
 
 def _columns(policy: Policy, config: TaskConfig) -> Iterator[Reason]:
-    from task.data import columns_of
+    from task.data.prepared import columns_of
 
     inputs, label, identity = columns_of(config)
     allowed = policy.columns
@@ -99,8 +99,8 @@ def _privacy(policy: Policy, order: ConfigRecord) -> Iterator[Reason]:
     if not wanted.kinds and not wanted.epsilon:
         return
     from strategies import wrapper_name
-    from strategies.exchange.chain import guards_on_node
-    from strategies.exchange.order import strategy_of
+    from strategies.exchange.compatibility import guards_on_node
+    from strategies.protocol.instructions import strategy_of
 
     chain = [wrapper for wrapper in strategy_of(order).wrappers if guards_on_node(type(wrapper))]
     kept = [wrapper for wrapper in chain if not wanted.kinds or wrapper_name(wrapper) in wanted.kinds]

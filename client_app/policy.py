@@ -147,7 +147,7 @@ def _flat(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 def _unknown_names(values: Mapping[str, object]) -> list[str]:
     """Of tasks, tunings, strategies and wrappers that do not exist; a forgotten letter must not forbid everything."""
     import strategies
-    from strategies.exchange.chain import guards_on_node
+    from strategies.exchange.compatibility import guards_on_node
     from task.schema import unknown
 
     there = {

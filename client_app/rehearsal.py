@@ -13,9 +13,9 @@ from client_app.device import within_memory
 from client_app.local import Local
 from client_app.permission import check_rows
 from strategies.exchange.dry_run import rehearse
-from strategies.exchange.order import strategy_of
-from strategies.exchange.vocabulary import OutOfMemory
-from task.stand_in import stand_in
+from strategies.exchange.types import OutOfMemory
+from strategies.protocol.instructions import strategy_of
+from task.data.stand_in import stand_in
 
 LOG = logging.getLogger("flwr")
 

@@ -8,25 +8,25 @@ import torch
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 import strategies
-from client_app import consent
-from client_app.bill import Bill, check_uncovered
-from client_app.consent import NodeError
+from client_app import public_errors
 from client_app.device import within_memory
 from client_app.local import Local
-from client_app.memory import MODEL, Memory
+from client_app.payment import Bill, check_uncovered
 from client_app.permission import check_rows, check_scores, check_ticket, check_update
 from client_app.policy import Policy
-from strategies.exchange import journal, wire
+from client_app.public_errors import NodeError
+from client_app.store import MODEL, Memory
 from strategies.exchange.algorithm import Algorithm
-from strategies.exchange.door import INSTALLED, PROOF
-from strategies.exchange.echo import echo
-from strategies.exchange.order import PROVE, cohort_of, rank_of, read_ticket, record_of, strategy_of
-from strategies.exchange.vocabulary import LacksBase, Metrics, OutOfMemory, State, Ticket
+from strategies.exchange.types import LacksBase, Metrics, OutOfMemory, State, Ticket
 from strategies.exchange.wrapper import Wrapper
-from task.base import BaseMissing
-from task.model import TunedModel, tuned_model
-from task.rows import Rows
-from task.train import Trainer, evaluate
+from strategies.protocol import journal, wire
+from strategies.protocol.install_hash import echo
+from strategies.protocol.instructions import PROVE, cohort_of, rank_of, read_ticket, record_of, strategy_of
+from strategies.rounds.validation import INSTALLED, PROOF
+from task.data.rows import Rows
+from task.models.base import BaseMissing
+from task.models.model import TunedModel, tuned_model
+from task.training.trainer import Trainer, evaluate
 
 LOG = logging.getLogger("flwr")
 # Metrics that say nothing of rows but how many there are; `rank` is what an update shows too.
@@ -43,7 +43,7 @@ def trained(local: Local, content: RecordDict) -> RecordDict:
         LOG.warning("%s", error)
         return RecordDict({LacksBase.RECORD: ConfigRecord()})
     except OutOfMemory as error:
-        said = str(error) if consent.simulated() else OutOfMemory.SAID
+        said = str(error) if public_errors.simulated() else OutOfMemory.SAID
         return RecordDict({OutOfMemory.RECORD: ConfigRecord({"said": said})})
 
 

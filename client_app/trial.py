@@ -20,22 +20,22 @@ from functools import partial
 import psutil
 import torch
 
-from client_app.bill import check_uncovered
 from client_app.device import OWN_MEMORY, free_memory, within_memory
 from client_app.local import Local
+from client_app.payment import check_uncovered
 from client_app.permission import check_rows, check_trial
 from client_app.training import trainer_of
 from strategies.algebra.lowrank import rank_axis
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.order import strategy_of
-from strategies.exchange.ranks import Trial
-from strategies.exchange.vocabulary import OutOfMemory
-from task.batches import steps_of
+from strategies.exchange.types import OutOfMemory
+from strategies.protocol.instructions import strategy_of
+from strategies.rounds.handshake.ranks import Trial
 from task.config import TaskConfig
 from task.device import kind
-from task.model import TunedModel, tuned_model
+from task.models.model import TunedModel, tuned_model
 from task.seeds import derive
-from task.train import Trainer
+from task.training.batches import steps_of
+from task.training.trainer import Trainer
 
 TIMED = 2  # steps, after one to warm up
 COPIES = 3  # of all that trains: itself, a gradient, and what an update is the difference to

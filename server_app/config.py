@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import strategies
-from strategies.exchange.contract import Strategy
 from strategies.exchange.federation import AUTO_NAMES, FIRST_KEY, REGISTERED, Federation
 from strategies.exchange.fit import misfits
-from strategies.exchange.mechanism import Plan
+from strategies.exchange.privacy import Plan
+from strategies.exchange.strategy import Strategy
 from task.config import TaskConfig
 from task.device import DEVICES, found
 from task.schema import ConfigError, Flat, Schema, build, flatten, group, option, read, schema

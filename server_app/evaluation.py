@@ -8,19 +8,19 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.exchange.contract import Strategy
 from strategies.exchange.federation import Probe
-from strategies.exchange.journal import followed, grounded, held
-from strategies.exchange.vocabulary import BASE_MARK, Metrics, State
-from task.base import Base, server_base
+from strategies.exchange.strategy import Strategy
+from strategies.exchange.types import BASE_MARK, Metrics, State
+from strategies.protocol.journal import followed, grounded, held
 from task.config import TaskConfig
-from task.data import Parts, prepare
-from task.model import TunedModel
-from task.rows import Rows
+from task.data.prepared import Parts, prepare
+from task.data.rows import Rows
+from task.models.base import Base, server_base
+from task.models.model import TunedModel
 from task.seeds import derive
-from task.side_by_side import batches_at_once
-from task.store import server_store
-from task.train import evaluate
+from task.storage.store import server_store
+from task.training.parallel_evaluation import batches_at_once
+from task.training.trainer import evaluate
 
 LOG = logging.getLogger("flwr")
 HOPELESS = 1e6  # nats; no loss of a probe is larger

@@ -13,23 +13,23 @@ from flwr.app import ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from server_app import noticed
+from server_app.callbacks.results_folder import Results
 from server_app.config import RunConfig
-from server_app.endings import hint, interrupted_in
 from server_app.evaluation import Evaluator
 from server_app.outputs import output_folder
-from server_app.results import Results
+from server_app.results.endings import hint, interrupted_in
 from server_app.resuming import alone, continued, given
 from strategies.exchange.dry_run import rehearse
-from strategies.exchange.opening import needs_no_data, settled, wait_for_nodes
-from task.base import server_base
+from strategies.rounds.handshake.opening import needs_no_data, settled, wait_for_nodes
 from task.config import TaskConfig
-from task.data import outline, prepare
-from task.partition import partition
-from task.rates import unusual
-from task.room import room
+from task.data.partition import partition
+from task.data.prepared import outline, prepare
+from task.data.stand_in import stand_in
+from task.models.base import server_base
 from task.schema import flatten
-from task.stand_in import stand_in
-from task.store import server_store
+from task.storage.room import room
+from task.storage.store import server_store
+from task.training.rates import unusual
 
 LOG = logging.getLogger("flwr")
 app = ServerApp()

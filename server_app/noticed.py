@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from task.config import TaskConfig
-from task.outline import Outline
-from task.partition import Positions, node_names
-from task.rates import unusual
+from task.data.index import Outline
+from task.data.partition import Positions, node_names
+from task.training.rates import unusual
 
 SHOWN = 10
 

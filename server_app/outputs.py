@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from server_app.config import RunConfig
-from task.room import is_full
 from task.schema import ConfigError
+from task.storage.room import is_full
 
 
 def output_folder(run: RunConfig) -> Path:

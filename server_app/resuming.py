@@ -15,11 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from server_app import started
 from server_app.config import keys
-from server_app.endings import METRICS, at_work
-from strategies.exchange import checkpoint
-from strategies.exchange.session import Session
+from server_app.results import started
+from server_app.results.endings import METRICS, at_work
+from strategies.protocol import checkpoint
+from strategies.rounds.run_state import Session
 from task.modes import as_the_folder
 from task.schema import ConfigError, Option, Schema
 

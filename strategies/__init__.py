@@ -14,7 +14,7 @@ from task.schema import ConfigError, Flat, Schema, build, flatten, key_of, read,
 
 if TYPE_CHECKING:
     from strategies.exchange.algorithm import Algorithm
-    from strategies.exchange.contract import Strategy
+    from strategies.exchange.strategy import Strategy
     from strategies.exchange.wrapper import Wrapper
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ def load_wrapper(name: str, **options: object) -> "Wrapper":
 
 def strategy_class(name: str) -> type["Strategy"]:
     """The class in the file of a strategy."""
-    from strategies.exchange.contract import Strategy
+    from strategies.exchange.strategy import Strategy
 
     return _class_in(f"strategies.{name.replace('-', '_')}", Strategy)
 

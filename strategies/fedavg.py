@@ -9,7 +9,7 @@ means differs from the mean of the products.
 
 from dataclasses import dataclass
 
-from strategies.exchange.contract import Strategy
+from strategies.exchange.strategy import Strategy
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 from strategies.algebra.lowrank import FLOAT32, ProductSum, modules, pair
 from strategies.algebra.tensors import Tensors, added
-from strategies.exchange.contract import EXACT, FIXED_POINT, IDENTITY, ORDER, PRODUCTS, WEIGHTS, Strategy
-from strategies.exchange.journal import merge
-from strategies.exchange.vocabulary import Entry, State, Update
+from strategies.exchange.strategy import EXACT, FIXED_POINT, IDENTITY, ORDER, PRODUCTS, WEIGHTS, Strategy
+from strategies.exchange.types import Entry, State, Update
+from strategies.protocol.journal import merge
 from task.config import TaskConfig
-from task.model import TunedModel
+from task.models.model import TunedModel
 
 RESIDUAL = "residual "  # in front of names, where the residual lies beside the change of the factors
 

@@ -27,13 +27,13 @@ from strategies.algebra.directions import Directions
 from strategies.algebra.layout import Layout
 from strategies.algebra.projection import BASES, from_exact
 from strategies.algebra.tensors import Tensors, norm
-from strategies.exchange.contract import EQUAL_RANKS, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
-from strategies.exchange.vocabulary import Metrics, State, Ticket, Update
+from strategies.exchange.strategy import EQUAL_RANKS, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
+from strategies.exchange.types import Metrics, State, Ticket, Update
 from task.config import TaskConfig
-from task.model import TunedModel
+from task.models.model import TunedModel
 from task.schema import option
 from task.seeds import derive
-from task.train import Trainer
+from task.training.trainer import Trainer
 
 TOTALS, AMPLITUDES, DRAWS = "totals", "amplitudes", "draws"
 NUMBERS, SCALE, CHANCES = "numbers", "scale", "chances"  # of what goes down

@@ -44,13 +44,13 @@ from strategies.algebra.projection import (
 )
 from strategies.algebra.robust import Settle
 from strategies.algebra.tensors import Tensors, snapshot
-from strategies.exchange.contract import FIXED_POINT, ORDER, WEIGHTS, Strategy
-from strategies.exchange.vocabulary import Entry, Metrics, Profile, RunFailed, State, Ticket, Update
+from strategies.exchange.strategy import FIXED_POINT, ORDER, WEIGHTS, Strategy
+from strategies.exchange.types import Entry, Metrics, Profile, RunFailed, State, Ticket, Update
 from task.config import TaskConfig
-from task.model import TunedModel
+from task.models.model import TunedModel
 from task.schema import option
 from task.seeds import derive
-from task.train import Trainer
+from task.training.trainer import Trainer
 
 SCHEDULES = ("constant", "linear", "cosine")
 ROW = NUMBERS, COUNTS, SCALES = "numbers", "counts", "scales"

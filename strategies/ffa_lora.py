@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from strategies.algebra.lowrank import rank_axis
-from strategies.exchange.contract import EQUAL_RANKS, EXACT, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
-from task.model import TunedModel
+from strategies.exchange.strategy import EQUAL_RANKS, EXACT, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
+from task.models.model import TunedModel
 
 
 @dataclass(frozen=True)

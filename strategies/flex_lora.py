@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from strategies.algebra.lowrank import ProductSum, factor_names, modules, others, pair
 from strategies.algebra.mean import WeightedSum
 from strategies.algebra.tensors import Tensors, difference
-from strategies.exchange.contract import ORDER, PRODUCTS, WEIGHTS, Strategy
-from strategies.exchange.vocabulary import State, Update
+from strategies.exchange.strategy import ORDER, PRODUCTS, WEIGHTS, Strategy
+from strategies.exchange.types import State, Update
 from task.config import TaskConfig
 
 

@@ -20,12 +20,12 @@ import torch
 from strategies.algebra.lowrank import ProductSum, modules, others, pair, rank_axis, silenced, truncated
 from strategies.algebra.mean import WeightedSum
 from strategies.algebra.tensors import Tensors, added, difference, snapshot
-from strategies.exchange.contract import EXACT, FIXED_POINT, ORDER, PRODUCTS, WEIGHTS, Strategy
-from strategies.exchange.journal import merge
-from strategies.exchange.vocabulary import Entry, Metrics, State, Ticket, Update
+from strategies.exchange.strategy import EXACT, FIXED_POINT, ORDER, PRODUCTS, WEIGHTS, Strategy
+from strategies.exchange.types import Entry, Metrics, State, Ticket, Update
+from strategies.protocol.journal import merge
 from task.config import TaskConfig
-from task.model import TunedModel
-from task.train import Trainer
+from task.models.model import TunedModel
+from task.training.trainer import Trainer
 
 COLUMNS = 16  # of a product that are compared
 

@@ -22,11 +22,11 @@ from strategies.algebra.lowrank import ProductSum, factor_names, modules, others
 from strategies.algebra.mean import WeightedSum
 from strategies.algebra.robust import Settle
 from strategies.algebra.tensors import Tensors, difference, snapshot
-from strategies.exchange.contract import IDENTITY, ORDER, WEIGHTS, Strategy
-from strategies.exchange.vocabulary import Metrics, State, Ticket, Update
-from task.model import TunedModel
+from strategies.exchange.strategy import IDENTITY, ORDER, WEIGHTS, Strategy
+from strategies.exchange.types import Metrics, State, Ticket, Update
+from task.models.model import TunedModel
 from task.schema import option
-from task.train import Trainer
+from task.training.trainer import Trainer
 
 
 @dataclass(frozen=True)

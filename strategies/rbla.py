@@ -21,8 +21,8 @@ from strategies.algebra.lowrank import owned, rank_axis
 from strategies.algebra.mean import WeightedSum
 from strategies.algebra.robust import Settle
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.contract import Strategy
-from strategies.exchange.vocabulary import State, Update
+from strategies.exchange.strategy import Strategy
+from strategies.exchange.types import State, Update
 
 
 @dataclass(frozen=True)

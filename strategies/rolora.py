@@ -9,7 +9,7 @@ start, so it goes first: with B = 0 the gradient of A vanishes. The head trains 
 from dataclasses import dataclass
 
 from strategies.algebra.lowrank import rank_axis
-from strategies.exchange.contract import EQUAL_RANKS, EXACT, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
+from strategies.exchange.strategy import EQUAL_RANKS, EXACT, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
 
 
 @dataclass(frozen=True)

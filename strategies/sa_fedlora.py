@@ -31,13 +31,13 @@ import torch
 
 from strategies.algebra.lowrank import FLOAT32, ProductSum, factor_names, modules, others, pair
 from strategies.algebra.tensors import Tensors, proximal, snapshot
-from strategies.exchange.contract import EQUAL_RANKS, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
-from strategies.exchange.journal import merge
-from strategies.exchange.vocabulary import Entry, Metrics, Profile, RunFailed, State, Ticket
+from strategies.exchange.strategy import EQUAL_RANKS, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
+from strategies.exchange.types import Entry, Metrics, Profile, RunFailed, State, Ticket
+from strategies.protocol.journal import merge
 from task.config import TaskConfig
-from task.model import TunedModel
+from task.models.model import TunedModel
 from task.schema import option
-from task.train import Trainer
+from task.training.trainer import Trainer
 
 SCHEDULES = ("cubic", "linear", "cosine", "exponential")
 ROUNDING = 1e-9  # of a number of rounds: 0.28 of 25 is 7, not a little more

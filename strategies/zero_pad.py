@@ -14,8 +14,8 @@ from strategies.algebra.lowrank import owned, rank_axis
 from strategies.algebra.mean import WeightedSum
 from strategies.algebra.robust import Settle
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.contract import EQUAL_RANKS, IDENTITY, ORDER, WEIGHTS, Strategy
-from strategies.exchange.vocabulary import State, Update
+from strategies.exchange.strategy import EQUAL_RANKS, IDENTITY, ORDER, WEIGHTS, Strategy
+from strategies.exchange.types import State, Update
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 
+from task.data.request import delimiter_problem, encoding_problem
 from task.device import DEVICES
-from task.request import delimiter_problem, encoding_problem
 from task.schema import ConfigError, build, group, option, read, schema
 
 CAUSAL = "causal-lm"
@@ -181,7 +181,7 @@ class TaskConfig:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What is measured of a model: see `task.train.evaluate`."""
+        """What is measured of a model: see `task.training.trainer.evaluate`."""
         return ("loss", "accuracy", "perplexity") if self.causal else ("loss", "accuracy")
 
     def _without_data(self, data: str) -> list[str]:

@@ -10,8 +10,8 @@ from flwr.app import Message, MetricRecord
 from in_process import Spoil, retold
 
 from strategies.algebra.tensors import Tensors
-from strategies.exchange import wire
 from strategies.ferret import NUMBERS, SCALES
+from strategies.protocol import wire
 
 ROWS = 10**12
 PLAUSIBLE = 4.5  # times an own update, which is below the default of outlier-factor for most

@@ -10,16 +10,16 @@ from in_process import SMALL, InProcessGrid, Spoil, watched
 
 import client_app
 import strategies
-from client_app.memory import Memory
+from client_app.store import Memory
 from strategies.algebra.tensors import Tensors
-from strategies.exchange import journal
 from strategies.exchange.federation import NodeLine, Round
-from strategies.exchange.opening import settled
-from strategies.exchange.vocabulary import State
-from task.base import server_base
+from strategies.exchange.types import State
+from strategies.protocol import journal
+from strategies.rounds.handshake.opening import settled
 from task.config import TaskConfig
-from task.model import TunedModel, kept_model, pristine
-from task.store import server_store
+from task.models.base import server_base
+from task.models.model import TunedModel, kept_model, pristine
+from task.storage.store import server_store
 
 BIAS = {"tuning": "bias"}  # 3,082 numbers
 TASK = BIAS | {key: value for key, value in SMALL.items() if key.startswith("data.")}

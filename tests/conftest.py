@@ -19,9 +19,9 @@ from hypothesis import settings
 from samples import WORDS, vision_base
 
 import strategies
-from server_app.results import Results
-from task.model import TunedModel, kept_model
-from task.store import Store
+from server_app.callbacks.results_folder import Results
+from task.models.model import TunedModel, kept_model
+from task.storage.store import Store
 
 TOYS = Path(__file__).parent / "toys"
 

@@ -7,7 +7,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from in_process import through_wire
 
 import client_app
-from client_app.consent import NodeFailed
+from client_app.public_errors import NodeFailed
 
 SECRET = "Ada-Lovelace-1815"  # stands in rows that must not be told
 

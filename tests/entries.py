@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 import torch
 
 from strategies.algebra.tensors import Tensors, snapshot
-from strategies.exchange.vocabulary import Entry, State
+from strategies.exchange.types import Entry, State
 from strategies.flora import Flora
-from task.base import server_base
 from task.config import Model, TaskConfig
-from task.model import TunedModel, build, kept_model, tuned_model
-from task.store import server_store
+from task.models.base import server_base
+from task.models.model import TunedModel, build, kept_model, tuned_model
+from task.storage.store import server_store
 
 TASK = TaskConfig.read({"data.labels": "0|1|2|3|4|5|6|7|8|9", "lora.targets": "q_proj"})
 ADAPTED = "vit.layers.0.attention.q_proj"

@@ -28,16 +28,16 @@ from client_app.local import Local
 from client_app.training import trained
 from server_app.config import RunConfig
 from server_app.resuming import continued
-from strategies.exchange import checkpoint, wire
-from strategies.exchange.contract import Strategy
 from strategies.exchange.federation import Federation, Round
-from strategies.exchange.opening import settled
-from strategies.exchange.vocabulary import State, Tensors
-from task.base import Base, server_base
+from strategies.exchange.strategy import Strategy
+from strategies.exchange.types import State, Tensors
+from strategies.protocol import checkpoint, wire
+from strategies.rounds.handshake.opening import settled
 from task.config import TaskConfig
-from task.model import kept_model
+from task.models.base import Base, server_base
+from task.models.model import kept_model
 from task.schema import flatten
-from task.store import server_store
+from task.storage.store import server_store
 
 SERVER = 1
 Spoil = Callable[[int, str, Message], Message | None]
@@ -146,7 +146,7 @@ class InProcessGrid(Grid):
             return Message(Error(code=5, reason="Node Unavailable"), reply_to=message)
         try:
             TaskIdentity.node_id = node_id
-            with patch("client_app.consent.simulated", lambda: not self.deployed):
+            with patch("client_app.public_errors.simulated", lambda: not self.deployed):
                 reply: Message | None = self.app(through_wire(message), self.contexts[node_id])
             if self.spoil is not None:
                 reply = self.spoil(partition, kind, reply)

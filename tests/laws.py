@@ -18,16 +18,16 @@ import strategies
 from strategies.algebra.lowrank import products
 from strategies.algebra.projection import LARGEST
 from strategies.algebra.tensors import Tensors, added
-from strategies.exchange import chain
-from strategies.exchange.contract import EQUAL_RANKS, EXACT, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
-from strategies.exchange.vocabulary import Entry, Profile, State, Ticket, Update
+from strategies.exchange import compatibility
+from strategies.exchange.strategy import EQUAL_RANKS, EXACT, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
+from strategies.exchange.types import Entry, Profile, State, Ticket, Update
 from strategies.exchange.wrapper import Wrapper
 from strategies.ferret import COUNTS, NUMBERS, ROW, SCALES, SEEDS
-from task.base import Base
 from task.config import TaskConfig
-from task.model import TunedModel
-from task.rows import Pixels, Rows
-from task.train import Trainer
+from task.data.rows import Pixels, Rows
+from task.models.base import Base
+from task.models.model import TunedModel
+from task.training.trainer import Trainer
 
 FACTORS = ("m0.lora_B.weight", "m0.lora_A.weight")
 WEIGHT = "m0.weight"  # what they are added to
@@ -63,7 +63,7 @@ class Scene:
 
     def next(self, updates: Sequence[Update] | None = None) -> State:
         """The state after the round."""
-        combined = chain.rule(self.strategy)(self.state, iter(self.updates if updates is None else updates))
+        combined = compatibility.rule(self.strategy)(self.state, iter(self.updates if updates is None else updates))
         return self.strategy.apply(self.state, combined, 1)
 
 

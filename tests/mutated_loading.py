@@ -15,15 +15,15 @@ from hostile_values import replaced
 from safetensors.torch import load_file, save_file
 from samples import language_base
 
-from task.base import Base, BaseError, accept_offer, node_base
-from task.base import _hash as fingerprint_of
 from task.config import Model, TaskConfig
-from task.images import ImageEncoder
-from task.loading import loaded
-from task.raw import DataError
-from task.store import Store, server_store
-from task.texts import check_ids, padding, tokenized, tokenizer_in
-from task.trainable import inside
+from task.data.encoding.images import ImageEncoder
+from task.data.encoding.texts import check_ids, padding, tokenized, tokenizer_in
+from task.data.raw import DataError
+from task.models.base import Base, BaseError, accept_offer, node_base
+from task.models.base import _hash as fingerprint_of
+from task.models.loading import loaded
+from task.storage.store import Store, server_store
+from task.tunings.trainable import inside
 
 TEXTS = ["add one and two", "say cold hot night day not"]
 ODD: list[Any] = [

@@ -10,8 +10,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from strategies.exchange import wire
-from strategies.exchange.vocabulary import OutOfMemory
+from strategies.exchange.types import OutOfMemory
+from strategies.protocol import wire
 
 BYTES = r"unreadable record|record holds|NaN|no number of an update|negative|ascending places|a level|coordinates|pool"
 INDEX = r"unreadable record|record holds|missing|not asked for|has shape|has dtype|has no journal|" + BYTES

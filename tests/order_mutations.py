@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mutations import indices, payloads, squeezed
 
 import strategies
-from strategies.exchange.order import BASE, CHOICE, RANK, RUN
+from strategies.protocol.instructions import BASE, CHOICE, RANK, RUN
 from task.config import TaskConfig
 from task.schema import Option, schema
 

@@ -3,8 +3,8 @@
 import torch
 from hypothesis import strategies as st
 
-from strategies.exchange import wire
-from strategies.exchange.vocabulary import Entry, State, Tensors
+from strategies.exchange.types import Entry, State, Tensors
+from strategies.protocol import wire
 
 DTYPES = [getattr(torch, name) for name in wire.DTYPES]
 

@@ -17,12 +17,12 @@ from witness import Left, epsilon, largest
 
 import client_app
 from client_app.account import Account, AccountError, total
-from client_app.consent import NodeFailed
-from client_app.memory import KEPT_FOR, SWEPT, Memory
 from client_app.policy import Privacy
+from client_app.public_errors import NodeFailed
+from client_app.store import KEPT_FOR, SWEPT, Memory
 from strategies.algebra.accountant import BudgetSpent, Release, epsilon_of, read
-from strategies.exchange.mechanism import Payment
-from strategies.exchange.vocabulary import RunFailed
+from strategies.exchange.privacy import Payment
+from strategies.exchange.types import RunFailed
 from thistledown.main import main
 
 pytestmark = pytest.mark.usefixtures("dead_servers_write_no_summary")

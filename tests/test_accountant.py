@@ -25,7 +25,7 @@ from strategies.algebra.accountant import (
     written,
 )
 from strategies.algebra.clipping import clipped, norm
-from task.secret import normal, uniform
+from task.secure_random import normal, uniform
 
 GAUSSIAN = dp_accounting.GaussianDpEvent
 DELTAS = (1e-3, 1e-5, 1e-8)

@@ -12,19 +12,19 @@ from in_process import QV, Exchange, InProcessGrid, Outcome, hold, local, sent, 
 
 import client_app
 import strategies
-from client_app.memory import Memory
+from client_app.store import Memory
 from strategies.algebra.lowrank import factor_names, modules, rank_axis
 from strategies.algebra.tensors import Tensors, snapshot
-from strategies.exchange import wire
-from strategies.exchange.contract import Strategy
 from strategies.exchange.federation import Round
-from strategies.exchange.journal import held
-from strategies.exchange.order import RANK
-from strategies.exchange.vocabulary import State
-from task.base import Base, server_base
+from strategies.exchange.strategy import Strategy
+from strategies.exchange.types import State
+from strategies.protocol import wire
+from strategies.protocol.instructions import RANK
+from strategies.protocol.journal import held
 from task.config import Model, TaskConfig
-from task.model import TunedModel, build, kept_model, tuned_model
-from task.store import server_store
+from task.models.base import Base, server_base
+from task.models.model import TunedModel, build, kept_model, tuned_model
+from task.storage.store import server_store
 
 OPTIONS = QV | {"lora.ranks": "2,4,8", "learning-rate": 0.01}
 SCHEDULE: dict[str, Any] = {"schedule": "linear", "heating": 0.0, "cooling": 0.2, "final_rank": 2}

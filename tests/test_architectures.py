@@ -17,16 +17,16 @@ from architectures import ARCHITECTURES, CAUSAL, IMAGES, TEXTS, data, made, sett
 from safetensors.torch import save_file
 
 from strategies.algebra.tensors import snapshot
-from task.base import Base, BaseError, server_base
 from task.config import TUNINGS, Model, TaskConfig
-from task.data import prepare
-from task.dry_run import DryRunError, dry_run
-from task.model import TunedModel, build
-from task.rows import Rows
-from task.saving import own_format, save_base
-from task.store import Store
-from task.train import Trainer
-from task.tuning import TuningError
+from task.data.prepared import prepare
+from task.data.rows import Rows
+from task.models.base import Base, BaseError, server_base
+from task.models.model import TunedModel, build
+from task.models.saving import own_format, save_base
+from task.storage.store import Store
+from task.training.dry_run import DryRunError, dry_run
+from task.training.trainer import Trainer
+from task.tunings.tuning import TuningError
 
 NO_BIASES = "nothing that the tuning would train; use tuning = 'lora' or 'full'"
 NO_LAYERS = r"does not know this model's layers; name them in ia3\.\w+, of .*, or use 'lora'"

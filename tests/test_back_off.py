@@ -11,11 +11,11 @@ from flwr.app import ConfigRecord, Error, Message
 from in_process import InProcessGrid, Outcome, Spoil, equal, hold, resumed, spoiled
 
 import client_app
-from strategies.exchange.door import INSTALLED
-from strategies.exchange.echo import echo, expected
-from strategies.exchange.session import Session
-from strategies.exchange.vocabulary import RunFailed, State
-from task.versions import differing, versions, written
+from strategies.exchange.types import RunFailed, State
+from strategies.protocol.install_hash import echo, expected
+from strategies.rounds.run_state import Session
+from strategies.rounds.validation import INSTALLED
+from task.models.versions import differing, versions, written
 
 QUICK = {"tuning": "head", "round-timeout": 0.1}
 
@@ -178,7 +178,7 @@ def test_who_installed_something_else_is_dropped(tmp_path: Path, kind: str, said
 
 
 def test_an_install_that_leaves_something_out_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from task.model import TunedModel
+    from task.models.model import TunedModel
 
     write = TunedModel.write
 

@@ -9,8 +9,8 @@ import pytest
 
 from task.config import TUNINGS
 from task.schema import ConfigError
-from thistledown.check import check
-from thistledown.run import run
+from thistledown.commands.check import check
+from thistledown.commands.run import run
 from thistledown.settings import Settings
 
 APP = Path(__file__).parent.parent

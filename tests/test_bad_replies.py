@@ -11,8 +11,8 @@ import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
 from in_process import Outcome, hold, left, retold
 
-from strategies.exchange import checkpoint, wire
-from strategies.exchange.vocabulary import Entry, RunFailed, State
+from strategies.exchange.types import Entry, RunFailed, State
+from strategies.protocol import checkpoint, wire
 
 EIGHT = {
     "simulation.num-supernodes": 8,

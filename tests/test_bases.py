@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from task import embedded
-from task.base import Base, BaseError, accept_offer, files, fingerprint, node_base, server_base
 from task.config import Model
-from task.embedded import trained_base
-from task.store import Store, server_store
+from task.models import embedded
+from task.models.base import Base, BaseError, accept_offer, files, fingerprint, node_base, server_base
+from task.models.embedded import trained_base
+from task.storage.store import Store, server_store
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_an_offer_is_kept_as_it_was(base: Base, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../config.json", "a/b.json", "model.bin", "x.py", "config.json\n", ".json", ""])
 def test_an_offered_file_of_a_bad_name_is_refused(base: Base, tmp_path: Path, name: str) -> None:
-    from task.base import _hash
+    from task.models.base import _hash
 
     offered = contents(base) | {name: b"{}"}
     announced = _hash({file: (len(data), [data]) for file, data in offered.items()})

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from flwr.cli.build import build_fab_from_disk
 
-from thistledown.bundle import app_hash, candidates, gathered
 from thistledown.main import main
-from thistledown.superlink import SuperLink, SuperLinkError
+from thistledown.processes.bundle import app_hash, candidates, gathered
+from thistledown.processes.superlink import SuperLink, SuperLinkError
 
 PROJECT = """
 [project]

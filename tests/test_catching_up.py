@@ -6,9 +6,9 @@ import pytest
 from cold import Run
 from in_process import equal
 
-from strategies.exchange import journal
-from strategies.exchange.door import PROOF
-from strategies.exchange.journal import BESIDE
+from strategies.protocol import journal
+from strategies.protocol.journal import BESIDE
+from strategies.rounds.validation import PROOF
 
 BACK = 5  # the round that all are there again
 CASES = {  # coordinates and momentum: how the three nodes catch up

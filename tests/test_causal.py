@@ -11,19 +11,18 @@ import torch
 from in_process import hold
 from samples import language_base, write_table
 
-from task import data
-from task.base import Base, BaseError, server_base
 from task.config import Model, TaskConfig
-from task.data import DataError
-from task.model import TunedModel, build
-from task.perplexity import _batches
-from task.rows import IGNORED
+from task.data.prepared import DataError, Rows, outline, prepare, prepare_file
+from task.data.rows import IGNORED
+from task.models.base import Base, BaseError, server_base
+from task.models.model import TunedModel, build
 from task.schema import ConfigError
-from task.side_by_side import MOST
-from task.store import Store
-from task.train import Trainer, evaluate
-from task.tuning import TuningError
-from thistledown.check import check
+from task.storage.store import Store
+from task.training.parallel_evaluation import MOST
+from task.training.perplexity import _batches
+from task.training.trainer import Trainer, evaluate
+from task.tunings.tuning import TuningError
+from thistledown.commands.check import check
 from thistledown.settings import Settings
 
 ASSETS = Path(__file__).parents[2] / "shared" / "assets"
@@ -56,9 +55,9 @@ def config(file: Path = Path("given"), tuning: str = "full", **options: object) 
     return TaskConfig.read(flat(file, **options) | {"tuning": tuning})
 
 
-def prepared(folder: Path, base: Path, rows: dict[str, list[object]] | None = None, **options: object) -> data.Rows:
+def prepared(folder: Path, base: Path, rows: dict[str, list[object]] | None = None, **options: object) -> Rows:
     file = write_table(folder / "rows.jsonl", ROWS if rows is None else rows)
-    return data.prepare_file(config(file, **options), base, Store(folder / "store"), file, ())
+    return prepare_file(config(file, **options), base, Store(folder / "store"), file, ())
 
 
 def words(base: Path, ids: Any) -> str:
@@ -67,7 +66,7 @@ def words(base: Path, ids: Any) -> str:
     return " ".join(AutoTokenizer.from_pretrained(base).convert_ids_to_tokens(ids))
 
 
-def learned(base: Path, rows: data.Rows, row: int) -> tuple[str, str]:
+def learned(base: Path, rows: Rows, row: int) -> tuple[str, str]:
     """All words of a row, and those that are learned."""
     batch = rows.batch([row])
     labels = batch["labels"][0]
@@ -147,7 +146,7 @@ def test_settings_that_do_not_go_together_are_told_at_once() -> None:
 
 # ------------------------------------------------------------------------------- what is measured
 def test_metrics_are_means_over_completion_tokens(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("task.perplexity.LOGITS", MOST * 40 * 32)  # batches of several sizes
+    monkeypatch.setattr("task.training.perplexity.LOGITS", MOST * 40 * 32)  # batches of several sizes
     rows = prepared(tmp_path, base.folder, ROWS | {"output": ["three", "cold hot night day", "day"] * 8})
     model = build(base, config(), 0, "cpu")
     model.module.double().eval()
@@ -234,17 +233,17 @@ def test_training_lowers_the_loss(tuning: str, base: Base, tmp_path: Path) -> No
 # ------------------------------------------------------------------------------- whose rows they are
 def test_categories_are_read_for_splits_that_go_by_them(tmp_path: Path, store: Store) -> None:
     file = write_table(tmp_path / "rows.jsonl", ROWS)
-    plan = data.outline(config(file, partitioner="shards", label_column="category"), store)
+    plan = outline(config(file, partitioner="shards", label_column="category"), store)
     assert plan.labels == ("sum", "word")
     assert {"sum": 0, "word": 1}[str(ROWS["category"][plan.train.rows[0]])] == plan.train.labels[0]
-    plan = data.outline(config(file, partitioner="natural", id_column="id"), store)
+    plan = outline(config(file, partitioner="natural", id_column="id"), store)
     assert plan.labels == ()
     assert plan.train.ids is not None
     assert not plan.train.labels.any()
     with pytest.raises(DataError, match=r"'dirichlet' goes by labels: use 'iid', or 'natural' with data.id-column, or"):
-        data.outline(config(file, partitioner="dirichlet"), store)
+        outline(config(file, partitioner="dirichlet"), store)
     alike = write_table(tmp_path / "alike.jsonl", ROWS | {"category": ["same"] * 24})
-    assert data.outline(config(alike, partitioner="dirichlet", label_column="category"), store).labels == ("same",)
+    assert outline(config(alike, partitioner="dirichlet", label_column="category"), store).labels == ("same",)
 
 
 def test_a_federation_names_its_metrics_and_takes_the_lowest_loss(base: Base, tmp_path: Path) -> None:
@@ -285,7 +284,7 @@ def test_real_instructions_on_a_real_model(store: Store) -> None:
     named = {"instruction_column": "definition", "partitioner": "natural", "id_column": "task"}
     settings = config(ASSETS / "natural_instructions", tuning="lora", **named, **options)
     base = server_base(Model(name=str(ASSETS / "stories260k-llama")), store)
-    parts = data.prepare(settings, base.folder, store)
+    parts = prepare(settings, base.folder, store)
     assert parts.test.lengths.max() == 64
     model = build(base, settings, 8, "cpu")
     before = evaluate(model, parts.test, "cpu")["loss"]

@@ -18,9 +18,10 @@ from server_app.config import RunConfig
 from strategies.algebra.accountant import Release, epsilon_of
 from strategies.algebra.clipping import norm
 from strategies.algebra.mean import WeightedSum
-from strategies.exchange import chain, cohort, wire
-from strategies.exchange.mechanism import Plan
-from strategies.exchange.vocabulary import Profile, Ticket, Update
+from strategies.exchange import cohort, compatibility
+from strategies.exchange.privacy import Plan
+from strategies.exchange.types import Profile, Ticket, Update
+from strategies.protocol import wire
 from strategies.wrappers.central_privacy import CentralMechanism
 from task.schema import ConfigError
 
@@ -221,7 +222,7 @@ def test_whole_numbers_in_the_state_are_refused() -> None:
 
 def test_what_the_plan_gives_is_said() -> None:
     run = RunConfig.read(PRIVATE | {"num-server-rounds": 5, "fraction-train": 0.5})
-    said = chain.mechanism(run.strategy, run.plan()).promise()
+    said = compatibility.mechanism(run.strategy, run.plan()).promise()
     assert re.match(r"epsilon (7\.99|8\.00) at delta 1e-05 for all data of a node after 5 rounds; noise", said)
     assert said.endswith("about 5 of 10 nodes a round, each drawn by itself")
     assert "no noise is added" in mechanism(epsilon=0.0).promise()

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from task.schema import ConfigError
-from thistledown.certs import Keys
+from thistledown.commands.certs import Keys
 from thistledown.main import DONE, WRONG, main
 
 NAMES = ["superlink.example.org", "10.0.0.1", "::1"]

@@ -6,7 +6,7 @@ import pytest
 from samples import write_table
 
 from task.schema import ConfigError
-from thistledown.check import check
+from thistledown.commands.check import check
 from thistledown.settings import Settings
 
 APP = Path(__file__).parent.parent

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from strategies.algebra.tensors import raw
-from strategies.exchange import checkpoint, wire
-from strategies.exchange.vocabulary import Entry, State, Tensors
+from strategies.exchange.types import Entry, State, Tensors
+from strategies.protocol import checkpoint, wire
 
 STATE = State(
     {

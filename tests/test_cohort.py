@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strategies.exchange.cohort import draw, drops_out
-from strategies.exchange.vocabulary import Profile
+from strategies.exchange.types import Profile
 
 NAMES = st.lists(st.integers(0, 50).map(str) | st.text(max_size=4), min_size=1, max_size=12, unique=True)
 FRACTIONS = st.floats(0.01, 1.0)
@@ -88,7 +88,7 @@ def test_profiles_are_handed_on_as_they_are():
 
 def test_another_process_draws_the_same():
     program = (
-        "from strategies.exchange.cohort import draw; from strategies.exchange.vocabulary import Profile;"
+        "from strategies.exchange.cohort import draw; from strategies.exchange.types import Profile;"
         "there = [Profile(i, str(i), 8, 10, 's') for i in range(20)];"
         "print(*(p.name for p in draw(there, 0.3, 1, 5, 'train', 7)))"
     )

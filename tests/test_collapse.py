@@ -16,11 +16,12 @@ from in_process import QV, InProcessGrid, Outcome, equal, hold, left, resumed, r
 import client_app
 from server_app.config import RunConfig
 from server_app.evaluation import Evaluator
-from strategies.exchange import checkpoint, collapse, wire
-from strategies.exchange.pulls import Pulls
-from strategies.exchange.session import Session
-from strategies.exchange.vocabulary import RunFailed, State
+from strategies.exchange.types import RunFailed, State
 from strategies.fedavg import FedAvg
+from strategies.protocol import checkpoint, wire
+from strategies.rounds.defence import collapse
+from strategies.rounds.defence.pulls import Pulls
+from strategies.rounds.run_state import Session
 from task.schema import ConfigError
 
 HEAD: dict[str, Any] = {

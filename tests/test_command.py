@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from task.schema import ConfigError
+from thistledown.processes.superlink import SuperLink, SuperLinkError
 from thistledown.settings import Settings, app_folder, merged, pairs, preset_path
 from thistledown.summary import summary_lines
-from thistledown.superlink import SuperLink, SuperLinkError
 
 APP = Path(__file__).parent.parent
 COMMAND = str(Path(sys.executable).parent / "thistledown")

@@ -8,7 +8,7 @@ from in_process import QV, InProcessGrid, Outcome, equal, hold, local, raw_bytes
 
 import client_app
 import strategies
-from client_app.memory import Memory
+from client_app.store import Memory
 from client_app.training import trained
 from strategies.algebra.tensors import Tensors
 

@@ -12,13 +12,13 @@ from flwr.app import ConfigRecord
 from safetensors.torch import save_file
 from samples import write_table
 
-from client_app.consent import NodeError
 from client_app.local import Local
-from strategies.exchange import order, wire
-from strategies.exchange.vocabulary import Refused, State
-from task.base import BaseError, accept_offer, named_folder, node_base, node_bases
+from client_app.public_errors import NodeError
+from strategies.exchange.types import Refused, State
+from strategies.protocol import instructions, wire
 from task.config import MAX_RANK, Model, TaskConfig
-from task.store import Store
+from task.models.base import BaseError, accept_offer, named_folder, node_base, node_bases
+from task.storage.store import Store
 
 PARTITION: dict[str, Any] = {"partition_id": 0, "num_partitions": 2}
 
@@ -127,7 +127,7 @@ def test_a_node_may_agree_to_run_code() -> None:
 )
 def test_an_offer_has_no_other_files_than_a_base(name: str, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
-    from task.base import _hash
+    from task.models.base import _hash
 
     contents = {"config.json": b"{}", name: b"evil"}
     wanted = _hash({file: (len(data), [data]) for file, data in contents.items()})
@@ -180,17 +180,17 @@ def test_a_ticket_is_of_whole_numbers(name: str, value: object) -> None:
     else:
         record[name] = value  # type: ignore[assignment]
     if value is None and name == "basis":
-        assert order.read_ticket(record).basis == 0
+        assert instructions.read_ticket(record).basis == 0
         return
     with pytest.raises(Refused, match=f"message's {name} must be a whole number"):
-        order.read_ticket(record)
+        instructions.read_ticket(record)
 
 
 def test_ranks_of_an_order_are_bounded() -> None:
     with pytest.raises(Refused, match="global-rank must be a whole number from 0 to 1024"):
-        order.rank_of(ConfigRecord({"global-rank": MAX_RANK + 1}))
+        instructions.rank_of(ConfigRecord({"global-rank": MAX_RANK + 1}))
     with pytest.raises(Refused, match="rank must be a whole number from 0 to 1024"):
-        order.read_ticket(ConfigRecord({**TICKET, "rank": 10**9}))
+        instructions.read_ticket(ConfigRecord({**TICKET, "rank": 10**9}))
 
 
 @pytest.mark.parametrize("mark", ["../../x", "0" * 31, "/etc", "0" * 32 + "/"])
@@ -204,7 +204,7 @@ def test_a_mark_is_no_path(mark: str) -> None:
 
 
 def test_only_a_process_of_ray_is_simulated() -> None:
-    from client_app.consent import simulated
+    from client_app.public_errors import simulated
 
     assert not simulated()
 
@@ -214,7 +214,7 @@ def test_only_a_process_of_ray_is_simulated() -> None:
 def test_an_actor_of_ray_is_simulated() -> None:
     import ray
 
-    from client_app.consent import simulated
+    from client_app.public_errors import simulated
 
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:

@@ -40,7 +40,7 @@ CLIENT_ERROR = """\
                   ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
   File "/apps/thistledown/client_app/local.py", line 151, in _share
     raise NodeError("data.partitioner = 'none', but the node config has no data-path")
-client_app.consent.NodeError: data.partitioner = 'none', but the node config has no data-path
+client_app.public_errors.NodeError: data.partitioner = 'none', but the node config has no data-path
 
 The above exception was the direct cause of the following exception:
 
@@ -55,7 +55,7 @@ Exception ClientAppException occurred. Message: data.partitioner = 'none', but t
 ray.exceptions.RayTaskError(ClientAppException): \x1b[36mray::ClientAppActor.run()\x1b[39m (pid=8148)
   File "/apps/thistledown/client_app/local.py", line 151, in _share
     raise NodeError("data.partitioner = 'none', but the node config has no data-path")
-client_app.consent.NodeError: data.partitioner = 'none', but the node config has no data-path
+client_app.public_errors.NodeError: data.partitioner = 'none', but the node config has no data-path
 
 The above exception was the direct cause of the following exception:
 
@@ -73,7 +73,7 @@ Traceback (most recent call last):
   File "/lib/flwr/simulation/app.py", line 337, in run_simulation_process
     simulation_result = _run_simulation(
                         ^^^^^^^^^^^^^^^^
-strategies.exchange.vocabulary.RunFailed: none of 2 nodes can take part; node error 2: no data-path
+strategies.exchange.types.RunFailed: none of 2 nodes can take part; node error 2: no data-path
 \x1b[91mERROR \x1b[0m:     Exit Code: 700
 
 An unhandled exception occurred when running the simulation.
@@ -112,7 +112,7 @@ def test_an_error_that_lists_problems_is_told_with_them() -> None:
     """A header alone helps nobody."""
     listed = "task.schema.ConfigError: 2 problems in the configuration:\n  - one thing\n  - another"
     said = SERVER_ERROR.replace(
-        "strategies.exchange.vocabulary.RunFailed: none of 2 nodes can take part; node error 2: no data-path", listed
+        "strategies.exchange.types.RunFailed: none of 2 nodes can take part; node error 2: no data-path", listed
     )
     console = Console()
     shown(said, console)

@@ -15,21 +15,21 @@ from in_process import hold
 from safetensors.torch import save_file
 from samples import scans, vision_base
 
-from client_app.consent import NodeError
 from client_app.local import Local
-from client_app.memory import Memory
-from strategies.exchange import checkpoint
+from client_app.public_errors import NodeError
+from client_app.store import Memory
 from strategies.exchange.federation import Federation
-from strategies.exchange.session import Session, resumed
-from strategies.exchange.vocabulary import Entry, RunFailed, State
-from task import seal
-from task.base import BaseError, accept_offer, files, node_base, node_bases, server_base
+from strategies.exchange.types import Entry, RunFailed, State
+from strategies.protocol import checkpoint
+from strategies.rounds.run_state import Session, resumed
 from task.config import Model, TaskConfig
-from task.data import outline, prepare
-from task.model import TunedModel
-from task.outline import read_outline
-from task.partition import _kept, partition
-from task.store import Store, server_store
+from task.data.index import read_outline
+from task.data.partition import _kept, partition
+from task.data.prepared import outline, prepare
+from task.models.base import BaseError, accept_offer, files, node_base, node_bases, server_base
+from task.models.model import TunedModel
+from task.storage import seal
+from task.storage.store import Store, server_store
 
 STATE = State({"w": torch.arange(64.0), "b": torch.ones(3).bfloat16()}, (Entry(1, 5, {"k": torch.randn(40)}),))
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from samples import config, cut, scans, text_columns, vision_base, write_table
 
-from task import data
 from task.config import TaskConfig
-from task.data import DataError
-from task.digits import PARTS, digits_part
-from task.store import Store
+from task.data import prepared
+from task.data.prepared import DataError
+from task.data.sources.digits import PARTS, digits_part
+from task.storage.store import Store
 
 ASSETS = Path(__file__).parents[2] / "shared" / "assets"
 
@@ -52,7 +52,7 @@ def test_digits_lie_on_their_side_but_for_the_public_part() -> None:
 
 def test_digits_are_prepared_with_their_own_scale(store: Store, vision: Path) -> None:
     (vision / "preprocessor_config.json").unlink()  # theirs is known
-    parts = data.prepare(config(), vision, store)
+    parts = prepared.prepare(config(), vision, store)
     assert [len(part) for part in (parts.train, parts.validation, parts.test)] == [750, 150, 297]
     assert parts.labels == tuple("0123456789")
     batch = parts.train.batch(torch.arange(16))
@@ -64,7 +64,7 @@ def test_digits_are_prepared_with_their_own_scale(store: Store, vision: Path) ->
 
 def test_digits_fit_a_larger_colour_model(store: Store, tmp_path: Path) -> None:
     base = vision_base(tmp_path / "b", [28, 28], 3, image_mean=[0.1, 0.2, 0.3], image_std=[1, 1, 0.5])
-    pixels = data.prepare(config(), base, store).test.batch([0, 1])["pixel_values"]
+    pixels = prepared.prepare(config(), base, store).test.batch([0, 1])["pixel_values"]
     assert pixels.shape == (2, 3, 28, 28)
     torch.testing.assert_close(pixels[:, 0] + 0.1, pixels[:, 2] * 0.5 + 0.3)
 
@@ -72,8 +72,8 @@ def test_digits_fit_a_larger_colour_model(store: Store, tmp_path: Path) -> None:
 def test_prepared_rows_are_read_without_heavy_imports(store: Store, vision: Path, words: Path, tmp_path: Path) -> None:
     file = write_table(tmp_path / "all.csv", text_columns())
     text = {"task.kind": "text-classification", "model.name": "given", "data.name": str(file), "data.test-split": ""}
-    data.prepare(TaskConfig.read(text), words, store)
-    data.prepare(config(), vision, store)
+    prepared.prepare(TaskConfig.read(text), words, store)
+    prepared.prepare(config(), vision, store)
     code = f"""
 import sys
 from pathlib import Path
@@ -110,27 +110,27 @@ def test_a_second_call_reads_and_a_touched_file_is_prepared_again(
 ) -> None:
     file = write_table(tmp_path / "all.csv", text_columns())
     settings = config("text", name=str(file), **cut())
-    first = data.prepare(settings, words, store)
+    first = prepared.prepare(settings, words, store)
     with monkeypatch.context() as patch:
-        patch.setattr(data, "read_split", None)
-        second = data.prepare(settings, words, store)
+        patch.setattr(prepared, "read_split", None)
+        second = prepared.prepare(settings, words, store)
         assert (first.train.labels == second.train.labels).all()
         assert (first.train.inputs.ids == second.train.inputs.ids).all()
-        patch.setattr(data, "parts_of", None)
+        patch.setattr(prepared, "parts_of", None)
         other = dataclasses.replace(settings, seed=7, batch_size=3)
-        assert len(data.prepare(other, words, store).train) == len(first.train)
+        assert len(prepared.prepare(other, words, store).train) == len(first.train)
     os.utime(file, ns=(1, 1))
     with monkeypatch.context() as patch:
-        patch.setattr(data, "read_split", None)
+        patch.setattr(prepared, "read_split", None)
         with pytest.raises(TypeError):
-            data.prepare(settings, words, store)
-    assert len(data.prepare(settings, words, store).train) == len(first.train)
+            prepared.prepare(settings, words, store)
+    assert len(prepared.prepare(settings, words, store).train) == len(first.train)
 
 
 def test_the_outline_is_shared_by_bases(store: Store, tmp_path: Path) -> None:
     for size in (8, 16):
         base = vision_base(tmp_path / str(size), size)
-        assert data.prepare(config(), base, store).train.inputs.values.shape[-1] == size
+        assert prepared.prepare(config(), base, store).train.inputs.values.shape[-1] == size
     assert len(list((store.root / "outlines").iterdir())) == 1
     assert len(list((store.root / "data").iterdir())) == 2
 
@@ -142,33 +142,33 @@ def test_a_node_brings_a_file_or_a_folder(store: Store, words: Path, tmp_path: P
     folder = write_table(tmp_path / "node" / "train.csv", columns).parent
     write_table(tmp_path / "node" / "notes.csv", {"x": [1]})
     for path in (file, folder):
-        rows = data.prepare_file(settings, words, store, path, ("ugly", "good", "bad"))
+        rows = prepared.prepare_file(settings, words, store, path, ("ugly", "good", "bad"))
         assert len(rows) == 12
         assert rows.labels.tolist() == [1, 2] * 6
-        assert len(data.outline_file(settings, store, path).train) == 12
+        assert len(prepared.outline_file(settings, store, path).train) == 12
     with pytest.raises(
         DataError, match=r"mine\.jsonl, row 1 \(line 2\), column 'label': the label is none of good, ugly: 'bad'"
     ):
-        data.prepare_file(settings, words, store, file, ("good", "ugly"))
+        prepared.prepare_file(settings, words, store, file, ("good", "ugly"))
     with pytest.raises(DataError, match="no file or folder"):
-        data.prepare_file(settings, words, store, tmp_path / "gone", ("good", "bad"))
+        prepared.prepare_file(settings, words, store, tmp_path / "gone", ("good", "bad"))
 
 
 def test_holdout_splits_rows_for_good(store: Store, vision: Path) -> None:
-    rows = data.prepare(config(), vision, store).train.select(np.arange(100, 140))
-    train, held = data.holdout(rows, 0.1, 5)
+    rows = prepared.prepare(config(), vision, store).train.select(np.arange(100, 140))
+    train, held = prepared.holdout(rows, 0.1, 5)
     assert (len(train), len(held)) == (36, 4)
     assert sorted([*train.indices, *held.indices]) == list(range(100, 140))
-    again = data.holdout(rows, 0.1, 5)
+    again = prepared.holdout(rows, 0.1, 5)
     assert (again[1].indices == held.indices).all()
-    assert (data.holdout(rows, 0.1, 6)[1].indices != held.indices).any()
+    assert (prepared.holdout(rows, 0.1, 6)[1].indices != held.indices).any()
     for count, fraction, sizes in [(1, 0.5, (1, 0)), (2, 0.01, (1, 1)), (2, 0.9, (1, 1)), (3, 0.0, (3, 0))]:
-        halves = data.holdout(rows.select(range(count)), fraction, 0)
+        halves = prepared.holdout(rows.select(range(count)), fraction, 0)
         assert (len(halves[0]), len(halves[1])) == sizes
 
 
 def test_selections_of_selections(store: Store, vision: Path) -> None:
-    rows = data.prepare(config(), vision, store).train
+    rows = prepared.prepare(config(), vision, store).train
     some = rows.select([5, 9, 2]).select(torch.tensor([2, 0]))
     assert some.labels.tolist() == rows.labels[[2, 5]].tolist()
     assert torch.equal(some.batch([1])["pixel_values"], rows.batch([5])["pixel_values"])
@@ -177,7 +177,7 @@ def test_selections_of_selections(store: Store, vision: Path) -> None:
 def test_a_node_brings_images_to_a_task_of_digits(store: Store, vision: Path, tmp_path: Path) -> None:
     images, labels = scans()
     np.savez(tmp_path / "mine.npz", images=images, labels=labels)
-    rows = data.prepare_file(config(), vision, store, tmp_path / "mine.npz", tuple("0123456789"))
+    rows = prepared.prepare_file(config(), vision, store, tmp_path / "mine.npz", tuple("0123456789"))
     wanted = torch.from_numpy(images[:, None]).float() / 255
     torch.testing.assert_close(rows.batch(np.arange(12))["pixel_values"], wanted)
 
@@ -187,7 +187,7 @@ def test_ag_news_with_a_real_tokenizer(store: Store) -> None:
     news, base = assets("ag_news"), assets("minilm-l6-v2")
     labels = "World|Sports|Business|Sci/Tech"
     options = {"train_rows": 60, "validation_rows": 20, "test_rows": 30, "labels": labels, "max_length": 64}
-    parts = data.prepare(config("text", name=str(news), **options), base, store)
+    parts = prepared.prepare(config("text", name=str(news), **options), base, store)
     assert (len(parts.train), len(parts.validation), len(parts.test)) == (60, 20, 30)
     assert parts.labels == tuple(labels.split("|"))
     batch = parts.train.batch(np.arange(60))
@@ -199,7 +199,7 @@ def test_ag_news_with_a_real_tokenizer(store: Store) -> None:
 
 def test_mnist(store: Store) -> None:
     images, base = assets("mnist/mnist.npz"), assets("vit-fashion-mnist-0.8m")
-    parts = data.prepare(config(name=str(images), train_rows=100, test_rows=50, validation_rows=10), base, store)
+    parts = prepared.prepare(config(name=str(images), train_rows=100, test_rows=50, validation_rows=10), base, store)
     pixels = parts.test.batch(np.arange(50))["pixel_values"]
     assert pixels.shape == (50, 1, 28, 28)
     assert (pixels.min(), pixels.max()) == (-1, 1)

@@ -7,14 +7,14 @@ import pytest
 from samples import language_base, write_table
 from tuned import ROWS
 
-from strategies.exchange.opening import settled
-from task.completions import CompletionEncoder
+from strategies.rounds.handshake.opening import settled
 from task.config import TaskConfig
-from task.data import prepare
+from task.data.encoding.completions import CompletionEncoder
+from task.data.encoding.templates import filled_in
+from task.data.encoding.texts import tokenizer_in
+from task.data.prepared import prepare
 from task.schema import ConfigError
-from task.store import Store
-from task.templates import filled_in
-from task.texts import tokenizer_in
+from task.storage.store import Store
 
 CHAT = (
     "{% for m in messages %}{{ m.content }}{% endfor %} "
@@ -51,7 +51,7 @@ def test_rows_are_those_of_their_day(template: str, kinds: int, tmp_path: Path, 
 def test_a_run_has_a_day(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     from datetime import date
 
-    from strategies.exchange import opening
+    from strategies.rounds.handshake import opening
 
     class Fixed(date):
         @classmethod
@@ -88,7 +88,7 @@ def test_rows_of_another_day_are_not_taken_from_the_cache(
     """Where nobody says a day, such as in a notebook."""
     from datetime import date
 
-    from task import completions
+    from task.data.encoding import completions
 
     base, file = language_base(tmp_path / "base", CHAT), write_table(tmp_path / "rows.jsonl", ROWS)
     ids = []

@@ -12,8 +12,9 @@ from laws import Plan, scene, variants
 
 import strategies
 from strategies.algebra.tensors import Tensors
-from strategies.exchange import door, wire
-from strategies.exchange.vocabulary import Entry, Refused, State, Ticket, Update
+from strategies.exchange.types import Entry, Refused, State, Ticket, Update
+from strategies.protocol import wire
+from strategies.rounds import validation
 from task.config import TaskConfig
 from task.schema import ConfigError
 
@@ -45,7 +46,7 @@ def reply(to: Message, tensors: Tensors, metrics: dict[str, Any] | None = METRIC
 
 def admit(message: Message | None, strategy: Any = None) -> Update:
     strategy = strategy or strategies.load("rbla")
-    return door.admit_update(strategy, message, "7", TICKET, strategy.start_of(STATE, TICKET))
+    return validation.admit_update(strategy, message, "7", TICKET, strategy.start_of(STATE, TICKET))
 
 
 def reason(message: Message | None, strategy: Any = None) -> str:
@@ -74,7 +75,7 @@ def test_every_strategy_admits_what_it_expects(instruction, name):
         drawn = scene(strategy, Plan((3, 2), (0, 1), (10, 10), 4))
         for sent in drawn.updates:
             answer = through_wire(reply(instruction, sent.delta, METRICS | {"server-round": 1}))
-            update = door.admit_update(strategy, answer, sent.node, sent.ticket, drawn.state)
+            update = validation.admit_update(strategy, answer, sent.node, sent.ticket, drawn.state)
             assert equal(update.delta, sent.delta)
 
 
@@ -168,7 +169,7 @@ def test_nan_is_found_in_every_dtype(instruction, dtype):
     strategy, state = strategies.load("fedavg"), State({"w": torch.zeros(3).to(dtype)})
     bad = torch.tensor([0.0, math.nan, 1.0]).to(dtype)
     with pytest.raises(Refused, match="'w' holds NaN"):
-        door.admit_update(strategy, reply(instruction, {"w": bad}), "7", TICKET, state)
+        validation.admit_update(strategy, reply(instruction, {"w": bad}), "7", TICKET, state)
 
 
 def test_bytes_that_do_not_fit_the_index(instruction):
@@ -200,9 +201,9 @@ def test_a_float16_update_that_overflowed_is_refused(instruction):
 
 def test_metrics_alone_are_admitted(instruction):
     good = Message(RecordDict({"metrics": MetricRecord({"accuracy": 0.5})}), reply_to=instruction)
-    assert door.admit_metrics(good) == {"accuracy": 0.5}
+    assert validation.admit_metrics(good) == {"accuracy": 0.5}
     with pytest.raises(Refused, match="no metrics"):
-        door.admit_metrics(Message(RecordDict(), reply_to=instruction))
+        validation.admit_metrics(Message(RecordDict(), reply_to=instruction))
 
 
 # ---------------------------------------------------------------------- reasons
@@ -231,7 +232,7 @@ def deployed(error: Exception) -> str:
 
 @pytest.mark.parametrize("form", [simulated, deployed])
 def test_a_reason_is_the_sentence_that_was_raised(form):
-    said = door.plain_reason(form(ZeroDivisionError("client zero failed")))
+    said = validation.plain_reason(form(ZeroDivisionError("client zero failed")))
     assert said.endswith("client zero failed")
     assert len(said) < len("ZeroDivisionError: client zero failed") + 3
     assert "class" not in said
@@ -240,18 +241,18 @@ def test_a_reason_is_the_sentence_that_was_raised(form):
 @pytest.mark.parametrize("form", [simulated, deployed])
 def test_a_reason_of_several_lines_keeps_what_matters(form):
     problems = replace(TaskConfig(), optimizer="adamw", momentum=0.9).problems()
-    said = door.plain_reason(form(ConfigError(problems)))
+    said = validation.plain_reason(form(ConfigError(problems)))
     assert "momentum is an option of optimizer = 'sgd'" in said
 
 
 def test_a_quote_inside_a_reason_stays():
-    assert door.plain_reason("<class 'KeyError'>:<'there is no key 'lr''>").endswith("there is no key 'lr'")
+    assert validation.plain_reason("<class 'KeyError'>:<'there is no key 'lr''>").endswith("there is no key 'lr'")
 
 
 @pytest.mark.parametrize("text", [None, "", "   ", "\n\n", "'>"])
 def test_no_reason_is_said(text):
-    assert door.plain_reason(text) == "no reason given"
+    assert validation.plain_reason(text) == "no reason given"
 
 
 def test_a_reason_is_short():
-    assert len(door.plain_reason("<class 'ValueError'>:<'" + "x" * 100_000 + "'>")) <= 500
+    assert len(validation.plain_reason("<class 'ValueError'>:<'" + "x" * 100_000 + "'>")) <= 500

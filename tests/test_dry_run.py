@@ -14,20 +14,20 @@ from in_process import InProcessGrid, hold
 import client_app
 import strategies
 from strategies.exchange.dry_run import rehearse
-from strategies.exchange.journal import merge
-from strategies.exchange.vocabulary import Entry, RunFailed
-from task.base import Base
-from task.batches import TooFewRows, batches, per_epoch
+from strategies.exchange.types import Entry, RunFailed
+from strategies.protocol.journal import merge
 from task.config import TaskConfig
-from task.data import prepare
-from task.dry_run import DryRunError, dry_run, too_large
-from task.extremes import stretched
-from task.model import TunedModel, build
-from task.rows import Rows, Tokens
-from task.stand_in import stand_in
-from task.store import Store
-from task.train import Trainer
-from thistledown.check import check
+from task.data.prepared import prepare
+from task.data.rows import Rows, Tokens
+from task.data.stand_in import stand_in
+from task.models.base import Base
+from task.models.model import TunedModel, build
+from task.storage.store import Store
+from task.training.batches import TooFewRows, batches, per_epoch
+from task.training.dry_run import DryRunError, dry_run, too_large
+from task.training.extremes import stretched
+from task.training.trainer import Trainer
+from thistledown.commands.check import check
 from thistledown.settings import Settings
 
 APP = Path(__file__).parent.parent

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from thistledown.environment import clean
+from thistledown.processes.environment import clean
 
 FOREIGN = {
     "FORCE_COLOR": "1", "CLICOLOR_FORCE": "1", "PY_COLORS": "1", "TTY_COMPATIBLE": "1", "PYTHONSTARTUP": "start.py",
@@ -39,7 +39,9 @@ def test_what_a_user_sets_for_a_run_goes_along(name: str) -> None:
 @pytest.mark.parametrize("name", ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "http_proxy"])
 def test_proxies_that_no_client_could_use_are_left_out(name: str, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Flower's client does not start with these, although it talks to this machine alone."""
-    monkeypatch.setattr("thistledown.environment.find_spec", lambda name: None)  # as where socksio is not installed
+    monkeypatch.setattr(
+        "thistledown.processes.environment.find_spec", lambda name: None
+    )  # as where socksio is not installed
     assert clean({name: given}).get(name, "") == PROXIES[given]
 
 

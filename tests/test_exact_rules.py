@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 import strategies
 from strategies.algebra.lowrank import modules, rank_axis
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.contract import EXACT
-from strategies.exchange.vocabulary import State, Ticket
-from task.model import build
+from strategies.exchange.strategy import EXACT
+from strategies.exchange.types import State, Ticket
+from task.models.model import build
 
 CLOSE = 1e-5  # float32 factors of size 1
 EXAMPLES = settings(max_examples=60)

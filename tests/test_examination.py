@@ -15,10 +15,10 @@ from in_process import QV, Outcome, equal, hold
 from test_attacks import LIARS, ROUNDS, TEN
 
 from server_app.evaluation import Evaluator, balanced
-from strategies.exchange import examination
-from strategies.exchange.influence import AT_ONCE, SHARE, Losses, Tally, relieved
-from strategies.exchange.session import Session
 from strategies.flora import Flora
+from strategies.rounds.defence import examination
+from strategies.rounds.defence.influence import AT_ONCE, SHARE, Losses, Tally, relieved
+from strategies.rounds.run_state import Session
 
 ONE_CLASS: dict[str, Any] = {"data.partitioner": "shards", "data.shards-per-node": 1}
 FEW: dict[str, Any] = TEN | {"num-server-rounds": 4}

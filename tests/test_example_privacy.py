@@ -15,14 +15,14 @@ from torch import nn
 import strategies
 from server_app.config import RunConfig
 from strategies.algebra.accountant import Release
-from strategies.exchange.opening import settled
-from strategies.exchange.vocabulary import Ticket
-from task import private
-from task.base import server_base
-from task.data import prepare
-from task.model import tuned_model
-from task.store import server_store
-from task.train import Trainer
+from strategies.exchange.types import Ticket
+from strategies.rounds.handshake.opening import settled
+from task.data.prepared import prepare
+from task.models.base import server_base
+from task.models.model import tuned_model
+from task.storage.store import server_store
+from task.training import dp_sgd
+from task.training.trainer import Trainer
 
 ASSETS = Path(__file__).parents[2] / "shared" / "assets"
 FEDAVG = strategies.load("fedavg")
@@ -30,13 +30,13 @@ ALL = {"optimizer": "sgd", "learning_rate": 0.5, "batch_size": 10, "local_steps"
 SAME = {"data.partitioner": "iid", "num-server-rounds": 2, "tuning": "bias", "wrappers": "example-privacy"}
 
 
-def private_trainer(steps: private.PrivateSteps, **settings: Any) -> Trainer:
+def private_trainer(steps: dp_sgd.PrivateSteps, **settings: Any) -> Trainer:
     return replace(trainer(**(ALL | settings)), private=steps)
 
 
-def steps(**options: Any) -> private.PrivateSteps:
+def steps(**options: Any) -> dp_sgd.PrivateSteps:
     chosen: dict[str, Any] = {"noise": 0.0, "clip": 0.3, "rate": 1.0, "steps": 10**6}
-    return private.PrivateSteps(**(chosen | options))
+    return dp_sgd.PrivateSteps(**(chosen | options))
 
 
 @pytest.mark.parametrize("clip", [0.01, 0.3, 1e6])
@@ -86,13 +86,13 @@ def test_the_noise_has_the_moments_that_the_account_is_of() -> None:
 def test_rows_are_drawn_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     """10 rows at rate 0.4 in 500 steps: the mean and variance of independent draws, and steps without any row."""
     sizes: list[int] = []
-    inner = private._gradients
+    inner = dp_sgd._gradients
 
     def seen(model: Any, parameters: Any, batch: Any) -> Any:
         sizes.append(len(batch["labels"]))
         return inner(model, parameters, batch)
 
-    monkeypatch.setattr(private, "_gradients", seen)
+    monkeypatch.setattr(dp_sgd, "_gradients", seen)
     private_trainer(steps(clip=1e-9, rate=0.4), batch_size=4, local_steps=500).fit(toy_model(FEDAVG, 3, seed=2))
     drawn = torch.tensor([float(size) for size in sizes] + [0.0] * (500 - len(sizes)))
     assert abs(float(drawn.mean()) - 4) < 6 * math.sqrt(2.4 / 500)
@@ -100,7 +100,7 @@ def test_rows_are_drawn_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_step_without_rows_is_noise_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(private, "uniform", lambda count: torch.ones(count))
+    monkeypatch.setattr(dp_sgd, "uniform", lambda count: torch.ones(count))
     for noise, moved in ((0.0, False), (1.0, True)):
         model = toy_model(FEDAVG, 3, seed=2)
         before = model.trained["classifier.weight"].detach().clone()
@@ -112,7 +112,7 @@ def test_no_more_steps_are_done_than_were_paid_for() -> None:
     local = private_trainer(steps(noise=1.0, steps=4))
     said = local.fit(toy_model(FEDAVG, 3, seed=2))
     assert said == {"steps": 3}
-    with pytest.raises(private.Unpaid, match="3 private steps are asked for, and 1 of those paid for are left"):
+    with pytest.raises(dp_sgd.Unpaid, match="3 private steps are asked for, and 1 of those paid for are left"):
         local.fit(toy_model(FEDAVG, 3, seed=2))
 
 
@@ -135,7 +135,7 @@ def _check_gradients(options: dict[str, Any], count: int) -> None:
         tensor.data.add_(torch.randn(tensor.shape, generator=generator) / 50)
     rows = prepare(task, base.folder, store).train
     parameters = [tensor for tensor in model.trained.values() if isinstance(tensor, nn.Parameter)]
-    samples = private._gradients(model, parameters, rows.batch(torch.arange(count), "cpu"))
+    samples = dp_sgd._gradients(model, parameters, rows.batch(torch.arange(count), "cpu"))
     for row in range(count):
         loss = model.module(**rows.batch(torch.tensor([row]), "cpu")).loss
         for sample, gradient in zip(samples, torch.autograd.grad(loss, parameters), strict=True):
@@ -193,5 +193,5 @@ def test_a_ticket_makes_a_trainer_of_as_many_steps_as_are_paid_for() -> None:
     assert payment is not None
     assert (payment.release, payment.times) == (Release(1.5, 1.0), 3)
     wrapped.fit(toy_model(FEDAVG, 3, seed=2))
-    with pytest.raises(private.Unpaid):
+    with pytest.raises(dp_sgd.Unpaid):
         wrapped.fit(toy_model(FEDAVG, 3, seed=2))

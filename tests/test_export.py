@@ -8,7 +8,7 @@ import pytest
 from in_process import Outcome, hold
 
 from strategies.algebra.tensors import raw
-from task.model import kept_model
+from task.models.model import kept_model
 from thistledown.main import DONE, WRONG, main
 
 FERRET = {"strategy": "ferret", "tuning": "full", "ferret.coordinates": 256, "learning-rate": 0.002}

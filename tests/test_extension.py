@@ -10,9 +10,9 @@ from in_process import Outcome, hold, retrained
 
 import strategies
 from server_app.config import RunConfig
-from strategies.exchange import order, wire
-from strategies.exchange.journal import held
-from task.model import build
+from strategies.protocol import instructions, wire
+from strategies.protocol.journal import held
+from task.models.model import build
 from task.schema import ConfigError
 
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
@@ -40,7 +40,7 @@ def test_its_options_are_run_config_keys() -> None:
 @pytest.mark.usefixtures("toys")
 def test_its_options_travel_in_the_order() -> None:
     run = RunConfig.read({"strategy": "median", "median.server-step": 0.5, "wrappers": "half"})
-    assert order.strategy_of(order.write(run.task, run.strategy, "base")) == run.strategy
+    assert instructions.strategy_of(instructions.write(run.task, run.strategy, "base")) == run.strategy
 
 
 @pytest.mark.usefixtures("toys")

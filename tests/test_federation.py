@@ -11,13 +11,13 @@ from in_process import SMALL, Outcome, equal, hold, raw_bytes, retrained, sent, 
 
 import strategies
 from server_app.config import RunConfig
-from strategies.exchange import wire
-from strategies.exchange.journal import held
-from strategies.exchange.order import read_ticket
-from strategies.exchange.vocabulary import State
-from task.data import prepare
-from task.model import build
-from task.store import server_store
+from strategies.exchange.types import State
+from strategies.protocol import wire
+from strategies.protocol.instructions import read_ticket
+from strategies.protocol.journal import held
+from task.data.prepared import prepare
+from task.models.model import build
+from task.storage.store import server_store
 
 TUNINGS = ("full", "lora", "bias", "head")  # the others: test_tunings.py
 FITTING = [

@@ -15,15 +15,15 @@ from server_app.config import RunConfig
 from strategies.algebra.philox import Seeds
 from strategies.algebra.projection import BASES
 from strategies.algebra.tensors import Tensors, snapshot
-from strategies.exchange import wire
-from strategies.exchange.journal import held
-from strategies.exchange.vocabulary import State, Ticket, Update
+from strategies.exchange.types import State, Ticket, Update
 from strategies.fedkseed import AMPLITUDES, CHANCES, DRAWS, NUMBERS, SCALE, TOTALS, FedKSeed
-from task.batches import batches
-from task.model import TunedModel, build, kept_model
+from strategies.protocol import wire
+from strategies.protocol.journal import held
+from task.models.model import TunedModel, build, kept_model
 from task.schema import ConfigError
 from task.seeds import derive
-from task.train import Trainer
+from task.training.batches import batches
+from task.training.trainer import Trainer
 
 TICKET = Ticket(1, 3, 11, 0)
 DIRECTIONS = 8

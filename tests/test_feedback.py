@@ -10,7 +10,7 @@ from test_wrappers import TICKET, admitted
 import strategies
 from server_app.config import RunConfig
 from strategies.algebra.tensors import Tensors, corner
-from strategies.exchange.vocabulary import Ticket
+from strategies.exchange.types import Ticket
 from strategies.exchange.wrapper import Wrapper
 from task.schema import ConfigError
 

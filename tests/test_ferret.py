@@ -14,9 +14,9 @@ from server_app.config import RunConfig
 from strategies.algebra.philox import Seeds
 from strategies.algebra.projection import Coordinates
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.vocabulary import Entry, Profile, RunFailed, State, Ticket, Update
+from strategies.exchange.types import Entry, Profile, RunFailed, State, Ticket, Update
 from strategies.ferret import COUNTS, EXACT, LENGTHS, NUMBERS, ROW, SCALES, SEEDS, VELOCITY, Ferret
-from task.model import TunedModel
+from task.models.model import TunedModel
 from task.schema import ConfigError
 from task.seeds import derive
 

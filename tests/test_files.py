@@ -42,13 +42,13 @@ from written import (
     zipped,
 )
 
-from task import data
-from task.data import DataError
-from task.parts import reading_of
-from task.request import Reading
-from task.sources import open_source, read_split
-from task.store import Store
-from task.tables import read_table
+from task.data import prepared
+from task.data.parts import reading_of
+from task.data.prepared import DataError
+from task.data.request import Reading
+from task.data.sources.sources import open_source, read_split
+from task.data.tables.tables import read_table
+from task.storage.store import Store
 
 TABLE = [
     # ---------------------------------------------------------------- csv: cells
@@ -222,7 +222,7 @@ TABLE = [
 def read(path: Path, case: Case, store: Store) -> tuple[list[tuple[Any, str]], tuple[str, ...]]:
     """Texts and names of labels as they would go into training, and the notices."""
     task = config("text", name="given", **case.options)
-    plan = data.outline_file(task, store, path, case.labels)
+    plan = prepared.outline_file(task, store, path, case.labels)
     source = open_source(str(path))
     raw = read_split(source, plan.train.split, reading_of(task, ids=False))
     texts = raw.values("text", plan.train.rows)

@@ -15,12 +15,12 @@ import torch
 from in_process import equal, hold, left, resumed
 from safetensors.torch import save_file
 
-from server_app.results import Results
-from strategies.exchange import checkpoint
+from server_app.callbacks.results_folder import Results
 from strategies.exchange.federation import Round
-from strategies.exchange.vocabulary import State
-from task.room import NoRoom, room
-from task.store import Store, StoreError
+from strategies.exchange.types import State
+from strategies.protocol import checkpoint
+from task.storage.room import NoRoom, room
+from task.storage.store import Store, StoreError
 
 OPTIONS: dict[str, Any] = {"num-server-rounds": 8, "tuning": "head"}
 COMMAND = str(Path(sys.executable).parent / "thistledown")

@@ -15,14 +15,15 @@ from samples import write_table
 
 import strategies
 from server_app.config import RunConfig, keys
-from strategies.exchange import claims, order
-from strategies.exchange.ranks import Trial
-from strategies.exchange.vocabulary import MAX_ROWS, Profile, Refused
+from strategies.exchange.types import MAX_ROWS, Profile, Refused
+from strategies.protocol import instructions
+from strategies.rounds.handshake import profile_parsing
+from strategies.rounds.handshake.ranks import Trial
 from task.config import MAX_RANK, TaskConfig
-from task.raw import DataError
-from task.request import Reading
+from task.data.raw import DataError
+from task.data.request import Reading
+from task.data.tables.tables import read_table
 from task.schema import ConfigError
-from task.tables import read_table
 from thistledown.settings import Settings
 
 APP = Path(__file__).parent.parent
@@ -134,9 +135,9 @@ def test_a_damaged_preset_is_refused_or_makes_settings(content: bytes) -> None:
 @fuzz(300)
 @given(st.dictionaries(known | broken | st.sampled_from(["base-fingerprint", "global-rank"]), scalars, max_size=4))
 def test_a_damaged_order_is_refused_or_is_one(changed: dict[str, Any]) -> None:
-    record = order.write(TaskConfig(), strategies.load("fedavg"), "0" * 32, 8)
+    record = instructions.write(TaskConfig(), strategies.load("fedavg"), "0" * 32, 8)
     record.update(changed)
-    for read in (order.task_of, order.strategy_of, order.rank_of, order.fingerprint_of):
+    for read in (instructions.task_of, instructions.strategy_of, instructions.rank_of, instructions.fingerprint_of):
         try:
             found = read(record)
         except (ConfigError, Refused) as error:
@@ -176,7 +177,7 @@ claimed = st.one_of(
 def test_a_damaged_profile_is_refused_by_what_it_says_or_is_one(changed: dict[str, Any]) -> None:
     said = {key: value for key, value in (PROFILE | changed).items() if value is not None}
     try:
-        profile = claims.profile_in(3, delivered("profile", said))
+        profile = profile_parsing.profile_in(3, delivered("profile", said))
     except Refused as reason:
         assert any(f"its profile says {key} = " in str(reason) or f"'{key}'" in str(reason) for key in changed), reason
         assert len(str(reason)) < 300
@@ -194,9 +195,9 @@ def test_a_damaged_profile_is_refused_by_what_it_says_or_is_one(changed: dict[st
 
 
 def test_a_good_profile_is_believed() -> None:
-    profile = claims.profile_in(3, delivered("profile", PROFILE))
+    profile = profile_parsing.profile_in(3, delivered("profile", PROFILE))
     assert (profile.name, profile.rank, profile.num_examples) == ("7", 8, 10)
-    bare = claims.profile_in(3, delivered("profile", PROFILE | {"bases": [], "dtypes": [], "labels": []}))
+    bare = profile_parsing.profile_in(3, delivered("profile", PROFILE | {"bases": [], "dtypes": [], "labels": []}))
     assert (bare.bases, bare.dtypes, bare.labels) == (frozenset(), frozenset(), ())
 
 

@@ -22,11 +22,11 @@ from samples import write_table
 from tuned import samples
 
 import client_app
-from client_app.consent import NodeFailed
+from client_app.public_errors import NodeFailed
 from strategies.algebra.tensors import raw
-from strategies.exchange import order, wire
-from strategies.exchange.door import INSTALLED
-from strategies.exchange.vocabulary import Refused
+from strategies.exchange.types import Refused
+from strategies.protocol import instructions, wire
+from strategies.rounds.validation import INSTALLED
 
 ALL = int(os.environ.get("FUZZ_ORDERS", "400"))
 STEPS, RANK, SECONDS = 8, 8, 8.0  # that the node's policy allows at most
@@ -126,13 +126,13 @@ def assert_lawful(question: Question, content: RecordDict, answer: Answer) -> No
     """Obeyed was an order that can be read, within the policy; and of a state what was sent, which the server sees."""
     assert answer.content is not None
     said = content.config_records["order"]
-    config = order.task_of(said)
+    config = instructions.task_of(said)
     assert not config.model.trust_remote_code
     metrics = answer.content.metric_records.get("metrics", {})
     assert metrics.get("steps", 0) <= STEPS
     if question.kind in ("train", "evaluate"):
-        order.strategy_of(said)
-        ticket = order.read_ticket(content.config_records["ticket"])
+        instructions.strategy_of(said)
+        ticket = instructions.read_ticket(content.config_records["ticket"])
         assert ticket.rank <= RANK
         if _state(content) != question.tensors:
             assert metrics.get(INSTALLED) != question.installed

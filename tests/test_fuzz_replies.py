@@ -21,11 +21,13 @@ from mutations import Mutation, mutations
 import strategies
 from strategies.algebra.lowrank import truncated
 from strategies.algebra.tensors import Tensors
-from strategies.exchange import chain, door, wire
-from strategies.exchange.contract import Strategy
+from strategies.exchange import compatibility
 from strategies.exchange.fit import misfits
-from strategies.exchange.vocabulary import Refused, State, Update
+from strategies.exchange.strategy import Strategy
+from strategies.exchange.types import Refused, State, Update
 from strategies.exchange.wrapper import Wrapper
+from strategies.protocol import wire
+from strategies.rounds import validation
 from task.config import TaskConfig
 
 ALL = int(os.environ.get("FUZZ_REPLIES", "2700"))  # mutated replies, over all cases; `make fuzz` asks for 30,000
@@ -88,7 +90,7 @@ class Case:
                 change.apply(reply.content)
         update = self.drawn.updates[0]
         try:
-            return door.admit_update(
+            return validation.admit_update(
                 self.drawn.strategy, through_wire(reply), update.node, update.ticket, self.drawn.state, ROWS
             )
         except Refused as reason:
@@ -114,8 +116,8 @@ def assert_sound(case: Case, update: Update) -> None:
         n: (t.shape, t.dtype) for n, t in expected.items()
     }
     assert_finite(update.delta)
-    assert all(float(tensor.double().abs().max()) <= door.LARGEST for tensor in update.delta.values())
-    combined = chain.rule(strategy)(case.drawn.state, iter([update, *case.drawn.updates[1:]]))
+    assert all(float(tensor.double().abs().max()) <= validation.LARGEST for tensor in update.delta.values())
+    combined = compatibility.rule(strategy)(case.drawn.state, iter([update, *case.drawn.updates[1:]]))
     after = strategy.apply(case.drawn.state, combined, 1)
     assert_finite(after.tensors)
     for entry in after.journal:

@@ -13,7 +13,7 @@ from laws import FACTORS, plans, scene
 import strategies
 from strategies.algebra.lowrank import truncated
 from strategies.algebra.tensors import added
-from strategies.exchange.vocabulary import Refused
+from strategies.exchange.types import Refused
 
 HETLORA = strategies.load("hetlora")
 SMALL = {
@@ -73,8 +73,8 @@ def test_without_a_penalty_that_bites_nobody_prunes_in_round_one(tmp_path: Path)
 
 
 def test_other_strategies_refuse_an_update_of_another_rank():
-    from strategies.exchange.door import _lowered
-    from strategies.exchange.vocabulary import Ticket
+    from strategies.exchange.types import Ticket
+    from strategies.rounds.validation import _lowered
 
     ticket = Ticket(1, 3, 7, 4)
     assert _lowered(ticket, 2, prunes=True).rank == 2

@@ -12,9 +12,9 @@ from witness import Killed, Left, Witness, epsilon, largest
 import client_app
 import strategies
 from strategies.algebra.accountant import Release, epsilon_of, written
-from strategies.exchange import checkpoint
-from strategies.exchange.mechanism import Plan
-from strategies.exchange.vocabulary import Profile, RunFailed
+from strategies.exchange.privacy import Plan
+from strategies.exchange.types import Profile, RunFailed
+from strategies.protocol import checkpoint
 
 pytestmark = pytest.mark.usefixtures("dead_servers_write_no_summary")
 

@@ -13,15 +13,15 @@ from deployed_node import asked, context, refusal, settings
 from safetensors.torch import load_file, save_file
 from samples import language_base, vision_base
 
-from strategies.exchange import wire
-from strategies.exchange.vocabulary import State
-from task.base import Base, BaseError, accept_offer, files, fingerprint, node_base, server_base
+from strategies.exchange.types import State
+from strategies.protocol import wire
 from task.config import Model, TaskConfig
-from task.images import ImageEncoder
-from task.loading import loaded
-from task.raw import DataError
-from task.store import Store, server_store
-from task.texts import tokenizer_in
+from task.data.encoding.images import ImageEncoder
+from task.data.encoding.texts import tokenizer_in
+from task.data.raw import DataError
+from task.models.base import Base, BaseError, accept_offer, files, fingerprint, node_base, server_base
+from task.models.loading import loaded
+from task.storage.store import Store, server_store
 
 INDEX = "model.safetensors.index.json"
 CAUSAL = TaskConfig.read({"task.kind": "causal-lm", "model.name": "given", "data.name": "given"})
@@ -52,7 +52,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def offer(base: Path, store: Store) -> str:
     """Offer a folder as a server does that announces what it sends, whatever that is."""
-    from task.base import _hash
+    from task.models.base import _hash
 
     contents = {path.name: path.read_bytes() for path in base.iterdir()}
     wanted = _hash({name: (len(data), [data]) for name, data in contents.items()})

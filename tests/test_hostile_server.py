@@ -18,12 +18,12 @@ from samples import TEXTS, write_table
 from tuned import samples
 
 import strategies
-from client_app.consent import NodeFailed
-from strategies.exchange import order, wire
-from strategies.exchange.vocabulary import State, Ticket
-from task.base import Base, files
+from client_app.public_errors import NodeFailed
+from strategies.exchange.types import State, Ticket
+from strategies.protocol import instructions, wire
 from task.config import TUNINGS, TaskConfig
-from task.model import build
+from task.models.base import Base, files
+from task.models.model import build
 from task.schema import schema
 
 VALUE, BESIDE, ENVIRONMENT, PLACE = "Ada-Lovelace-1815", "Grace-Hopper-1906", "Mary-Somerville-1780", "ward-seven"
@@ -69,14 +69,14 @@ class Scene:
         options |= {"evaluate": "server"} if owner in NOISY else {}
         config = TaskConfig.read({**self.flat, **options})
         ticket = Ticket(1, 2, 3, 2 if config.tuning == "lora" else 0, noise=8.0 if owner in NOISY else 0.0)
-        record = order.write(config, strategy, self.base.fingerprint, ticket.rank, "ab" * 16)
+        record = instructions.write(config, strategy, self.base.fingerprint, ticket.rank, "ab" * 16)
         content = RecordDict({"order": record})
         if kind == "query.base":
             every = files(self.base.folder).items()
             sent = {name: torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) for name, path in every}
             content.update(wire.pack(State(sent)))
         if kind in ("train", "evaluate"):
-            content["ticket"] = order.write_ticket(ticket, prove=True, cohort=3)
+            content["ticket"] = instructions.write_ticket(ticket, prove=True, cohort=3)
             state = strategy.initial(build(self.base, config, ticket.rank, "cpu"))
             content.update(wire.pack(strategy.start_of(state, ticket)))
         return content
@@ -124,8 +124,17 @@ def hostile(folder: Path) -> list[object]:
 
 
 def keys() -> list[str]:
-    added = [order.BASE, order.RANK, order.RUN]
-    return [*schema(TaskConfig), *order.CHOICE, *strategies.option_keys(), *added, *TICKET, "basis", "prove", "no-such"]
+    added = [instructions.BASE, instructions.RANK, instructions.RUN]
+    return [
+        *schema(TaskConfig),
+        *instructions.CHOICE,
+        *strategies.option_keys(),
+        *added,
+        *TICKET,
+        "basis",
+        "prove",
+        "no-such",
+    ]
 
 
 def everything(node: Context, kind: str, content: RecordDict) -> tuple[str, bytes]:

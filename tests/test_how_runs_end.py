@@ -13,20 +13,21 @@ from in_process import hold, left, resumed, retold, spoiled
 from samples import write_table
 from tuned import Sample, samples
 
-from server_app import endings, noticed
+from server_app import noticed
+from server_app.callbacks.progress import progress
 from server_app.config import RunConfig
-from server_app.learning import not_falling
-from server_app.lines import line_of, written_json
-from server_app.measure import CLASSES, TOKENS
-from server_app.progress import progress
+from server_app.results import endings
+from server_app.results.learning import not_falling
+from server_app.results.lines import line_of, written_json
+from server_app.results.measure import CLASSES, TOKENS
 from server_app.resuming import alone
 from strategies.exchange.federation import Round
-from strategies.exchange.vocabulary import RunFailed
+from strategies.exchange.types import RunFailed
 from task.config import TaskConfig
-from task.data import outline
-from task.partition import partition
-from task.rates import unusual
-from task.store import server_store
+from task.data.partition import partition
+from task.data.prepared import outline
+from task.storage.store import server_store
+from task.training.rates import unusual
 from thistledown.main import DONE, WRONG, main
 from thistledown.settings import Settings
 from thistledown.summary import summary_lines

@@ -13,13 +13,13 @@ from random_states import states
 
 import strategies
 from strategies.algebra.tensors import raw, snapshot
-from strategies.exchange import checkpoint, journal, wire
-from strategies.exchange.journal import NOWHERE
-from strategies.exchange.vocabulary import BASE_MARK, Entry, Refused, State
-from task.base import server_base
+from strategies.exchange.types import BASE_MARK, Entry, Refused, State
+from strategies.protocol import checkpoint, journal, wire
+from strategies.protocol.journal import NOWHERE
 from task.config import Model
-from task.model import TunedModel, build, tuned_model
-from task.store import server_store
+from task.models.base import server_base
+from task.models.model import TunedModel, build, tuned_model
+from task.storage.store import server_store
 
 # ---------------------------------------------------------------------- marks
 

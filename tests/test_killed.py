@@ -10,8 +10,8 @@ from fragile import OPENING, RUNS, Fragile, Killed, assert_same_run, options, st
 from in_process import InProcessGrid, Outcome, equal, hold, resumed
 
 import client_app
-from server_app.results import Results
-from strategies.exchange import checkpoint
+from server_app.callbacks.results_folder import Results
+from strategies.protocol import checkpoint
 
 pytestmark = pytest.mark.usefixtures("dead_servers_write_no_summary")
 

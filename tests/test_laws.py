@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 import strategies
 from strategies.algebra.lowrank import rank_axis, truncated
 from strategies.algebra.tensors import Tensors, added
-from strategies.exchange.contract import EXACT, IDENTITY, Strategy
-from strategies.exchange.vocabulary import State, Ticket, Update
-from task.train import Trainer
+from strategies.exchange.strategy import EXACT, IDENTITY, Strategy
+from strategies.exchange.types import State, Ticket, Update
+from task.training.trainer import Trainer
 
 CLOSE = 1e-5  # float32 sums of a few numbers of size 1
 BROKEN = 1e-3

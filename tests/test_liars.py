@@ -14,16 +14,16 @@ from test_lies import changed
 
 import client_app
 from server_app.config import RunConfig
-from strategies.exchange import weights
 from strategies.exchange.algorithm import Algorithm
-from strategies.exchange.plausible import Plausible
-from strategies.exchange.spool import Spool
-from strategies.exchange.vocabulary import MAX_ROWS, RunFailed, State, Ticket, Update
+from strategies.exchange.types import MAX_ROWS, RunFailed, State, Ticket, Update
 from strategies.fedavg import FedAvg
 from strategies.flora import Flora
-from task.data import outline
-from task.partition import SplitError, partition
-from task.store import server_store
+from strategies.rounds.defence import row_limits
+from strategies.rounds.defence.outliers import Plausible
+from strategies.rounds.defence.spool import Spool
+from task.data.partition import SplitError, partition
+from task.data.prepared import outline
+from task.storage.store import server_store
 
 FIVE: dict[str, Any] = {"simulation.num-supernodes": 5, "tuning": "head", "num-server-rounds": 2}
 
@@ -36,12 +36,12 @@ def claims(*rows: int) -> dict[str, int]:
 
 
 def test_a_claim_beyond_the_ratio_counts_as_the_median() -> None:
-    rows = weights.limits(claims(10, 12, 20, 61, 10**12), 5.0)
+    rows = row_limits.limits(claims(10, 12, 20, 61, 10**12), 5.0)
     assert rows == {"0": MAX_ROWS, "1": MAX_ROWS, "2": MAX_ROWS, "3": MAX_ROWS, "4": 20}
-    assert weights.limits(claims(10, 10**12), 5.0)["1"] == 10  # half of the nodes may lie
-    assert weights.limits(claims(10, 12, 10**12), 0.0)["2"] == MAX_ROWS
-    assert weights.limits(claims(0, 10, 12), 5.0) == {"0": MAX_ROWS, "1": MAX_ROWS, "2": MAX_ROWS}
-    assert weights.limits({}, 5.0) == {}
+    assert row_limits.limits(claims(10, 10**12), 5.0)["1"] == 10  # half of the nodes may lie
+    assert row_limits.limits(claims(10, 12, 10**12), 0.0)["2"] == MAX_ROWS
+    assert row_limits.limits(claims(0, 10, 12), 5.0) == {"0": MAX_ROWS, "1": MAX_ROWS, "2": MAX_ROWS}
+    assert row_limits.limits({}, 5.0) == {}
 
 
 @pytest.mark.parametrize("split", ["iid", "dirichlet", "linear", "square", "staircase", "shards"])
@@ -53,7 +53,7 @@ def test_no_split_of_the_digits_goes_beyond_the_ratio(split: str, nodes: int) ->
             parts = partition(task, outline(task, server_store()), nodes, server_store())
         except SplitError:
             continue  # square with 16 nodes leaves some without rows
-        assert set(weights.limits(claims(*map(len, parts)), 5.0).values()) == {MAX_ROWS}
+        assert set(row_limits.limits(claims(*map(len, parts)), 5.0).values()) == {MAX_ROWS}
 
 
 def claiming(rows: int) -> Any:

@@ -20,8 +20,8 @@ from mutations import payloads, several
 
 import strategies
 from strategies.algebra.tensors import Tensors
-from strategies.exchange import door
 from strategies.ferret import COUNTS
+from strategies.rounds import validation
 
 ROUNDS = int(os.environ.get("FUZZ_LIES", "12"))
 LIAR = 1
@@ -66,7 +66,7 @@ def largest(name: str) -> Lie:
         if not tensor.is_floating_point():
             return torch.full_like(tensor, torch.iinfo(tensor.dtype).max)
         signs = torch.randint(0, 2, tensor.shape, generator=source) * 2 - 1
-        return (signs.abs() if name == "scales" else signs).to(tensor.dtype) * door.LARGEST
+        return (signs.abs() if name == "scales" else signs).to(tensor.dtype) * validation.LARGEST
 
     return lambda round: lambda reply: retold(reply, lambda ts: {name: full(name, t) for name, t in ts.items()})
 
@@ -79,7 +79,9 @@ def mixed(name: str) -> Lie:
 
 def _scaled(tensors: Tensors, factor: float) -> Tensors:
     return {
-        name: (t.double() * factor).clamp(-door.LARGEST, door.LARGEST).to(t.dtype) if t.is_floating_point() else t
+        name: (t.double() * factor).clamp(-validation.LARGEST, validation.LARGEST).to(t.dtype)
+        if t.is_floating_point()
+        else t
         for name, t in tensors.items()
     }
 

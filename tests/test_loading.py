@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from samples import language_base, vision_base
 from torch import nn
 
-from task.base import Base, BaseError
 from task.config import TaskConfig
-from task.heads import by_labels, head_modules, matching_rows
-from task.loading import Loaded, loaded
+from task.models.base import Base, BaseError
+from task.models.heads import by_labels, head_modules, matching_rows
+from task.models.loading import Loaded, loaded
 
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 Tensors = dict[str, torch.Tensor]

@@ -9,15 +9,15 @@ from laws import loaded, toy_model, trainer
 
 import client_app
 import strategies
-import task.model
+import task.models.model
 from strategies.algebra.tensors import snapshot
-from strategies.exchange.contract import Strategy
-from strategies.exchange.vocabulary import Entry, State, Ticket, Update
+from strategies.exchange.strategy import Strategy
+from strategies.exchange.types import Entry, State, Ticket, Update
 from strategies.ferret import NUMBERS, ROW, Ferret
-from task.base import Base, server_base
 from task.config import Model, TaskConfig
-from task.model import TunedModel, build, kept_model
-from task.store import server_store
+from task.models.base import Base, server_base
+from task.models.model import TunedModel, build, kept_model
+from task.storage.store import server_store
 
 NARROW = [torch.bfloat16, torch.float16]
 TICKET = Ticket(1, 3, 9, 0, 5)

@@ -14,18 +14,19 @@ from in_process import QV, Exchange, InProcessGrid, Outcome, equal, hold, local,
 
 import client_app
 import strategies
-from client_app import memory
-from client_app.consent import NodeError
+from client_app import store
 from client_app.local import Local
-from client_app.memory import DAY, KEPT_FOR, MODEL, SWEPT, Memory
+from client_app.public_errors import NodeError
+from client_app.store import DAY, KEPT_FOR, MODEL, SWEPT, Memory
 from server_app.config import RunConfig
 from strategies.algebra.lowrank import rank_axis
 from strategies.algebra.tensors import Tensors
-from strategies.exchange import checkpoint, journal, vocabulary, wire
-from strategies.exchange.vocabulary import State
+from strategies.exchange import types
+from strategies.exchange.types import State
 from strategies.flora import Flora
+from strategies.protocol import checkpoint, journal, wire
 from task.config import TaskConfig
-from task.model import TunedModel
+from task.models.model import TunedModel
 from task.schema import ConfigError
 
 
@@ -98,8 +99,8 @@ def test_a_store_is_looked_through_once_a_day(
 ):
     """For every new entry, every folder was looked at: seconds a round where many runs share a store."""
     looked: list[Path] = []
-    idle = memory._idle
-    monkeypatch.setattr(memory, "_idle", lambda path: looked.append(path) or idle(path))
+    idle = store._idle
+    monkeypatch.setattr(store, "_idle", lambda path: looked.append(path) or idle(path))
     Memory(node(tmp_path), 1).installed(strategy, model, state_of(1))
     looked.clear()
     for last in range(3, 7):
@@ -168,7 +169,7 @@ def test_a_round_costs_the_same_however_many_were_before(
         return answer
 
     monkeypatch.setattr(checkpoint, "safe_open", counted("opened", checkpoint.safe_open))
-    monkeypatch.setattr(vocabulary.hashlib, "blake2b", counted("hashed", vocabulary.hashlib.blake2b))
+    monkeypatch.setattr(types.hashlib, "blake2b", counted("hashed", types.hashlib.blake2b))
     monkeypatch.setattr(Path, "exists", counted("looked up", Path.exists))
     options = {"strategy": name, "num-server-rounds": 12, "evaluate-every": 12, **suiting(name)}
     hold(tmp_path, options, spoil=spoil)
@@ -282,7 +283,7 @@ def test_private_tensors_come_back_to_the_same_node(fedsa: Outcome) -> None:
 
 
 def test_what_the_server_writes_is_the_shared_part(fedsa: Outcome) -> None:
-    from strategies.exchange.journal import held
+    from strategies.protocol.journal import held
 
     model = held(fedsa.run.strategy, fedsa.base, fedsa.task, fedsa.state())
     assert all(not tensor.any() for name, tensor in model.trained.items() if rank_axis(name) == 1)

@@ -10,12 +10,12 @@ import torch
 from text_models import classifier, word_tokenizer
 from tuned import Sample
 
-from task.base import Base, BaseError, server_base
 from task.config import Model, TaskConfig
-from task.contents import ADAPTED, ADAPTER
-from task.loading import loaded
-from task.saving import save_base
-from task.store import Store
+from task.files.contents import ADAPTED, ADAPTER
+from task.models.base import Base, BaseError, server_base
+from task.models.loading import loaded
+from task.models.saving import save_base
+from task.storage.store import Store
 
 IDS = torch.tensor([[1, 4, 5, 6, 2], [1, 7, 8, 9, 2]])
 

@@ -18,9 +18,9 @@ from matrices import Matrix, dense, mean_product, tail, terms
 import strategies
 from strategies.algebra.lowrank import factor_names, modules
 from strategies.algebra.tensors import Tensors, added
-from strategies.exchange.contract import EXACT
-from strategies.exchange.meter import Meter
-from strategies.exchange.vocabulary import State, Ticket, Update
+from strategies.exchange.strategy import EXACT
+from strategies.exchange.types import State, Ticket, Update
+from strategies.rounds.aggregation_error import Meter
 
 CLOSE = 1e-5  # float32 factors of size 1
 EXAMPLES = settings(max_examples=60)

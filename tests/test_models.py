@@ -12,13 +12,13 @@ from laws import drawn_like, variants
 import strategies
 from strategies.algebra.lowrank import truncated
 from strategies.algebra.tensors import Tensors, raw, snapshot
-from strategies.exchange import wire
-from strategies.exchange.contract import Strategy
-from strategies.exchange.vocabulary import State, Ticket, Update
-from task.base import Base, server_base
+from strategies.exchange.strategy import Strategy
+from strategies.exchange.types import State, Ticket, Update
+from strategies.protocol import wire
 from task.config import Model, TaskConfig
-from task.model import TunedModel, build, kept_model, tuned_model
-from task.store import server_store
+from task.models.base import Base, server_base
+from task.models.model import TunedModel, build, kept_model, tuned_model
+from task.storage.store import server_store
 
 ASSETS = Path(__file__).parents[2] / "shared" / "assets"
 SEEDED = ("ferret", "fedkseed")  # they exchange numbers that are no tensors of a model

@@ -13,10 +13,10 @@ from flwr.proto.node_pb2 import NodeInfo
 from in_process import InProcessGrid, hold
 
 import client_app
-from strategies.exchange.names import REGISTER, Identity, Names, fingerprint, identities
-from strategies.exchange.session import Session
-from strategies.exchange.vocabulary import Profile, Refused
-from thistledown.certs import Keys
+from strategies.exchange.types import Profile, Refused
+from strategies.rounds.handshake.names import REGISTER, Identity, Names, fingerprint, identities
+from strategies.rounds.run_state import Session
+from thistledown.commands.certs import Keys
 
 CLINICS = ["clinic-1", "clinic-2", "clinic-3", "clinic-4"]
 THIEF, ROBBED = 3, 1  # partitions

@@ -116,7 +116,7 @@ def test_a_store_is_sent_the_base_once_an_hour(tmp_path: Path, monkeypatch: pyte
     """Whoever asks: the ids are new, the store is the same, and it lacks the base each time."""
     hours = [0.0]
     clock = time.time
-    monkeypatch.setattr("strategies.exchange.session.time.time", lambda: clock() + hours[0] * 3600)
+    monkeypatch.setattr("strategies.rounds.run_state.time.time", lambda: clock() + hours[0] * 3600)
 
     class Restarting(InProcessGrid):
         looks = 0

@@ -9,7 +9,7 @@ import pytest
 from in_process import InProcessGrid, equal, hold
 
 import client_app
-from task.digits import digits_part
+from task.data.sources.digits import digits_part
 
 
 # ------------------------------------------------------------------------------- base and data of nodes

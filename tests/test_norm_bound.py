@@ -16,7 +16,7 @@ from laws import FACTORS, Plan, loaded, plans, scene, variants
 import strategies
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.fit import misfits
-from strategies.exchange.vocabulary import Refused, Ticket, Update
+from strategies.exchange.types import Refused, Ticket, Update
 from strategies.ferret import COUNTS, NUMBERS, SCALES
 from task.config import TaskConfig
 
@@ -121,7 +121,7 @@ def test_a_long_update_is_refused_in_a_run_of_any_strategy(name: str, tmp_path: 
 
     def measured(partition: int, kind: str, reply: Message) -> Message:
         if kind == "train":
-            from strategies.exchange import wire
+            from strategies.protocol import wire
 
             lengths.append(strategy.length(wire.unpack(reply.content).tensors))
         return reply

@@ -9,9 +9,9 @@ from in_process import QV, equal, hold, left, retrained, sent, suiting
 
 from client_app.device import within_memory
 from strategies.algebra.lowrank import rank_axis
-from strategies.exchange.ranks import below
-from strategies.exchange.vocabulary import OutOfMemory, RunFailed
-from task.model import kept_model
+from strategies.exchange.types import OutOfMemory, RunFailed
+from strategies.rounds.handshake.ranks import below
+from task.models.model import kept_model
 
 CANDIDATES = (2, 4, 8, 16)
 IMPOSSIBLE = [lambda: torch.empty(2**47), lambda: torch.nn.Linear(16, 10**13), lambda: bytearray(2**47)]

@@ -18,15 +18,15 @@ from test_causal import config as causal
 from tuned import Sample, samples
 
 import client_app
-from client_app.consent import told
-from task import data
+from client_app.public_errors import told
 from task.config import TaskConfig
-from task.raw import DataError
-from task.request import Reading
+from task.data import prepared
+from task.data.raw import DataError
+from task.data.request import Reading
+from task.data.tables.tables import read_table
 from task.schema import ConfigError
-from task.store import Store
-from task.tables import read_table
-from thistledown.check import check
+from task.storage.store import Store
+from thistledown.commands.check import check
 from thistledown.settings import Settings
 
 APP = Path(__file__).parent.parent
@@ -115,25 +115,27 @@ def test_delimiters_and_encodings_are_checked(key: str, value: str, problem: str
 def test_texts_that_lose_their_end_are_counted(store: Store, words: Path, tmp_path: Path) -> None:
     file = write_table(tmp_path / "all.csv", text_columns())
     settings = config("text", name=str(file), max_length=5, **cut())
-    first, again = (data.prepare(settings, words, store) for _ in range(2))
+    first, again = (prepared.prepare(settings, words, store) for _ in range(2))
     assert first.notices == again.notices, "rows from the store say so too"
     cut_off = sum(len(text.split()) > 3 for text, _ in TEXTS)
     lines = [
         line for line in first.notices if "texts have more than data.max-length = 5 tokens and lose their end" in line
     ]
     assert sum(int(line.split(": ")[1].split()[0]) for line in lines) == cut_off == 3
-    assert data.prepare(config("text", name=str(file), max_length=6, **cut()), words, store).notices == ()
+    assert prepared.prepare(config("text", name=str(file), max_length=6, **cut()), words, store).notices == ()
 
 
 def test_completions_that_lose_their_end_are_counted(tmp_path: Path) -> None:
     base, file = language_base(tmp_path / "base"), write_table(tmp_path / "rows.jsonl", ROWS)
-    rows = data.prepare_file(causal(file, max_length=6, max_completion_length=1), base, Store(tmp_path / "s"), file, ())
+    rows = prepared.prepare_file(
+        causal(file, max_length=6, max_completion_length=1), base, Store(tmp_path / "s"), file, ()
+    )
     assert rows.notices == (
         "train: 24 of 24 completions lose their end and the end token, so the model does not learn to stop there: they have "
         "more than 1 tokens (data.max-completion-length)",
         "train: 24 of 24 prompts lose their beginning: with their completions they have more than data.max-length = 6 tokens",
     )
-    assert data.prepare_file(causal(file), base, Store(tmp_path / "s"), file, ()).notices == ()
+    assert prepared.prepare_file(causal(file), base, Store(tmp_path / "s"), file, ()).notices == ()
 
 
 def test_alpaca_loses_most_ends_of_its_completions(tmp_path: Path) -> None:
@@ -143,7 +145,7 @@ def test_alpaca_loses_most_ends_of_its_completions(tmp_path: Path) -> None:
         pytest.skip("../shared/assets/alpaca and stories260k-llama are not here")
     flat = {"task.kind": "causal-lm", "model.name": str(base), "data.name": str(alpaca), "data.partitioner": "iid"}
     flat |= {"data.train-rows": 500, "data.validation-rows": 20, "data.test-split": ""}
-    parts = data.prepare(TaskConfig.read(flat), base, Store(tmp_path))
+    parts = prepared.prepare(TaskConfig.read(flat), base, Store(tmp_path))
     [line] = [one for one in parts.notices if one.startswith("train: ") and "completions lose" in one]
     assert 250 < int(line.split()[1]) < 400
     assert (parts.train.inputs.tokens.lengths <= 128).all()
@@ -194,7 +196,7 @@ def test_a_column_of_numbers_is_refused_by_its_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("text,label\n18151815,x\n18151816,y\n")
     with pytest.raises(DataError, match=r"rows\.csv, row 0 \(line 2\), column 'text': no text, but 18151815") as error:
-        data.outline_file(config("text", name="given"), Store(tmp_path / "s"), path)
+        prepared.outline_file(config("text", name="given"), Store(tmp_path / "s"), path)
     assert told(error.value) == "column 'text': no text"
     path.write_text("text,label\nfine,x\n" + "dull,y\n" * 3 + '"bad \x00 "one,y\n')
     with pytest.raises(DataError, match=r"rows\.csv, line 6: quotes do not end where a cell does"):

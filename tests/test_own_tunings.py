@@ -10,17 +10,17 @@ import torch
 from torch import nn
 from tuned import Sample, samples
 
-from task.base import BaseError
 from task.config import TaskConfig
-from task.data import prepare
-from task.loading import loaded
-from task.model import build
-from task.saving import restored
-from task.scale_shift import folded
+from task.data.prepared import prepare
+from task.models.base import BaseError
+from task.models.loading import loaded
+from task.models.model import build
+from task.models.saving import restored
 from task.schema import ConfigError
-from task.store import Store
-from task.train import evaluate
-from task.tuning import TUNINGS, Head, TuningError
+from task.storage.store import Store
+from task.training.trainer import evaluate
+from task.tunings.scale_shift import folded
+from task.tunings.tuning import TUNINGS, Head, TuningError
 
 HEAD = 76_900
 
@@ -170,8 +170,8 @@ def test_prefixes_are_for_text(kinds: dict[str, Sample]) -> None:
     ],
 )
 def test_a_perceptron_has_none_of_it(tuning: str, said: str, tmp_path: Path) -> None:
-    from task.base import Base
-    from task.perceptron import write
+    from task.models.base import Base
+    from task.models.perceptron import write
 
     write(tmp_path, 0, (8, 8), 8)
     with pytest.raises(TuningError, match=said):

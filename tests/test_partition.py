@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from task.config import TaskConfig
-from task.digits import digits_part
-from task.outline import Outline, Part
-from task.partition import SplitError, _kept, partition, table
-from task.store import Store, recipe_hash
+from task.data.index import Outline, Part
+from task.data.partition import SplitError, _kept, partition, table
+from task.data.sources.digits import digits_part
+from task.storage.store import Store, recipe_hash
 
 SPLITS = ["iid", "dirichlet", "shards", "natural", "linear", "square", "exponential", "staircase"]
 
@@ -70,7 +70,7 @@ def test_a_split_is_disjoint_seeded_and_kept(
     again = divided(config(kind), labels, ids, 6, Store(tmp_path / "other"))
     assert all((one == two).all() for one, two in zip(parts, again, strict=True))
     with monkeypatch.context() as patch:
-        patch.setattr("task.partition._divide", None)
+        patch.setattr("task.data.partition._divide", None)
         _kept.cache_clear()
         kept = divided(config(kind), labels, ids, 6, store)
         assert all((one == two).all() for one, two in zip(parts, kept, strict=True))
@@ -131,7 +131,7 @@ def test_natural_clients_are_dealt_in_turn(
 ) -> None:
     exact = divided(config("natural"), labels, ids, 13, store)
     assert [np.unique(ids[part]).tolist() for part in exact] == [[number] for number in range(13)]
-    with caplog.at_level(logging.INFO, "task.partition"):
+    with caplog.at_level(logging.INFO, "task.data.partition"):
         fewer = divided(config("natural"), labels, ids, 5, store)
     assert [np.unique(ids[part]).tolist() for part in fewer] == [list(range(n, 13, 5)) for n in range(5)]
     assert "13 natural clients on 5 nodes" in caplog.text

@@ -11,10 +11,10 @@ from in_process import InProcessGrid
 
 import client_app
 import strategies
-from strategies.exchange import wire
 from strategies.exchange.federation import Federation, Round
+from strategies.protocol import wire
 from task.schema import ConfigError
-from thistledown.superlink import SuperLink
+from thistledown.processes.superlink import SuperLink
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"local-steps": 2, "lora.ranks": "2,4", "data.train-rows": 100}

@@ -13,12 +13,12 @@ from samples import write_table
 
 import client_app
 import strategies
-from client_app.consent import NodeFailed
 from client_app.deadline import TooLong, within_seconds
 from client_app.permission import NotPermitted, check_order, check_rows, check_scores, check_ticket, check_update
 from client_app.policy import TRUSTING, Columns, Policy, PolicyError, Privacy, Reports
-from strategies.exchange.order import write
-from strategies.exchange.vocabulary import RunFailed, Ticket
+from client_app.public_errors import NodeFailed
+from strategies.exchange.types import RunFailed, Ticket
+from strategies.protocol.instructions import write
 from task.config import Data, Kind, Model, TaskConfig
 
 KINDS = ["query.profile", "query.base", "query.rehearsal", "query.trial", "train", "evaluate"]
@@ -319,7 +319,7 @@ def test_more_labels_than_a_column_may_have(tmp_path: Path) -> None:
 
 
 def digits(tmp_path: Path, rows: int = 60) -> Path:
-    from task.digits import digits_part
+    from task.data.sources.digits import digits_part
 
     images, labels = digits_part("train")
     path = tmp_path / "digits.npz"

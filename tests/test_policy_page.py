@@ -9,8 +9,8 @@ import pytest
 
 from client_app.policy import Policy
 from task.schema import flatten, schema
+from thistledown.commands.policy import SECTIONS, explained
 from thistledown.main import DONE, WRONG, main
-from thistledown.policy import SECTIONS, explained
 
 APP = Path(__file__).parent.parent
 PAGE = (APP / "docs" / "policy.md").read_text()

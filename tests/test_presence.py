@@ -10,8 +10,9 @@ from flwr.app import Message
 from in_process import InProcessGrid, equal, hold, spoiled
 
 import client_app
-from strategies.exchange import cohort, wire
-from strategies.exchange.vocabulary import RunFailed
+from strategies.exchange import cohort
+from strategies.exchange.types import RunFailed
+from strategies.protocol import wire
 
 SAME: dict[str, Any] = {
     "data.partitioner": "iid",

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image, ImageDraw
 from samples import config, cut, vision_base, write_table
 
-from task.data import prepare
-from task.images import ImageEncoder
-from task.raw import DataError
-from task.store import Store
+from task.data.encoding.images import ImageEncoder
+from task.data.prepared import prepare
+from task.data.raw import DataError
+from task.storage.store import Store
 
 SIZES = ((40, 30), (30, 52), (64, 64), (224, 224), (17, 90))
 MEANS = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from server_app.progress import clock, human, progress
+from server_app.callbacks.progress import clock, human, progress
 
 TITLES = {"accuracy": "accuracy", "loss": "loss"}
 

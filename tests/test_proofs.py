@@ -8,9 +8,10 @@ from cold import Run
 from flwr.app import ConfigRecord, Message, RecordDict
 from in_process import equal
 
-from strategies.exchange import door, journal, wire
-from strategies.exchange.door import PROOF
-from strategies.exchange.vocabulary import OutOfMemory, Refused
+from strategies.exchange.types import OutOfMemory, Refused
+from strategies.protocol import journal, wire
+from strategies.rounds import validation
+from strategies.rounds.validation import PROOF
 
 LATE = 3  # the round in which node 1 is there again
 
@@ -68,9 +69,9 @@ def test_who_cannot_say_for_lack_of_memory_is_not_called_a_liar() -> None:
     question = Message(RecordDict(), dst_node_id=3, message_type="train")
     question.metadata.__dict__["_message_id"] = "question"
     records = RecordDict({OutOfMemory.RECORD: ConfigRecord({"said": "full"})})
-    door.check_proof(Message(records, reply_to=question), "a" * 32)
+    validation.check_proof(Message(records, reply_to=question), "a" * 32)
     with pytest.raises(Refused, match=r"other weights \(''\) than the server \(aaaa"):
-        door.check_proof(Message(RecordDict(), reply_to=question), "a" * 32)
+        validation.check_proof(Message(RecordDict(), reply_to=question), "a" * 32)
 
 
 def test_who_scores_other_weights_does_not_count(tmp_path: Path, monkeypatch) -> None:

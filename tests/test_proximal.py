@@ -11,10 +11,10 @@ from laws import loaded, toy_model, trainer
 import strategies
 from strategies.algebra.projection import Coordinates
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.contract import Strategy
-from strategies.exchange.vocabulary import State, Ticket
+from strategies.exchange.strategy import Strategy
+from strategies.exchange.types import State, Ticket
 from strategies.ferret import ROW
-from task.train import Trainer
+from task.training.trainer import Trainer
 
 MU = 0.7
 PROXIMAL = strategies.load_wrapper("proximal", mu=MU)

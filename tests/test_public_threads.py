@@ -13,13 +13,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from samples import config, cut, language_base, text_columns, write_table
 
-from task import data
-from task.base import BaseError, server_base
 from task.config import Model, TaskConfig
-from task.data import DataError
-from task.loading import loaded
-from task.rows import IGNORED
-from task.store import Store
+from task.data import prepared
+from task.data.prepared import DataError
+from task.data.rows import IGNORED
+from task.models.base import BaseError, server_base
+from task.models.loading import loaded
+from task.storage.store import Store
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 ROWS: dict[str, list[object]] = {
@@ -50,7 +50,7 @@ def test_an_index_beyond_the_names_of_its_type_is_refused(store: Store, words: P
     file = tmp_path / "cast.parquet"
     rows.cast_column("label", ClassLabel(names=["bad", "good"])).to_parquet(file)
     with pytest.raises(DataError, match=r"row 1, column 'label'"):
-        data.prepare(config("text", name=str(file), **cut()), words, store)
+        prepared.prepare(config("text", name=str(file), **cut()), words, store)
 
 
 def test_a_part_that_lacks_a_class_is_read_by_name(store: Store, vision: Path, tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_part_that_lacks_a_class_is_read_by_name(store: Store, vision: Path, t
                 folder = tmp_path / "images" / part / name
                 folder.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(np.full((8, 8), shades[name], np.uint8)).save(folder / f"{number}.png")
-    parts = data.prepare(config(name=str(tmp_path / "images"), validation_fraction=0.25), vision, store)
+    parts = prepared.prepare(config(name=str(tmp_path / "images"), validation_fraction=0.25), vision, store)
     for rows in (parts.train, parts.validation, parts.test):
         batch = rows.batch(np.arange(len(rows)))
         for pixels, label in zip(batch["pixel_values"], batch["labels"], strict=True):
@@ -77,7 +77,7 @@ def test_words_that_some_readers_take_for_nothing_are_words(
     """pandas #11839, OasisLMF #307: Namibia's code is NA."""
     file = tmp_path / "rows.csv"
     file.write_text("text,label\n" + "".join(f"good film,{name}\nbad film,other\n" for _ in range(6)))
-    parts = data.prepare(config("text", name=str(file), **cut()), words, store)
+    parts = prepared.prepare(config("text", name=str(file), **cut()), words, store)
     assert set(parts.labels) == {name, "other"}
 
 
@@ -87,7 +87,7 @@ def test_a_number_that_is_no_label_is_refused(value: float, store: Store, words:
     columns = text_columns() | {"label": [0.0, 1.0, value] + [1.0] * 9}
     file = write_table(tmp_path / "rows.parquet", columns)
     with pytest.raises(DataError, match=r"row 2, column 'label'"):
-        data.prepare(config("text", name=str(file), **cut()), words, store)
+        prepared.prepare(config("text", name=str(file), **cut()), words, store)
 
 
 @pytest.mark.parametrize("name", ["scans [v2]", "scans*", "scans?", "{scans}", "scans #1, 100%"])
@@ -99,7 +99,7 @@ def test_a_folder_may_have_any_name(name: str, store: Store, vision: Path, tmp_p
             place.mkdir(parents=True)
             for number in range(4):
                 Image.fromarray(np.full((8, 8), shade, np.uint8)).save(place / f"{number}.png")
-    parts = data.prepare(config(name=str(tmp_path / name), validation_fraction=0.25), vision, store)
+    parts = prepared.prepare(config(name=str(tmp_path / name), validation_fraction=0.25), vision, store)
     assert [len(rows) for rows in (parts.train, parts.validation, parts.test)] == [6, 2, 8]
     assert set(np.unique(parts.test.inputs.values)) == {10}
 
@@ -112,7 +112,7 @@ def test_a_broken_image_is_named(content: bytes, problem: str, store: Store, vis
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "scans" / label / f"{number}.png")
     (tmp_path / "scans" / "y" / "2.png").write_bytes(content)
     with pytest.raises(DataError, match=rf"{problem}.*y/2\.png") as error:
-        data.prepare(config(name=str(tmp_path / "scans"), **cut()), vision, store)
+        prepared.prepare(config(name=str(tmp_path / "scans"), **cut()), vision, store)
     assert "object at" not in str(error.value)
     assert "2.png" not in error.value.public
 
@@ -125,7 +125,7 @@ def test_pictures_that_are_not_read_are_counted(store: Store, vision: Path, tmp_
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(place / f"{number}.png")
         (place / f"{number}.heic").write_bytes(b"ftypheic")
         (place / "Thumbs.db").write_bytes(b"of Windows")
-    parts = data.prepare(config(name=str(tmp_path / "scans"), **cut()), vision, store)
+    parts = prepared.prepare(config(name=str(tmp_path / "scans"), **cut()), vision, store)
     assert [notice for notice in parts.notices if "8 of '.heic'" in notice and "Thumbs" not in notice]
 
 
@@ -134,7 +134,7 @@ def test_a_line_for_excel_says_what_is_between_cells(line: str, store: Store, wo
     """rainbow_csv #108, csharp-csv-reader #28."""
     file = tmp_path / "rows.csv"
     file.write_text(f"{line}\ntext;label\n" + "a good, good film;good\nbad;bad\n" * 6)
-    parts = data.prepare(config("text", name=str(file), **cut()), words, store)
+    parts = prepared.prepare(config("text", name=str(file), **cut()), words, store)
     assert parts.labels == ("bad", "good")
     assert sum(map(len, (parts.train, parts.validation, parts.test))) == 12
 
@@ -155,7 +155,7 @@ def test_a_pointer_to_rows_is_called_one(suffix: str, store: Store, words: Path,
     file = tmp_path / f"rows.{suffix}"
     file.write_text(POINTER)
     with pytest.raises(DataError, match="git lfs pull"):
-        data.prepare(config("text", name=str(file), **cut()), words, store)
+        prepared.prepare(config("text", name=str(file), **cut()), words, store)
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "_orig_mod.module."])
@@ -219,7 +219,7 @@ def test_a_prompt_begins_as_the_template_says(chat: str, store: Store, tmp_path:
     from transformers import AutoTokenizer
 
     base = language_base(tmp_path / "base", chat)
-    batch = data.prepare(causal(tmp_path, base), base, store).train.batch([0, 1, 2])
+    batch = prepared.prepare(causal(tmp_path, base), base, store).train.batch([0, 1, 2])
     message = [{"role": "user", "content": "say not hot"}]
     asked = AutoTokenizer.from_pretrained(base).apply_chat_template(message, tokenize=True, return_dict=False)
     assert begins(batch, 0) == [asked.count(0)] * 3
@@ -230,7 +230,7 @@ def test_a_tokenizer_that_pads_with_its_end_token_still_learns_to_end(store: Sto
     base = language_base(tmp_path / "base")
     settings = json.loads((base / "tokenizer_config.json").read_text())
     (base / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": "</s>"}))
-    batch = data.prepare(causal(tmp_path, base), base, store).train.batch(np.arange(6))
+    batch = prepared.prepare(causal(tmp_path, base), base, store).train.batch(np.arange(6))
     learned = [row[row != IGNORED].tolist() for row in batch["labels"]]
     assert all(row[-1] == 1 and row.count(1) == 1 for row in learned)
 
@@ -238,7 +238,7 @@ def test_a_tokenizer_that_pads_with_its_end_token_still_learns_to_end(store: Sto
 def test_a_long_prompt_leaves_something_to_learn(store: Store, tmp_path: Path) -> None:
     """trl #6320 and #3927: rows whose every label was ignored trained without a loss."""
     base = language_base(tmp_path / "base")
-    rows = data.prepare(causal(tmp_path, base, max_length=2), base, store).train
+    rows = prepared.prepare(causal(tmp_path, base, max_length=2), base, store).train
     assert bool((rows.batch(np.arange(len(rows)))["labels"] != IGNORED).any(1).all())
 
 

@@ -11,9 +11,9 @@ from test_wrappers import admitted
 import strategies
 from strategies.algebra.quantiser import packed, quantised, uniform, unpacked
 from strategies.algebra.tensors import Tensors
-from strategies.exchange import wire
-from strategies.exchange.vocabulary import Refused, State, Ticket
+from strategies.exchange.types import Refused, State, Ticket
 from strategies.exchange.wrapper import Wrapper
+from strategies.protocol import wire
 from strategies.wrappers.quantize import LEVELS, SCALES
 
 LARGEST = {8: 127, 4: 7}

@@ -14,14 +14,14 @@ from in_process import QV, InProcessGrid, equal, hold
 import client_app
 from client_app.device import _trains, dtypes, free_memory
 from strategies.algebra.lowrank import truncated
-from strategies.exchange.ranks import DEADLINE, LARGEST, MEMORY, MEMORY_SHARE, TIME_SHARE, Choice, Trial, choose
-from strategies.exchange.vocabulary import Refused
-from task.base import Base
+from strategies.exchange.types import Refused
+from strategies.rounds.handshake.ranks import DEADLINE, LARGEST, MEMORY, MEMORY_SHARE, TIME_SHARE, Choice, Trial, choose
 from task.config import TaskConfig
 from task.device import found
-from task.model import TunedModel, tuned_model
+from task.models.base import Base
+from task.models.model import TunedModel, tuned_model
 from task.schema import ConfigError, flatten
-from thistledown.check import check
+from thistledown.commands.check import check
 from thistledown.settings import Settings
 
 CANDIDATES = (2, 4, 8, 16)

@@ -11,10 +11,10 @@ from in_process import InProcessGrid, hold, resumed
 import client_app
 from server_app.config import RunConfig
 from server_app.resuming import given
-from strategies.exchange import checkpoint
-from strategies.exchange.vocabulary import RunFailed
+from strategies.exchange.types import RunFailed
+from strategies.protocol import checkpoint
 from task.schema import ConfigError
-from thistledown.export import export
+from thistledown.commands.export import export
 from thistledown.settings import Settings
 
 APP = Path(__file__).parent.parent

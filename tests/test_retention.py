@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from samples import scans, vision_base
 
-from task import seal
-from task.base import accept_offer, files, node_bases, server_base
 from task.config import Model, TaskConfig
-from task.data import prepare
-from task.retention import RECENT, inventory, trim
+from task.data.prepared import prepare
+from task.models.base import accept_offer, files, node_bases, server_base
 from task.schema import ConfigError
-from task.store import Store, server_store
+from task.storage import seal
+from task.storage.retention import RECENT, inventory, trim
+from task.storage.store import Store, server_store
+from thistledown.commands.purge import purge, seconds
 from thistledown.main import main
-from thistledown.purge import purge, seconds
 
 DAY = 86400.0
 

@@ -18,8 +18,8 @@ from laws import Plan, plans, scene
 import strategies
 from strategies.algebra.robust import Spill, cut, median, settled, trimmed_mean
 from strategies.algebra.tensors import Tensors
-from strategies.exchange import chain
-from strategies.exchange.vocabulary import State, Ticket, Update
+from strategies.exchange import compatibility
+from strategies.exchange.types import State, Ticket, Update
 
 EXAMPLES = settings(max_examples=60)
 TICKET = Ticket(1, 3, 9, 0)
@@ -54,7 +54,7 @@ def update(node: int, delta: Tensors, weight: float = 1.0) -> Update:
 
 def combined(name: str, options: dict[str, Any], state: State, updates: Sequence[Update]) -> Tensors:
     strategy = strategies.load("fedavg", [strategies.load_wrapper(name, **options)])
-    return chain.rule(strategy)(state, iter(updates))
+    return compatibility.rule(strategy)(state, iter(updates))
 
 
 # ---------------------------------------------------------------------- numbers

@@ -22,9 +22,9 @@ import strategies
 from strategies.algebra.lowrank import rank_axis
 from strategies.algebra.robust import cut
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.contract import EQUAL_RANKS, EXACT, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
 from strategies.exchange.fit import misfits
-from strategies.exchange.vocabulary import State, Update
+from strategies.exchange.strategy import EQUAL_RANKS, EXACT, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
+from strategies.exchange.types import State, Update
 from strategies.ferret import COUNTS, NUMBERS, SCALES, SEEDS, Ferret
 from task.config import TaskConfig
 

@@ -9,8 +9,8 @@ import torch
 from flwr.app import Message
 from in_process import hold, retold
 
-from strategies.exchange import chain
-from strategies.exchange.contract import Strategy
+from strategies.exchange import compatibility
+from strategies.exchange.strategy import Strategy
 from strategies.wrappers.quantize import SCALES
 
 NODES: dict[str, Any] = {
@@ -72,4 +72,4 @@ def test_a_rule_goes_round_every_mean(tmp_path: Path, strategy: str, tuning: str
     assert outcome.summary["status"] == "completed"
     assert not any(line["refused"] for line in outcome.rounds[1]["nodes"])
     loaded: Strategy = outcome.run.strategy
-    assert chain.rule(loaded) != loaded.combine
+    assert compatibility.rule(loaded) != loaded.combine

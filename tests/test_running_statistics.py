@@ -8,11 +8,11 @@ import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from strategies.algebra.tensors import snapshot
-from task.base import Base
 from task.config import Data, TaskConfig
-from task.model import TunedModel, build
-from task.rows import Pixels, Rows
-from task.train import Trainer
+from task.data.rows import Pixels, Rows
+from task.models.base import Base
+from task.models.model import TunedModel, build
+from task.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from matrices import Matrix, tail
 import strategies
 from server_app.config import RunConfig
 from strategies.algebra.tensors import Tensors, raw, snapshot
-from strategies.exchange import checkpoint, wire
 from strategies.exchange.fit import misfits
-from strategies.exchange.vocabulary import Entry, Profile, RunFailed, State, Ticket
+from strategies.exchange.types import Entry, Profile, RunFailed, State, Ticket
+from strategies.protocol import checkpoint, wire
 from strategies.sa_fedlora import SCHEDULES, WAITING, remainder, shrunk
 from task.config import TaskConfig
 from task.schema import ConfigError

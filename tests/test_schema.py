@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import strategies
 from server_app.config import RunConfig, ServerConfig, keys
-from strategies.exchange import order
-from strategies.exchange.contract import Strategy
+from strategies.exchange.strategy import Strategy
+from strategies.protocol import instructions
 from task.config import TaskConfig
 from task.schema import ConfigError, Option, build, flatten, group, key_of, option, read, schema, unknown
 
@@ -248,15 +248,17 @@ def test_groups_nest_and_names_turn_into_keys():
 
 @pytest.mark.parametrize("name", strategies.names())
 def test_a_strategy_survives_the_order_that_nodes_read(name):
-    assert order.strategy_of(order.write(TaskConfig(), strategies.load(name), "abc", 8)) == strategies.load(name)
+    assert instructions.strategy_of(
+        instructions.write(TaskConfig(), strategies.load(name), "abc", 8)
+    ) == strategies.load(name)
 
 
 @given(configs(TaskConfig), configs(strategies.strategy_class("fedprox")), st.integers(0, 64))
 def test_an_order_says_all_that_a_node_must_know(config, strategy, rank):
-    record = order.write(config, strategy, "abc", rank)
-    assert order.strategy_of(record) == strategy
+    record = instructions.write(config, strategy, "abc", rank)
+    assert instructions.strategy_of(record) == strategy
     if not config.problems():
-        assert order.task_of(record) == config
+        assert instructions.task_of(record) == config
     assert (record["base-fingerprint"], record["global-rank"]) == ("abc", rank)
 
 

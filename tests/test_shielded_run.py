@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from thistledown import leftovers
-from thistledown.leftovers import end_processes_in, processes_in, sweep
-from thistledown.superlink import SuperLink
+from thistledown.processes import leftovers
+from thistledown.processes.leftovers import end_processes_in, processes_in, sweep
+from thistledown.processes.superlink import SuperLink
 
 BIN = Path(sys.executable).parent
 RUN = "num-server-rounds=1000 simulation.num-supernodes=3 tuning='head' local-steps=1 evaluate-every=1000"
@@ -190,7 +190,7 @@ def test_only_folders_that_nobody_holds_are_swept(tmp_path: Path) -> None:
     (tmp_path / "ts-linked").symlink_to(other)
     handle = leftovers.hold(held)
     sleeper = subprocess.Popen(
-        [sys.executable, "-c", "import sys, thistledown.leftovers as l, pathlib, time;"
+        [sys.executable, "-c", "import sys, thistledown.processes.leftovers as l, pathlib, time;"
          "l.hold(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(600)", str(killed)],
         stdout=subprocess.PIPE,
     )  # fmt: skip

@@ -7,10 +7,10 @@ import pytest
 import torch
 from tuned import FITTING, Sample, samples
 
-from task.data import prepare
-from task.side_by_side import MOST, batches_at_once, portion, side_by_side
-from task.store import server_store
-from task.train import evaluate
+from task.data.prepared import prepare
+from task.storage.store import server_store
+from task.training.parallel_evaluation import MOST, batches_at_once, portion, side_by_side
+from task.training.trainer import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +22,8 @@ def kinds(tmp_path_factory: pytest.TempPathFactory, words: Path) -> dict[str, Sa
 def test_scores_are_those_of_one_after_another(
     kinds: dict[str, Sample], kind: str, tuning: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("task.train.EVALUATION_ROWS", MOST * 2)
-    monkeypatch.setattr("task.perplexity.LOGITS", MOST * 20 * 32)
+    monkeypatch.setattr("task.training.trainer.EVALUATION_ROWS", MOST * 2)
+    monkeypatch.setattr("task.training.perplexity.LOGITS", MOST * 20 * 32)
     model = kinds[kind].build(tuning)
     rows = prepare(model.config, kinds[kind].base.folder, server_store()).test
     asked: list[int] = []
@@ -58,9 +58,9 @@ def test_what_one_of_them_raises_is_raised(at_once: int) -> None:
 
 
 def test_cores_are_shared_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("task.side_by_side.cores", lambda: 6)
+    monkeypatch.setattr("task.training.parallel_evaluation.cores", lambda: 6)
     assert [batches_at_once("cpu", threads) for threads in (1, 2, 4, 6, 8)] == [6, 3, 1, 1, 1]
     assert batches_at_once("cuda:1", 1) == 1
-    monkeypatch.setattr("task.side_by_side.cores", lambda: 64)
+    monkeypatch.setattr("task.training.parallel_evaluation.cores", lambda: 64)
     assert batches_at_once("cpu", 1) == MOST
     assert (portion(256, "cpu"), portion(256, "cuda")) == (256 // MOST, 256)

@@ -8,10 +8,10 @@ from samples import TEXTS
 from tuned import samples
 
 from task.config import TaskConfig
-from task.data import outline
-from task.partition import node_names, partition, table
-from task.raw import DataError
-from task.store import Store
+from task.data.partition import node_names, partition, table
+from task.data.prepared import outline
+from task.data.raw import DataError
+from task.storage.store import Store
 
 LONG = "1234567890123456789"  # beyond whole numbers of 64 bits, with another digit
 SITES = "text,label,site\na,x,Oslo\nb,y,Bergen\nc,x,Oslo \nd,y,Narvik\ne,x,Bergen\nf,y,Oslo\n"

@@ -9,14 +9,14 @@ import torch
 from flwr.app import Message
 from in_process import QV, Outcome, hold, local, sent, spoiled
 
-from client_app.memory import Memory
+from client_app.store import Memory
 from strategies.algebra.lowrank import factor_names, modules
 from strategies.algebra.tensors import Tensors, added, raw, snapshot
-from strategies.exchange import journal, wire
-from strategies.exchange.journal import held
-from strategies.exchange.order import RANK
-from strategies.exchange.vocabulary import BASE_MARK, State
-from task.model import build, kept_model, tuned_model
+from strategies.exchange.types import BASE_MARK, State
+from strategies.protocol import journal, wire
+from strategies.protocol.instructions import RANK
+from strategies.protocol.journal import held
+from task.models.model import build, kept_model, tuned_model
 
 ROUNDS = 3
 OPTIONS = QV | {"lora.ranks": "2,4", "num-server-rounds": ROUNDS, "learning-rate": 0.05, "evaluate": "both"}

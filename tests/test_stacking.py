@@ -12,7 +12,7 @@ from matrices import Matrix, product, singular_values
 import strategies
 from strategies.algebra.lowrank import others
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.vocabulary import Entry, State, Ticket
+from strategies.exchange.types import Entry, State, Ticket
 from strategies.flora import _drawn
 
 CLOSE = 1e-5  # float32 factors of size 1

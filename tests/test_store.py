@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from task.seal import SEAL
 from task.seeds import derive
-from task.store import Store, StoreError, cache_home, node_store, recipe_hash, server_store
+from task.storage.seal import SEAL
+from task.storage.store import Store, StoreError, cache_home, node_store, recipe_hash, server_store
 
 
 @pytest.fixture

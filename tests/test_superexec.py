@@ -14,8 +14,8 @@ from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor import ExecutionSpec
 from flwr.supercore.superexec.executor.types import LaunchResultStatus
 
-from thistledown import pins, superexec
-from thistledown.pins import PinError, Pins
+from thistledown.processes import pins, superexec
+from thistledown.processes.pins import PinError, Pins
 
 # Two messages and a ServerApp: each fork says who it is, what chance gives it and which exit handlers it has.
 FORKS = """
@@ -64,7 +64,7 @@ except ChildProcessError:
 
 def test_it_imports_libraries_and_nothing_that_comes_with_a_run() -> None:
     code = (
-        "import sys; from thistledown.superexec import APP, warm; warm();"
+        "import sys; from thistledown.processes.superexec import APP, warm; warm();"
         "print([n for n in APP if n in sys.modules], 'peft' in sys.modules, 'torch._dynamo' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -74,8 +74,9 @@ def test_it_imports_libraries_and_nothing_that_comes_with_a_run() -> None:
 def test_what_a_train_message_imports_is_there_before_it_comes() -> None:
     """All that is slow: what is left is the run's own code, the model's class, and small change."""
     code = (
-        "import sys; from thistledown.superexec import warm; warm(); before = set(sys.modules);"
-        "import client_app.training, client_app.trial, task.data, task.loading, task.tuning, strategies.rbla;"
+        "import sys; from thistledown.processes.superexec import warm; warm(); before = set(sys.modules);"
+        "import client_app.training, client_app.trial, task.data.prepared, task.models.loading, task.tunings.tuning;"
+        "import strategies.rbla;"
         "print({n.split('.')[0] for n in set(sys.modules) - before} - {'task', 'strategies', 'client_app'})"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -99,7 +100,9 @@ def test_every_message_has_a_process_of_its_own(tmp_path: Path) -> None:
 
 
 def test_its_options_are_flowers_and_pins() -> None:
-    helped = subprocess.run([sys.executable, "-m", "thistledown.superexec", "--help"], capture_output=True, text=True)
+    helped = subprocess.run(
+        [sys.executable, "-m", "thistledown.processes.superexec", "--help"], capture_output=True, text=True
+    )
     assert helped.returncode == 0
     assert "--runtime-api-address" in helped.stdout
     assert "--app-hash HASH" in helped.stdout
@@ -189,7 +192,7 @@ def test_a_pinned_app_runs_and_no_other(tmp_path: Path) -> None:
     foreign, other = bundle(tmp_path / "bundles", "foreign")
     assert answered(tmp_path, ours, pinned, pinned)[0] == "ours"
     said, log = answered(tmp_path, foreign, pinned, pinned)
-    assert said == f"<class 'thistledown.pins.ForeignApp'>:<'{pins.REFUSED}'>"
+    assert said == f"<class 'thistledown.processes.pins.ForeignApp'>:<'{pins.REFUSED}'>"
     assert f"refused the app {other}, which is not pinned; pinned are {pinned}" in log
     assert not (tmp_path / "foreign").exists()
     assert answered(tmp_path, foreign, other, pinned, other)[0] == "foreign"
@@ -240,7 +243,14 @@ def test_pins_are_read_from_files_anew(tmp_path: Path) -> None:
 )
 def test_what_is_no_pin_is_said_at_the_start(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "app-hashes").write_text(f"#\n{text}\n")
-    command = [sys.executable, "-m", "thistledown.superexec", "--insecure", "--runtime-api-address", "127.0.0.1:1"]
+    command = [
+        sys.executable,
+        "-m",
+        "thistledown.processes.superexec",
+        "--insecure",
+        "--runtime-api-address",
+        "127.0.0.1:1",
+    ]
     ran = subprocess.run(
         [*command, "--app-hashes", "app-hashes"], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from in_process import QV, SMALL, hold
 
-from strategies.exchange import checkpoint
+from strategies.protocol import checkpoint
 
 pytestmark = pytest.mark.flower
 COMMAND = str(Path(sys.executable).with_name("thistledown"))

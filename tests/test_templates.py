@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from samples import language_base
 
-from task.raw import DataError
-from task.templates import filled_in
-from task.texts import tokenizer_in
+from task.data.encoding.templates import filled_in
+from task.data.encoding.texts import tokenizer_in
+from task.data.raw import DataError
 
 CHATS = [[{"role": "user", "content": text}] for text in ("Task : add\n\none  two ", "é < & \"ß'", "", "日本")]
 HONEST = [

@@ -11,13 +11,13 @@ import torch
 from samples import config, cut, text_columns, write_table
 from text_models import SHAPES, classifier, word_tokenizer
 
-from task.base import Base, BaseError
-from task.data import Parts, prepare
-from task.loading import loaded
-from task.raw import DataError
-from task.rows import Tokens
-from task.store import Store
-from task.texts import tokenizer_in
+from task.data.encoding.texts import tokenizer_in
+from task.data.prepared import Parts, prepare
+from task.data.raw import DataError
+from task.data.rows import Tokens
+from task.models.base import Base, BaseError
+from task.models.loading import loaded
+from task.storage.store import Store
 
 LABELS = ("bad", "good")
 DECODERS = (

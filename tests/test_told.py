@@ -12,13 +12,13 @@ from in_process import InProcessGrid, hold
 from samples import png, vision_base, write_table
 
 import client_app
-from client_app.consent import HIDDEN, NodeError, NodeFailed, told
-from task.images import ImageEncoder
-from task.raw import DataError, Table
-from task.request import Reading
+from client_app.public_errors import HIDDEN, NodeError, NodeFailed, told
+from task.data.encoding.images import ImageEncoder
+from task.data.encoding.texts import read_texts
+from task.data.raw import DataError, Table
+from task.data.request import Reading
+from task.data.tables.tables import read_table
 from task.schema import ConfigError
-from task.tables import read_table
-from task.texts import read_texts
 
 
 def texts(path: object) -> ConfigRecord:

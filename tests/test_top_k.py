@@ -12,9 +12,9 @@ from test_wrappers import TICKET, admitted
 import strategies
 from strategies.algebra.sparse import coded, decoded, largest
 from strategies.algebra.tensors import Tensors
-from strategies.exchange import wire
-from strategies.exchange.vocabulary import Refused, State
+from strategies.exchange.types import Refused, State
 from strategies.exchange.wrapper import Wrapper
+from strategies.protocol import wire
 from strategies.wrappers.top_k import PLACES, VALUES
 
 

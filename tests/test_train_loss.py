@@ -7,13 +7,13 @@ import torch
 from samples import language_base, text_columns, write_table
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from task import data
-from task.base import server_base
 from task.config import Model, TaskConfig
-from task.model import build
-from task.rows import IGNORED, Rows
-from task.store import Store
-from task.train import Trainer
+from task.data import prepared
+from task.data.rows import IGNORED, Rows
+from task.models.base import server_base
+from task.models.model import build
+from task.storage.store import Store
+from task.training.trainer import Trainer
 
 FROZEN = {"learning-rate": 0.0, "local-epochs": 1, "optimizer": "sgd"}
 
@@ -28,7 +28,7 @@ def test_every_row_counts_alike(tmp_path: Path, words: Path, store: Store) -> No
     flat = {"task.kind": "text-classification", "tuning": "full", "batch-size": 9, **FROZEN, "model.name": str(folder)}
     flat |= {"data.name": str(write_table(tmp_path / "rows.csv", table)), "data.labels": "good|bad"}
     config = TaskConfig.read(flat)
-    rows = data.prepare_file(config, folder, store, config.data.name, config.data.labels)
+    rows = prepared.prepare_file(config, folder, store, config.data.name, config.data.labels)
     model = build(server_base(Model(name=str(folder)), store), config, 0, "cpu")
     assert Trainer(config, rows, seed=3).fit(model)["train-loss"] == pytest.approx(_mean(model.module, rows), abs=1e-6)
 
@@ -41,7 +41,7 @@ def test_every_learned_token_counts_alike(tmp_path: Path, store: Store) -> None:
     flat |= {"data.name": str(write_table(tmp_path / "rows.jsonl", table)), "data.max-length": 24}
     config = TaskConfig.read(flat)
     base = server_base(Model(name=str(folder)), store)
-    rows = data.prepare_file(config, folder, store, config.data.name, ())
+    rows = prepared.prepare_file(config, folder, store, config.data.name, ())
     model = build(base, config, 0, "cpu")
     assert Trainer(config, rows, seed=3).fit(model)["train-loss"] == pytest.approx(_mean(model.module, rows), abs=1e-6)
 

@@ -13,10 +13,10 @@ from in_process import Outcome, hold
 from test_tunings import moved
 from tuned import FITTING, Sample, federation, samples
 
-from task.model import TunedModel
-from task.naming import by_peft
-from task.saving import WHOLE, own_format, restored, save_base
-from task.usage import usage
+from task.models.model import TunedModel
+from task.models.naming import by_peft
+from task.models.saving import WHOLE, own_format, restored, save_base
+from task.models.usage import usage
 from thistledown.summary import summary_lines
 
 PIPELINES = {"vit": "image-classification", "bert": "text-classification", "llama": "text-generation"}
@@ -210,7 +210,7 @@ def test_a_moved_folder_names_its_base_still(kinds: dict[str, Sample], tmp_path:
 
 
 def test_a_hub_id_is_named_in_the_card(outcome: Outcome) -> None:
-    from server_app.card import card
+    from server_app.results.card import card
 
     base = replace(outcome.base, name="owner/some-model")
     text = card(outcome.run, outcome.task, base, 3, 2)

@@ -7,8 +7,8 @@ import torch
 from in_process import hold, raw_bytes, sent
 from tuned import FITTING, Sample, cancels, federation, samples
 
-from strategies.exchange import wire
-from task.model import kept_model
+from strategies.protocol import wire
+from task.models.model import kept_model
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tuned import FITTING, Sample, cancels, samples
 
-from task.base import Base, files
-from task.model import TunedModel
-from task.saving import restored
+from task.models.base import Base, files
+from task.models.model import TunedModel
+from task.models.saving import restored
 
 ADDED = {  # what a tuning adds to the names of the plain model
     "lora": r"\.lora_[AB]\.weight",

@@ -15,8 +15,8 @@ from in_process import through_wire
 from random_states import sections, states
 
 from strategies.algebra.tensors import raw
-from strategies.exchange import wire
-from strategies.exchange.vocabulary import Entry, Refused, State, Tensors
+from strategies.exchange.types import Entry, Refused, State, Tensors
+from strategies.protocol import wire
 
 EMPTY = {"tensors": [], "journal": []}
 

@@ -12,11 +12,12 @@ from in_process import through_wire
 
 import strategies
 from strategies.algebra.tensors import Tensors
-from strategies.exchange import door, wire
-from strategies.exchange.contract import Strategy
 from strategies.exchange.fit import misfits
-from strategies.exchange.vocabulary import Refused, State, Ticket
+from strategies.exchange.strategy import Strategy
+from strategies.exchange.types import Refused, State, Ticket
 from strategies.exchange.wrapper import Wrapper
+from strategies.protocol import wire
+from strategies.rounds import validation
 from task.config import TaskConfig
 
 TICKET = Ticket(1, 3, 9, 2, noise=1.0)
@@ -34,7 +35,7 @@ def admitted(strategy: Strategy, sent: Tensors, start: Tensors) -> Tensors:
     records = wire.pack(State(sent))
     records["metrics"] = MetricRecord({"num-examples": 4, "server-round": 1})
     reply = through_wire(Message(records, reply_to=question))
-    return door.admit_update(strategy, reply, "0", TICKET, State(start)).delta
+    return validation.admit_update(strategy, reply, "0", TICKET, State(start)).delta
 
 
 # ---------------------------------------------------------------------- any wrapper

@@ -9,11 +9,11 @@ import torch
 from samples import TEXTS, language_base, write_table
 from torch import nn
 
-from task.base import Base, server_base
 from task.config import TUNINGS, Model, TaskConfig
-from task.loading import loaded
-from task.model import TunedModel, build
-from task.store import Store, server_store
+from task.models.base import Base, server_base
+from task.models.loading import loaded
+from task.models.model import TunedModel, build
+from task.storage.store import Store, server_store
 
 FITTING = [
     *(("vit", tuning) for tuning in TUNINGS if tuning != "prefix"),  # for text alone

@@ -17,11 +17,11 @@ from typing import Any
 from hostile_values import KEYS, leaves, replaced
 from samples import language_base
 
-from task.base import Base, BaseError
 from task.config import TaskConfig
-from task.loading import loaded
-from task.raw import DataError
-from task.texts import tokenized, tokenizer_in
+from task.data.encoding.texts import tokenized, tokenizer_in
+from task.data.raw import DataError
+from task.models.base import Base, BaseError
+from task.models.loading import loaded
 
 CAUSAL = TaskConfig.read({"task.kind": "causal-lm", "model.name": "given", "data.name": "given"})
 SETTINGS = ["config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"]

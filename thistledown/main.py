@@ -36,9 +36,9 @@ def _done(arguments: argparse.Namespace) -> int:
     """Do what the command line says, and return the exit code."""
     if arguments.command in ("run", "check", "export"):
         say("checking the configuration")
-    from task.room import NoRoom, is_full, sentence
     from task.schema import ConfigError
-    from thistledown.superlink import SuperLinkError
+    from task.storage.room import NoRoom, is_full, sentence
+    from thistledown.processes.superlink import SuperLinkError
 
     try:
         commands = {
@@ -150,27 +150,27 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from thistledown.run import run
+    from thistledown.commands.run import run
 
     return DONE if run(_settings(arguments), say, verbose=arguments.verbose) else FAILED
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from thistledown.check import check
+    from thistledown.commands.check import check
 
     check(_settings(arguments), say)
     return DONE
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from thistledown.export import export
+    from thistledown.commands.export import export
 
     export(arguments.results, arguments.state, arguments.to, say)
     return DONE
 
 
 def _certs(arguments: argparse.Namespace) -> int:
-    from thistledown.certs import Keys
+    from thistledown.commands.certs import Keys
 
     made = Keys(arguments.folder, arguments.names, arguments.nodes, arguments.days).make()
     say("\n".join(map(str, made)) if made else "nothing is lacking")
@@ -179,7 +179,7 @@ def _certs(arguments: argparse.Namespace) -> int:
 
 def _account(arguments: argparse.Namespace) -> int:
     from client_app.account import AccountError
-    from thistledown.account import accounts
+    from thistledown.commands.account import accounts
 
     try:
         for line in accounts(arguments.folder, arguments.delta):
@@ -191,14 +191,14 @@ def _account(arguments: argparse.Namespace) -> int:
 
 
 def _purge(arguments: argparse.Namespace) -> int:
-    from thistledown.purge import purge
+    from thistledown.commands.purge import purge
 
     purge(arguments.store_path, arguments.kind, arguments.older_than, arguments.yes, say)
     return DONE
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from thistledown.status import status
+    from thistledown.commands.status import status
 
     for line in status(arguments.folder):
         say(line)
@@ -206,7 +206,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _policy(arguments: argparse.Namespace) -> int:
-    from thistledown.policy import explained
+    from thistledown.commands.policy import explained
 
     say("\n".join(explained(arguments.file)))
     return DONE
@@ -214,7 +214,7 @@ def _policy(arguments: argparse.Namespace) -> int:
 
 def _app(arguments: argparse.Namespace) -> int:
     from task.schema import ConfigError
-    from thistledown.bundle import app_hash
+    from thistledown.processes.bundle import app_hash
     from thistledown.settings import app_folder
 
     folder = app_folder(arguments.folder)

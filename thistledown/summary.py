@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from server_app.progress import human
+from server_app.callbacks.progress import human
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:

@@ -8,15 +8,15 @@ from flwr.app import MetricRecord, RecordDict
 
 from server_app.config import RunConfig
 from strategies.algebra.tensors import Tensors
-from strategies.exchange import order, wire
 from strategies.exchange.algorithm import Algorithm
-from strategies.exchange.contract import Strategy
-from strategies.exchange.door import INSTALLED
-from strategies.exchange.echo import expected as expected_echo
-from strategies.exchange.session import Session
-from strategies.exchange.vocabulary import BASE_MARK, Entry, Profile, State, Ticket, Update
-from task.base import Base
+from strategies.exchange.strategy import Strategy
+from strategies.exchange.types import BASE_MARK, Entry, Profile, State, Ticket, Update
+from strategies.protocol import instructions, wire
+from strategies.protocol.install_hash import expected as expected_echo
+from strategies.rounds.run_state import Session
+from strategies.rounds.validation import INSTALLED
 from task.config import TaskConfig
+from task.models.base import Base
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ class Traffic:
         form = (*_forms(share.tensors), *(_forms(entry.tensors) for entry in share.journal), "up", *_forms(expected))
         if form not in self.known:
             records = wire.pack(_filled(share))
-            records["order"] = order.write(self.task, strategy, self.base.fingerprint, built, Session().token)
-            records["ticket"] = order.write_ticket(ticket)
+            records["order"] = instructions.write(self.task, strategy, self.base.fingerprint, built, Session().token)
+            records["ticket"] = instructions.write_ticket(ticket)
             self.known[form] = Cost(wire.size(records), wire.size(_reply(strategy, expected, ticket)))
         return self.known[form]
 

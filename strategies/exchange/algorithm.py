@@ -13,12 +13,12 @@ from strategies.algebra.lowrank import silenced, truncated
 from strategies.algebra.mean import WeightedSum
 from strategies.algebra.robust import Settle
 from strategies.algebra.tensors import Tensors, added, difference, norm, snapshot
-from strategies.exchange.vocabulary import Entry, Metrics, Profile, State, Ticket, Update
+from strategies.exchange.types import Entry, Metrics, Profile, State, Ticket, Update
 from strategies.exchange.wrapper import Wrapper
 from task.config import TaskConfig
-from task.model import TunedModel
+from task.models.model import TunedModel
 from task.seeds import derive
-from task.train import Trainer
+from task.training.trainer import Trainer
 
 IDENTITY = "one node: the state becomes what that node trained"
 FIXED_POINT = "updates of zero leave the state as it is"

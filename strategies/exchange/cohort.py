@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Sequence
 
-from strategies.exchange.vocabulary import Profile
+from strategies.exchange.types import Profile
 from task.seeds import derive
 
 

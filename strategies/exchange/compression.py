@@ -9,7 +9,7 @@ import torch
 import strategies
 from strategies.algebra.feedback import compensated, remember
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.vocabulary import Ticket
+from strategies.exchange.types import Ticket
 from strategies.exchange.wrapper import Wrapper
 from task.schema import option
 

@@ -1,14 +1,14 @@
 """A dry run of what a run's nodes will do: the configured tuning, strategy and wrappers, on the base itself."""
 
 from strategies.exchange.algorithm import Algorithm
-from strategies.exchange.vocabulary import Ticket
-from task.base import Base
+from strategies.exchange.types import Ticket
 from task.config import TaskConfig
+from task.data.rows import Rows
 from task.device import kind
-from task.dry_run import dry_run, too_large
-from task.model import build
-from task.rows import Rows
-from task.train import Trainer
+from task.models.base import Base
+from task.models.model import build
+from task.training.dry_run import dry_run, too_large
+from task.training.trainer import Trainer
 
 
 def rehearse(strategy: Algorithm, config: TaskConfig, base: Base, rows: Rows, device: str) -> tuple[str, ...]:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from strategies.exchange.vocabulary import Metrics, State
-from task.base import Base
+from strategies.exchange.types import Metrics, State
+from task.models.base import Base
 from task.schema import ConfigError
 
 AUTO_NAMES, REGISTERED, FIRST_KEY = "auto", "registered", "first-key"  # whose names are whose; see names.py

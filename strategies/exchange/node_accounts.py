@@ -21,9 +21,9 @@ from strategies.algebra.accountant import (
     read,
     written,
 )
-from strategies.exchange.mechanism import Mechanism, Plan
 from strategies.exchange.node_privacy import NodePrivacy
-from strategies.exchange.vocabulary import Profile, RunFailed
+from strategies.exchange.privacy import Mechanism, Plan
+from strategies.exchange.types import Profile, RunFailed
 
 
 @dataclass

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import strategies
 from strategies.algebra.accountant import Release
-from strategies.exchange.mechanism import Payment
-from strategies.exchange.vocabulary import Refused, Ticket
+from strategies.exchange.privacy import Payment
+from strategies.exchange.types import Refused, Ticket
 from strategies.exchange.wrapper import Wrapper
 from task.config import TaskConfig
 from task.schema import option

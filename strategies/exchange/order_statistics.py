@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from strategies.exchange.algorithm import Algorithm
-    from strategies.exchange.vocabulary import State, Update
+    from strategies.exchange.types import State, Update
 
 
 @dataclass(frozen=True)

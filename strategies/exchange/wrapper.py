@@ -13,14 +13,14 @@ import torch
 
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.federation import Federation
-from strategies.exchange.mechanism import Mechanism, Payment, Plan
-from strategies.exchange.vocabulary import Ticket
+from strategies.exchange.privacy import Mechanism, Payment, Plan
+from strategies.exchange.types import Ticket
 from task.config import TaskConfig
-from task.train import Trainer
+from task.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from strategies.exchange.algorithm import Algorithm
-    from strategies.exchange.vocabulary import State, Update
+    from strategies.exchange.types import State, Update
 
 
 @dataclass(frozen=True)

@@ -39,12 +39,12 @@ from strategies.algebra.clipping import clipped
 from strategies.algebra.tensors import Tensors, corner
 from strategies.exchange import cohort
 from strategies.exchange.federation import Federation
-from strategies.exchange.mechanism import Mechanism, Plan, scored_by_nodes
-from strategies.exchange.vocabulary import Profile, Update
+from strategies.exchange.privacy import Mechanism, Plan, scored_by_nodes
+from strategies.exchange.types import Profile, Update
 from strategies.exchange.wrapper import Wrapper
 from task.config import TaskConfig
 from task.schema import ConfigError, option
-from task.secret import normal, system
+from task.secure_random import normal, system
 from task.seeds import derive
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Differential privacy of rows: every node trains by DP-SGD, so that what it sends hides whether any one row was there.
 
-Local steps go through Opacus: see `task.private`. The order says how much noise there is; each node keeps its own
-account, which refuses what is too little for its budget, and the server one of every node; neighbours differ by one
+Local steps go through Opacus: see `task.training.dp_sgd`. The order says how much noise there is; each node keeps its
+own account, which refuses what is too little for its budget, and the server one of every node; neighbours differ by one
 row that is there or not. Whatever follows, on the node or the server, is made of weights that are private already, so
 any strategy will do that learns from rows by gradients. How many rows a node has is not hidden.
 """
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from strategies.algebra.accountant import Release
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.federation import Federation
-from strategies.exchange.mechanism import Mechanism, Plan, scored_by_nodes
 from strategies.exchange.node_accounts import NodeAccounts
 from strategies.exchange.node_privacy import NodePrivacy
-from strategies.exchange.vocabulary import Ticket
+from strategies.exchange.privacy import Mechanism, Plan, scored_by_nodes
+from strategies.exchange.types import Ticket
 from strategies.exchange.wrapper import Wrapper
-from task.batches import steps_of
 from task.config import TaskConfig
-from task.train import Trainer
+from task.training.batches import steps_of
+from task.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from strategies.exchange.algorithm import Algorithm
@@ -67,7 +67,7 @@ class ExamplePrivacy(NodePrivacy):
     def training(self, trainer: Trainer, ticket: Ticket, kept: Tensors) -> Trainer:
         if not self.clip:
             return trainer
-        from task.private import PrivateSteps
+        from task.training.dp_sgd import PrivateSteps
 
         release, steps = self.release(trainer.config, len(trainer.rows), self.noise_of(ticket))
         return replace(trainer, private=PrivateSteps(release.noise, self.clip, release.rate, steps))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.vocabulary import Ticket
+from strategies.exchange.types import Ticket
 from strategies.exchange.wrapper import Wrapper
 from task.schema import option
 

@@ -19,14 +19,14 @@ from strategies.algebra.accountant import History, Release, epsilon_of, least_no
 from strategies.algebra.clipping import clipped
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.federation import Federation
-from strategies.exchange.mechanism import Mechanism, Plan, scored_by_nodes
 from strategies.exchange.node_accounts import Account, NodeAccounts
 from strategies.exchange.node_privacy import NodePrivacy
-from strategies.exchange.vocabulary import Ticket
+from strategies.exchange.privacy import Mechanism, Plan, scored_by_nodes
+from strategies.exchange.types import Ticket
 from strategies.exchange.wrapper import Wrapper
 from task.config import TaskConfig
 from task.schema import ConfigError
-from task.secret import normal
+from task.secure_random import normal
 
 if TYPE_CHECKING:
     from strategies.exchange.algorithm import Algorithm

@@ -14,7 +14,7 @@ It bounds how far a node can pull the mean, not where: with weights by rows a no
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from strategies.exchange.vocabulary import Refused, Update
+from strategies.exchange.types import Refused, Update
 from strategies.exchange.wrapper import Wrapper
 from task.schema import option
 

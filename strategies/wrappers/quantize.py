@@ -16,7 +16,7 @@ import torch
 from strategies.algebra.quantiser import MULTIPLE, blocks, packed, quantised, restored, uniform, unpacked
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.compression import Compression
-from strategies.exchange.vocabulary import Refused, Ticket
+from strategies.exchange.types import Refused, Ticket
 from strategies.exchange.wrapper import Wrapper
 from strategies.wrappers.half import Half
 from task.schema import option

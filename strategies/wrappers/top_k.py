@@ -17,7 +17,7 @@ import torch
 from strategies.algebra.sparse import code_form, coded, decoded, largest
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.compression import Compression
-from strategies.exchange.vocabulary import Refused, Ticket
+from strategies.exchange.types import Refused, Ticket
 from task.schema import option
 
 VALUES, PLACES = "top-k/values", "top-k/places"

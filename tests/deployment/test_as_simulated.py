@@ -12,10 +12,10 @@ from three import NODES, RANKS, SETTINGS, deployed, node_config
 from benchmarks.deployed import Deployment
 from benchmarks.program import Program, free_port
 from benchmarks.shares import Shares
-from strategies.exchange import checkpoint
-from strategies.exchange.checkpoint import LAST
-from strategies.exchange.vocabulary import State
-from thistledown.certs import Keys
+from strategies.exchange.types import State
+from strategies.protocol import checkpoint
+from strategies.protocol.checkpoint import LAST
+from thistledown.commands.certs import Keys
 
 
 @pytest.fixture(scope="module")

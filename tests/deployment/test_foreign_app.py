@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from benchmarks.deployed import APP, CONNECTION, Deployment, Run
 from benchmarks.program import Program, free_port
-from thistledown.bundle import app_hash
-from thistledown.pins import REFUSED
+from thistledown.processes.bundle import app_hash
+from thistledown.processes.pins import REFUSED
 
 SECRET = "patient 4711 has it"
 PINNED, UNPINNED, TRUSTING = ["clinic-1", "clinic-2"], "clinic-3", "clinic-4"
@@ -87,7 +87,7 @@ def test_nodes_run_what_is_pinned(deployment: Deployment, tmp_path: Path) -> Non
     assert run.until_finished() == "finished:completed", run.log
     log = run.log
     assert log.count("REPLY ") == 4, log
-    assert log.count(f"REPLY 2 <class 'thistledown.pins.ForeignApp'>:<'{REFUSED}'>") == len(PINNED), log
+    assert log.count(f"REPLY 2 <class 'thistledown.processes.pins.ForeignApp'>:<'{REFUSED}'>") == len(PINNED), log
     assert log.count("REPLY 7 The FAB could not be verified") == 1, log
     assert log.count(SECRET) == 1, log
     for name in PINNED:

@@ -15,7 +15,7 @@ import pytest
 from benchmarks.deployed import APP, Deployment
 from benchmarks.machines import Machine, machines
 from benchmarks.program import BIN, QUIET, Program, free_port
-from thistledown.certs import Keys
+from thistledown.commands.certs import Keys
 
 NODES = ["0"]
 

@@ -11,8 +11,8 @@ from three import NODES, deployed, node_config
 from benchmarks.deployed import Deployment
 from benchmarks.shares import Shares
 from strategies.algebra.tensors import Tensors
-from strategies.exchange import checkpoint
-from strategies.exchange.checkpoint import LAST
+from strategies.protocol import checkpoint
+from strategies.protocol.checkpoint import LAST
 
 AWAY = 5.0  # seconds that the SuperLink is gone
 WHOLE = {"data.train-rows": 0, "data.validation-rows": 0, "data.test-rows": 0, "local-steps": 0, "batch-size": 16}

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.deployed import APP
 from benchmarks.program import BIN, free_port
-from thistledown.leftovers import end_processes_in, processes_in
+from thistledown.processes.leftovers import end_processes_in, processes_in
 
 PAGE = (APP / "docs" / "deploy.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)

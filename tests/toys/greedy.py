@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.contract import Strategy
-from strategies.exchange.vocabulary import Metrics, Ticket
-from task.model import TunedModel
+from strategies.exchange.strategy import Strategy
+from strategies.exchange.types import Metrics, Ticket
+from task.models.model import TunedModel
 from task.schema import option
-from task.train import Trainer
+from task.training.trainer import Trainer
 
 IMPOSSIBLE = 2**47  # numbers: more bytes than an address can tell apart
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.contract import FIXED_POINT, ORDER, WEIGHTS, Strategy
-from strategies.exchange.vocabulary import State, Update
+from strategies.exchange.strategy import FIXED_POINT, ORDER, WEIGHTS, Strategy
+from strategies.exchange.types import State, Update
 from task.schema import option
 
 

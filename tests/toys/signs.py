@@ -12,11 +12,11 @@ import torch
 
 from strategies.algebra.mean import WeightedSum
 from strategies.algebra.tensors import Tensors, difference, snapshot
-from strategies.exchange.contract import FIXED_POINT, ORDER, WEIGHTS, Strategy
-from strategies.exchange.vocabulary import Entry, Metrics, State, Ticket, Update
-from task.model import TunedModel
+from strategies.exchange.strategy import FIXED_POINT, ORDER, WEIGHTS, Strategy
+from strategies.exchange.types import Entry, Metrics, State, Ticket, Update
+from task.models.model import TunedModel
 from task.seeds import derive
-from task.train import Trainer
+from task.training.trainer import Trainer
 
 STEP = {"step": torch.zeros(())}
 

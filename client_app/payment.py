@@ -1,0 +1,91 @@
+"""What a message to this node costs in privacy, and whether the node's owner lets it be paid.
+
+A wrapper says what its message releases (`Wrapper.payment`); the node's account (`client_app.account`) adds it up.
+Which orders the policy allows is seen before (`client_app.permission`). What no wrapper covers is refused here where
+the policy asks for privacy: scores and trials are made of rows too. So is an order whose strategy, wrappers and
+settings do not go together, for no guarantee would hold.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from client_app import public_errors
+from client_app.account import KIND, Account
+from client_app.local import Local
+from client_app.permission import NotPermitted
+from client_app.policy import Privacy
+from client_app.store import Memory
+from strategies.algebra.tensors import Tensors
+from strategies.exchange.algorithm import Algorithm
+from strategies.exchange.fit import misfits
+from strategies.exchange.privacy import Payment
+from strategies.exchange.types import Ticket
+from strategies.protocol.instructions import RUN
+from task.schema import ConfigError
+
+COUNTS = ("rounds", "steps")  # of a version that had no account: what a wrapper kept, all at one noise
+
+
+@dataclass(frozen=True)
+class Bill:
+    """The payments for one answer, and the account that they go to."""
+
+    account: Account
+    payments: tuple[Payment, ...]
+    run: str
+    node: str
+    round: int
+    limits: Privacy
+
+    @classmethod
+    def of(cls, local: Local, strategy: Algorithm, ticket: Ticket, rows: int, memory: Memory) -> "Bill":
+        """For the training of a round on so many rows. Raises NotPermitted, and ConfigError for an
+        order that no guarantee would hold for."""
+        payments = tuple(p for w in strategy.wrappers if (p := w.payment(ticket, local.config, rows)) is not None)
+        limits = local.policy.privacy
+        if payments and (problems := misfits(strategy, local.config)):
+            raise ConfigError(problems)  # no guarantee would hold
+        if not payments:
+            check_uncovered(local, "update")
+        run = str(local.order.get(RUN, ""))
+        return cls(account_of(local, memory), payments, run, local.name, ticket.round, limits)
+
+    def carry(self, kept: Mapping[str, Tensors]) -> None:
+        """Pay for what an earlier version has counted of this run, at the noise of this round."""
+        counted = {p.wrapper: count for p in self.payments if (count := _counted(kept.get(p.wrapper, {})))}
+        if counted and not any(line["run"] == self.run for line in self.account.entries()):
+            earlier = tuple(replace(p, times=counted[p.wrapper]) for p in self.payments if p.wrapper in counted)
+            replace(self, payments=earlier, round=self.round - 1).pay()
+
+    def check(self) -> None:
+        """Raise BudgetSpent where it is too much, before any work; AccountError."""
+        if self.payments:
+            self.account.check(self.payments, self.run, self.limits)
+
+    def pay(self) -> None:
+        """Pay; only then may the answer leave. Raises BudgetSpent, AccountError."""
+        self.account.pay(self.payments, self.run, self.node, self.round, self.limits)
+
+
+def check_uncovered(local: Local, what: str) -> None:
+    """Raise NotPermitted for an answer made of rows that no privacy covers, where the policy asks for privacy."""
+    if local.policy.privacy.kinds or local.policy.privacy.epsilon:
+        raise NotPermitted([("privacy", f"it asks for privacy, which this {what} has none of")])
+
+
+def account_of(local: Local, memory: Memory) -> Account:
+    """Of the data set on a deployed node; of the run in a simulation."""
+    if public_errors.simulated():
+        return Account(memory.account, f"run of node {local.name}")
+    return Account.at(accounts_of(local), local.data_set)
+
+
+def accounts_of(local: Local) -> Path:
+    """The folder of a node's accounts: `account-path` of its node config, else in its store."""
+    own = dict(local.node).get("account-path")
+    return Path(str(own)).expanduser() if own else local.store.path(KIND, "")
+
+
+def _counted(kept: Tensors) -> int:
+    return sum(int(kept.pop(name)) for name in COUNTS if name in kept)

@@ -1,0 +1,159 @@
+"""What a node keeps on its disk from one message to the next: the journal, and what is this node's alone.
+
+An entry is kept once per store, in a folder named by the mark that it leads to, with the mark that it follows on.
+
+What is a node's own (private tensors, what wrappers keep) is kept by run and node, as it was after each of the last two
+rounds that the node trained in. A round that is done again, because the server was killed in it, so starts from what
+was kept before it. No message can name another node's: the name is the node's own.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from client_app.local import Local
+from client_app.public_errors import NodeError
+from strategies.algebra.lowrank import truncated
+from strategies.algebra.tensors import Tensors, corner, snapshot
+from strategies.exchange.algorithm import Algorithm
+from strategies.exchange.types import BASE_MARK, Entry, State
+from strategies.protocol import checkpoint, journal
+from strategies.protocol.instructions import RUN
+from task.models.model import TunedModel
+from task.storage.store import recipe_hash
+
+LOG = logging.getLogger("flwr")
+KIND, GROUNDS, OWN = "journals", "grounds", "own"
+ACCOUNT = "account.jsonl"
+ENTRY, WEIGHTS = "entry.safetensors", "weights.safetensors"
+MODEL = "private"  # whose tensors are kept: the model's
+VERSIONS = 2  # of a node's own tensors
+DAY = 24 * 3600  # seconds
+KEPT_FOR = 14 * DAY  # that things stay in a store; whoever still wants an entry is sent it again
+SWEPT = "swept"  # a file of a store: when it was last looked through for what is old
+
+
+class Memory:
+    """The memory of one node, for one message: of a round's training, or of what comes `after` it."""
+
+    def __init__(self, local: Local, round: int, *, after: bool = False) -> None:
+        self.store = local.store
+        self._round, self._after = round, after
+        self._own = self.store.path(OWN, recipe_hash([str(local.order.get(RUN, "")), local.name]))
+
+    def installed(self, strategy: Algorithm, model: TunedModel, start: State) -> TunedModel:
+        """The model as the server wants this node to have it, private tensors included. Raises NodeError."""
+        end = self._added(start)
+        model = journal.installed_from(
+            strategy, model, start, lambda reached: self._path(reached, end), self._entry, self._ground
+        )
+        own = strategy.private(model)  # another strategy in an order of the same run would send what this one keeps
+        kept = {name: tensor for name, tensor in self.kept().get(MODEL, {}).items() if name in own}
+        for name, tensor in truncated(kept, start.rank or model.rank).items():
+            corner(model.trained[name].data, tensor.shape).copy_(tensor)  # this round's rank may be another
+        return model
+
+    # ------------------------------------------------------------------ what is the node's own
+
+    @property
+    def account(self) -> Path:
+        """The file of what a simulated node has paid in this run."""
+        return self._own / ACCOUNT
+
+    def kept(self) -> dict[str, Tensors]:
+        """What the node keeps of its model and for wrappers, by whose it is: as it was before this round, or after."""
+        last = self._round if self._after else self._round - 1
+        rounds = [number for number in self._versions() if number <= last]
+        if not rounds:
+            return {}
+        try:
+            state, _ = checkpoint.load(self._version(rounds[-1]))
+        except checkpoint.Damaged as error:  # as in a store that was emptied, what is lost is begun anew
+            LOG.warning("%s; this node goes on from what it kept before, if anything", error)
+            self._version(rounds[-1]).unlink()
+            return self.kept()
+        kept: dict[str, Tensors] = {}
+        for name, tensor in state.tensors.items():
+            whose, own = name.split("/", 1)
+            kept.setdefault(whose, {})[own] = tensor
+        return kept
+
+    def keep(self, kept: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Keep this after the training of this round."""
+        versions = self._versions()
+        named = {f"{whose}/{name}": t for whose, tensors in kept.items() for name, t in tensors.items()}
+        if not named and not versions:
+            return
+        if not self._own.exists():
+            self._forget_old()
+            self._own.mkdir(mode=0o700, parents=True, exist_ok=True)
+        checkpoint.save(self._version(self._round), State(snapshot(named)), {})
+        earlier = [number for number in versions if number < self._round]
+        for number in {*versions} - {*earlier[1 - VERSIONS :], self._round}:
+            self._version(number).unlink()
+
+    def _versions(self) -> list[int]:
+        return sorted(int(path.stem) for path in self._own.glob("*.safetensors"))
+
+    def _version(self, round: int) -> Path:
+        return self._own / f"{round}.safetensors"
+
+    # ------------------------------------------------------------------ the journal
+
+    def _added(self, start: State) -> str:
+        """Keep the weights or the entries that came; the mark after the last."""
+        mark = start.since
+        if start.ground:
+            with self.store.made(GROUNDS, mark) as folder:
+                if folder is not None:
+                    self._forget_old()
+                    checkpoint.save(folder / WEIGHTS, State(start.ground), {})
+        for entry in start.journal:
+            following = entry.mark_after(mark)
+            with self.store.made(KIND, following) as folder:
+                if folder is not None:
+                    self._forget_old()
+                    checkpoint.write_entry(folder / ENTRY, entry, mark)
+            mark = following
+        return mark
+
+    def _path(self, reached: str, end: str) -> list[str]:
+        """All marks up to `end`, from what a model has reached, from weights that are kept or from the base, whichever
+        is nearest. Raises NodeError where the store has lost a part."""
+        path = [end]
+        while path[-1] not in (BASE_MARK, reached) and not self.store.holds(GROUNDS, path[-1]):
+            if not self.store.holds(KIND, path[-1]):
+                lacks = f"lacks a part of the journal, up to {path[-1]}"
+                raise NodeError(f"the store {self.store.root} {lacks}", f"the node's store {lacks}")
+            path.append(checkpoint.mark_before(self.store.path(KIND, path[-1]) / ENTRY))
+        return path[::-1]
+
+    def _entry(self, mark: str) -> Entry:
+        return checkpoint.read_entry(self.store.path(KIND, mark) / ENTRY)[0]
+
+    def _ground(self, mark: str) -> Tensors:
+        state, _ = checkpoint.load(self.store.path(GROUNDS, mark) / WEIGHTS)
+        return state.tensors
+
+    def _forget_old(self) -> None:
+        """Remove what is old, once a day: a journal, and what a node keeps, can be as large as a model."""
+        stamp = self.store.path(SWEPT, "")
+        if stamp.exists() and _idle(stamp) < DAY:
+            return
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.touch()
+        for kind in (KIND, GROUNDS, OWN):
+            for folder in self.store.path(kind, "").glob("*"):
+                if _idle(folder) > KEPT_FOR:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _idle(folder: Path) -> float:
+    try:
+        return time.time() - folder.stat().st_mtime
+    except FileNotFoundError:  # another process was faster
+        return 0.0

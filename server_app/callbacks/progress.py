@@ -1,0 +1,52 @@
+"""What people read while a run goes on: how far it is, how good, what it sent, and when it ends."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from server_app.results.lines import VOID
+from server_app.results.measure import written
+
+
+def progress(line: Mapping[str, Any], titles: Mapping[str, str], total: int, over: Sequence[float]) -> str:
+    """A round of `total` in words.
+
+    `line` is the round's entry in metrics.jsonl, `titles` are the names of what is measured, and `over` holds when each
+    round of this process was over, in seconds.
+    """
+    done = line["round"]
+    said = [f"{title} {written(line[name])}" for name, title in titles.items() if line.get(name) is not None]
+    void = f"void ({line[VOID]})" if VOID in line else "not evaluated"
+    quality = "  ".join(said) or void
+    if done == 0:
+        return f"round 0/{total}  {quality}  (before training)"
+    if line.get("train-loss") is not None:
+        quality += f"  train loss {written(line['train-loss'])}"
+    if "epsilon" in line:
+        quality += f"  epsilon {'unbounded' if line['epsilon'] is None else written(line['epsilon'], 2)}"
+    traffic = f"up {human(line['bytes_up'])}  down {human(line['bytes_down'])}"
+    left = _pace(line["seconds"], over) * (total - done)
+    return f"round {done}/{total}  {quality}  {traffic}  {line['seconds']:.1f} s  ETA {clock(left)}"
+
+
+def _pace(seconds: float, over: Sequence[float]) -> float:
+    """Seconds from the end of a round to that of the next, `seconds` where there was but one.
+
+    Nodes start in the first round that is trained, so it counts only until there is another.
+    """
+    counted = over[1:] if len(over) > 2 else over
+    steps = len(counted) - 1
+    return (counted[-1] - counted[0]) / steps if steps > 0 else seconds
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds: 2:05."""
+    return f"{round(seconds) // 60}:{round(seconds) % 60:02}"
+
+
+def human(count: float) -> str:
+    """Bytes for people: 1.2 kB, 3.4 MB (powers of 1000)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")

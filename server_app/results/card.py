@@ -1,0 +1,60 @@
+"""The card of a tuned model: what the Hub asks for in front, and how it was trained. It tells nothing of rows or nodes,
+and no place on this machine."""
+
+from pathlib import Path
+
+from huggingface_hub import ModelCardData
+
+from server_app.config import RunConfig
+from strategies.exchange import compatibility
+from task.config import EMBEDDED_MODEL, TaskConfig
+from task.models.base import HUB_ID, Base
+from task.models.saving import WHOLE, own_format
+from task.models.usage import PIPELINES, usage
+
+HERE, ELSEWHERE = ".", "path/to/the/base"  # instead of folders
+
+
+def card(run: RunConfig, task: TaskConfig, base: Base, round: int, nodes: int) -> str:
+    """Return the README.md of the model after a round; `nodes`: how many took part, 0 where that is not known."""
+    name, strategy = _hub_id(base), run.strategy
+    wrappers = ", ".join(wrapper.strip() for wrapper in run.server.wrappers)
+    promise = compatibility.mechanism(strategy, run.plan()).promise()
+    facts = {
+        "base": name or ("the embedded one of thistledown" if base.name == EMBEDDED_MODEL else "a private one"),
+        "base fingerprint": f"`{base.fingerprint}`",
+        "task": task.task.kind,
+        "strategy": strategy.name + (f", with {wrappers}" if wrappers else ""),
+        "tuning": task.tuning,
+        "rounds": str(round),
+        "nodes": str(nodes or "not counted"),
+        "privacy": promise or "no differential privacy",
+        "seed": str(task.seed),
+    }
+    front = ModelCardData(
+        base_model=name or None,
+        base_model_relation=("finetune" if task.tuning in WHOLE else "adapter") if name else None,
+        library_name=_library(task),
+        pipeline_tag=PIPELINES[task.task.kind],
+        tags=["thistledown", "federated-learning", strategy.name, task.tuning],
+    )
+    table = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    private = not name and base.name != EMBEDDED_MODEL
+    lines = "\n".join(usage(task, base, HERE, ELSEWHERE if private else ""))
+    return (
+        f"---\n{front.to_yaml()}\n---\n\n# {task.task.kind}, tuned by federated learning\n\n"
+        f"Trained with thistledown: nodes kept their data, a server combined what they learned.\n\n"
+        f"| | |\n|---|---|\n{table}\n\n## Use\n\nIn this folder:\n\n```python\n{lines}\n```\n"
+    )
+
+
+def _hub_id(base: Base) -> str:
+    """The base's name on the hub; empty for a path, and for the embedded base."""
+    named = HUB_ID.fullmatch(base.name) and base.name != EMBEDDED_MODEL and not Path(base.name).is_dir()
+    return base.name if named else ""
+
+
+def _library(task: TaskConfig) -> str:
+    if own_format(task):
+        return "thistledown"
+    return "transformers" if task.tuning in WHOLE else "peft"

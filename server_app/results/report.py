@@ -1,0 +1,100 @@
+"""The run's page: how quality grew by round and by bytes, and what every round cost."""
+
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from server_app.results.measure import written
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+td, th { padding: .15rem .8rem .15rem 0; text-align: right } td:first-child, th:first-child { text-align: left }
+svg { max-width: 100%; height: auto } .refused { color: #b00 }
+"""
+
+
+def write_report(
+    path: Path, summary: dict[str, Any], rounds: Sequence[dict[str, Any]], titles: Mapping[str, str]
+) -> None:
+    """One self-contained HTML page from the summary and the lines of metrics.jsonl; `titles` are what is measured, with
+    what people call it.
+    """
+    rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(str(v))}</td></tr>" for k, v in summary.items())
+    title = f"{summary['strategy']} with {summary['tuning']}"
+    ending = _ending(summary)
+    plots = _plots(summary["metric"], titles, rounds)
+    path.write_text(
+        f"<!doctype html><meta charset='utf-8'><title>{title}</title><style>{STYLE}</style>"
+        f"<h1>{title}</h1>{ending}{plots}<h2>Rounds</h2>{_round_table(titles, rounds)}"
+        f"{_refusals(rounds)}<h2>Summary</h2><table>{rows}</table>\n",
+        encoding="utf-8",
+    )
+
+
+def _ending(summary: Mapping[str, Any]) -> str:
+    """What became of a run that did not complete, and what was noticed of any."""
+    said = [f"The run was {summary['status']}." if summary["status"] == "interrupted" else ""]
+    said += [f"The run failed: {summary['error']}" if "error" in summary else "", *summary.get("notices", ())]
+    return "".join(f"<p class='refused'>{html.escape(text)}</p>" for text in said if text)
+
+
+def _plots(metric: str, titles: Mapping[str, str], rounds: Sequence[dict[str, Any]]) -> str:
+    """Quality against rounds and against bytes moved so far, as inline SVG."""
+    scored = [entry for entry in rounds if entry.get(metric) is not None]
+    if not scored:
+        return "<p>Nothing was measured.</p>"
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    moved, total = {}, 0
+    for entry in rounds:
+        total += entry["bytes_up"] + entry["bytes_down"]
+        moved[entry["round"]] = total / 1e6
+    with matplotlib.rc_context({"svg.hashsalt": "thistledown"}):
+        figure = Figure(figsize=(10, 3.6), layout="constrained")
+        by_round, by_bytes = figure.subplots(1, 2, sharey=True)
+        values = [entry[metric] for entry in scored]
+        by_round.plot([entry["round"] for entry in scored], values, marker="o")
+        by_round.set(xlabel="round", ylabel=titles[metric])
+        by_bytes.plot([moved[entry["round"]] for entry in scored], values, marker="o")
+        by_bytes.set(xlabel="MB moved so far, up and down")
+        for axes in (by_round, by_bytes):
+            axes.grid(alpha=0.3)
+        drawing = io.StringIO()
+        figure.savefig(drawing, format="svg", metadata={"Date": None})
+    return drawing.getvalue()[drawing.getvalue().index("<svg") :]
+
+
+def _round_table(titles: Mapping[str, str], rounds: Sequence[dict[str, Any]]) -> str:
+    account = {name: name for name in ("epsilon",) if any(name in entry for entry in rounds)}
+    titles = {**titles, **account}
+    head = "".join(f"<th>{name}</th>" for name in ("round", *titles.values(), "up", "down", "seconds", "nodes"))
+    lines = []
+    for entry in rounds:
+        good = sum(not node["refused"] for node in entry["nodes"])
+        cells = [entry["round"], *(_number(entry.get(name)) for name in titles)]
+        cells += [entry["bytes_up"], entry["bytes_down"], entry["seconds"], f"{good}/{len(entry['nodes'])}"]
+        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+
+
+def _refusals(rounds: Sequence[dict[str, Any]]) -> str:
+    failed = [f"<li>round {entry['round']}: {html.escape(entry['failed'])}</li>" for entry in rounds if entry["failed"]]
+    said = [
+        f"<li>round {entry['round']}, node {html.escape(node['node'])}: {html.escape(node['refused'])}</li>"
+        for entry in rounds
+        for node in entry["nodes"]
+        if node["refused"]
+    ]
+    return _list("Rounds that failed", failed) + _list("Replies that did not count", said)
+
+
+def _list(title: str, items: list[str]) -> str:
+    return f"<h2>{title}</h2><ul class='refused'>{''.join(items)}</ul>" if items else ""
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else written(value, 4)

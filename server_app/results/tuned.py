@@ -1,0 +1,37 @@
+"""Tuned models as folders: rebuilt from a base and a state, for peft or transformers to load, each with its card."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from server_app.config import RunConfig
+from server_app.results.card import card
+from strategies.exchange.types import State
+from strategies.protocol.journal import held
+from task.config import TaskConfig
+from task.models.base import server_base
+from task.models.saving import save_base
+from task.models.usage import usage
+from task.modes import as_the_folder
+from task.storage.store import server_store
+
+
+def write_tuned(
+    run: RunConfig, task: TaskConfig, states: Mapping[str, tuple[int, State]], folder: Path, nodes: int
+) -> list[str]:
+    """Write the model of every state, which is that of a round, as `folder/<name>`, and the base as `folder/base` where
+    adapters do not find it by its own name.
+
+    `task` names the labels. Returns lines of Python that load the last model that was named. Raises BaseError for a
+    base that cannot be had.
+    """
+    base = server_base(task.model, server_store())
+    lines: list[str] = []
+    base_name = ""
+    for name, (round, state) in states.items():
+        place, model = folder / name, held(run.strategy, base, task, state)
+        base_name = base_name or save_base(model, folder / "base")
+        model.save(place, base_name)
+        lines = usage(task, base, place, base_name if base_name == base.name and Path(base_name).is_dir() else "")
+        (place / "README.md").write_text(card(run, task, base, round, nodes), encoding="utf-8")
+        as_the_folder(place)
+    return lines

@@ -1,0 +1,75 @@
+"""Which wrappers go together, in which order, and with which strategy; and which of them says how updates combine."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import strategies
+from strategies.algebra.tensors import Tensors
+from strategies.exchange.algorithm import Algorithm
+from strategies.exchange.privacy import Mechanism, Plan
+from strategies.exchange.types import State, Update
+from strategies.exchange.wrapper import Wrapper
+
+Rule = Callable[[State, Iterable[Update]], Tensors]
+
+
+def rule(strategy: Algorithm) -> Rule:
+    """How the updates of a round combine: by the wrapper that has a rule of its own, else by the strategy's."""
+    own = [wrapper for wrapper in strategy.wrappers if replaces(wrapper, "combine")]
+    return partial(own[0].combine, strategy) if own else strategy.combine
+
+
+def problems(strategy: Algorithm) -> list[str]:
+    """Why the wrappers of a strategy cannot go round its updates, if so."""
+    found = []
+    for place, wrapper in enumerate(strategy.wrappers):
+        inner, name = strategy.wrappers[:place], strategies.wrapper_name(wrapper)
+        if wrapper.averaged and not strategy.mean:
+            found.append(f"wrapper '{name}' needs a mean of updates; strategy = '{strategy.name}' takes none")
+        if wrapper.nearest and (nearer := [strategies.wrapper_name(other) for other in inner if _changes(other)]):
+            found.append(f"wrappers: '{name}' is for the update itself, not for what '{nearer[0]}' sends; put it first")
+        if _guards(wrapper) and (others := [strategies.wrapper_name(other) for other in inner if _guards(other)]):
+            found.append(f"wrappers: '{others[0]}' and '{name}' each keep an account of privacy; choose one")
+        if type(wrapper) in {type(other) for other in inner}:
+            found.append(f"wrappers names '{name}' twice: once is enough")
+        elif codes := [strategies.wrapper_name(other) for other in inner if other.coded and _changes(wrapper)]:
+            found.append(f"wrappers: '{codes[0]}' sends a code that '{name}' must not change; put '{codes[0]}' last")
+        found += wrapper.problems(strategy, inner)
+    return found + _rivals(strategy.wrappers)
+
+
+def replaces(wrapper: Wrapper, method: str) -> bool:
+    """Has this wrapper a method of its own?"""
+    return getattr(type(wrapper), method) is not getattr(Wrapper, method)
+
+
+def guards_on_node(wrapper: type[Wrapper]) -> bool:
+    """Does a node keep its own privacy by it, whatever the server does?"""
+    own = {
+        name for name in ("mechanism", "training", "outgoing") if getattr(wrapper, name) is not getattr(Wrapper, name)
+    }
+    return "mechanism" in own and len(own) > 1
+
+
+def _rivals(wrappers: Iterable[Wrapper]) -> list[str]:
+    """There is one rule, and what acts on a mean needs that to be the mean."""
+    chain = {strategies.wrapper_name(wrapper): wrapper for wrapper in wrappers}
+    rules = [name for name, wrapper in chain.items() if replaces(wrapper, "combine")]
+    means = [name for name, wrapper in chain.items() if wrapper.averaged and name not in rules]
+    found = [f"wrappers: '{rules[0]}' and '{other}' both say how updates combine; one can" for other in rules[1:2]]
+    return found + [f"wrappers: '{own}' acts on a mean of updates; '{rules[0]}' is none" for own in means if rules]
+
+
+def mechanism(strategy: Algorithm, plan: Plan) -> Mechanism:
+    """What guards or counts privacy in a run, if anything. Raises ConfigError."""
+    return next((found for wrapper in strategy.wrappers if (found := wrapper.mechanism(plan))), Mechanism())
+
+
+def _guards(wrapper: Wrapper) -> bool:
+    """Has it to do with privacy?"""
+    return replaces(wrapper, "mechanism")
+
+
+def _changes(wrapper: Wrapper) -> bool:
+    """Does it change what is sent?"""
+    return replaces(wrapper, "outgoing")

@@ -1,0 +1,98 @@
+"""What a strategy is: an algorithm that is a Flower strategy too.
+
+It is a frozen dataclass in a file of `strategies/`; its fields, made by `task.schema.option`, are its options. `start`
+runs the round loop in anybody's ServerApp. Instances hold no state, so one can be used again and again.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
+from flwr.serverapp.strategy import Strategy as FlowerStrategy
+
+from strategies.exchange.algorithm import (
+    EQUAL_RANKS,
+    EXACT,
+    FIXED_POINT,
+    IDENTITY,
+    ORDER,
+    PRODUCTS,
+    WEIGHTS,
+    Algorithm,
+)
+from strategies.exchange.federation import Federation
+from strategies.rounds import loop
+
+__all__ = ["EQUAL_RANKS", "EXACT", "FIXED_POINT", "IDENTITY", "ORDER", "PRODUCTS", "WEIGHTS", "Strategy"]
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+
+
+@dataclass(frozen=True)
+class Strategy(Algorithm, FlowerStrategy):
+    """Federated averaging, until a method of `Algorithm` is replaced."""
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+        federation: Federation | None = None,
+    ) -> Result:
+        """Run the federation. The arguments are Flower's, and one more.
+
+        `initial_arrays` may be left out: the base and the tuning decide then. `train_config` holds the
+        task's settings under their run-config keys (`tuning`, `learning-rate`, `data.name`, ...), `evaluate_config`
+        what shall differ from them when nodes evaluate (`device`, `threads`); they travel in every message, so nodes
+        need no configuration of ours. `timeout` is in seconds, per round.
+
+        Raises ConfigError for bad settings, RunFailed when the federation cannot go on.
+        """
+        return loop.hold(
+            self,
+            grid,
+            initial_arrays=initial_arrays,
+            num_rounds=num_rounds,
+            timeout=timeout,
+            train_config=dict(train_config or {}),
+            evaluate_config=dict(evaluate_config or {}),
+            evaluate_fn=evaluate_fn,
+            federation=federation or Federation(),
+        )
+
+    def summary(self) -> None:
+        """Log what this strategy is."""
+        loop.log_strategy(self)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Not how this strategy is driven; see `start`."""
+        self._only_start()
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Not how this strategy is driven; see `start`."""
+        self._only_start()
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Not how this strategy is driven; see `start`."""
+        self._only_start()
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Not how this strategy is driven; see `start`."""
+        self._only_start()
+
+    def _only_start(self) -> NoReturn:
+        """Flower's hooks see neither what a node was sent nor who it is, so they cannot carry these methods."""
+        raise RuntimeError(f"'{self.name}' runs its own round loop: call start(grid, ...) instead of Flower's hooks")

@@ -1,0 +1,1 @@
+"""What crosses the wire or lies on disk."""

@@ -1,0 +1,178 @@
+"""A state on disk: safetensors files that appear whole or not at all, survive a power cut, and are checked when read.
+
+The entries of a journal lie beside the tensors, a file each, under the mark that they lead to, and are written once:
+what it costs to keep a round does not grow with the number of rounds, and states of one run share their entries.
+
+Every file has two hashes in its header, of what is said of the tensors and of the tensors. They find flipped bits, not
+an adversary, who could write hashes of his own.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from strategies.algebra.tensors import Tensors, raw
+from strategies.exchange.types import BASE_MARK, Entry, State
+from task.modes import as_the_folder
+from task.storage.room import room
+
+LAST, BEST = "last.safetensors", "best.safetensors"
+JOURNAL = "journal"  # the folder of entries, beside the files of states
+MARK = "journal-mark"  # of a state: where its journal ends
+ABOUT, ABOUT_HASH, TENSORS_HASH = "about", "about-xxh3", "tensors-xxh3"  # keys of a file's header
+OTHERS = "the best state or an earlier checkpoint may still be whole"
+LOG = logging.getLogger("flwr")
+
+
+class Damaged(ValueError):
+    """A file whose bytes are not those that were written."""
+
+
+def kept(round: int | str) -> str:
+    """The name of a state that is kept beside the newest one."""
+    return f"round-{round}.safetensors"
+
+
+def save(path: Path, state: State, about: dict[str, Any]) -> None:
+    """Write `state` and what `about` says of it (anything JSON can hold) to `path`, in place of what was there.
+
+    A failure leaves that as it was. Raises TypeError for what JSON cannot hold.
+    """
+    text = json.dumps(about | {MARK: state.marks[-1]})
+    for number in range(_written(path, state), len(state.journal)):
+        write_entry(_place(path, state.marks[number + 1]), state.journal[number], state.marks[number])
+    _write(path, state.tensors, text)
+
+
+def _written(path: Path, state: State) -> int:
+    """How many entries are on the disk. They are written in order, so the newest one that is there tells."""
+    there = (number for number in range(len(state.journal), 0, -1) if _place(path, state.marks[number]).exists())
+    return next(there, 0)
+
+
+def load(path: Path) -> tuple[State, dict[str, Any]]:
+    """The state at `path` and what was said of it. Raises OSError, and Damaged with the file that is not whole."""
+    tensors, about = _read(path)
+    mark, journal = about.pop(MARK), []
+    while mark != BASE_MARK:
+        entry, mark = read_entry(_place(path, mark))
+        journal.append(entry)
+    return State(tensors, tuple(reversed(journal))), about
+
+
+def write_entry(path: Path, entry: Entry, before: str) -> None:
+    """Write one entry of a journal, and the mark that it follows on."""
+    _write(path, entry.tensors, json.dumps({"round": entry.round, "seed": entry.seed, "before": before}))
+
+
+def read_entry(path: Path) -> tuple[Entry, str]:
+    """The entry at `path`, and the mark that it follows on. Raises OSError, Damaged."""
+    tensors, about = _read(path)
+    return Entry(about["round"], about["seed"], tensors), about["before"]
+
+
+def mark_before(path: Path) -> str:
+    """The mark that the entry at `path` follows on, without its tensors."""
+    return str(about(path)["before"])
+
+
+def about(path: Path) -> dict[str, Any]:
+    """What was said of the state or entry at `path`, without its tensors. Raises OSError, Damaged."""
+    with _opened(path) as file:
+        return _about(path, file)
+
+
+def _place(path: Path, mark: str) -> Path:
+    return path.parent / JOURNAL / f"{mark}.safetensors"
+
+
+def _write(path: Path, tensors: Mapping[str, torch.Tensor], about: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".part")
+    kept = {name: _own(tensor) for name, tensor in tensors.items()}
+    hashes = {ABOUT_HASH: xxhash.xxh3_128_hexdigest(about.encode()), TENSORS_HASH: _hash(kept)}
+    try:
+        with room(path.parent):
+            save_file(kept, draft, metadata={ABOUT: about} | hashes)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    as_the_folder(draft)
+    sync(draft)  # else a power cut could leave the name without the content
+    os.replace(draft, path)
+    sync(path.parent)  # and what is written later without this
+
+
+def sync(path: Path) -> None:
+    """Return when a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    with _opened(path) as file:
+        about = _about(path, file)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        _check(path, file.metadata(), TENSORS_HASH, _hash(tensors))
+        return tensors, about
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise Damaged(f"{path} is damaged or cut off: {error}") from error
+
+
+def _about(path: Path, file: Any) -> dict[str, Any]:
+    header = file.metadata() or {}
+    text = header.get(ABOUT, "")
+    _check(path, header, ABOUT_HASH, xxhash.xxh3_128_hexdigest(text.encode()))
+    try:
+        said: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise Damaged(f"{path} is damaged, or nothing that was kept of a run: {error}") from error
+    return said
+
+
+def _check(path: Path, header: Mapping[str, str], key: str, found: str) -> None:
+    if ABOUT_HASH not in header and TENSORS_HASH not in header:
+        _unverified(path.parent)
+    elif header.get(key) != found:
+        what = "what it says of itself" if key == ABOUT_HASH else "its tensors"
+        raise Damaged(f"{path} is damaged: {what} is not what was written (xxh3 {found}, not {header.get(key)})")
+
+
+@lru_cache
+def _unverified(folder: Path) -> None:
+    """Said once a process and folder."""
+    LOG.warning("%s is of an earlier version, which kept no hashes: it cannot be verified", folder)
+
+
+def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Of every tensor its name, dtype, shape and bytes."""
+    hashed = xxhash.xxh3_128()
+    for name, tensor in sorted(tensors.items()):
+        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        hashed.update(raw(tensor))
+    return hashed.hexdigest()
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy with memory of its own: safetensors refuses tensors that share some."""
+    return tensor.detach().clone(memory_format=torch.contiguous_format)

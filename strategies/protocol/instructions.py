@@ -1,0 +1,114 @@
+"""The order in every message: strategy, options, tuning, task and training settings, so that a node needs no
+configuration of its own and works under any ServerApp. Only what differs from the defaults travels.
+"""
+
+import math
+from collections.abc import Mapping
+
+from flwr.app import ConfigRecord, RecordDict
+
+import strategies
+from strategies.exchange.algorithm import Algorithm
+from strategies.exchange.types import Refused, Ticket
+from task.config import MAX_RANK, TaskConfig
+from task.schema import ConfigError, Option, flatten, read, schema
+
+CHOICE = {"strategy": Option(str, "fedavg"), "wrappers": Option(tuple[str, ...], ())}
+PROVE = "prove"  # in a ticket: answer with a fingerprint
+COHORT = "cohort"  # in a ticket: how many nodes take part, by the server's word
+BASE, RANK, RUN = "base-fingerprint", "global-rank", "run-token"  # what the server adds to the settings
+
+
+def write(config: TaskConfig, strategy: Algorithm, fingerprint: str, rank: int = 0, token: str = "") -> ConfigRecord:
+    """The record `order`: settings, the base they refer to, the rank that adapters are built with, and the run's token,
+    under which a node keeps what is its own."""
+    record = ConfigRecord()
+    record.update(flatten(config, changed_only=True))
+    record.update({BASE: fingerprint, RANK: rank, RUN: token})
+    record.update(strategies.to_flat(strategy))
+    return record
+
+
+def task_of(record: ConfigRecord) -> TaskConfig:
+    """The settings of the task in an order. Raises ConfigError."""
+    keys = schema(TaskConfig)
+    return TaskConfig.read({key: value for key, value in record.items() if key in keys})
+
+
+def strategy_of(record: ConfigRecord) -> Algorithm:
+    """The strategy and its wrappers in an order. Raises ConfigError."""
+    task = schema(TaskConfig)
+    rest = {k: v for k, v in record.items() if k not in task and k not in (BASE, RANK, RUN)}
+    values, problems = read({key: rest[key] for key in CHOICE if key in rest}, CHOICE)
+    strategies.require("strategy", values["strategy"], strategies.names())
+    for name in values["wrappers"]:
+        strategies.require("wrapper", name, strategies.wrapper_names())
+    keys = CHOICE | strategies.option_keys(values["strategy"], values["wrappers"])
+    values, problems = read(rest, keys)
+    if problems:
+        raise ConfigError(problems)
+    return strategies.from_values(values)
+
+
+def write_ticket(ticket: Ticket, prove: bool = False, cohort: int = 0) -> ConfigRecord:
+    """The record `ticket`; the round goes by Flower's usual name for it. `prove`: the node shall say which weights it
+    stands on. `cohort`: how many nodes take part, which a node's policy may ask for."""
+    record = ConfigRecord(
+        {"server-round": ticket.round, "rounds": ticket.rounds, "seed": ticket.seed, "rank": ticket.rank}
+    )
+    if ticket.basis:
+        record["basis"] = ticket.basis
+    if ticket.noise:
+        record["noise"] = ticket.noise
+    if prove:
+        record[PROVE] = True
+    if cohort:
+        record[COHORT] = cohort
+    return record
+
+
+def read_ticket(record: ConfigRecord) -> Ticket:
+    """The ticket in a message. Raises Refused."""
+    number, rounds, seed = (_whole(record, name) for name in ("server-round", "rounds", "seed"))
+    basis = _whole(record, "basis") if "basis" in record else 0
+    return Ticket(number, rounds, seed, _whole(record, "rank", MAX_RANK), basis, _positive(record, "noise"))
+
+
+def cohort_of(record: ConfigRecord) -> int:
+    """How many nodes take part, by a ticket; 0 where it does not say. Raises Refused."""
+    return _whole(record, COHORT) if COHORT in record else 0
+
+
+def record_of(content: RecordDict, name: str) -> ConfigRecord:
+    """A record of words and numbers in a message: `order` or `ticket`. Raises Refused where it is missing."""
+    if name not in content.config_records:
+        raise Refused(f"the message has no record '{name}'")
+    return content.config_records[name]
+
+
+def rank_of(record: ConfigRecord) -> int:
+    """The rank that an order has adapters built with. Raises Refused."""
+    return _whole(record, RANK, MAX_RANK)
+
+
+def fingerprint_of(record: ConfigRecord) -> str:
+    """The fingerprint of the base that an order refers to. Raises Refused."""
+    said = record.get(BASE)
+    if not isinstance(said, str):
+        raise Refused(f"the order's {BASE} is no text, but {said!r:.80}")
+    return said
+
+
+def _whole(record: Mapping[str, object], name: str, most: int = 2**64) -> int:
+    value = record.get(name)
+    if type(value) is not int or not 0 <= value <= most:
+        raise Refused(f"the message's {name} must be a whole number from 0 to {most}, not {value!r:.80}")
+    return value
+
+
+def _positive(record: Mapping[str, object], name: str) -> float:
+    """A number above 0; 0 where there is none."""
+    value = record.get(name, 0.0)
+    if name in record and not (isinstance(value, float) and 0 < value < math.inf):
+        raise Refused(f"the message's {name} must be a number above 0, not {value!r:.80}")
+    return float(str(value))

@@ -1,0 +1,137 @@
+"""The updates of a round are examined one by one, where the server has rows to judge them by: a round stands without
+those that do harm.
+
+Every round the server scores the new state on a few rows. It looks at single updates in the first rounds of a run, in
+some of the others, which nobody can foretell, where that loss has clearly risen, and as long as it suspects anybody.
+Left out of a round is who has done harm over rounds (`influence`) and does so in this one, and, where the loss has
+risen, who is behind that. The round is combined anew from the others, and that stands only where it is better. Nobody
+is left out for good: an honest node whose rows are all of one class may do harm in a round that has too much of it, and
+be missed in the next.
+"""
+
+import logging
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from strategies.exchange.federation import Probe
+from strategies.exchange.types import State, Update
+from strategies.rounds.defence.influence import QUARTER, RISE, Losses, Tally, relieved
+from strategies.rounds.defence.spool import Spool
+from strategies.rounds.run import Run
+from task.seeds import derive
+
+LOG = logging.getLogger("flwr")
+EARLY = 3  # first rounds of a run, which are all examined
+CHANCE = 0.25  # that another one is
+FEW = 3  # updates of which one can be left out
+MOST = 16  # updates of a round that are looked at, drawn anew every time
+ROOM = 4 * 2**30  # bytes of updates that are kept for it; a larger round is not examined
+Combine = Callable[[Iterable[Update]], State]
+Trial = tuple[float, State, list[str]]  # the loss and the state without the updates of some
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The state that stands, and whose updates are not in it, with the reason."""
+
+    state: State
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def room(run: Run) -> int:
+    """Return how many bytes of updates are kept to be examined; 0 where no round is. Under noise on the mean, whether
+    an update counts must not depend on the others."""
+    return 0 if run.federation.probe is None or run.mechanism.silent else ROOM
+
+
+def examined(run: Run, number: int, state: State, new: State, updates: Spool, combine: Combine) -> Verdict:
+    """Return what becomes of a round that leads from `state` to `new`, by `combine` of all `updates`."""
+    if updates.full and room(run) and number == max(1, run.first):  # in round 0 nothing is trained
+        LOG.warning("round %d: single updates are not examined: they are more than %d bytes", number, ROOM)
+    if run.federation.probe is None or updates.full or len(updates) < FEW:
+        return Verdict(new)
+    if (probe := run.federation.probe(state)) is None:
+        return Verdict(new)
+    before, after = probe(state), probe(new)
+    risen = after - before >= RISE * run.session.learned(before, after)
+    suspected = any(tally.harmful for tally in run.session.tallies.values())
+    source = _source(run, number, before, after)
+    if not (number <= EARLY or risen or suspected or source.random() < CHANCE):
+        return Verdict(new)
+    verdict = _Examination(run, number, updates, combine, probe, source).verdict(new, before, after)
+    if verdict.state is new:
+        probe(new)  # a journal goes on from here, not from what was tried last
+    return verdict
+
+
+def _source(run: Run, number: int, before: float, after: float) -> random.Random:
+    """Return what chance is drawn from: the same when a run is repeated or resumed, and foretold by nobody who lacks
+    the rows that the two losses were measured on."""
+    return random.Random(derive(run.federation.seed, "examination", number, before.hex(), after.hex()))
+
+
+@dataclass(frozen=True)
+class _Examination:
+    run: Run
+    number: int
+    updates: Spool
+    combine: Combine
+    probe: Probe
+    source: random.Random
+
+    def verdict(self, new: State, before: float, after: float) -> Verdict:
+        """Whether the new state stands, given the losses of the one before and of itself."""
+        losses, cohort = self._losses(before, after), len(self.updates)
+        harm = losses.harm(cohort)
+        for node, own in harm.items():
+            self.run.session.tallies.setdefault(node, Tally()).add(own, losses.good)
+        harmful = {node for node, own in harm.items() if own > 0 and self.run.session.tallies[node].harmful}
+        learned = self.run.session.learned(before, min(after, *losses.without.values()))
+        risen = after - before if after - before >= RISE * learned > 0 else 0.0
+        behind = {node for node, gain in relieved(after, losses.without).items() if cohort * gain >= risen > 0}
+        by_harm = sorted(harmful | behind, key=lambda node: (node not in harmful, -harm[node]))
+        best: Trial = (after, new, [])
+        for count in range(1, min(len(by_harm), (cohort - 1) // 2) + 1):
+            best = min(best, self._without(by_harm[:count]), key=lambda trial: trial[0])
+            if count >= len(harmful) and best[0] <= before:
+                break  # no more than it takes
+        loss, others, left_out = best
+        if loss >= after - risen / 2:
+            return Verdict(new)
+        said = (
+            f"its update does harm: the loss on the server's rows is {after:.4g}, without {_and(left_out)} {loss:.4g}"
+        )
+        return Verdict(others, {node: said + self._record(node) for node in left_out})
+
+    def _record(self, node: str) -> str:
+        """What a harmful node has done before."""
+        tally = self.run.session.tallies[node]
+        return f"; in {tally.rounds} rounds it undid {tally.share:.2f} of what they could gain" if tally.harmful else ""
+
+    def _without(self, nodes: list[str]) -> Trial:
+        """The loss and the state without the updates of these."""
+        others = self.combine(update for update in self.updates if update.node not in nodes)
+        return self.probe(others), others, nodes
+
+    def _losses(self, before: float, after: float) -> Losses:
+        nodes = [update.node for update in self.updates.heads]
+        chosen = nodes if len(nodes) <= MOST else self.source.sample(nodes, MOST)
+        without = {node: self._loss({node: 0.0}, others=1.0) for node in chosen}
+        suspected = [node for node, gain in relieved(after, without).items() if gain > 0]
+        return Losses(before, after, without, {node: self._loss({node: QUARTER}, others=0.0) for node in suspected})
+
+    def _loss(self, own: dict[str, float], others: float) -> float:
+        """Of the state that these shares of the nodes' updates lead to."""
+        return self.probe(self.combine(self._shortened(own, others)))
+
+    def _shortened(self, own: dict[str, float], others: float) -> Iterator[Update]:
+        for update in self.updates:
+            share = own.get(update.node, others)
+            if share != 1.0:
+                update = replace(update, delta=self.run.strategy.shortened(update.delta, share))
+            yield update
+
+
+def _and(nodes: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(nodes[:-1]), nodes[-1]]))

@@ -1,0 +1,67 @@
+"""Updates in a file, to be read again: memory does not grow with their number."""
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from strategies.exchange.types import Update
+
+
+class Spool:
+    """Updates in a file, which is gone when it is closed; in the folder for temporary files (TMPDIR). Bit for bit.
+
+    It is `full` once an update would make the file larger than `limit` bytes (None: any size): then it lacks some.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.full = False
+        self._limit, self._end = limit, 0
+        self._file: Any = tempfile.TemporaryFile(prefix="thistledown-")  # noqa: SIM115 - see __exit__
+        self._kept: list[tuple[Update, int, int, list[str]]] = []  # where its bytes are, and names in their order
+
+    def __enter__(self) -> "Spool":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def add(self, update: Update) -> None:
+        """Append one."""
+        if self._limit is not None and self._end + sum(t.nbytes for t in update.delta.values()) > self._limit:
+            self.full = True
+        if self.full:
+            return
+        # safetensors refuses tensors that share memory, as those of one reply do, and loses their order
+        own = {n: t.detach().clone(memory_format=torch.contiguous_format) for n, t in update.delta.items()}
+        self._file.seek(self._end)
+        size = self._file.write(save(own))
+        self._kept.append((replace(update, delta={}), self._end, size, list(own)))
+        self._end += size
+
+    def passing(self, updates: Iterable[Update]) -> Iterator[Update]:
+        """Yield updates as they come, and keep them."""
+        for update in updates:
+            self.add(update)
+            yield update
+
+    @property
+    def heads(self) -> list[Update]:
+        """All of them without their tensors."""
+        return [update for update, *_ in self._kept]
+
+    def __iter__(self) -> Iterator[Update]:
+        """In the order that they were added."""
+        for update, start, size, names in self._kept:
+            self._file.seek(start)
+            tensors = load(self._file.read(size))
+            yield replace(update, delta={name: tensors[name] for name in names})

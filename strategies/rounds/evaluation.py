@@ -1,0 +1,62 @@
+"""What a state is worth: scored on the server, or by nodes on rows that they keep for it."""
+
+import logging
+import time
+
+from flwr.app import MetricRecord
+from flwr.serverapp.strategy import Result
+
+from strategies.exchange.federation import Round
+from strategies.exchange.types import Metrics, Refused, State
+from strategies.protocol import wire
+from strategies.rounds import messaging, validation
+from strategies.rounds.defence import row_limits
+from strategies.rounds.means import means, medians
+from strategies.rounds.run import Run
+
+LOG = logging.getLogger("flwr")
+
+
+def by_server(run: Run, report: Round, state: State, result: Result) -> None:
+    """Evaluate the state here, where somebody said how."""
+    if run.federation.score is not None:
+        report.evaluated_by_server = run.federation.score(state)
+        scores = MetricRecord(dict(report.evaluated_by_server))
+        result.evaluate_metrics_serverapp[report.number] = scores
+    if run.evaluate_fn is not None:
+        scored = run.evaluate_fn(report.number, wire.to_arrays(state))
+        if scored is not None:
+            # a report has numbers; lists that somebody computes stay in the result, which gets the whole record
+            numbers = {name: value for name, value in scored.items() if not isinstance(value, list)}
+            report.evaluated_by_server = numbers
+            result.evaluate_metrics_serverapp[report.number] = scored
+
+
+def by_nodes(run: Run, report: Round, state: State) -> None:
+    """Ask nodes to score the state, where the settings say so and it is time to."""
+    if run.opening.config.evaluate == "server" or not run.due(report.number):
+        return
+    tickets = run.roll.tickets(report.number, run.rounds, state)
+    chosen = run.roll.cohort("evaluate", run.federation.fraction_evaluate, 1, report.number)
+    pairs = [(profile, tickets[profile.name]) for profile in chosen]
+    scratch = Round(report.number)
+    sent = run.dispatch.send("evaluate", report.number, state, pairs, scratch, len(pairs))
+    answers: dict[str, Metrics] = {}
+    arrivals = messaging.replies(run.grid, sent, time.monotonic() + run.timeout)
+    for profile, line, (_, reply) in zip(chosen, scratch.nodes, arrivals, strict=True):
+        try:
+            metrics = validation.admit_scores(reply, run.opening.config.metrics, report.number, profile.num_examples)
+            run.check(reply, line, state)
+        except Refused as reason:
+            run.roll.failed(profile, report.number, reason)
+            LOG.warning("round %d: node %s did not evaluate: %s", report.number, profile.name, reason)
+        else:
+            answers[profile.name] = metrics
+            scratch.bytes_up += wire.size(validation.content(reply))
+            run.roll.answered(profile, state)
+    report.bytes_down += scratch.bytes_down
+    report.bytes_up += scratch.bytes_up
+    report.parameters_down += scratch.parameters_down
+    rows = run.rows({name: metrics["num-examples"] for name, metrics in answers.items()})
+    report.evaluated_by_nodes = means([row_limits.counted(metrics, rows[name]) for name, metrics in answers.items()])
+    report.medians_of_nodes = medians(list(answers.values()))

@@ -1,0 +1,76 @@
+"""What a node says of itself when it is asked. All of it is a claim: types, ranges and lengths are checked, and it is
+believed no further than a round is safe from it."""
+
+from typing import Any
+
+from flwr.app import ConfigRecord, Message
+
+from strategies.exchange.types import MAX_ROWS, Profile, Refused
+from strategies.rounds import validation
+from task.config import MAX_RANK
+
+LONGEST = 200  # characters of a text
+MOST = 10_000  # texts of a list
+LARGEST = 2**62  # of what only people read
+
+
+def profile_in(node_id: int, reply: Message | None) -> Profile:
+    """The profile in a reply. Raises Refused."""
+    said = validation.content(reply).config_records.get("profile")
+    if said is None:
+        raise Refused("it did not say what it is: there is no record 'profile'")
+    return Profile(
+        node_id=node_id,
+        name=_text(said, "name", least=1),
+        rank=_whole(said, "rank", MAX_RANK),
+        num_examples=_whole(said, "num-examples", MAX_ROWS),
+        store=_text(said, "store"),
+        bases=frozenset(_texts(said, "bases")),
+        device=_text(said, "device"),
+        memory=_whole(said, "memory", LARGEST),
+        cores=_whole(said, "cores", LARGEST),
+        versions=_text(said, "versions"),
+        automatic=_true(said, "automatic"),
+        dtypes=frozenset(_texts(said, "dtypes")),
+        labels_fit=_true(said, "labels-fit"),
+        labels=_texts(said, "labels"),
+    )
+
+
+def _get(said: ConfigRecord, key: str) -> Any:
+    if key not in said:
+        raise Refused(f"its profile does not say '{key}'")
+    return said[key]
+
+
+def _whole(said: ConfigRecord, key: str, most: int) -> int:
+    value = _get(said, key)
+    if type(value) is not int or not 0 <= value <= most:
+        raise Refused(f"its profile says {key} = {value!r:.80}, no whole number from 0 to {most}")
+    return value
+
+
+def _true(said: ConfigRecord, key: str) -> bool:
+    value = _get(said, key)
+    if type(value) is not bool:
+        raise Refused(f"its profile says {key} = {value!r:.80}, neither true nor false")
+    return value
+
+
+def _text(said: ConfigRecord, key: str, least: int = 0) -> str:
+    value = _get(said, key)
+    if not _fits(value) or len(value) < least:
+        raise Refused(f"its profile says {key} = {value!r:.80}, no text of at most {LONGEST} printable characters")
+    return str(value)
+
+
+def _texts(said: ConfigRecord, key: str) -> tuple[str, ...]:
+    values = _get(said, key)
+    if not isinstance(values, list) or len(values) > MOST or not all(map(_fits, values)):
+        raise Refused(f"its profile says {key} = {values!r:.80}, no list of at most {MOST} such texts")
+    return tuple(values)
+
+
+def _fits(value: object) -> bool:
+    """Is it a text that a log, a page and a file can hold?"""
+    return isinstance(value, str) and len(value) <= LONGEST and value.isprintable()

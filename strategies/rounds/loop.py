@@ -1,0 +1,152 @@
+"""The round loop, written once for every strategy: train, evaluate, report, keep.
+
+All that changes lives in its locals and in `Run`; the strategy stays as it is.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+
+import torch
+from flwr.app import ArrayRecord, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
+
+from strategies.exchange.algorithm import Algorithm
+from strategies.exchange.federation import Federation, Round
+from strategies.exchange.fit import misfits
+from strategies.exchange.types import RunFailed, State
+from strategies.protocol import checkpoint, wire
+from strategies.rounds import evaluation
+from strategies.rounds.defence import collapse
+from strategies.rounds.handshake.opening import open_run
+from strategies.rounds.run import Run
+from strategies.rounds.run_state import Session, resumed
+from strategies.rounds.training import train
+from task.config import TaskConfig
+from task.models.model import build
+from task.schema import ConfigError, flatten
+
+LOG = logging.getLogger("flwr")
+FREE = ("device", "threads")  # that an evaluation may have otherwise than training
+
+
+def hold(
+    strategy: Algorithm,
+    grid: Grid,
+    *,
+    initial_arrays: ArrayRecord | None,
+    num_rounds: int,
+    timeout: float,
+    train_config: dict[str, object],
+    evaluate_config: dict[str, object],
+    evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None,
+    federation: Federation,
+) -> Result:
+    """All rounds of a federation; see `Strategy.start`."""
+    config = TaskConfig.read(train_config)
+    if problems := _unused(config, TaskConfig.read(train_config | evaluate_config)):
+        raise ConfigError(problems)
+    if problems := misfits(strategy, config, federation):
+        raise ConfigError(problems)
+    torch.set_num_threads(config.threads)
+    log_strategy(strategy)
+    if federation.resume and initial_arrays is not None:
+        raise RunFailed("initial_arrays were given to a run that is resumed: it goes on from its own state")
+    kept, session = resumed(strategy.name, federation, num_rounds) if federation.resume else (None, Session())
+    opening = open_run(strategy, grid, config, federation, timeout, session)
+    run = Run(strategy, grid, opening, federation, session, num_rounds, timeout, evaluate_config, evaluate_fn)
+    if kept is None:
+        state = _initial(run, initial_arrays)
+        session.rank = state.rank
+    else:
+        state = kept
+    run.mechanism.start(state.tensors)
+    return _rounds(run, state)
+
+
+def _unused(config: TaskConfig, evaluating: TaskConfig) -> list[str]:
+    """Return what an evaluation cannot have otherwise than training: the rows, the model and how it is tuned."""
+    before, after = flatten(config), flatten(evaluating)
+    changed = [key for key in after if after[key] != before[key] and key not in FREE]
+    free = " and ".join(f"'{key}'" for key in FREE)
+    return [f"evaluate_config: '{key}' cannot differ from train_config; {free} can" for key in changed]
+
+
+def log_strategy(strategy: Algorithm) -> None:
+    """Say what a strategy is, and with which options."""
+    from strategies import to_flat
+
+    LOG.info("Starting %s: %s", strategy.name, ", ".join(f"{k}={v}" for k, v in to_flat(strategy).items()))
+
+
+def _initial(run: Run, arrays: ArrayRecord | None) -> State:
+    """The state that somebody handed over, or the strategy's own at the largest rank that anyone trains."""
+    if arrays is not None:
+        return wire.from_arrays(arrays)
+    rank = max(ticket.rank for ticket in run.roll.tickets(0, run.rounds).values())
+    model = build(run.opening.base, run.opening.config, rank, "cpu")
+    return run.strategy.initial(model)
+
+
+def _rounds(run: Run, state: State) -> Result:
+    """From the first round of this process to the last, or to where the run has to end. Raises RunFailed."""
+    session, result = run.session, Result()
+    limit = min(run.federation.max_failed_rounds, run.rounds)
+    if session.failures >= limit:  # it ended by them, and may now fail as often again
+        session.failures = 0
+    for number in range(run.first, run.rounds + 1):
+        state, report = _round(run, number, state)
+        state = _close(run, report, state, result)
+        if report.rolled_back and (reason := collapse.hopeless(run)):
+            raise RunFailed(f"round {number}: {report.rolled_back}; the run cannot go on: {reason}")
+        over = bool(report.stopped) or number == run.rounds
+        if session.failures and (over or session.failures >= limit):
+            raise RunFailed(f"{session.failures} failed rounds in a row, the last because {report.failed}")
+        if over:
+            break
+    if report.stopped and number < run.rounds:
+        LOG.info("the run ends after round %d: %s", number, report.stopped)
+    result.arrays = wire.to_arrays(state)
+    return result
+
+
+def _round(run: Run, number: int, state: State) -> tuple[State, Round]:
+    """Train, and ask nodes for scores where that is due; in round 0 nothing is trained."""
+    began = time.monotonic()
+    state, report = train(run, number, state) if number else (state, run.report(number))
+    if not report.failed:
+        evaluation.by_nodes(run, report, state)
+    report.seconds = time.monotonic() - began
+    return state, report
+
+
+def _close(run: Run, report: Round, state: State, result: Result) -> State:
+    """After a round: score it on the server, report it, keep it. Returns the state to go on with."""
+    report.privacy, report.stopped = run.mechanism.spent(), run.mechanism.exhausted()
+    report.parameters = sum(tensor.numel() for tensor in state.tensors.values())
+    if run.due(report.number):
+        evaluation.by_server(run, report, state, result)
+        state = collapse.watched(run, report, state)
+    if report.train:
+        result.train_metrics_clientapp[report.number] = MetricRecord(dict(report.train))
+    if report.evaluated_by_nodes:
+        result.evaluate_metrics_clientapp[report.number] = MetricRecord(dict(report.evaluated_by_nodes))
+    run.remember_privacy()
+    if run.federation.on_round is not None:
+        run.federation.on_round(report, state)
+    _keep(run, report, state)
+    if run.federation.on_kept is not None:
+        run.federation.on_kept(report, state)
+    return state
+
+
+def _keep(run: Run, report: Round, state: State) -> None:
+    """What the next round, or another process, goes on with."""
+    session, folder = run.session, run.federation.checkpoint
+    session.round = report.number
+    session.failures = session.failures + 1 if report.failed else 0
+    if folder is not None:
+        about = {"round": report.number, "seed": run.federation.seed, "strategy": run.strategy.name}
+        checkpoint.save(folder / checkpoint.LAST, state, about | session.about())
+        collapse.swept(run)

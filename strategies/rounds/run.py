@@ -1,0 +1,90 @@
+"""One run in progress: what stays the same from round to round, and who remembers what does not."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+
+from strategies.exchange import compatibility
+from strategies.exchange.algorithm import Algorithm
+from strategies.exchange.federation import Federation, NodeLine, Round, evaluated
+from strategies.exchange.privacy import Mechanism, Plan
+from strategies.exchange.types import RunFailed, State
+from strategies.rounds import validation
+from strategies.rounds.defence import row_limits
+from strategies.rounds.dispatch import Dispatch
+from strategies.rounds.handshake.node_registry import Roll
+from strategies.rounds.handshake.opening import Opening
+from strategies.rounds.run_state import Session
+
+LOG = logging.getLogger("flwr")
+
+
+@dataclass
+class Run:
+    """Everything that a round needs. Raises RunFailed where privacy allows no round."""
+
+    strategy: Algorithm
+    grid: Grid
+    opening: Opening
+    federation: Federation
+    session: Session
+    rounds: int
+    timeout: float  # seconds, per round
+    evaluate_config: dict[str, object]
+    evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None
+    first: int = field(init=False)  # round of this process
+    roll: Roll = field(init=False)
+    dispatch: Dispatch = field(init=False)
+    mechanism: Mechanism = field(init=False)
+    doubted: set[str] = field(default_factory=set)  # nodes whose claims of rows were said to be too large
+
+    def __post_init__(self) -> None:
+        self.first = self.session.round + 1
+        self.roll = Roll(self.strategy, self.grid, self.opening, self.federation, self.timeout, self.session)
+        self.dispatch = Dispatch(self.strategy, self.grid, self.opening, self.roll, self.evaluate_config, self.session)
+        held, nodes = self.federation, len(self.roll.present)
+        done, config = max(self.session.round, 0), self.opening.config
+        plan = Plan(self.rounds, nodes, held.fraction_train, held.min_train_nodes, held.seed, done, config)
+        self.mechanism = compatibility.mechanism(self.strategy, plan)
+        if self.session.privacy:
+            self.mechanism.restore(self.session.privacy)
+        if spent := self.mechanism.exhausted():
+            raise RunFailed(f"nothing left to do: {spent}")
+        if promise := self.mechanism.promise():
+            LOG.info("privacy: %s", promise)
+
+    def report(self, number: int) -> Round:
+        """A new one; what was spent on meeting the nodes counts to the first round of this process."""
+        report, meeting = Round(number), self.opening.meeting
+        if number == self.first:
+            report.spent(meeting.bytes_up, meeting.bytes_down, meeting.bytes_base)
+        return report
+
+    def rows(self, claims: Mapping[str, int | float]) -> dict[str, int]:
+        """Return the most rows that each node counts for, by name; say of whom less is believed than it claims."""
+        limits = row_limits.limits(claims, ratio := self.federation.max_weight_ratio)
+        for name, limit in limits.items():
+            if claims[name] > limit and name not in self.doubted:
+                self.doubted.add(name)
+                said = "node %s claims %d rows, above max-weight-ratio = %g times the median claim: it counts for %d"
+                LOG.warning(said, name, claims[name], ratio, limit)
+        return limits
+
+    def remember_privacy(self) -> None:
+        """Keep what is spent, before what it is spent on leaves."""
+        self.session.privacy = self.mechanism.memory()
+        if self.session.privacy and self.federation.checkpoint is not None:
+            self.session.keep_privacy(self.federation.checkpoint)
+
+    def due(self, number: int) -> bool:
+        """Is the state evaluated in this round?"""
+        return evaluated(number, self.rounds, self.federation.evaluate_every) or bool(self.mechanism.exhausted())
+
+    def check(self, reply: Message | None, line: NodeLine, state: State) -> None:
+        """Raise Refused unless a node stands where it was sent."""
+        validation.check_installed(reply, self.dispatch.echoes[line.node])
+        if line.catches_up:
+            validation.check_proof(reply, self.dispatch.fingerprint(state))

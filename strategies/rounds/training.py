@@ -1,0 +1,267 @@
+"""One round of training: draw a cohort, send, check replies, combine, apply."""
+
+import hashlib
+import itertools
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from flwr.app import Message
+
+from strategies.algebra.lowrank import truncated
+from strategies.algebra.tensors import Tensors
+from strategies.exchange import cohort, compatibility
+from strategies.exchange.federation import NodeLine, Round
+from strategies.exchange.types import Profile, Refused, State, Ticket, Update
+from strategies.protocol import wire
+from strategies.rounds import messaging, validation
+from strategies.rounds.aggregation_error import Meter
+from strategies.rounds.defence import examination, outliers, row_limits
+from strategies.rounds.defence.pulls import Pulls
+from strategies.rounds.defence.spool import Spool
+from strategies.rounds.means import means
+from strategies.rounds.run import Run
+
+LOG = logging.getLogger("flwr")
+
+
+def train(run: Run, number: int, state: State) -> tuple[State, Round]:
+    """The new state and what happened. The state stays where too few replies are good. Raises RunFailed."""
+    LOG.info("[ROUND %d/%d]", number, run.rounds)
+    report = run.report(number)
+    run.roll.call(report)
+    report.resting = run.roll.resting(number)
+    tickets = run.roll.tickets(number, run.rounds, state)
+    lonely = Ticket(number, run.rounds, 0, state.rank)  # where nobody is there, a round may still be noise alone
+    widest = max(tickets.values(), key=lambda ticket: ticket.rank, default=lonely)
+    rank = widest.rank
+    state = run.strategy.begin(state, number, rank)
+    minimum, there = run.federation.min_train_nodes, len(run.roll.present)
+    if there < minimum and not (run.mechanism.steadfast and run.mechanism.poisson):
+        report.failed = f"{there} nodes are there, min-train-nodes is {minimum}"
+        return state, report
+    chosen = _drawn(run, number)
+    if not chosen and not run.mechanism.poisson:
+        report.failed = "no node that is there may train within its privacy budget"
+        return state, report
+    for profile in chosen:
+        tickets[profile.name] = replace(tickets[profile.name], noise=run.mechanism.ordered(profile.name))
+    rows = run.rows({profile.name: profile.num_examples for profile in run.roll.present})
+    turn = _Turn(run, state, tickets, widest, report, rows, _plausible(run))
+    new = turn.combined(turn.updates(chosen))
+    if not report.failed:
+        report.inexactness = turn.meter.read(truncated(new.tensors, rank), new.journal[len(state.journal) :])
+    return new, report
+
+
+def _drawn(run: Run, number: int) -> list[Profile]:
+    """Who trains in this round, which from now on costs the privacy that it costs.
+
+    Where nodes are drawn by themselves those that rest are never drawn: that they were, because too few others are
+    there, would tell who is not.
+    """
+    held = run.federation
+    awake = run.roll.awake(number, 0 if run.mechanism.poisson else held.min_train_nodes)
+    able = run.mechanism.able(awake, number)
+    chosen = run.mechanism.cohort(able, number)
+    if chosen is None:
+        chosen = cohort.draw(able, held.fraction_train, held.min_train_nodes, held.seed, "train", number)
+    LOG.info("configure_train: Sampled %d nodes (out of %d)", len(chosen), len(run.roll.present))
+    run.mechanism.spend(able, chosen, number)
+    if run.mechanism.ahead:
+        run.remember_privacy()
+    return chosen
+
+
+def _plausible(run: Run) -> outliers.Plausible:
+    """Under noise on the mean nothing is refused for its length: updates are clipped, and whether one counts must not
+    depend on those of other nodes, which is what the account of privacy goes by."""
+    factor = 0.0 if run.mechanism.silent else run.federation.outlier_factor
+    return outliers.Plausible(factor, run.session.lengths)
+
+
+@dataclass
+class _Turn:
+    """A round under way: the state that nodes are sent, everybody's tickets, and what is seen of the replies."""
+
+    run: Run
+    state: State
+    tickets: dict[str, Ticket]
+    widest: Ticket
+    report: Round
+    rows: dict[str, int]  # that each node counts for at most
+    judge: outliers.Plausible
+    pulls: Pulls = field(default_factory=Pulls)
+    meter: Meter = field(default_factory=Meter)
+
+    def updates(self, chosen: list[Profile]) -> Iterator[Update]:
+        """Good updates in cohort order as their replies come; the others are logged with node and reason.
+
+        Nothing is sent before the first is asked for.
+        """
+        run, report = self.run, self.report
+        pairs = [(profile, self.tickets[profile.name]) for profile in chosen]
+        told = run.mechanism.announced(len(pairs))
+        sent = run.dispatch.send("train", report.number, self.state, pairs, report, told)
+        arrivals = messaging.replies(run.grid, sent, time.monotonic() + run.timeout)
+        doubtful: list[tuple[Profile, NodeLine, outliers.Lengths]] = []
+        with Spool() as waiting:
+            for profile, line, (_, reply) in zip(chosen, report.nodes, arrivals, strict=True):
+                try:
+                    update = self._admitted(profile, line, reply)
+                except Refused as reason:
+                    self._dropped(profile, line, reason)
+                    continue
+                lengths = self._lengths(update) if self.judge.factor else {}
+                if self.judge.sure(lengths):
+                    yield self._believed(profile, line, update, lengths)
+                else:
+                    waiting.add(update)
+                    doubtful.append((profile, line, lengths))
+            for (profile, line, lengths), update in zip(doubtful, waiting, strict=True):
+                if strange := self.judge.refusal(lengths):
+                    self._dropped(profile, line, Refused(strange))
+                else:
+                    yield self._believed(profile, line, update, lengths)
+        self.judge.close()
+
+    def _lengths(self, update: Update) -> outliers.Lengths:
+        """How long an update is, by the root of how many numbers it has, for others of the same tensors."""
+        root = math.sqrt(max(1, sum(delta.numel() for delta in update.delta.values())))
+        moved = hashlib.blake2b("\n".join(sorted(update.delta)).encode(), digest_size=4).hexdigest()
+        lengths = self.run.strategy.lengths(self.state, update)
+        return {f"{name}/{moved}": length / root for name, length in lengths.items()}
+
+    def _dropped(self, profile: Profile, line: NodeLine, reason: Refused) -> None:
+        line.refused = str(reason)
+        LOG.warning("round %d: dropped the reply of node %s: %s", self.report.number, profile.name, reason)
+        self.run.roll.refused(profile, self.tickets[profile.name], reason)
+
+    def _believed(self, profile: Profile, line: NodeLine, update: Update, lengths: outliers.Lengths) -> Update:
+        """A good update, as it goes into the mean."""
+        self.judge.believe(lengths)
+        self._noted(profile, line, update)
+        return self.run.mechanism.admitted(update)
+
+    def _admitted(self, profile: Profile, line: NodeLine, reply: Message | None) -> Update:
+        """The update in a reply. Raises Refused."""
+        run, report = self.run, self.report
+        if cohort.drops_out(profile, run.federation.dropout, run.federation.seed, report.number):
+            raise Refused("it dropped out (simulation.dropout)")
+        if reply is not None and not reply.has_error():
+            line.bytes_up = wire.size(reply.content)
+            report.bytes_up += line.bytes_up
+        ticket = self.tickets[profile.name]
+        update = validation.admit_update(run.strategy, reply, profile.name, ticket, self.state, profile.num_examples)
+        run.check(reply, line, self.state)
+        metrics = row_limits.counted(update.metrics, self.rows[profile.name])
+        return replace(update, weight=float(metrics["num-examples"]), metrics=metrics)
+
+    def _noted(self, profile: Profile, line: NodeLine, update: Update) -> None:
+        """What a good update tells, as far as privacy lets it."""
+        run, silent = self.run, self.run.mechanism.silent
+        line.metrics = {} if silent else dict(update.metrics)
+        self.report.parameters_up += sum(delta.numel() for delta in update.delta.values())
+        run.roll.answered(profile, self.state)
+        if update.ticket.rank != self.tickets[profile.name].rank:
+            run.roll.lower(profile, update.ticket.rank)
+        if not silent and run.federation.collapse_factor:
+            view = run.strategy.comparable(self.state, update)
+            self.pulls.see(profile.name, update.weight, view, self._shapes)
+        self._metered(update)
+
+    @cached_property
+    def _shapes(self) -> dict[str, torch.Size]:
+        return {name: tensor.shape for name, tensor in self.state.tensors.items()}
+
+    def combined(self, updates: Iterator[Update]) -> State:
+        """The next state, or the same one where the round fails."""
+        state, report = self.state, self.report
+        with Spool(examination.room(self.run)) as kept:
+            new = self._followed(kept.passing(updates))
+            if not report.failed:
+                new = self._examined(new, kept)
+        if report.failed:
+            LOG.error("[ROUND %d] failed, the state stays: %s", report.number, report.failed)
+            return state
+        report.train = means([line.metrics for line in report.nodes if not line.refused])
+        left_out = {line.node for line in report.nodes if line.refused}
+        for node, pull in self.pulls.read().items():
+            if node not in left_out:
+                self.run.session.pulled(node, pull)
+        return new
+
+    def _followed(self, updates: Iterator[Update]) -> State:
+        """What follows from all good updates, if the round does not fail."""
+        state, report = self.state, self.report
+        first = next(updates, None)
+        combined = {} if first is None else self._rule(itertools.chain([first], updates))
+        good = [line.node for line in report.nodes if not line.refused]
+        LOG.info("aggregate_train: Received %d results and %d failures", len(good), len(report.nodes) - len(good))
+        if reason := self._shortage(len(good)):
+            report.failed = reason
+            return state
+        new = self._applied(combined, len(good))
+        if wild := validation.not_finite({**new.tensors, **_entered(state, new)}):
+            nodes = ", ".join(good)
+            report.failed = f"the new state would hold NaN or infinity in '{wild}', from the updates of {nodes}"
+        return new
+
+    def _rule(self, updates: Iterable[Update]) -> Tensors:
+        return compatibility.rule(self.run.strategy)(self.state, updates)
+
+    def _applied(self, combined: Tensors, good: int) -> State:
+        """The state that comes of the combination of so many good updates."""
+        run, state = self.run, self.state
+        like = truncated(run.strategy.expected(state, self.widest), self.widest.rank)
+        return run.strategy.apply(state, run.mechanism.combined(combined, good, like), self.report.number)
+
+    def _examined(self, new: State, kept: Spool) -> State:
+        """The new state, or the one without updates that do harm."""
+        run, report = self.run, self.report
+
+        def combine(updates: Iterable[Update]) -> State:
+            return self._applied(self._rule(updates), len(kept))
+
+        verdict = examination.examined(run, report.number, self.state, new, kept, combine)
+        if not verdict.left_out:
+            return new
+        for line in report.nodes:
+            if reason := verdict.left_out.get(line.node):
+                line.refused = reason
+                LOG.warning("round %d: left out node %s: %s", report.number, line.node, reason)
+        report.failed = self._shortage(sum(not line.refused for line in report.nodes))
+        self.meter = Meter()
+        for update in kept:
+            if update.node not in verdict.left_out:
+                self._metered(update)
+        return verdict.state
+
+    def _metered(self, update: Update) -> None:
+        if self.state.rank and not self.run.strategy.personal and not self.run.mechanism.silent:
+            self.meter.see(self.run.strategy.trained(self.state, update), update.weight)
+
+    def _shortage(self, good: int) -> str:
+        """Why so many good replies are too few, if they are. They never are where noise hides who was drawn: a state
+        that stays would tell a node that gives no good reply whether others were."""
+        sampled = len(self.report.nodes)
+        if self.run.mechanism.steadfast:
+            if good < sampled:
+                said = "round %d: %d of %d replies were good; the noise is that of a whole cohort"
+                LOG.warning(said, self.report.number, good, sampled)
+            return ""
+        needed = max(min(1, sampled), math.ceil(self.run.federation.min_success_fraction * sampled - 1e-9))
+        if good >= needed:
+            return ""
+        reasons = sorted({line.refused for line in self.report.nodes if line.refused})
+        return f"{good} of {sampled} replies were good, {needed} are needed: {'; '.join(reasons[:3])}"
+
+
+def _entered(before: State, after: State) -> dict[str, torch.Tensor]:
+    """The tensors of what a round has added to the journal."""
+    entries = after.journal[len(before.journal) :]
+    return {f"{name} (entry {n})": tensor for n, entry in enumerate(entries) for name, tensor in entry.tensors.items()}

@@ -1,0 +1,1 @@
+"""From a row to the tensors that a model takes."""

@@ -1,0 +1,196 @@
+"""Instruction data: from rows of instruction, input and output to prompts and completions in tokens.
+
+A completion is the output and the tokenizer's end token. One that is longer than its share of `max_length` loses its
+end, the end token with it: a model must not learn to stop there. A prompt that does not fit beside its completion loses
+its beginning, but for the token that the tokenizer begins every text with.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from task.config import Data
+from task.data.encoding.prompts import Prompts, bare_ids, chats, opening_ids, prompts_of
+from task.data.encoding.texts import (
+    CHUNK,
+    check_ids,
+    check_length,
+    check_tokens,
+    padding,
+    read_texts,
+    read_tokens,
+    small_files,
+    tokenizer_in,
+    write_tokens,
+)
+from task.data.raw import DataError, Raw
+from task.data.rows import Completions, mapped
+from task.files.contents import listed
+
+TEMPLATED = ("chat_template.jinja", "tokenizer_config.json", "chat_template.json", "processor_config.json")
+Pair = tuple[Sequence[int], Sequence[int]]  # a prompt and its completion
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a row has what; without `instruction` there are no prompts, and every output is learned whole."""
+
+    instruction: str
+    input: str
+    output: str
+
+    @classmethod
+    def of(cls, data: Data) -> "Columns":
+        """As the settings name them."""
+        return cls(data.instruction_column, data.input_column, data.output_column)
+
+    @property
+    def required(self) -> list[str]:
+        """Those that data must have: an input is only missed where somebody has named its column."""
+        if not self.instruction:
+            return [self.output]
+        named = [self.input] if self.input not in ("", Data.input_column) else []
+        return [self.instruction, *named, self.output]
+
+
+@dataclass(frozen=True)
+class CompletionEncoder:
+    """How rows become at most `max_length` token ids, by the tokenizer in folder `base`; at most `completion` of them
+    are the completion's."""
+
+    base: Path
+    columns: Columns
+    template: str
+    max_length: int
+    completion: int
+    day: str = ""  # that a chat template is told
+
+    @classmethod
+    def of(cls, base: Path, data: Data) -> "CompletionEncoder":
+        """As the settings say."""
+        share = data.max_completion_length or data.max_length // 2
+        return cls(base, Columns.of(data), data.template, data.max_length, share, data.date or date.today().isoformat())
+
+    def recipe(self) -> object:
+        """All that the token ids depend on, beside the rows."""
+        columns = [self.columns.instruction, self.columns.input, self.columns.output]
+        day = self.day if _tells_date(self.base) else ""  # else every day would make all rows anew
+        return [columns, self.template, self.max_length, self.completion, small_files(self.base), day]
+
+    def source_of_prompts(self) -> str:
+        """What makes the prompts, in words. Raises DataError as `write` does."""
+        if not self.columns.instruction:
+            return "no prompts: outputs are learned whole"
+        own = chats(self.template, tokenizer_in(self.base), self.base)
+        return "prompts by the tokenizer's chat template" if own else "prompts by the plain template"
+
+    def write(self, folder: Path, part: str, raw: Raw, rows: NDArray[np.int64]) -> tuple[str, ...]:
+        """Prepare these rows; return what is to be said of them: how many are cut.
+
+        Raises DataError for the first one that lacks a text, for a tokenizer without an end
+        token, or without a chat template where it shall have one, and for a length that the model does not take."""
+        tokenizer = tokenizer_in(self.base)
+        check_length(self.max_length, tokenizer, self.base)
+        if tokenizer.eos_token_id is None:
+            problem = "has no end token, which a completion ends with"
+            raise DataError(f"the tokenizer in {self.base} {problem}", f"the tokenizer {problem}")
+        ids, prompts = [], []
+        cut: Counter[str] = Counter()
+        for prompt, completion in self._all(tokenizer, raw, rows, cut):
+            ids.append(np.array([*prompt, *completion], np.int32))
+            prompts.append(len(prompt))
+        pad = padding(tokenizer, self.base)
+        check_ids(ids, pad, self.base)
+        write_tokens(folder, part, ids, pad)
+        np.save(folder / f"{part}-prompts.npy", np.array(prompts, np.int64))
+        told = part == "train" and self.columns.instruction and self.template != "plain" and _tells_date(self.base)
+        day = (f"the chat template tells the day: it is {self.day} for the whole run (data.date)",) if told else ()
+        return (*self._said(part, len(ids), cut), *day)
+
+    def read(self, folder: Path, part: str) -> Completions:
+        """What `write` prepared."""
+        return Completions(read_tokens(folder, part), mapped(folder / f"{part}-prompts.npy"))
+
+    def _said(self, part: str, rows: int, cut: Counter[str]) -> Iterator[str]:
+        """Sentences on what was cut of so many rows."""
+        whole = not self.columns.instruction
+        if lost := cut["completion"]:
+            key = "max-length" if whole else "max-completion-length"
+            most = self.max_length if whole else self.completion
+            what = "texts" if whole else "completions"
+            yield (
+                f"{part}: {lost:,} of {rows:,} {what} lose their end and the end token, so the model does not learn to "
+                f"stop there: they have more than {most} tokens (data.{key})"
+            )
+        if lost := cut["prompt"]:
+            yield (
+                f"{part}: {lost:,} of {rows:,} prompts lose their beginning: with their completions they have more "
+                f"than data.max-length = {self.max_length} tokens"
+            )
+
+    def _all(self, tokenizer: Any, raw: Raw, rows: NDArray[np.int64], cut: Counter[str]) -> Iterator[Pair]:
+        """Prompts and completions as long as they may be; what loses tokens is counted in `cut`."""
+        parts = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+        if not self.columns.instruction:
+            for part in parts:
+                yield from self._wholes(tokenizer, raw, part, cut)
+            return
+        with prompts_of(self.template, tokenizer, self.base, self.day) as ask:
+            for part in parts:
+                yield from self._pairs(ask, tokenizer, raw, part, cut)
+
+    def _pairs(
+        self, ask: Prompts, tokenizer: Any, raw: Raw, rows: NDArray[np.int64], cut: Counter[str]
+    ) -> Iterator[Pair]:
+        prompts = ask(read_texts(raw, self.columns.instruction, rows), self._inputs(raw, rows))
+        outputs = bare_ids(tokenizer, read_texts(raw, self.columns.output, rows))
+        check_tokens(prompts, raw, self.columns.instruction, rows)
+        check_tokens(outputs, raw, self.columns.output, rows)
+        for prompt, output in zip(prompts, outputs, strict=True):
+            completion = [*output, tokenizer.eos_token_id][: self.completion]
+            room = self.max_length - len(completion)
+            cut["completion"] += len(output) >= self.completion
+            cut["prompt"] += len(prompt) > room
+            yield _ending(prompt, room, tokenizer.bos_token_id), completion
+
+    def _wholes(self, tokenizer: Any, raw: Raw, rows: NDArray[np.int64], cut: Counter[str]) -> Iterator[Pair]:
+        """Outputs as texts of their own: the first token is given, all others are learned; what is too long loses
+        its end."""
+        outputs = opening_ids(tokenizer, read_texts(raw, self.columns.output, rows))
+        check_tokens(outputs, raw, self.columns.output, rows)
+        for output in outputs:
+            whole = [*output, tokenizer.eos_token_id][: self.max_length]
+            cut["completion"] += len(output) >= self.max_length
+            yield whole[:1], whole[1:]
+
+    def _inputs(self, raw: Raw, rows: NDArray[np.int64]) -> list[str]:
+        """The inputs of these rows, empty where there are none. Raises DataError for one that is no text."""
+        column = self.columns.input
+        if not column or not raw.has(column):
+            return [""] * len(rows)
+        inputs: list[str] = []
+        for row, value in zip(rows, raw.values(column, rows), strict=True):
+            if value is not None and not isinstance(value, str):
+                raise raw.fault(int(row), column, "no text", f", but {value!r:.60}")
+            inputs.append(value if value and value.strip() else "")
+        return inputs
+
+
+def _tells_date(base: Path) -> bool:
+    """Whether a chat template of the base asks what day it is."""
+    files = listed(base)
+    return any(b"strftime_now" in files[name].read_bytes() for name in TEMPLATED if name in files)
+
+
+def _ending(ids: Sequence[int], room: int, begin: int | None) -> Sequence[int]:
+    """The last `room` ids (one at least); a leading `begin` is kept where there is room for more than that."""
+    if len(ids) <= room:
+        return ids
+    lead = [ids[0]] if ids[0] == begin and room > 1 else []
+    return [*lead, *ids[len(ids) - room + len(lead) :]]

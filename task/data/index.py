@@ -1,0 +1,74 @@
+"""The outline of data: what is known of it without a model, and how the store keeps that."""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from task.data.rows import mapped
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one split: `rows` (N,) in it, `labels` (N,), `ids` (N,) of natural clients; all int64."""
+
+    split: str
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    ids: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, positions: NDArray[np.int64]) -> "Part":
+        """The part with just these rows."""
+        ids = None if self.ids is None else self.ids[positions]
+        return Part(self.split, self.rows[positions], self.labels[positions], ids)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of the data without a model.
+
+    `key` is its name in the store. `sites` are the names of natural clients, by the numbers in `Part.ids`. `notices`
+    are sentences on what was detected, left out or read in one of several ways.
+    """
+
+    key: str
+    labels: tuple[str, ...]
+    parts: dict[str, Part]
+    sites: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
+
+    @property
+    def train(self) -> Part:
+        """The rows that are divided among nodes."""
+        return self.parts["train"]
+
+
+def write_outline(folder: Path, outline: Outline) -> None:
+    """Keep an outline in a folder, an array a file."""
+    parts = outline.parts
+    for name, part in parts.items():
+        for field in ("rows", "labels", "ids"):
+            if (values := getattr(part, field)) is not None:
+                np.save(folder / f"{name}-{field}.npy", values)
+    splits = {name: part.split for name, part in parts.items()}
+    counts = {name: len(part) for name, part in parts.items()}
+    words = {"labels": outline.labels, "sites": outline.sites, "notices": outline.notices}
+    (folder / "outline.json").write_text(json.dumps({**words, "splits": splits, "rows": counts}))
+
+
+@lru_cache(maxsize=4)  # every message to every simulated node asks; what is under a key never changes
+def read_outline(folder: Path, key: str) -> Outline:
+    """What `write_outline` kept, mapped into memory."""
+    found = json.loads((folder / "outline.json").read_text())
+    parts = {}
+    for name, split in found["splits"].items():
+        ids = folder / f"{name}-ids.npy"
+        rows, labels = (mapped(folder / f"{name}-{field}.npy") for field in ("rows", "labels"))
+        parts[name] = Part(split, rows, labels, mapped(ids) if ids.exists() else None)
+    return Outline(key, tuple(found["labels"]), parts, tuple(found["sites"]), tuple(found["notices"]))

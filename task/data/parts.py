@@ -1,0 +1,208 @@
+"""Which rows are train, validation and test, what their labels are, and which site each is of: no model is needed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from task.config import BY_LABEL, TaskConfig
+from task.data.encoding.completions import Columns
+from task.data.encoding.texts import blank
+from task.data.index import Outline, Part
+from task.data.labels import alike, category_names, check_few, label_codes, label_names
+from task.data.raw import DataError, Raw
+from task.data.request import Reading, Source
+from task.data.sites import sites_of
+from task.data.sources.sources import read_split
+from task.data.splits import VALIDATION, called
+from task.seeds import derive
+
+PARTS = ("train", "validation", "test")
+SHOWN = 5  # rows that a notice names
+Names = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A split: its rows that are used, the names of labels and sites, how labels are written, what is to be said."""
+
+    part: Part
+    labels: Names
+    sites: Names
+    by_position: bool | None
+    notices: tuple[str, ...]
+
+
+def parts_of(config: TaskConfig, source: Source) -> Outline:
+    """Return the three parts: from their own splits, or cut from train."""
+    data = config.data
+    splits, said = _splits(config, source)
+    fractions = {"test": data.test_fraction, "validation": data.validation_fraction}
+    limits = {"train": data.train_rows, "validation": data.validation_rows, "test": data.test_rows}
+    train = found_in(config, source, splits["train"], data.labels)
+    every, names, notices = train.part, train.labels, [*said, *train.notices]
+    parts, rest = {}, _random("cut").permutation(len(every))
+    for name in ("test", "validation"):
+        if split := splits[name]:
+            other = found_in(config, source, split, names, by_position=train.by_position)
+            parts[name] = other.part
+            notices += other.notices
+        else:
+            cut, rest = np.split(rest, [share(len(every), fractions[name])])
+            parts[name] = every.take(np.sort(cut))
+    parts["train"] = every.take(np.sort(rest))
+    if not len(parts["train"]):
+        raise DataError(f"{source.name}: {len(every)} rows in '{splits['train']}' leave none to train on")
+    limited = {name: _limited(parts[name], limits[name], name) for name in PARTS}
+    return Outline("", names, limited, train.sites, tuple(dict.fromkeys(notices)))
+
+
+def _splits(config: TaskConfig, source: Source) -> tuple[dict[str, str], list[str]]:
+    """The split of every part, empty where it is cut from train, and those that have other names than asked for."""
+    data, have = config.data, source.splits()
+    asked = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
+    found = {part: split and (called(split, have, source.name) or split) for part, split in asked.items()}
+    found["validation"] = found["validation"] or called(VALIDATION, have, source.name)
+    if found["train"] in (found["validation"], found["test"]):
+        raise DataError(
+            f"split '{data.train_split}' of {source.name} cannot be trained on and be validation or test too"
+        )
+    usual = {**asked, "validation": data.validation_split or VALIDATION}
+    other = [part for part, split in found.items() if split and split != usual[part]]
+    return found, [f"{source.name}: split '{found[part]}' is the {part} part" for part in other]
+
+
+def found_in(
+    config: TaskConfig,
+    source: Source,
+    split: str,
+    labels: Sequence[str],
+    most_labels: int = 0,
+    by_position: bool | None = None,
+) -> Found:
+    """Return a split with its labels, which are among those given, if any. Raises DataError."""
+    data, train = config.data, split == (called(config.data.train_split, source.splits(), source.name) or split)
+    raw = read_split(source, split, reading_of(config, ids=train))
+    rows, said = _filled(config, raw)
+    if most_labels and not config.causal:
+        check_few(raw, data.label_column, most_labels, rows)
+    names: Names = ()
+    codes, notices, positions = np.zeros(len(rows), np.int64), [*raw.notices, *said], by_position
+    if not config.causal or (has_labels(config) and train):
+        _require_labels(config, raw)
+        names = (category_names if config.causal else label_names)(raw, data.label_column, labels, rows)
+        found = label_codes(raw, data.label_column, names, rows, by_position)
+        codes, notices = found.codes, [*notices, *found.notices, *alike(names, raw.place)]
+        positions = True if found.by_position else (None if raw.class_names(data.label_column) else False)
+    ids, sites = sites_of(raw, data.id_column, rows) if _has_ids(config) and train else (None, ())
+    return Found(Part(split, rows, codes, ids), names, sites, positions, tuple(notices))
+
+
+def _filled(config: TaskConfig, raw: Raw) -> tuple[NDArray[np.int64], list[str]]:
+    """The rows that have an input, and what is to be said of the others. Raises DataError for a value that is no text,
+    and for an empty one unless these are left out."""
+    columns, what, article = input_columns(config), "text", "a"
+    if config.task.kind == "image-classification":
+        what, article = "image", "an"
+    empty = np.zeros(len(raw), bool)
+    for column in columns:
+        without = raw.missing(column) if what == "image" else _no_texts(raw, column)
+        if without.any() and not config.data.skip_empty:
+            raise raw.fault(int(without.argmax()), column, f"the {what} is empty")
+        empty |= without
+    if not empty.any():
+        return np.arange(len(raw)), []
+    bare, named = np.flatnonzero(empty), " or ".join(map(repr, columns))
+    if len(bare) == len(raw):
+        raise DataError(f"{raw.place}: no row has {article} {what} in {named}", f"no row has {article} {what}")
+    shown = ", ".join(map(str, bare[:SHOWN])) + (" and more" if len(bare) > SHOWN else "")
+    said = f"{raw.place}: {len(bare):,} of {len(raw):,} rows have no {what} in {named}"
+    return np.flatnonzero(~empty), [f"{said} and are left out (data.skip-empty): rows {shown}"]
+
+
+def _no_texts(raw: Raw, column: str) -> NDArray[np.bool_]:
+    """Which rows have no text in a column. Raises DataError for something else than a text."""
+    empty = np.zeros(len(raw), bool)
+    for row, value in enumerate(raw.values(column)):
+        empty[row] = blank(value)
+        if not empty[row] and not isinstance(value, str):
+            raise raw.fault(row, column, "no text", f", but {value!r:.60}")
+    return empty
+
+
+def _require_labels(config: TaskConfig, raw: Raw) -> None:
+    column = config.data.label_column
+    if config.causal and not raw.has(column):
+        raise DataError(
+            f"{raw.place} has no column '{column}', and data.partitioner = '{config.data.partitioner}' goes by labels: "
+            "use 'iid', or 'natural' with data.id-column, or name a column of categories by data.label-column"
+        )
+    raw.require(column, "data.label-column")
+
+
+# ------------------------------------------------------------------------------------------------ columns
+def input_columns(config: TaskConfig) -> list[str]:
+    """Return the columns that a model's inputs are made of, as far as data must have them."""
+    if config.causal:
+        return Columns.of(config.data).required
+    return [config.data.text_column if config.task.kind == "text-classification" else config.data.image_column]
+
+
+def columns_of(config: TaskConfig) -> tuple[list[str], str, str]:
+    """Return the columns that a node's own file is read for: of inputs, labels and ids; empty where there is none."""
+    data = config.data
+    inputs = input_columns(config)
+    if config.causal and data.instruction_column and data.input_column:
+        inputs = [data.instruction_column, data.input_column, data.output_column]  # read where there is one
+    return inputs, "" if config.causal else data.label_column, data.id_column
+
+
+def reading_of(config: TaskConfig, *, ids: bool = True) -> Reading:
+    """Return what is read of data: the columns of inputs, of labels and, where they are asked for, of ids."""
+    data = config.data
+    keys = {
+        data.text_column: "data.text-column",
+        data.image_column: "data.image-column",
+    }
+    if config.causal:
+        keys = {
+            data.output_column: "data.output-column",
+            data.input_column: "data.input-column",
+            data.instruction_column: "data.instruction-column",
+        }
+    required = {column: keys.get(column, "") for column in input_columns(config)}
+    if not config.causal:
+        required[data.label_column] = "data.label-column"
+    if ids and _has_ids(config):
+        required[data.id_column] = "data.id-column"
+    optional = [*columns_of(config)[0], *([data.label_column] if has_labels(config) else [])]
+    columns = tuple(dict.fromkeys([*required, *(column for column in optional if column)]))
+    return Reading(columns, required, data.delimiter, data.encoding)
+
+
+def has_labels(config: TaskConfig) -> bool:
+    """Return whether rows have labels, or categories that they are divided by."""
+    return not config.causal or config.data.partitioner in BY_LABEL
+
+
+def _has_ids(config: TaskConfig) -> bool:
+    """Whether rows are of sites. Nobody divides a node's own rows."""
+    return bool(config.data.id_column) and config.data.partitioner != "none"
+
+
+# ------------------------------------------------------------------------------------------------ sizes
+def _limited(part: Part, limit: int, name: str) -> Part:
+    """At most `limit` rows (0: all), drawn at random."""
+    if not 0 < limit < len(part):
+        return part
+    return part.take(np.sort(_random(name).choice(len(part), limit, replace=False)))
+
+
+def share(count: int, fraction: float) -> int:
+    """Return how many of `count` rows a fraction is: at least one where it is above 0, and never all."""
+    return min(max(round(count * fraction), 1), count - 1) if fraction and count > 1 else 0
+
+
+def _random(what: str) -> np.random.Generator:
+    return np.random.default_rng(derive("data", what))

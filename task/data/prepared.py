@@ -1,0 +1,198 @@
+"""From a configured source to prepared rows. Each step is made once and kept in the store.
+
+`outline` needs no model: which rows are train, validation and test, and what their labels are. `prepare`
+adds the model's inputs, encoded for the base in a folder. The second time, either is a few small files and
+memory maps.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from task.config import TaskConfig
+from task.data.encoding.completions import CompletionEncoder
+from task.data.encoding.images import ImageEncoder
+from task.data.encoding.texts import TextEncoder
+from task.data.index import Outline, Part, read_outline, write_outline
+from task.data.parts import columns_of, found_in, has_labels, input_columns, parts_of, reading_of, share
+from task.data.raw import DataError
+from task.data.request import Reading
+from task.data.rows import Rows
+from task.data.sources.sources import Digits, Source, open_source, read_split
+from task.data.splits import called
+from task.storage.retention import trim
+from task.storage.store import Store, recipe_hash
+
+__all__ = [
+    "DataError",
+    "Outline",
+    "Part",
+    "Parts",
+    "Rows",
+    "columns_of",
+    "holdout",
+    "outline",
+    "outline_file",
+    "prepare",
+    "prepare_file",
+]
+
+NOTICES = "notices.json"
+_EDITION = 2  # of what is stored; another number makes everything anew
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The prepared rows of a task. `notices` are sentences on what was detected, left out or cut."""
+
+    train: Rows
+    validation: Rows
+    test: Rows
+    labels: tuple[str, ...]
+    notices: tuple[str, ...] = ()
+
+
+# ------------------------------------------------------------------------------------------------ outline
+def outline(config: TaskConfig, store: Store) -> Outline:
+    """The parts of `data.name` and the label names. Random choices are the same for every seed of a run.
+
+    Raises DataError for a source, split or column that does not exist, and for labels that cannot be read.
+    """
+    return _task_outline(config, store, _source(config))
+
+
+def _task_outline(config: TaskConfig, store: Store, source: Source) -> Outline:
+    data = config.data
+    splits = [data.train_split, data.validation_split, data.test_split]
+    sizes = [
+        data.validation_fraction,
+        data.test_fraction,
+        data.train_rows,
+        data.validation_rows,
+        data.test_rows,
+    ]
+    return _outline(store, source, config, [splits, sizes], lambda: parts_of(config, source))
+
+
+def outline_file(
+    config: TaskConfig, store: Store, path: str | Path, labels: Sequence[str] = (), most_labels: int = 0
+) -> Outline:
+    """The one part `train` of a node's own file or folder; its labels, if a classifier is tuned, must be among `labels`
+    (empty: any), and no more than `most_labels` (0: any number), as `labels.check_few` says.
+
+    Raises DataError as `outline` does.
+    """
+    return _own_outline(config, store, _own(config, path), labels, most_labels)
+
+
+def _own_outline(
+    config: TaskConfig, store: Store, source: Source, labels: Sequence[str], most_labels: int = 0
+) -> Outline:
+    config = replace(config, data=replace(config.data, partitioner="none"))  # nobody divides a node's own rows
+
+    def parts() -> Outline:
+        splits = list(source.splits())
+        asked = config.data.train_split
+        split = splits[0] if len(splits) == 1 else called(asked, splits, source.name) or asked
+        found = found_in(config, source, split, labels, most_labels)
+        return Outline("", found.labels, {"train": found.part}, notices=found.notices)
+
+    choices = [config.data.train_split, list(labels), *([most_labels] if most_labels else [])]
+    return _outline(store, source, config, choices, parts)
+
+
+def _source(config: TaskConfig) -> Source:
+    return open_source(config.data.name, config.data.subset, config.data.train_split)
+
+
+def _own(config: TaskConfig, path: str | Path) -> Source:
+    place = str(Path(path).expanduser().absolute())
+    return open_source(place, train_split=config.data.train_split, public="the node's own data cannot be read")
+
+
+def _outline(
+    store: Store,
+    source: Source,
+    config: TaskConfig,
+    choices: object,
+    parts: Callable[[], Outline],
+) -> Outline:
+    data, label_column = config.data, config.data.label_column if has_labels(config) else ""
+    columns = [*input_columns(config), label_column, data.id_column, data.labels]
+    written = [data.delimiter, data.encoding, data.skip_empty]
+    key = recipe_hash([_EDITION, config.task.kind, source.stamp(), columns, written, choices])
+    with store.made("outlines", key, source.name) as folder:
+        if folder is not None:
+            write_outline(folder, parts())
+    return read_outline(store.path("outlines", key), key)
+
+
+# ------------------------------------------------------------------------------------------------ inputs
+def prepare(config: TaskConfig, base: Path, store: Store) -> Parts:
+    """Train, validation and test rows, ready for the model whose files are in folder `base`.
+
+    Raises DataError where `outline` does, for inputs that cannot be encoded, and where the base
+    does not say how.
+    """
+    source = _source(config)
+    plan = _task_outline(config, store, source)
+    rows, notices = _prepared(config, base, store, source, plan)
+    return Parts(rows["train"], rows["validation"], rows["test"], plan.labels, plan.notices + notices)
+
+
+def prepare_file(
+    config: TaskConfig, base: Path, store: Store, path: str | Path, labels: Sequence[str], most_labels: int = 0
+) -> Rows:
+    """The rows of a node's own file or folder. Raises DataError as `outline_file` and `prepare` do."""
+    source = _own(config, path)
+    plan = _own_outline(config, store, source, labels, most_labels)
+    rows, notices = _prepared(config, base, store, source, plan)
+    return replace(rows["train"], notices=notices)
+
+
+def _prepared(
+    config: TaskConfig, base: Path, store: Store, source: Source, plan: Outline
+) -> tuple[dict[str, Rows], tuple[str, ...]]:
+    """The rows of every part, and what is to be said of their inputs."""
+    encoder = _encoder(config, base, isinstance(source, Digits))
+    key = recipe_hash([_EDITION, plan.key, encoder.recipe()])
+    with store.made("data", key, f"{source.name}, for {base}") as folder:
+        if folder is not None:
+            _encode(folder, encoder, source, plan, reading_of(config, ids=False))
+    if folder is not None:
+        trim(store)
+    place = store.path("data", key)
+    rows = {
+        name: Rows(encoder.read(place, name), part.labels, plan.labels, part.ids) for name, part in plan.parts.items()
+    }
+    return rows, tuple(json.loads((place / NOTICES).read_text()))
+
+
+def _encode(folder: Path, encoder: Any, source: Source, plan: Outline, reading: Reading) -> None:
+    notices: list[str] = []
+    for split in dict.fromkeys(part.split for part in plan.parts.values()):
+        raw = read_split(source, split, reading)
+        for name, part in plan.parts.items():
+            if part.split == split:
+                notices += encoder.write(folder, name, raw, part.rows)
+    (folder / NOTICES).write_text(json.dumps(notices))
+
+
+def _encoder(config: TaskConfig, base: Path, digits: bool) -> ImageEncoder | TextEncoder | CompletionEncoder:
+    if config.causal:
+        return CompletionEncoder.of(base, config.data)
+    if config.task.kind == "text-classification":
+        return TextEncoder(base, config.data.text_column, config.data.max_length)
+    return ImageEncoder.of(base, config.data.image_column, digits)
+
+
+def holdout(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """The rows that a node trains on and those that it keeps back; at least one each, where fraction > 0
+    and there are two."""
+    order = np.random.default_rng(seed).permutation(len(rows))
+    kept, trained = np.split(order, [share(len(rows), fraction)])
+    return rows.select(np.sort(trained)), rows.select(np.sort(kept))

@@ -1,0 +1,1 @@
+"""Tables as people write them: delimited text, JSON, columns."""

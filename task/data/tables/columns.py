@@ -1,0 +1,151 @@
+"""Columns that are read row by row, as they become a table; and what cells of text stand for."""
+
+import re
+import uuid
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from task.data.raw import DataError, Table
+
+MISSING = frozenset({"", "na", "n/a", "#n/a", "nan", "null", "none"})  # in a column of numbers, in any case
+WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")  # not 007, which is a name
+NUMBER = re.compile(r"[-+]?((0|[1-9]\d{0,14})(\.\d*)?|\.\d+)")
+TRUTH = {"true": True, "false": False}
+ROWS, CHARACTERS = 10_000, 2**26  # that are kept as Python objects
+HALF = re.compile("[\ud800-\udfff]")  # half of a character: the other half is not beside it
+INSTEAD = "\ufffd"
+
+
+class Columns:
+    """Columns that grow by rows. Values are kept compactly, a few thousand rows at a time."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = list(names)
+        self._open: list[Sequence[str]] = []
+        self._done: list[list[Any]] = [[] for _ in self.names]
+        self._lines = array("q")
+        self._size = 0
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def add(self, values: Sequence[str], line: int) -> None:
+        """Add a row of texts, and the line that it begins in."""
+        self._open.append(values)
+        self._lines.append(line)
+        self._size += sum(map(len, values))
+        if self._size > CHARACTERS or len(self._lines) % ROWS == 0:
+            self._pack()
+
+    def table(self, path: Path, names: tuple[str, ...], notices: tuple[str, ...]) -> Table:
+        """Return the table of all rows; `names` are all columns of the file."""
+        import pyarrow as pa
+
+        self._pack()
+        columns = {
+            name: pa.chunked_array(parts, pa.string()) for name, parts in zip(self.names, self._done, strict=True)
+        }
+        lines = np.frombuffer(self._lines, np.int64) if self._lines else np.empty(0, np.int64)
+        return Table(str(path), dataset_of(pa.table(columns)), path.parent, names, lines, notices=notices)
+
+    def _pack(self) -> None:
+        import pyarrow as pa
+
+        for values, parts in zip(zip(*self._open, strict=True), self._done, strict=bool(self._open)):
+            parts.append(pa.array(values, pa.string()))
+        self._open, self._size = [], 0
+
+
+def dataset_of(table: Any) -> Any:
+    """Return the `datasets.Dataset` of an arrow table. Its fingerprint is drawn: one of its content takes long."""
+    import datasets
+
+    return datasets.Dataset(table, fingerprint=uuid.uuid4().hex)
+
+
+def typed(table: Table) -> Table:
+    """Return a table of texts whose columns of numbers, or of true and false, hold these."""
+    import pyarrow as pa
+
+    columns = {}
+    for name in table.dataset.column_names:
+        cells = table.dataset.data.column(name)
+        values = _meant(cells)
+        columns[name] = cells if values is None else pa.array(values)
+    return replace(table, dataset=dataset_of(pa.table(columns)))
+
+
+def _meant(cells: Any) -> list[Any] | None:
+    """The values of cells that are all whole numbers, numbers, or true and false; None where they are texts."""
+    present = [cell for cell in _distinct(cells) if cell.strip().lower() not in MISSING]
+    if not present:
+        return None
+    for pattern, make in ((WHOLE, int), (NUMBER, float)):
+        if all(pattern.fullmatch(cell.strip()) for cell in present):
+            return [make(cell) if cell.strip().lower() not in MISSING else None for cell in cells.to_pylist()]
+    if all(cell.strip().lower() in TRUTH for cell in present):
+        return [TRUTH.get(cell.strip().lower()) for cell in cells.to_pylist()]
+    return None
+
+
+def _distinct(cells: Any) -> Iterator[str]:
+    """Cells until one is neither a number nor missing nor true nor false: that settles it. Else each once."""
+    seen = set()
+    for chunk in cells.chunks:
+        for cell in chunk:
+            text = cell.as_py()
+            if text not in seen:
+                seen.add(text)
+                yield text
+                word = text.strip().lower()
+                if word not in MISSING and word not in TRUTH and not NUMBER.fullmatch(word):
+                    return
+
+
+def of_values(
+    path: Path, columns: dict[str, list[Any]], names: Iterable[str], lines: Sequence[int], notices: tuple[str, ...] = ()
+) -> Table:
+    """Return the table of columns of any values. Raises DataError for one of values of several types."""
+    import pyarrow as pa
+
+    arrays, halves = {}, 0
+    for name, values in columns.items():
+        whole = [_whole(value) for value in values]
+        halves += sum(one != other for one, other in zip(whole, values, strict=True) if isinstance(one, str))
+        try:
+            arrays[name] = pa.array(whole)
+        except (pa.ArrowException, OverflowError, UnicodeError, RecursionError) as error:
+            _name_odd_value(path, name, whole, lines)
+            raise DataError(f"{path}, column '{name}': {error}") from error
+    said = (f"{path}: {halves} cells hold half of a character; U+FFFD stands for it",) if halves else ()
+    rows = np.array(lines, np.int64) if len(lines) else None
+    try:
+        return Table(
+            str(path), dataset_of(pa.table(arrays)), path.parent, tuple(names), rows, notices=(*notices, *said)
+        )
+    except (pa.ArrowException, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read: {error}", "a column holds values that cannot be read") from error
+
+
+def _whole(value: Any) -> Any:
+    """A text of whole characters; None for NaN, by which some tables write what is missing."""
+    if isinstance(value, str):
+        return HALF.sub(INSTEAD, value)
+    return None if isinstance(value, float) and value != value else value
+
+
+def _name_odd_value(path: Path, column: str, values: Sequence[Any], lines: Sequence[int]) -> None:
+    kinds = [type(value) for value in values if value is not None]
+    for row, value in enumerate(values):
+        if value is not None and type(value) is not kinds[0]:
+            where = f"row {row} (line {lines[row]})" if len(lines) else f"row {row}"
+            problem = f"column '{column}': holds {value!r:.60}, where rows before hold {kinds[0].__name__}"
+            raise DataError(f"{path}, {where}, {problem}", "a column holds values of several types")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            problem = f"column '{column}': a whole number of more than 64 bits"
+            raise DataError(f"{path}, row {row}, {problem}", problem)

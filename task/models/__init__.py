@@ -1,0 +1,1 @@
+"""The base, and the model that is tuned on it."""

@@ -1,0 +1,108 @@
+"""What a base lacks, and what it has beside the weights that the model uses.
+
+Libraries draw what is missing at random, and skip what they do not know, without a word. Here only a head may be drawn.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from task.config import CAUSAL
+from task.models.base import Base, BaseError
+from task.models.heads import POOLER
+from task.tunings.trainable import inside
+
+SHOWN = 4  # names in a message
+SHARE = 3  # a prefix is looked at where one in so many weights is under it
+DEEP = 4  # parts of a name that may be a prefix
+OTHERS = re.compile(  # heads of the kinds of pretraining, and buffers that were once kept
+    r"(cls|lm_head|embed_out|vocab_\w+|mlm|\w*predictions?|generator_\w+|classifier\w*|\w*_classifier|score|fc|head|"
+    r"qa_outputs|decoder|mask_token|final_logits_bias|logits_proj|sequence_summary)(\.|$)|"
+    r".*(position_ids|inv_freq|num_batches_tracked|masked_bias|attn\.bias|relative_position_index)$|.*pooler(\.|$)"
+)
+INSIDE = re.compile(r"\.(base_layer|lora_[AB]|modules_to_save|original_module)(\.|$)")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Names of weights that a model lacks in a base's files, or has in another shape, and of those it does not use."""
+
+    missing: tuple[str, ...]
+    misshapen: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]  # by name: in the files, and in the model
+    unused: tuple[str, ...]
+
+    @classmethod
+    def of(cls, loading: Mapping[str, Any]) -> "Report":
+        """From what transformers says of a load."""
+        wrong = {name: (tuple(found), tuple(wanted)) for name, found, wanted in sorted(loading["mismatched_keys"])}
+        return cls(tuple(sorted(loading["missing_keys"])), wrong, tuple(sorted(loading["unexpected_keys"])))
+
+    @property
+    def drawn(self) -> list[str]:
+        """The weights that were drawn at random."""
+        return [*self.missing, *self.misshapen]
+
+    def lacking(self, head: Iterable[str]) -> list[str]:
+        """Those of them that are neither of a head nor of a pooler."""
+        modules = list(head)
+        return [name for name in self.drawn if not inside(name, modules) and not POOLER.search(name)]
+
+
+def check_body(base: Base, report: Report, head: Iterable[str], stored: Iterable[str], kind: str) -> None:
+    """Raise BaseError where weights of the body are missing or have another shape; `stored` are the names in the files,
+    `kind` is `task.kind`."""
+    lacking = report.lacking(head)
+    if not lacking:
+        return
+    missing = [name for name in lacking if name not in report.misshapen]
+    shapes = [_difference(name, *report.misshapen[name]) for name in lacking if name in report.misshapen]
+    problems = [f"its files lack {counted(missing)}"] if missing else []
+    problems += [f"its weights do not have the shapes that its config.json says: {counted(shapes)}"] if shapes else []
+    raise BaseError(
+        f"model.name = '{base.name}': {'; '.join(problems)}. {_cure(list(stored), kind)}",
+        f"the base lacks {len(missing)} weights, and {len(shapes)} have another shape than its config.json says",
+    )
+
+
+def unused(report: Report) -> str:
+    """Return a sentence on weights that are there and not used; empty where they are heads of another kind."""
+    left = [name for name in report.unused if not OTHERS.match(name)]
+    return f"the base's files have weights that this model does not use: {counted(left)}" if left else ""
+
+
+def prefixes(stored: Iterable[str]) -> list[str]:
+    """Return what many names of weights begin with, the shortest first: a model may be saved inside another module."""
+    names = list(stored)
+    counts = Counter(
+        ".".join(parts[:depth]) + "."
+        for parts in (name.split(".") for name in names)
+        for depth in range(1, min(DEEP, len(parts)))
+    )
+    return sorted(
+        (prefix for prefix, count in counts.items() if count * SHARE >= len(names)), key=lambda p: (len(p), p)
+    )
+
+
+def counted(names: list[str]) -> str:
+    """Return the first few names, and how many there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _cure(stored: list[str], kind: str) -> str:
+    """What to do; a model inside another one can often be seen by the names."""
+    if any(INSIDE.search(name) for name in stored):
+        return "They are weights of a peft model with its adapter inside: merge_and_unload() it, and save that"
+    if kind == CAUSAL:
+        return "task.kind = 'causal-lm' needs a model that was pretrained as one, with all its weights"
+    first = stored[0].split(".")[0]
+    if all(name.startswith(first + ".") for name in stored):
+        return f"All weights there are named '{first}. ...'; save the pretrained model itself, with save_pretrained()"
+    return "Only a head may be drawn at random: the files must have all weights of the model that config.json describes"
+
+
+def _difference(name: str, stored: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    sizes = [" x ".join(map(str, shape)) or "one number" for shape in (stored, wanted)]
+    return f"{name} ({sizes[0]}, not {sizes[1]})"

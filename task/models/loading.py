@@ -1,0 +1,152 @@
+"""From the files of a base to a plain transformers model and the head that it ends in."""
+
+import importlib
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from task.config import TaskConfig
+from task.data.encoding.texts import padding, tokenizer_in
+from task.data.encoding.vocabulary import check_fit
+from task.models import heads
+from task.models.base import Base, BaseError
+from task.models.lacking import counted
+from task.models.reading import Read, own_settings, read
+from task.tunings.trainable import inside
+from task.tunings.tuning import Head
+
+LARGE = 0.5  # share of a model above which what seems to be its head is suspect
+SINGLE = "single_label_classification"
+
+
+class Loaded(NamedTuple):
+    """A model, its head, and what a person should know of how the base was read."""
+
+    module: nn.Module
+    head: Head
+    notices: tuple[str, ...]
+
+
+def warm_up() -> None:
+    """Import what `loaded` takes: seconds, for whoever has to wait for others anyway."""
+    importlib.import_module("transformers.modeling_utils")
+
+
+def loaded(base: Base, config: TaskConfig) -> Loaded:
+    """The model for `task.kind`, a classifier with a head for `data.labels`. A head that the base lacks, or has for
+    other classes, is drawn from torch's global random state; nothing else may be missing.
+
+    Raises BaseError for a base that is no model of this kind or lacks weights of its body, DataError for one of texts
+    without a tokenizer that fits it.
+    """
+    return _causal(base, config) if config.causal else _classifier(base, config)
+
+
+def _causal(base: Base, config: TaskConfig) -> Loaded:
+    model = read(base, config, {})
+    _check_causal(base, model.module)
+    check_fit(tokenizer_in(base.folder), model.module, base.folder)
+    return Loaded(model.module, Head(_output_embedding(model.module), along=False), tuple(model.said))
+
+
+def _classifier(base: Base, config: TaskConfig) -> Loaded:
+    options, notices = _classes(config), []
+    own = own_settings(base, config)
+    if config.task.kind == "text-classification":
+        tokenizer = tokenizer_in(base.folder)
+        options |= _special_ids(tokenizer, base, own)
+    if own.problem_type not in (None, SINGLE):
+        notices.append(f"the base's problem_type is '{own.problem_type!s:.40}'; for this task it is set to '{SINGLE}'")
+    model = read(base, config, options)
+    if config.task.kind == "text-classification":
+        check_fit(tokenizer, model.module, base.folder)
+        _check_positions(base, own.pad_token_id, model.module)
+    head, said = _head(model, own.id2label, config.data.labels)
+    return Loaded(model.module, head, (*notices, *said, *model.said))
+
+
+def _classes(config: TaskConfig) -> dict[str, Any]:
+    names = config.data.labels
+    return {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: number for number, name in enumerate(names)},
+        "problem_type": SINGLE,
+    }
+
+
+def _special_ids(tokenizer: Any, base: Base, own: Any) -> dict[str, Any]:
+    """Models find the end of a row by these ids, so they must be those that rows are made with."""
+    ids = {"pad_token_id": padding(tokenizer, base.folder)}
+    if own.is_encoder_decoder and tokenizer.eos_token_id is not None:
+        ids["eos_token_id"] = int(tokenizer.eos_token_id)
+    return ids
+
+
+def _head(model: Read, own: dict[int, object], names: tuple[str, ...]) -> tuple[Head, list[str]]:
+    """The head, with the rows of these classes, and what is to be said of it."""
+    drawn, said = model.report.drawn, []
+    if not model.labelled.keys() & set(drawn):
+        rows = heads.matching_rows(own, names)
+        if rows is None:
+            heads.redraw(model.module, model.labelled)
+            drawn = [*drawn, *model.labelled]
+            said.append(f"the base's own head is for other classes: {counted(list(map(str, own.values())))}")
+        elif rows != sorted(rows):
+            heads.reorder(model.module, model.labelled, rows)
+            said.append(
+                "the base's head has these classes in another order; its rows are put in the order of data.labels"
+            )
+    modules = heads.head_modules(model.module, model.labelled, drawn)
+    if drawn:
+        said.append(f"the classifier head ({', '.join(drawn)}) is drawn at random")
+    if (share := _share(model.module, modules)) > LARGE:
+        said.append(f"the head ({', '.join(modules)}) has {share:.0%} of the model's parameters, and trains whole")
+    return Head(modules, along=True), said
+
+
+def _share(module: nn.Module, modules: list[str]) -> float:
+    sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
+    return sum(size for name, size in sizes.items() if inside(name, modules)) / sum(sizes.values())
+
+
+def _check_positions(base: Base, own: object, module: Any) -> None:
+    """BaseError where places are counted from the pad id (RoBERTa's are), and that is another one than the base's."""
+    pad = module.config.pad_token_id
+    counting = any(
+        name.endswith("position_embeddings") and getattr(part, "padding_idx", None) == pad
+        for name, part in module.named_modules()
+    )
+    if own is not None and own != pad and counting:
+        problem = (
+            f"its tokenizer pads with {pad}, its config.json says pad_token_id = {own!s:.20}, and this model counts "
+            "positions from it; make them equal"
+        )
+        raise BaseError(f"model.name = '{base.name}': {problem}", f"the base: {problem}")
+
+
+def _output_embedding(module: Any) -> list[str]:
+    """All modules that have its weight as their own: where it is tied, the input embedding is another."""
+    output = module.get_output_embeddings()
+    weight = getattr(output, "weight", output)
+    return [
+        name
+        for name, child in module.named_modules()
+        if weight is not None and getattr(child, "weight", None) is weight
+    ]
+
+
+def _check_causal(base: Base, module: nn.Module) -> None:
+    """BaseError for what loads as a causal model and is none: a model that sees the tokens to come has nothing to
+    predict."""
+    module.eval()
+    with torch.no_grad():
+        one, other = (module(input_ids=torch.tensor([[0, following]])).logits[0, 0] for following in (1, 2))
+    near = torch.finfo(one.dtype).eps ** 0.5 * float(one.abs().max())  # equal, but where experts are batched otherwise
+    if float((one - other).abs().max()) > near:
+        raise BaseError(
+            f"model.name = '{base.name}' sees the tokens that it shall predict; task.kind = 'causal-lm' needs a causal "
+            "language model",
+            "the base sees the tokens that it shall predict; task.kind = 'causal-lm' needs a causal language model",
+        )

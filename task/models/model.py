@@ -1,0 +1,140 @@
+"""From a base to a model that trains: load, mark what the tuning trains, name its tensors."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from task.config import TaskConfig
+from task.models import naming
+from task.models.base import Base
+from task.models.loading import loaded
+from task.models.saving import save
+from task.seeds import derive
+from task.tunings.tuning import stacked, tuned
+
+
+@dataclass(eq=False)
+class TunedModel:
+    """A module and its tensors, by their names on the wire.
+
+    Names are those of the plain transformers model; the factors of an adapter are
+    `<linear layer>.lora_A.weight` (rank x inputs) and `<linear layer>.lora_B.weight` (outputs x rank); what another
+    tuning adds is named after the module that it is in (`task.models.naming`).
+    """
+
+    module: nn.Module
+    base: Base
+    config: TaskConfig
+    rank: int = 0  # that adapters are built with; 0 where there are none
+    device: str = "cpu"
+    trained: dict[str, torch.Tensor] = field(default_factory=dict)  # what the tuning trains
+    frozen: dict[str, torch.Tensor] = field(default_factory=dict)  # the other weights of the base
+    transposed: frozenset[str] = frozenset()  # names of linear layers' weights that are inputs x outputs
+    fresh: dict[str, torch.Tensor] = field(default_factory=dict)  # what `reset` has needed so far
+    mark: str = ""  # how far a journal has changed what the model stands on; empty: it is the base
+    changed: set[str] = field(default_factory=set)  # frozen weights that were written since
+    shifted: set[str] = field(default_factory=set)  # names whose ground was asked for, to be changed
+    beside: dict[str, torch.Tensor] = field(default_factory=dict)  # what else a journal leads, such as a momentum
+    untouched: bool = False  # are the trained tensors still as they were built?
+    notices: tuple[str, ...] = ()  # what a person should know of the base and how it was read, a sentence each
+
+    def write(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put values into tensors; factors may come with fewer ranks. KeyError on a strange name."""
+        for name, value in tensors.items():
+            if name in self.frozen:
+                self.changed.add(name)
+            else:
+                self.untouched = False
+            own = self.frozen[name] if name in self.frozen else self.trained[name]
+            own.data = value.detach().to(own.device, own.dtype, copy=True)
+
+    def reset(self, names: Iterable[str]) -> None:
+        """Put back what training began with: values of the base, and the seeded fresh ones."""
+        wanted = set(names)
+        self._remember(wanted)
+        self.write({name: self.fresh[name] for name in wanted})
+
+    def ground(self, name: str) -> torch.Tensor:
+        """What the model stands on, to be changed in place: a frozen weight, or what a trained one is reset to, in
+        float32 where the model itself has 16 bits."""
+        self.shifted.add(name)
+        if name in self.frozen:
+            return self.frozen[name].data
+        self._remember({name})
+        return self.fresh[name]
+
+    def shift(self, name: str, change: torch.Tensor) -> None:
+        """Add to what the model stands on: in float64 on the CPU, so that every machine rounds alike, and once."""
+        ground = self.ground(name)
+        ground.copy_(ground.cpu().double() + change.cpu())
+
+    def shift_product(self, name: str, product: torch.Tensor) -> None:
+        """Add an outputs x inputs matrix to a linear layer's weight that the model stands on, as `shift` does."""
+        self.shift(name, product.T if name in self.transposed else product)
+
+    def save(self, folder: Path, base_name: str) -> None:
+        """A folder that loads: peft's where peft has added what trains (it names its base), the plain model as
+        transformers has it where the tuning changes or folds into that, else one for `task.models.saving.restored`.
+
+        Where the frozen weights are no longer those of the base, the base is written beside it.
+        The ranks in the model must be those it was built with: peft writes that rank into its config.
+        """
+        save(self, folder, base_name)
+
+    def _remember(self, names: set[str]) -> None:
+        """Fresh values are copied, or built again where training has begun, when they are first asked for, and kept."""
+        if names - self.fresh.keys():
+            built = self.trained if self.untouched else build(self.base, self.config, self.rank, "cpu").trained
+            self.fresh = {name: _master(tensor, self.device) for name, tensor in built.items()} | self.fresh
+
+
+def _master(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    """A copy in at least float32, contiguous: small changes must not be lost in 16 bits."""
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    return tensor.detach().to(device, wide, copy=True, memory_format=torch.contiguous_format)
+
+
+def build(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
+    """A fresh model. What the base has no weights for is drawn from the run's seed: the same on every machine."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(config.seed, "init"))
+        found = loaded(base, config)
+        module = tuned(found.module, found.head, config, rank)
+    module.to(device)
+    if config.model.dtype != "float32":
+        module.register_forward_pre_hook(partial(_narrow, getattr(torch, config.model.dtype)), with_kwargs=True)
+    own = naming.trained(module, config.tuning)
+    frozen = naming.frozen(module, config.tuning, own)
+    transposed = naming.transposed(module, config.tuning)
+    notices = (*found.notices, *stacked(module, config.tuning))
+    return TunedModel(module, base, config, rank, device, own, frozen, transposed, untouched=True, notices=notices)
+
+
+def _narrow(dtype: torch.dtype, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """Inputs in the model's dtype: some models of images see to that, others do not."""
+    inputs = {n: v.to(dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for n, v in named.items()}
+    return given, inputs
+
+
+def tuned_model(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
+    """The model of this process: built once, then reused for every node and round. Whoever uses it first brings
+    it to where it shall be (`strategies.protocol.journal`)."""
+    return kept_model(base, config.shaping(), rank, device)
+
+
+@lru_cache(maxsize=1)
+def kept_model(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
+    """What `tuned_model` keeps."""
+    kept_model.cache_clear()  # before the next is built: never two models at once
+    return build(base, config, rank, device)
+
+
+def pristine(model: TunedModel) -> TunedModel:
+    """This process's model, built again from the base."""
+    kept_model.cache_clear()
+    return tuned_model(model.base, model.config, model.rank, model.device)

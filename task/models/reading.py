@@ -1,0 +1,146 @@
+"""Reading a base's weights into a model of transformers: all that its body needs, under whatever prefix they are."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from task.config import TaskConfig
+from task.device import ran_out
+from task.files.contents import check, is_weights, weights
+from task.files.shown import shown
+from task.files.sized import no_larger_than
+from task.models.base import Base, BaseError
+from task.models.heads import by_labels, head_modules
+from task.models.lacking import Report, check_body, prefixes, unused
+
+TRIES = 4  # prefixes that are looked at
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Read:
+    """A model, how its load went, its parameters that follow the number of labels, and what is to be said."""
+
+    module: Any
+    report: Report
+    labelled: dict[str, int]
+    said: tuple[str, ...]
+
+
+def read(base: Base, config: TaskConfig, options: dict[str, Any]) -> Read:
+    """The model of `task.kind` with these settings instead of the base's own. Raises BaseError."""
+    files = check(base.folder)
+    shapes, state = weights(files), torch.get_rng_state()
+    module, report = _loaded(base, config, options, shapes)
+    labelled = {} if config.causal else by_labels(module)
+
+    def lacks(found: Report) -> bool:
+        return bool(found.lacking(_ends(module, labelled, found)))
+
+    said = []
+    if lacks(report):
+        tried = {}
+        for prefix in prefixes(shapes)[:TRIES]:
+            torch.set_rng_state(state)  # a head is drawn as in the first try
+            tried[prefix] = _loaded_under(prefix, files, type(module), module.config)
+        fitting = [prefix for prefix, (_, found) in tried.items() if not lacks(found)]
+        if [prefix for prefix in fitting if not prefix.startswith(fitting[0])]:
+            problem = f"its weights are there more than once, under {' and '.join(fitting)}; keep one of them"
+            raise BaseError(f"model.name = '{base.name}': {problem}", "the base has its weights more than once")
+        if fitting:
+            module, report = tried[fitting[0]]
+            said.append(f"the base's weights are read under '{fitting[0]}', which stands before their names")
+    check_body(base, report, _ends(module, labelled, report), shapes, config.task.kind)
+    if left := unused(report):
+        said.append(left)
+    module.name_or_path = module.config.name_or_path = str(base.folder)
+    return Read(module, report, labelled, tuple(said))
+
+
+def own_settings(base: Base, config: TaskConfig) -> Any:
+    """The base's settings as transformers reads them, with its defaults for what they leave out. Raises BaseError."""
+    import transformers
+
+    check(base.folder)
+    try:
+        with _visible(base, config) as folder:
+            return transformers.AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=config.model.trust_remote_code
+            )
+    except Exception as error:
+        raise _refusal(error, base, config) from error
+
+
+def _ends(module: Any, labelled: dict[str, int], report: Report) -> list[str]:
+    """The modules that may be drawn at random: of a causal model none."""
+    return head_modules(module, labelled, report.drawn) if labelled else []
+
+
+def _loaded(base: Base, config: TaskConfig, options: dict[str, Any], shapes: Shapes) -> tuple[Any, Report]:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    kinds: dict[str, Any] = {
+        "image-classification": transformers.AutoModelForImageClassification,
+        "text-classification": transformers.AutoModelForSequenceClassification,
+        "causal-lm": transformers.AutoModelForCausalLM,
+    }
+    try:
+        with _visible(base, config) as folder, no_larger_than(shapes):
+            module, loading = kinds[config.task.kind].from_pretrained(
+                folder,
+                **options,
+                ignore_mismatched_sizes=True,  # a head for other labels is replaced by a fresh one; else they are said
+                dtype=getattr(torch, config.model.dtype),
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=config.model.trust_remote_code,
+                output_loading_info=True,
+            )
+    except Exception as error:
+        raise _refusal(error, base, config) from error
+    return module, Report.of(loading)
+
+
+def _loaded_under(prefix: str, files: Mapping[str, Path], kind: Any, settings: Any) -> tuple[Any, Report]:
+    """The same model from the weights whose names begin with `prefix`, without it."""
+    stored: dict[str, torch.Tensor] = {}
+    for name in files:
+        if is_weights(name):
+            stored |= load_file(files[name])
+    renamed = {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
+    module, loading = kind.from_pretrained(
+        None,
+        config=settings,
+        state_dict=renamed,
+        ignore_mismatched_sizes=True,
+        dtype=settings.dtype,
+        output_loading_info=True,
+    )
+    return module, Report.of(loading)
+
+
+@contextmanager
+def _visible(base: Base, config: TaskConfig) -> Iterator[Path]:
+    """What the library sees of a base: code that comes with it reads what it likes."""
+    with nullcontext(base.folder) if config.model.trust_remote_code else shown(base.folder) as folder:
+        yield folder
+
+
+def _refusal(error: Exception, base: Base, config: TaskConfig) -> Exception:
+    """What an error of the library means: a base that cannot be used, but where it is a lack of memory."""
+    if isinstance(error, BaseError) or ran_out(error):
+        return error
+    if "Unrecognized configuration class" in str(error):
+        problem = f"is no model for task.kind = '{config.task.kind}'"
+    else:
+        problem = f"cannot be loaded: {type(error).__name__}"
+        return BaseError(f"model.name = '{base.name}' {problem}: {error}", f"the base {problem}")
+    return BaseError(f"model.name = '{base.name}' {problem}", f"the base {problem}")

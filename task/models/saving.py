@@ -1,0 +1,205 @@
+"""Tuned models as folders, for peft, for transformers, or for `restored`.
+
+A folder has all that the base had beside its weights: tokenizer, processor, chat template, settings of generation. So
+who loads the model reads rows as they were read in training.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from task.config import CAUSAL, EMBEDDED_MODEL, TaskConfig
+from task.files.bounded_json import JSONError, read_json
+from task.files.contents import CONFIG, INDEX, is_weights, listed
+from task.models.base import Base, BaseError, named_folder
+from task.models.loading import loaded
+from task.models.naming import ADAPTER, by_peft, trained
+from task.models.reading import own_settings
+from task.modes import as_the_folder
+from task.schema import ConfigError, build, flatten, read, schema
+from task.seeds import derive
+from task.tunings.scale_shift import folded
+from task.tunings.tuning import TuningError, stacked, tuned
+
+if TYPE_CHECKING:
+    from task.models.model import TunedModel
+
+WHOLE = ("full", "bias", "head", "ssf")  # tunings that are saved as a transformers folder
+OWN = ("adapter", "prompt")  # tunings that neither transformers nor peft can load
+SETTINGS, TENSORS, GROUND = "tuning.json", "tuning.safetensors", "base"
+ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
+MAGNITUDE = "lora_magnitude_vector"
+# Settings that transformers writes by itself, and that change nothing of what a model computes.
+IDLE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+TASK_TYPES = {"text-classification": "SEQ_CLS", CAUSAL: "CAUSAL_LM"}  # as peft calls them; it has no word for images
+
+
+def save(model: "TunedModel", folder: Path, base_name: str) -> None:
+    """Write what `TunedModel.save` says."""
+    if by_peft(model.module):
+        _save_peft(model, folder, _ground(model, folder, base_name))
+    elif own_format(model.config):
+        _save_own(model, folder, _ground(model, folder, base_name))
+    elif model.config.tuning == "ssf":
+        head = {name: tensor for name, tensor in model.trained.items() if ".ssf_" not in name}
+        _plain(model, model.frozen | head | folded(model.module)).save_pretrained(folder)  # type: ignore[operator]
+    else:
+        model.module.save_pretrained(folder)  # type: ignore[operator]
+    _copy_beside(model.base, folder)
+
+
+def own_format(config: TaskConfig) -> bool:
+    """Return whether the tuned model is a folder that only `restored` can load."""
+    return config.tuning == "adapter" or (config.tuning == "prompt" and config.task.kind == "image-classification")
+
+
+def save_base(model: "TunedModel", folder: Path) -> str:
+    """Return the name under which an adapter finds its base: its own, or `folder`, to which it is written where its own
+    name does not do. That is the embedded base; a classifier whose settings are not those of the run, as peft and
+    transformers take the labels from the base; and a base that was not read as it lies in its files.
+    """
+    base, config = model.base, model.config
+    if config.tuning in WHOLE:
+        return base.name
+    named = base.name != EMBEDDED_MODEL and not (Path(base.name) / ADAPTER_CONFIG).exists()  # nor an adapter of another
+    if named and (own_format(config) or _is_as_saved(model)):
+        return base.name
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(config.seed, "init"))  # a head that the base lacks is drawn, as in training
+        loaded(base, config).module.save_pretrained(folder)  # type: ignore[operator]
+    _copy_beside(base, folder)
+    return str(folder)
+
+
+def _is_as_saved(model: "TunedModel") -> bool:
+    """Whether whoever loads the base by its name gets what was trained on."""
+    said = set(model.notices) - set(stacked(model.module, model.config.tuning))
+    return not said and _settings_of(model.module.config) == _settings_of(own_settings(model.base, model.config))
+
+
+def _settings_of(config: Any) -> dict[str, Any]:
+    """What a model's settings say of what it computes, labels among them."""
+    said = config.to_dict() | {"id2label": config.id2label, "num_labels": config.num_labels}
+    return {key: value for key, value in said.items() if key not in IDLE}
+
+
+def restored(folder: Path | str, base: str = "", trust_remote_code: bool = False) -> nn.Module:
+    """The model of a folder with a `tuning.json`, ready to use: the base, and what was trained on it.
+
+    `base` is a folder or a hub id; empty: the one that the folder names, as far as that leads nowhere but to the hub,
+    or has in it or beside it. Code that comes with the base runs only where `trust_remote_code`, whatever the folder
+    says. Raises BaseError where the base cannot be had, ConfigError for settings that cannot be read, TuningError where
+    the tensors do not fit the base.
+    """
+    folder = Path(folder)
+    about = _about(folder / SETTINGS)
+    values, problems = read(about["settings"], schema(TaskConfig))
+    if problems:
+        raise ConfigError([f"{folder / SETTINGS}: {problem}" for problem in problems])
+    config = build(TaskConfig, values)
+    name = base or _named(folder, about["base"])
+    config = replace(config, model=replace(config.model, name=name, trust_remote_code=trust_remote_code))
+    place = named_folder(config.model)
+    with torch.random.fork_rng(devices=[]):
+        found = loaded(Base(name, place, ""), config)
+        module = tuned(found.module, found.head, config, 0)
+    own, tensors = trained(module, config.tuning), load_file(folder / TENSORS)
+    if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in tensors.items()}:
+        raise TuningError(f"{folder / TENSORS} was not trained on {name}: names or shapes differ")
+    for key, tensor in tensors.items():
+        own[key].data.copy_(tensor)
+    return module.eval()
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """The name of the base and the settings. Raises ConfigError."""
+    try:
+        found = read_json(path)
+    except JSONError as error:
+        raise ConfigError([f"{path}: {error}"]) from error
+    kinds = {"base": str, "settings": dict}
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in kinds.items()):
+        raise ConfigError([f"{path} does not say what was trained on which base"])
+    return found
+
+
+def _named(folder: Path, name: str) -> str:
+    """The base that a folder names or has in it. Raises BaseError for a path to anywhere else: others may have written
+    the folder."""
+    beside = folder / GROUND
+    if beside.is_dir():
+        return str(beside)
+    place = Path(name).expanduser()
+    if not place.is_dir() or place.resolve().is_relative_to(folder.resolve().parent):
+        return name
+    raise BaseError(
+        f"{folder / SETTINGS} names the base '{name}', outside {folder.parent}: say base = '{name}' yourself"
+    )
+
+
+def _ground(model: "TunedModel", folder: Path, base_name: str) -> str:
+    """Where the base is: it is written beside where the frozen weights are no longer those of the base."""
+    if not (model.mark or model.changed):
+        return base_name
+    place = folder / GROUND
+    _plain(model, model.frozen).save_pretrained(place)  # type: ignore[operator]
+    _copy_beside(model.base, place)
+    return str(place)
+
+
+def _copy_beside(base: Base, folder: Path) -> None:
+    """Copy what the base has beside weights, as far as the folder lacks it. Where peft reads a folder, a config.json
+    would say that all weights are in it."""
+    adapted = (folder / ADAPTER_CONFIG).exists()
+    for name, path in listed(base.folder).items():
+        theirs = is_weights(name) or name == INDEX or (adapted and name == CONFIG)
+        if not theirs and not (folder / name).exists():
+            shutil.copyfile(path, folder / name)
+    as_the_folder(folder)
+
+
+def _save_peft(model: "TunedModel", folder: Path, base_name: str) -> None:
+    model.module.peft_config[ADAPTER].base_model_name_or_path = base_name  # type: ignore
+    model.module.save_pretrained(folder)  # type: ignore[operator]
+    (folder / "README.md").unlink(missing_ok=True)  # a blank form with this machine's paths
+    if model.config.tuning == "dora":
+        _name_magnitudes(folder / ADAPTER_TENSORS)
+    if kind := TASK_TYPES.get(model.config.task.kind):
+        path = folder / ADAPTER_CONFIG
+        said = json.loads(path.read_text(encoding="utf-8")) | {"task_type": kind, "auto_mapping": None}
+        path.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _name_magnitudes(path: Path) -> None:
+    """Give DoRA's magnitudes names that peft and transformers both know: by peft's own ones, transformers does not find
+    them, says nothing, and computes something else."""
+    tensors = load_file(path)
+    named = {f"{name}.weight" if name.endswith(MAGNITUDE) else name: tensor for name, tensor in tensors.items()}
+    save_file(named, path, {"format": "pt"})
+
+
+def _save_own(model: "TunedModel", folder: Path, base_name: str) -> None:
+    """Like a peft folder: what was trained, the settings that shape it, and the name of the base."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.module.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
+    about = {"base": base_name, "settings": flatten(model.config.shaping(), changed_only=True)}
+    (folder / SETTINGS).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.trained.items()}, folder / TENSORS)
+
+
+def _plain(model: "TunedModel", tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+    """The model as transformers has it, with these tensors in it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(model.config.seed, "init"))  # a head that the base lacks is drawn
+        plain = loaded(model.base, model.config).module
+    values = plain.state_dict()
+    for name, tensor in tensors.items():
+        values[name].copy_(tensor)
+    return plain

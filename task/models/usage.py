@@ -1,0 +1,77 @@
+"""Three lines of Python that load a tuned model and use it, as people would write them."""
+
+from pathlib import Path
+
+from task.config import CAUSAL, TaskConfig
+from task.files.contents import CONFIG, settings
+from task.models.base import Base
+from task.models.saving import WHOLE, own_format
+
+PIPELINES = {
+    "image-classification": "image-classification",
+    "text-classification": "text-classification",
+    CAUSAL: "text-generation",
+}
+AUTO = {
+    "image-classification": ("AutoModelForImageClassification", "AutoPeftModel"),
+    "text-classification": ("AutoModelForSequenceClassification", "AutoPeftModelForSequenceClassification"),
+    CAUSAL: ("AutoModelForCausalLM", "AutoPeftModelForCausalLM"),
+}
+SOFT = ("prompt", "prefix")  # peft's tunings that transformers does not load by itself
+RGB = 3
+
+
+def usage(config: TaskConfig, base: Base, folder: Path | str, base_folder: str = "") -> list[str]:
+    """Return the lines for a model that `task.models.saving` wrote to `folder`. They run as they are, on an empty
+    input, in whose place people put their own.
+
+    `base_folder` is where the base is, if `restored` is to be told: a folder is not believed a path out of it.
+    """
+    channels = settings(base.folder / CONFIG).get("num_channels", RGB)
+    if config.task.kind == "image-classification" and channels != RGB:
+        return _by_processor(
+            config, str(folder), base_folder
+        )  # a pipeline of transformers makes every image one of three channels
+    imports, loaded = _loaded(config, str(folder), base_folder)
+    made = f'model = pipeline("{PIPELINES[config.task.kind]}", {loaded})'
+    if config.task.kind == "image-classification":
+        return [f"from PIL import Image; {imports}", made, 'print(model(Image.new("RGB", (64, 64))))']
+    return [imports, made, 'print(model("Your text"))']
+
+
+def _loaded(config: TaskConfig, folder: str, base_folder: str) -> tuple[str, str]:
+    """What is imported, and the arguments of a pipeline."""
+    if not own_format(config) and config.tuning not in SOFT:
+        return "from transformers import pipeline", f"model={folder!r}"
+    images = config.task.kind == "image-classification"
+    reader, what = ("AutoImageProcessor", "image_processor") if images else ("AutoTokenizer", "tokenizer")
+    source, loader = _loader(config)
+    imports = f"from {source} import {loader.partition('.')[0]}"
+    arguments = f"model={_call(config, loader, folder, base_folder)}, {what}={reader}.from_pretrained({folder!r})"
+    return f"{imports}; from transformers import {reader}, pipeline", arguments
+
+
+def _by_processor(config: TaskConfig, folder: str, base_folder: str) -> list[str]:
+    source, loader = _loader(config)
+    name = loader.partition(".")[0]
+    return [
+        f"from PIL import Image; from transformers import AutoImageProcessor; from {source} import {name}",
+        f"model, processor = {_call(config, loader, folder, base_folder)}, "
+        f"AutoImageProcessor.from_pretrained({folder!r})",
+        'print(model(**processor(Image.new("L", (64, 64)), return_tensors="pt")).logits.softmax(-1))',
+    ]
+
+
+def _call(config: TaskConfig, loader: str, folder: str, base_folder: str) -> str:
+    told = f", {base_folder!r}" if base_folder and own_format(config) else ""
+    return f"{loader}({folder!r}{told})"
+
+
+def _loader(config: TaskConfig) -> tuple[str, str]:
+    """What loads the model, and where that is from."""
+    if own_format(config):
+        return "task.models.saving", "restored"
+    whole, adapter = AUTO[config.task.kind]
+    if config.tuning in WHOLE:
+        return "transformers", f"{whole}.from_pretrained"
+    return "peft", f"{adapter}.from_pretrained"

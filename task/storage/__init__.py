@@ -1,0 +1,1 @@
+"""A node's or server's folder of what may be made again: bases, prepared rows."""

@@ -1,0 +1,1 @@
+"""The local trainer, its batches and rates; evaluation."""

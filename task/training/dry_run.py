@@ -1,0 +1,251 @@
+"""Running a model once before a run, as its rounds will: what a round would fail with is found, and said, before it.
+
+Two rows do: the longest that the settings allow and the shortest that there is, alone, beside each other, and as a
+local step. What fails is looked at again, with shorter rows and with other tunings, to say what to change.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from task.config import TaskConfig
+from task.device import kind, ran_out
+from task.models.model import TunedModel, build
+from task.training.batches import TooFewRows, least_rows
+from task.training.extremes import extremes, stretched, tokens_of
+from task.training.trainer import Trainer, Unsuited, evaluate
+from task.tunings.trainable import first_sentence
+
+SLACK = 3.0  # times the root of the dtype's precision: how far logits may be from those of the same row alone
+INSTEAD = ("lora", "bias", "head", "full")  # tunings that are tried where one does not fit, in this order
+ADDING = ("lora", "dora", "ia3", "prompt", "prefix", "adapter", "ssf")  # tunings that add tensors to a model
+MOST = 10**13  # operations that a CPU is asked for: about a minute on eight cores
+WORK = 14  # operations of a dry run, for each parameter and token
+
+Wrapped = Callable[[Trainer], Trainer]
+
+
+class DryRunError(ValueError):
+    """A model that cannot be trained as the settings ask. `public`: without what a library says."""
+
+    def __init__(self, message: str, public: str = "") -> None:
+        super().__init__(message)
+        self.public = public or message
+
+
+def too_large(model: TunedModel, config: TaskConfig) -> str:
+    """Return why a model is not run once on this device, where that would take minutes; empty: it is."""
+    numbers = sum(parameter.numel() for parameter in model.module.parameters())
+    length = 1 if config.task.kind == "image-classification" else config.data.max_length
+    if kind(model.device) != "cpu" or WORK * numbers * length <= MOST:
+        return ""
+    return (
+        f"the model was not run once before the run: its {numbers:,} parameters and rows of up to {length:,} tokens "
+        "take minutes without an accelerator; whether they fit the settings shows in the first round"
+    )
+
+
+def dry_run(model: TunedModel, trainer: Trainer, wrapped: Wrapped = lambda trainer: trainer) -> tuple[str, ...]:
+    """Score `model` and train it for a step, as `wrapped` has the trainer; return what is to be said of that.
+
+    The model is of no use afterwards: it was trained. torch's random state is as before. Raises DryRunError.
+    """
+    once = _Once(model, _small(trainer), wrapped)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            once.run()
+            return tuple(once.said())
+        except DryRunError:
+            raise
+        except (TooFewRows, Unsuited) as error:
+            raise DryRunError(str(error)) from error
+        except Exception as error:  # whatever model, tuning or a library raise: they have no kind in common
+            if ran_out(error):
+                raise
+            raise once.diagnosed(error) from error
+
+
+def _small(trainer: Trainer) -> Trainer:
+    """The trainer for a step of two rows, or for two of one where `batch-size` is 1."""
+    batch = min(2, trainer.config.batch_size)
+    config = replace(trainer.config, batch_size=batch, local_steps=2 // batch)
+    return replace(trainer, config=config, rows=extremes(trainer.rows, config.data.max_length))
+
+
+@dataclass(frozen=True)
+class _Once:
+    """One dry run; `trainer` has two rows, the first is the longest."""
+
+    model: TunedModel
+    trainer: Trainer
+    wrapped: Wrapped
+
+    def run(self) -> None:
+        """Raises DryRunError, and whatever else goes wrong."""
+        self._check_tokens()
+        self._check_neighbours()
+        scores = evaluate(self.model, self.trainer.rows, self.trainer.device)
+        self._check_finite("a score", scores["loss"])
+        self.train()
+
+    def said(self) -> Iterator[str]:
+        """What is to be said of the step that was done."""
+        trained = self.model.trained
+        idle = [name for name, tensor in trained.items() if tensor.grad is None]
+        if self.model.config.tuning in ADDING and 0 < len(idle) < len(trained):
+            yield (
+                f"no gradient reaches {len(idle)} of {len(trained)} tensors that train, such as '{idle[0]}': the model "
+                "does not use these layers for this task, or reads their weights past what tuning = "
+                f"'{self.model.config.tuning}' adds"
+            )
+        if least_rows(self.model.module) > 1:
+            yield (
+                "the model normalises over the rows of a batch: a last row alone joins the batch before, and a node "
+                "needs two rows"
+            )
+
+    def train(self) -> None:
+        """One step, with privacy and penalties."""
+        metrics = self.wrapped(self.trainer).fit(self.model)
+        self._check_finite("the loss of a step", metrics.get("train-loss", 0.0))
+        for name, tensor in self.model.trained.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise self._overflow(f"after a step '{name}'")
+
+    def _check_tokens(self) -> None:
+        """Every token needs an embedding: without one torch speaks of an index, and an accelerator breaks down."""
+        tokens, embedding = tokens_of(self.trainer.rows), _embedding(self.model.module)
+        if tokens is None or embedding is None:
+            return
+        largest = max(int(tokens.ids.max()), tokens.pad)
+        if largest >= embedding.num_embeddings:
+            raise DryRunError(
+                f"the tokenizer makes the token {largest}, and the model has {embedding.num_embeddings} embeddings: "
+                "the two do not belong together",
+                "the tokenizer has tokens that the model has no embeddings for",
+            )
+
+    def _check_neighbours(self) -> None:
+        """A row's logits must be those that it has alone."""
+        apart = self._apart()
+        if not apart:
+            return
+        tuning, problem = self.model.config.tuning, f"a row's logits depend on the row beside it, by {apart:.1%}"
+        if tuning not in ("full", "head") and not self._with("head")._apart():
+            raise DryRunError(f"tuning = '{tuning}' does not fit this model: {problem}; use tuning = 'lora'")
+        raise DryRunError(
+            f"{problem}: the model does not leave out what shorter rows are filled up with; give the tokenizer the "
+            "padding token that the model's config.json names (pad_token_id), or use another base"
+        )
+
+    def _apart(self) -> float:
+        """How far a row's logits beside another are from those alone, as a share of the largest; 0 for rounding."""
+        beside, found = self._logits([0, 1]), 0.0
+        for place in (0, 1):
+            alone = self._logits([place])[0]
+            largest = float(alone.abs().max())
+            apart = float((beside[place][: len(alone)] - alone).abs().max())
+            if apart > SLACK * torch.finfo(alone.dtype).eps ** 0.5 * largest:
+                found = max(found, apart / largest)
+        return found
+
+    def _logits(self, places: list[int]) -> list[torch.Tensor]:
+        """Of every row, in evaluation mode and without gradients; of a causal model those of its own tokens, (T, V)."""
+        module, rows = self.model.module.eval(), self.trainer.rows
+        batch = rows.batch(places, self.trainer.device)
+        batch.pop("labels")
+        with torch.no_grad():
+            logits: torch.Tensor = module(**batch).logits
+        if not self.model.config.causal:
+            return list(logits)
+        own = logits[:, -batch["input_ids"].shape[1] :]  # behind those of soft prompts
+        return [row[mask.bool()] for row, mask in zip(own, batch["attention_mask"], strict=True)]
+
+    def _check_finite(self, what: str, number: float) -> None:
+        if not np.isfinite(number):
+            raise self._overflow(what)
+
+    def _overflow(self, what: str) -> DryRunError:
+        dtype, config = self.model.config.model.dtype, self.trainer.config
+        cures = [f"learning-rate = {config.learning_rate:g} may be too large"]
+        if dtype == "float16":
+            cures = ["numbers above 65,504 are none in float16: set model.dtype = 'bfloat16' or 'float32'"]
+        return DryRunError(f"{what} is not a finite number with model.dtype = '{dtype}'; {cures[0]}")
+
+    # ------------------------------------------------------------------------------------------- what to change
+    def diagnosed(self, error: Exception) -> DryRunError:
+        """What an error that is not ours means."""
+        says = f"{type(error).__name__}: {first_sentence(error)}".rstrip(": ")
+        tuning = self.model.config.tuning
+        if longest := self._longest():
+            asked = self.trainer.config.data.max_length
+            added = f" with tuning = '{tuning}'" if tuning in ("prompt", "prefix") else ""
+            return DryRunError(
+                f"data.max-length = {asked} is more than the {longest} tokens that the model reads{added}; set "
+                f"data.max-length = {longest}"
+            )
+        if self.wrapped(self.trainer).private is not None and self._fits(tuning):
+            problem = "example-privacy cannot train this model: it does not compute gradients of single rows"
+            cure = "use local-privacy or central-privacy, or another base"
+            return DryRunError(f"{problem} ({says}); {cure}", f"{problem}; {cure}")
+        dtype = self.model.config.model.dtype
+        if dtype != "float32" and _succeeds(self._with(dtype="float32").train):
+            problem, cure = f"model.dtype = '{dtype}' does not fit this model here", "set model.dtype = 'float32'"
+            return DryRunError(f"{problem} ({says}); {cure}", f"{problem}; {cure}")
+        if tuning != "full" and (other := next((t for t in INSTEAD if t != tuning and self._fits(t)), "")):
+            problem, cure = f"tuning = '{tuning}' does not fit this model", f"use tuning = '{other}'"
+            return DryRunError(f"{problem} ({says}); {cure}", f"{problem}; {cure}")
+        problem = "the base cannot be trained for this task"
+        return DryRunError(f"{problem} ({says}); use another base", problem)
+
+    def _longest(self) -> int:
+        """The length of the longest row that the model reads; 0 where rows are not too long for it, or not alone."""
+        if (tokens := tokens_of(self.trainer.rows)) is None:
+            return 0
+        fits, fails = int(np.diff(tokens.offsets).min()), self.trainer.config.data.max_length
+        if self._reads(fails) or not self._reads(fits):
+            return 0
+        while fails - fits > 1:
+            middle = (fits + fails) // 2
+            fits, fails = (middle, fails) if self._reads(middle) else (fits, middle)
+        return fits
+
+    def _reads(self, length: int) -> bool:
+        rows = stretched(self.trainer.rows, length)
+        return _succeeds(lambda: replace(self, trainer=replace(self.trainer, rows=rows))._logits([0]))
+
+    def _fits(self, tuning: str) -> bool:
+        """Return whether plain training works with this tuning."""
+
+        return _succeeds(lambda: self._with(tuning).train())
+
+    def _with(self, tuning: str = "", dtype: str = "") -> "_Once":
+        """The same with another tuning or dtype, and without wrappers."""
+        own = self.model.config
+        config = replace(own, tuning=tuning or own.tuning, model=replace(own.model, dtype=dtype or own.model.dtype))
+        model = build(self.model.base, config, self.model.rank or 1, self.model.device)
+        trainer = replace(self.trainer, config=replace(self.trainer.config, tuning=config.tuning, model=config.model))
+        return _Once(model, trainer, lambda trainer: trainer)
+
+
+def _succeeds(work: Callable[[], object]) -> bool:
+    """Does it end without an error? Which one does not matter: another was found before, and that is told."""
+    try:
+        work()
+    except Exception as error:
+        if ran_out(error):
+            raise
+        return False
+    return True
+
+
+def _embedding(module: Any) -> torch.nn.Embedding | None:
+    """The embedding of tokens, where the model has one as torch has them."""
+    try:
+        found = module.get_input_embeddings()
+    except (AttributeError, NotImplementedError):  # how transformers says that there is none
+        return None
+    return found if isinstance(found, torch.nn.Embedding) else None

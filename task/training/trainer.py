@@ -1,0 +1,167 @@
+"""Local training and evaluation: plain loops over prepared rows."""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.modules.batchnorm import _NormBase
+
+from task.config import TaskConfig
+from task.data.rows import IGNORED, Rows
+from task.device import kind
+from task.models.model import TunedModel
+from task.training.batches import batches, check_rows, least_rows, per_epoch
+from task.training.mixed_precision import Masters
+from task.training.parallel_evaluation import portion, side_by_side
+from task.training.perplexity import score_tokens
+
+if TYPE_CHECKING:
+    from task.training.dp_sgd import PrivateSteps
+
+EVALUATION_ROWS = 256  # that are scored at a time
+Penalty = Callable[[], torch.Tensor]
+Regulariser = Callable[[Mapping[str, torch.Tensor]], Penalty | None]
+
+
+class Unsuited(ValueError):
+    """A way of training that does not do for a model; the message names both and is for everybody."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.public = message
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What a node trains with: its rows, the task's settings, a seed for order and dropout."""
+
+    config: TaskConfig
+    rows: Rows
+    seed: int
+    device: str = "cpu"
+    regularisers: tuple[Regulariser, ...] = ()  # of every fit: each makes a penalty for the tensors that train
+    private: "PrivateSteps | None" = None  # steps from which no row can be told, instead of the plain ones
+
+    def regularised(self, regulariser: Regulariser) -> "Trainer":
+        """The same trainer with one more penalty in every fit, before the others."""
+        return replace(self, regularisers=(regulariser, *self.regularisers))
+
+    def at_rate(self, rate: float) -> "Trainer":
+        """The same trainer with another learning rate."""
+        return replace(self, config=replace(self.config, learning_rate=rate))
+
+    def fit(
+        self, model: TunedModel, live: Mapping[str, torch.Tensor] | None = None, penalty: Penalty | None = None
+    ) -> dict[str, float]:
+        """Train in place by the task's own optimiser; `penalty` and those of `regularisers` are added to every loss.
+
+        `live` are those of `model.trained` that change, None all of them; the others are frozen meanwhile.
+        Returns the mean loss per row over the last pass, of a causal language model per token that is learned
+        (`train-loss`, nats), and the number of steps.
+        """
+        torch.manual_seed(self.seed)
+        chosen = model.trained if live is None else live
+        parameters = [tensor for tensor in chosen.values() if isinstance(tensor, torch.nn.Parameter)]
+        masters = Masters(parameters)
+        optimizer = self._optimizer(masters.parameters)
+        penalties = [penalty, *(regulariser(chosen) for regulariser in self.regularisers)]
+        model.untouched = False
+        _training_mode(model)
+        config, rows, least = self.config, len(self.rows), least_rows(model.module)
+        check_rows(config, rows, least)
+        last = per_epoch(config, rows, least)
+        steps, losses, counts = 0, deque[torch.Tensor](maxlen=last), deque[torch.Tensor](maxlen=last)
+        with _only(model, parameters):
+            if self.private is not None:
+                return self.private.fit(self, model, chosen, optimizer, penalties)
+            for positions in batches(config, rows, self.seed, least):
+                batch = self.rows.batch(positions, self.device)
+                loss = model.module(**batch).loss
+                steps += 1
+                losses.append(loss.detach())
+                counts.append((batch["labels"] != IGNORED).sum())
+                for extra in penalties:
+                    loss = loss if extra is None else loss + extra()
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                masters.take_gradients()
+                if config.max_grad_norm:
+                    torch.nn.utils.clip_grad_norm_(masters.parameters, config.max_grad_norm)
+                optimizer.step()
+                masters.write_back()
+        return {"train-loss": _mean(losses, counts), "steps": steps}
+
+    def losses(self, model: TunedModel) -> Iterator[Callable[[], float]]:
+        """For every local step, what the loss of its batch is on the model as it stands: no gradients, no dropout,
+        penalties included. For methods that move the model by themselves.
+        """
+        penalties = [regulariser(model.trained) for regulariser in self.regularisers]
+        model.untouched = False
+        model.module.eval()
+        for positions in batches(self.config, len(self.rows), self.seed):
+            yield partial(self._loss, model, self.rows.batch(positions, self.device), penalties)
+
+    @torch.no_grad()
+    def _loss(self, model: TunedModel, batch: Mapping[str, torch.Tensor], penalties: list[Penalty | None]) -> float:
+        loss = model.module(**batch).loss
+        return float(loss + sum(extra() for extra in penalties if extra is not None))
+
+    def _optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        config = self.config
+        if config.optimizer == "sgd":
+            return torch.optim.SGD(parameters, config.learning_rate, config.momentum, weight_decay=config.weight_decay)
+        fused = kind(self.device) in ("cpu", "cuda")  # one kernel for all of an adapter's small tensors
+        return torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=fused)
+
+
+def _mean(losses: Iterable[torch.Tensor], counts: Iterable[torch.Tensor]) -> float:
+    """Return the mean of batch means, each weighted by the number of labels it is the mean of."""
+    values, weights = (torch.stack(tuple(numbers)).double() for numbers in (losses, counts))
+    return float((values * weights).sum() / weights.sum())
+
+
+def _training_mode(model: TunedModel) -> None:
+    """Dropout is on. Running statistics move only where they are exchanged (full tuning): nothing would put them back,
+    and what a node learns would depend on the nodes that the process served before."""
+    model.module.train()
+    exchanged = {id(tensor) for tensor in model.trained.values()}
+    for module in model.module.modules():
+        if isinstance(module, _NormBase) and id(module.running_mean) not in exchanged:
+            module.eval()
+
+
+@contextmanager
+def _only(model: TunedModel, live: list[torch.nn.Parameter]) -> Iterator[None]:
+    """Within this block `live` and nothing else asks for gradients; what others would get is not computed."""
+    everything = list(model.module.parameters())
+    before = [parameter.requires_grad for parameter in everything]
+    ids = {id(parameter) for parameter in live}
+    for parameter in everything:
+        parameter.requires_grad_(id(parameter) in ids)
+    try:
+        yield
+    finally:
+        for parameter, asked in zip(everything, before, strict=True):
+            parameter.requires_grad_(asked)
+
+
+def evaluate(model: TunedModel, rows: Rows, device: str, at_once: int = 1) -> dict[str, float]:
+    """Mean cross-entropy (`loss`, nats) and `accuracy` (share of rows) of the model as it stands; of a causal language
+    model over tokens, and its `perplexity`: see `score_tokens`. `at_once` batches are scored at a time."""
+    model.module.eval()
+    if model.config.causal:
+        return score_tokens(model.module, rows, device, at_once)
+
+    def score(positions: torch.Tensor) -> tuple[float, int]:
+        batch = rows.batch(positions, device)
+        output = model.module(**batch)
+        return float(output.loss) * len(positions), int((output.logits.argmax(-1) == batch["labels"]).sum())
+
+    batches = torch.split(torch.arange(len(rows)), portion(EVALUATION_ROWS, device))
+    losses, correct = zip(*side_by_side(score, batches, at_once), strict=True)
+    return {"loss": math.fsum(losses) / len(rows), "accuracy": sum(correct) / len(rows)}

@@ -1,0 +1,1 @@
+"""What trains, one tuning a file."""

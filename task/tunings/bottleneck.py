@@ -1,0 +1,49 @@
+"""Bottleneck adapters: a narrow network beside the end of every transformer block."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from task.config import TaskConfig
+from task.tunings.trainable import Head, blocks, hidden_size, inside, mark
+
+ADAPTER = "adapter"  # the module's name in its block
+
+
+class Bottleneck(nn.Module):
+    """U gelu(D h + d) + u, with D of `width` rows; zero at the start, for U and u are. Computes in float32 at least."""
+
+    def __init__(self, features: int, width: int, like: torch.Tensor) -> None:
+        super().__init__()
+        given: dict[str, Any] = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
+        self.down = nn.Linear(features, width, **given)
+        self.up = nn.Linear(width, features, **given)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., features) to (..., features), in the type that came."""
+        wide = hidden.to(self.down.weight.dtype)
+        return self.up(nn.functional.gelu(self.down(wide))).to(hidden.dtype)  # type: ignore[no-any-return]
+
+
+def adapter(module: nn.Module, head: Head, config: TaskConfig, rank: int) -> nn.Module:
+    """Adapters (Houlsby et al., arXiv 1902.00751), one after every block as FedPEFT (Sun et al., arXiv 2210.01708) has
+    them: h -> h + U gelu(D h + d) + u, D with `adapter.width` rows. A classifier's head trains along.
+
+    U and u are zero at the start: the model is the base, U and u learn from the first step on and D and d from the
+    second. Saved as a folder for `task.models.saving.restored`.
+    """
+    layers = blocks(module, "adapter")
+    features = hidden_size(module, layers, "adapter")
+    for layer in layers:
+        layer.add_module(ADAPTER, Bottleneck(features, config.adapter.width, next(layer.parameters())))
+        layer.register_forward_hook(_adapt)
+    return mark(module, lambda name: f".{ADAPTER}." in name or inside(name, head.trained))
+
+
+def _adapt(layer: Any, inputs: Any, output: Any) -> Any:
+    hidden, *others = output if isinstance(output, tuple) else (output,)
+    adapted = hidden + layer.adapter(hidden)
+    return (adapted, *others) if isinstance(output, tuple) else adapted

@@ -1,0 +1,270 @@
+"""`thistledown check`: what a run would do and send, worked out without starting anything."""
+
+import itertools
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+import strategies
+from server_app import noticed
+from server_app.callbacks.progress import human
+from server_app.config import RunConfig
+from strategies.exchange import compatibility
+from strategies.exchange.dry_run import rehearse
+from strategies.exchange.federation import evaluated
+from strategies.exchange.types import Profile, RunFailed
+from strategies.rounds.handshake.opening import needs_no_data, settled
+from strategies.rounds.handshake.ranks import MEMORY_SHARE, TIME_SHARE
+from task.config import AUTO, EMBEDDED_MODEL, TaskConfig
+from task.data.encoding.completions import CompletionEncoder
+from task.data.partition import Positions, SplitError, node_names, partition, table
+from task.data.prepared import DataError, Parts, holdout, outline, prepare
+from task.data.rows import Completions
+from task.data.stand_in import stand_in
+from task.device import DeviceError, found
+from task.models.base import Base, BaseError, server_base
+from task.models.model import tuned_model
+from task.schema import ConfigError, Flat, flatten
+from task.seeds import derive
+from task.storage.store import Store, StoreError, server_store
+from task.training.batches import steps_of
+from task.training.dry_run import DryRunError
+from task.training.rates import unusual
+from task.tunings.tuning import TuningError
+from thistledown.settings import Settings
+from thistledown.traffic import Leg, Traffic
+
+Say = Callable[[str], None]
+SHOWN = 20  # nodes that are listed
+
+
+def check(settings: Settings, say: Say) -> None:
+    """Explain the run. Raises ConfigError with everything that would keep it from starting."""
+    run = settings.config
+    for line in _choices(run):
+        say(line)
+    try:
+        with _quiet():
+            for line in _explained(run, server_store()):
+                say(line)
+    except (BaseError, DataError, DeviceError, DryRunError, RunFailed, SplitError, TuningError, StoreError) as error:
+        raise ConfigError([str(error)]) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What a run would log is said here in other words; transformers warns about itself."""
+    log = logging.getLogger("flwr")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _explained(run: RunConfig, store: Store) -> Iterator[str]:
+    torch.set_num_threads(run.task.threads)
+    yield from _devices(run)
+    if run.task.model.name == EMBEDDED_MODEL:
+        yield f"model     preparing the embedded one (trained once, some seconds, and kept in {store.root})"
+    base, task = _base_and_task(run, store)
+    yield f"base      {base.name}, fingerprint {base.fingerprint}"
+    parts = None if needs_no_data(task) else prepare(task, base.folder, store)
+    split = _split(run, task, parts, store)
+    yield from _sizes(parts)
+    if parts and isinstance(parts.train.inputs, Completions):
+        yield from _tokens(CompletionEncoder.of(base.folder, task.data), parts.train.inputs)
+    yield from _notices(run, task, base, parts, split)
+    called = node_names(task, outline(task, store), split) if split else []
+    yield from _costs(run, task, base, parts, split, called)
+    if parts and split and parts.labels:
+        yield table(split, parts.train.labels, parts.labels, called)
+
+
+def _base_and_task(run: RunConfig, store: Store) -> tuple[Base, TaskConfig]:
+    """The base, and the settings with their labels; the problems of both are told together."""
+    base, task, problems = None, None, []
+    try:
+        base = server_base(run.task.model, store)
+    except (BaseError, StoreError) as error:
+        problems.append(str(error))
+    try:
+        task = settled(run.task, store, run.server.simulation.num_supernodes)
+    except (DataError, SplitError, StoreError) as error:
+        problems.append(str(error))
+    if base is None or task is None:
+        raise ConfigError(problems)
+    return base, task
+
+
+def _choices(run: RunConfig) -> Iterator[str]:
+    strategy = run.strategy
+    yield f"strategy  {_with_options(strategy.name, flatten(strategy))}"
+    for wrapper in strategy.wrappers:
+        yield f"wrapper   {_with_options(strategies.wrapper_name(wrapper), flatten(wrapper))}"
+    if promise := compatibility.mechanism(strategy, run.plan()).promise():
+        yield f"privacy   {promise}"
+    task = run.task
+    options = getattr(task, "lora" if task.tuning == "dora" else task.tuning, None)  # its group, where it has one
+    yield f"tuning    {_with_options(task.tuning, flatten(options) if options else {})}"
+    if task.tuning == "lora" and not task.lora.ranks:
+        yield from _automatic(task)
+    length = f"{task.local_steps} steps" if task.local_steps else f"{task.local_epochs} epochs"
+    cooled = f" to {task.learning_rate_min:g}" if task.learning_rate_min else ""
+    rate = f"{task.optimizer}, learning rate {task.learning_rate:g}{cooled}"
+    yield f"training  {length} of {task.batch_size} rows a round, {rate}"
+
+
+def _automatic(task: TaskConfig) -> Iterator[str]:
+    first, last = task.lora.auto_ranks[0], task.lora.auto_ranks[-1]
+    fits = f"{MEMORY_SHARE:.0%} of its free memory and {TIME_SHARE:.0%} of round-timeout"
+    yield f"ranks     {AUTO}: a node trains a few steps at ranks {first} and {last}, and gets the largest"
+    yield f"          of lora.auto-ranks that fits {fits}; what follows is for rank {last}"
+
+
+def _with_options(name: str, options: Flat) -> str:
+    said = ", ".join(f"{key} {value}" for key, value in options.items())
+    return f"{name} ({said})" if said else name
+
+
+def _sizes(parts: Parts | None) -> Iterator[str]:
+    if parts is None:
+        yield "data      none on the server"
+        return
+    kept = f"{len(parts.validation)} to choose the best round, {len(parts.test)} to report"
+    labels = f"; {len(parts.labels)} labels" if parts.labels else ""
+    yield f"data      {len(parts.train)} rows to train on, {kept}{labels}"
+
+
+def _tokens(encoder: CompletionEncoder, inputs: Completions) -> Iterator[str]:
+    """What a causal language model is given of the train part, and what it learns of that."""
+    whole, given = int(inputs.lengths.sum()), int(inputs.prompts.sum())
+    yield f"tokens    {whole:,} to train on, {whole - given:,} of them learned; {encoder.source_of_prompts()}"
+    share = f", at most {encoder.completion} of them its completion" if encoder.columns.instruction else ""
+    yield f"          at most {encoder.max_length} a row{share}"
+
+
+def _devices(run: RunConfig) -> Iterator[str]:
+    """Whether this machine has the devices; raises DeviceError where it is to use them, which in a simulation is for
+    its nodes too."""
+    run.federation()
+    try:
+        found(run.task.device)
+    except DeviceError as error:
+        if run.task.data.partitioner != "none":
+            raise
+        yield f"notice    {error}; nodes say what they have when the run starts"
+
+
+def _notices(
+    run: RunConfig, task: TaskConfig, base: Base, parts: Parts | None, split: Sequence[Positions]
+) -> Iterator[str]:
+    """What is to be said of rate, data and base, after the model has run once."""
+    rows = parts.train if parts else stand_in(task, base.folder)
+    said = rehearse(run.strategy, task, base, rows, run.federation().device)
+    seen = noticed.of_run(task, outline(task, server_store()), split) if parts else filter(None, [unusual(task)])
+    for sentence in (*(parts.notices if parts else ()), *said, *seen):
+        yield f"notice    {sentence}"
+
+
+def _split(run: RunConfig, task: TaskConfig, parts: Parts | None, store: Store) -> Sequence[Positions]:
+    """The rows of every simulated node; of none where nodes bring their own data."""
+    if parts is None or task.data.partitioner == "none":
+        return []
+    return partition(task, outline(task, store), run.server.simulation.num_supernodes, store)
+
+
+def _profiles(run: RunConfig, task: TaskConfig, split: Sequence[Positions]) -> list[Profile]:
+    """The nodes as they would say what they are; where they bring their own data, one for each rank."""
+    budgets = _budgets(task)
+    sizes = [len(rows) for rows in split] or [0] * len(budgets)
+    return [
+        Profile(number, str(number), budget, size, "", frozenset())
+        for number, (size, budget) in enumerate(zip(sizes, itertools.cycle(budgets)))
+    ]
+
+
+def _budgets(task: TaskConfig) -> tuple[int, ...]:
+    """Ranks as they are dealt; where they are automatic, the largest that a node can get."""
+    return (task.lora.ranks or task.lora.auto_ranks[-1:]) if task.tuning == "lora" else (0,)
+
+
+def _costs(
+    run: RunConfig,
+    task: TaskConfig,
+    base: Base,
+    parts: Parts | None,
+    split: Sequence[Positions],
+    called: Sequence[str],
+) -> Iterator[str]:
+    """What trains, and what a round and the run send."""
+    profiles = _profiles(run, task, split)
+    before = run.strategy.assign(profiles, 0, run.server.num_server_rounds, task.seed)
+    rank = max(ticket.rank for ticket in before.values())
+    model = tuned_model(base, task, rank, "cpu")
+    total = sum(parameter.numel() for parameter in model.module.parameters())
+    own = sum(tensor.numel() for tensor in model.trained.values())
+    yield f"trains    {own:,} of {total:,} parameters ({own / total:.2%}) in {len(model.trained)} tensors"
+    if not run.strategy.ragged and len({profile.rank for profile in profiles}) > 1:
+        yield f"ranks     {run.strategy.name} needs equal ranks: every node trains rank {rank}, the smallest budget"
+    traffic = Traffic(run, task, base)
+    legs = traffic.legs(profiles, run.strategy.initial(model))
+    spans = ["a round"] if len(legs) == 1 else [_rounds(leg.rounds) for leg in legs]
+    width = max(9, *map(len, spans))
+    for leg, which in zip(legs, spans, strict=True):
+        for own_rank, cost in leg.costs.items():
+            who = f"a node of rank {own_rank}" if own_rank else "a node"
+            yield f"{which:<{width}} sends {who} {human(cost.down)} and gets {human(cost.up)} back"
+    if not split or parts is None:
+        yield "nodes     bring their own data (data-path in their node config)"
+        return
+    yield _run_cost(run, task, legs) + (" and what rounds put into the base" if traffic.left_out else "")
+    yield f"nodes     {len(split)}, each with rows, rows it trains on, steps a round, its rank at first and at last:"
+    yield from _nodes(task, parts, split, legs, called)
+
+
+def _run_cost(run: RunConfig, task: TaskConfig, legs: list[Leg]) -> str:
+    """Bytes of all rounds, as far as they are known before."""
+    down = up = 0.0
+    for leg in legs:
+        costs = [leg.costs[rank] for rank in leg.ranks.values()]
+        down += len(leg.rounds) * sum(cost.down for cost in costs) * run.server.fraction_train
+        up += len(leg.rounds) * sum(cost.up for cost in costs) * run.server.fraction_train
+        if task.evaluate != "server":
+            rounds, every = run.server.num_server_rounds, run.server.evaluate_every
+            often = sum(evaluated(round, rounds, every) for round in leg.rounds)
+            down += often * sum(cost.down for cost in costs) * run.server.fraction_evaluate
+    return f"the run   about {human(down)} down and {human(up)} up, without Flower's envelopes and an offer of the base"
+
+
+def _nodes(
+    task: TaskConfig, parts: Parts, split: Sequence[Positions], legs: list[Leg], called: Sequence[str]
+) -> Iterator[str]:
+    width = max(4, *map(len, called[:SHOWN]))
+    for number, rows in enumerate(split[:SHOWN]):
+        name, own = str(number), parts.train.select(rows)
+        if task.evaluate != "server":
+            own, _ = holdout(own, task.data.holdout, derive(task.seed, "holdout", name))
+        first, last = (leg.ranks[name] or "-" for leg in (legs[0], legs[-1]))
+        counts = f"{len(rows):>6} {len(own):>6} {steps_of(task, len(own)):>5}"
+        yield f"{called[number]:>{width}} {counts} {first:>5} {last:>5}"
+    if len(split) > SHOWN:
+        yield f"... and {len(split) - SHOWN} more"
+
+
+def _rounds(numbers: tuple[int, ...]) -> str:
+    """1-3, 7: runs of rounds."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    word = "round " if len(numbers) == 1 else "rounds "
+    return word + ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in spans)

@@ -1,0 +1,49 @@
+"""`thistledown export`: the tuned model from a checkpoint, on any machine that can get the base.
+
+A checkpoint of a fully tuned model can be a journal of a few kilobytes a round: the model is rebuilt by replaying it.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from server_app.config import RunConfig
+from server_app.results.endings import summary_of
+from server_app.results.tuned import write_tuned
+from server_app.resuming import settings_of
+from strategies.protocol import checkpoint
+from strategies.protocol.checkpoint import BEST
+from task.models.base import BaseError
+from task.schema import ConfigError
+from task.storage.room import is_full
+from task.storage.store import StoreError
+
+STATES = {"last": checkpoint.LAST, "best": BEST}
+
+
+def export(results: Path, which: str, to: Path | None, say: Callable[[str], None]) -> None:
+    """Rebuild the model of state `which` of a results folder and write it to `to`/`which` (None: `results`/model).
+
+    Raises ConfigError where the folder does not hold what is needed.
+    """
+    config = RunConfig.read(settings_of(results))
+    path = results / "checkpoints" / STATES[which]
+    try:
+        state, about = checkpoint.load(path)
+    except (OSError, KeyError, ValueError) as error:
+        raise ConfigError([f"cannot read the checkpoint {path}: {error}"]) from error
+    entries = f", {len(state.journal)} journal entries" if state.journal else ""
+    say(f"rebuilding {config.task.model.name} after round {about['round']} of {config.strategy.name}{entries}")
+    folder = (to or results / "model").absolute()
+    nodes = len(summary_of(results).get("ranks", ()))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = write_tuned(config, config.task, {which: (about["round"], state)}, folder, nodes)
+    except (BaseError, StoreError) as error:
+        raise ConfigError([str(error)]) from error
+    except OSError as error:
+        if is_full(error):
+            raise
+        raise ConfigError([f"--to {folder} cannot be written: {error.strerror}"]) from error
+    say(f"the tuned model is in {folder / which}; in Python:")
+    for line in lines:
+        say(line)

@@ -1,0 +1,148 @@
+"""`thistledown run`: one simulated run on a SuperLink of its own, from the checked settings to the summary."""
+
+import itertools
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from server_app.callbacks.results_folder import nested
+from server_app.outputs import writable
+from server_app.results.endings import COMPLETED, at_work, held, hint, interrupt, interrupted_in
+from server_app.resuming import rounds_done
+from task.schema import ConfigError
+from task.storage.room import append, room
+from thistledown.console import ANSI, Console
+from thistledown.processes.superlink import SuperLink, SuperLinkError
+from thistledown.settings import Settings
+from thistledown.summary import counted, summary_lines
+
+Say = Callable[[str], None]
+FINISHED = "finished:completed"
+STRAY = 20  # lines of Flower's own complaint that are shown
+
+
+def run(settings: Settings, say: Say, *, verbose: bool = False) -> bool:
+    """Simulate the run; whether it completed. However it ends, nothing is left running.
+
+    Raises ConfigError for what cannot be simulated, SuperLinkError where Flower does not start or answer.
+    """
+    task, server = settings.config.task, settings.config.server
+    if task.data.partitioner == "none":
+        raise ConfigError(
+            ["data.partitioner = 'none' is for deployed nodes, which have a data-path; simulated ones have not"]
+        )
+    size = f"{counted(server.simulation.num_supernodes, 'node')}, {counted(server.num_server_rounds, 'round')}"
+    say(f"{settings.config.strategy.name} with tuning {task.tuning}: {size}, seed {task.seed}")
+    if server.resume and held(Path(server.resume)):
+        raise ConfigError([at_work(Path(server.resume))])
+    if server.resume:
+        say(f"resuming {server.resume} after round {rounds_done(Path(server.resume), server.resume_from)}")
+    outputs = Path(server.output_dir)
+    log = Log(outputs)
+    for dead in interrupted_in(outputs):
+        say(f"the run in {dead} was interrupted; {hint(dead) or 'nothing was kept of it'}")
+    say("starting Flower's SuperLink")
+    console = Console(verbose=verbose)
+    try:
+        with log, SuperLink() as superlink:
+            code = _follow(_submitted(superlink, settings), console, log, say)
+            superlink.check()
+            status, details = superlink.status(console.run_id) if console.run_id else ("", "")
+            if status != FINISHED:
+                log.write(f"\n--- the SuperLink's own log\n{superlink.tail(200)}\n")
+    except (KeyboardInterrupt, SystemExit, SuperLinkError):
+        _say_interrupted(console, say)
+        raise
+    summary = _summary(console.folder)
+    if status == FINISHED and summary.get("status") == COMPLETED:
+        for line in summary_lines(summary):
+            say(line)
+        return True
+    say(f"the run failed: {_cause(summary, console, details, code)}")
+    _say_interrupted(console, say)
+    say(f"the whole log is in {log.path}")
+    return False
+
+
+def _say_interrupted(console: Console, say: Say) -> None:
+    """Say what there is of a run that did not complete, and how to go on with it; its folder then tells the same."""
+    if not console.folder:
+        return
+    folder = Path(console.folder)
+    interrupt(folder)
+    say(f"what there is so far is in {folder}")
+    if how := hint(folder):
+        say(how)
+
+
+class Log:
+    """The whole log of a run, on disk from the first line; it moves to the results folder when there is one."""
+
+    def __init__(self, outputs: Path) -> None:
+        with writable(outputs):
+            outputs.mkdir(parents=True, exist_ok=True)
+        self.path = outputs / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06}.log"
+        with writable(outputs):
+            self._file = self.path.open("ab", buffering=0)
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        empty = not os.fstat(self._file.fileno()).st_size  # not by its name, which an interrupted move may have changed
+        self._file.close()
+        if empty:
+            self.path.unlink(missing_ok=True)
+
+    def write(self, line: str) -> None:
+        """Append, without colours."""
+        with room(self.path.parent):
+            append(self._file, ANSI.sub("", line))
+
+    def move(self, folder: Path) -> None:
+        """From now on it is `run.log` in this folder, or `run-2.log` and so on where a run was resumed."""
+        names = itertools.chain(["run.log"], (f"run-{number}.log" for number in itertools.count(2)))
+        self.path = self.path.rename(next(path for name in names if not (path := folder / name).exists()))
+
+
+def _submitted(superlink: SuperLink, settings: Settings) -> "subprocess.Popen[str]":
+    config, simulation = settings.config, settings.config.server.simulation
+    values = tomli_w.dumps(nested(config.flat))
+    return superlink.submit(settings.app, values, simulation.num_supernodes, simulation.num_cpus, simulation.num_gpus)
+
+
+def _follow(process: "subprocess.Popen[str]", console: Console, log: Log, say: Say) -> int:
+    """Read the log to its end; the exit code of `flwr run`, which says nothing of the run itself."""
+    assert process.stdout is not None
+    found = False
+    for line in process.stdout:
+        log.write(line)
+        for shown in console.read(line):
+            say(shown)
+        if console.folder and not found:
+            found = True
+            log.move(Path(console.folder))
+    for shown in console.end():
+        say(shown)
+    return process.wait()
+
+
+def _summary(folder: str) -> dict[str, Any]:
+    path = Path(folder, "summary.json")
+    if not folder or not path.exists():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _cause(summary: dict[str, Any], console: Console, details: str, code: int) -> str:
+    """The first that is known: what the ServerApp said, what the log said, what Flower says."""
+    if not console.run_id:
+        return f"Flower did not take it (exit code {code}):\n" + "\n".join(console.stray[-STRAY:])
+    return str(summary.get("error") or console.cause or details)

@@ -1,0 +1,1 @@
+"""Processes of Flower that a command starts, watches and ends."""
