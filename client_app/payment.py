@@ -17,9 +17,9 @@ from client_app.permission import NotPermitted
 from client_app.policy import Privacy
 from client_app.store import Memory
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.algorithm import Algorithm
-from strategies.exchange.fit import misfits
+from strategies.exchange.compatibility import problems as incompatibilities
 from strategies.exchange.privacy import Payment
+from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Ticket
 from strategies.protocol.instructions import RUN
 from task.schema import ConfigError
@@ -39,12 +39,12 @@ class Bill:
     limits: Privacy
 
     @classmethod
-    def of(cls, local: Local, strategy: Algorithm, ticket: Ticket, rows: int, memory: Memory) -> "Bill":
+    def of(cls, local: Local, strategy: Strategy, ticket: Ticket, rows: int, memory: Memory) -> "Bill":
         """For the training of a round on so many rows. Raises NotPermitted, and ConfigError for an
         order that no guarantee would hold for."""
         payments = tuple(p for w in strategy.wrappers if (p := w.payment(ticket, local.config, rows)) is not None)
         limits = local.policy.privacy
-        if payments and (problems := misfits(strategy, local.config)):
+        if payments and (problems := incompatibilities(strategy, local.config)):
             raise ConfigError(problems)  # no guarantee would hold
         if not payments:
             check_uncovered(local, "update")

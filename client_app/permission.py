@@ -16,7 +16,7 @@ from task.schema import ConfigError, read
 from task.training.batches import steps_of
 
 if TYPE_CHECKING:
-    from strategies.exchange.algorithm import Algorithm
+    from strategies.exchange.strategy import Strategy
     from strategies.exchange.types import Ticket
     from strategies.exchange.wrapper import Wrapper
 
@@ -98,12 +98,11 @@ def _privacy(policy: Policy, order: ConfigRecord) -> Iterator[Reason]:
     wanted = policy.privacy
     if not wanted.kinds and not wanted.epsilon:
         return
-    from strategies import wrapper_name
     from strategies.exchange.compatibility import guards_on_node
     from strategies.protocol.instructions import strategy_of
 
     chain = [wrapper for wrapper in strategy_of(order).wrappers if guards_on_node(type(wrapper))]
-    kept = [wrapper for wrapper in chain if not wanted.kinds or wrapper_name(wrapper) in wanted.kinds]
+    kept = [wrapper for wrapper in chain if not wanted.kinds or wrapper.name in wanted.kinds]
     if not kept:
         yield "privacy", f"the order has none of privacy.kinds = {', '.join(wanted.kinds) or 'any on the node'}"
     for wrapper in kept:
@@ -111,9 +110,7 @@ def _privacy(policy: Policy, order: ConfigRecord) -> Iterator[Reason]:
 
 
 def _guarantee(policy: Policy, wrapper: "Wrapper") -> Iterator[Reason]:
-    from strategies import wrapper_name
-
-    name, wanted = wrapper_name(wrapper), policy.privacy
+    name, wanted = wrapper.name, policy.privacy
     options = {key: float(getattr(wrapper, key)) for key in ("epsilon", "delta", "clip")}
     if not wrapper.silent or not options["clip"]:
         yield "privacy", f"{name} adds no noise"
@@ -172,7 +169,7 @@ def check_rows(policy: Policy, rows: int) -> None:
         raise NotPermitted([("rows", f"the node has {rows} rows, min-rows = {policy.min_rows}")])
 
 
-def check_update(policy: Policy, strategy: "Algorithm", config: TaskConfig, rows: int) -> None:
+def check_update(policy: Policy, strategy: "Strategy", config: TaskConfig, rows: int) -> None:
     """Raise NotPermitted where an update would be made of too few of the node's `rows`, or by too many steps.
 
     Without gradients every step sends a number of its own, so there each batch must have enough.

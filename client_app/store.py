@@ -19,7 +19,7 @@ from client_app.local import Local
 from client_app.public_errors import NodeError
 from strategies.algebra.lowrank import truncated
 from strategies.algebra.tensors import Tensors, corner, snapshot
-from strategies.exchange.algorithm import Algorithm
+from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import BASE_MARK, Entry, State
 from strategies.protocol import checkpoint, journal
 from strategies.protocol.instructions import RUN
@@ -45,7 +45,7 @@ class Memory:
         self._round, self._after = round, after
         self._own = self.store.path(OWN, recipe_hash([str(local.order.get(RUN, "")), local.name]))
 
-    def installed(self, strategy: Algorithm, model: TunedModel, start: State) -> TunedModel:
+    def installed(self, strategy: Strategy, model: TunedModel, start: State) -> TunedModel:
         """The model as the server wants this node to have it, private tensors included. Raises NodeError."""
         end = self._added(start)
         model = journal.installed_from(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
-import strategies
 from client_app import public_errors
 from client_app.device import within_memory
 from client_app.local import Local
@@ -16,13 +15,13 @@ from client_app.permission import check_rows, check_scores, check_ticket, check_
 from client_app.policy import Policy
 from client_app.public_errors import NodeError
 from client_app.store import MODEL, Memory
-from strategies.exchange.algorithm import Algorithm
+from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import LacksBase, Metrics, OutOfMemory, State, Ticket
 from strategies.exchange.wrapper import Wrapper
 from strategies.protocol import journal, wire
 from strategies.protocol.install_hash import echo
 from strategies.protocol.instructions import PROVE, cohort_of, rank_of, read_ticket, record_of, strategy_of
-from strategies.rounds.validation import INSTALLED, PROOF
+from strategies.protocol.replies import INSTALLED, PROOF
 from task.data.rows import Rows
 from task.models.base import BaseMissing
 from task.models.model import TunedModel, tuned_model
@@ -58,7 +57,7 @@ def _update(local: Local, content: RecordDict) -> RecordDict:
     check_update(local.policy, strategy, local.config, len(rows))
     kept = here.memory.kept()
     bill = Bill.of(local, strategy, ticket, len(rows), here.memory)
-    bill.carry({strategies.wrapper_name(wrapper): kept.get(place_of(wrapper), {}) for wrapper in strategy.wrappers})
+    bill.carry({wrapper.name: kept.get(place_of(wrapper), {}) for wrapper in strategy.wrappers})
     bill.check()
     rate = local.config.rate(ticket.round, ticket.rounds)
     trainer = trainer_of(local, strategy, rows, ticket.seed).at_rate(rate)
@@ -93,10 +92,10 @@ def _told(policy: Policy, metrics: Metrics, silent: bool) -> Metrics:
 
 def place_of(wrapper: Wrapper) -> str:
     """Where what a wrapper keeps on the node is kept."""
-    return f"wrapper-{strategies.wrapper_name(wrapper)}"
+    return f"wrapper-{wrapper.name}"
 
 
-def trainer_of(local: Local, strategy: Algorithm, rows: Rows, seed: int) -> Trainer:
+def trainer_of(local: Local, strategy: Strategy, rows: Rows, seed: int) -> Trainer:
     """What this node trains with, the penalties of wrappers included."""
     regularisers = tuple(wrapper.penalty for wrapper in strategy.wrappers)
     return Trainer(local.config, rows, seed, local.device, regularisers)
@@ -123,7 +122,7 @@ def evaluated(local: Local, content: RecordDict) -> RecordDict:
 class _Stand:
     """Where a message has brought this node: the model as the server wants it, and what the node says of it."""
 
-    strategy: Algorithm
+    strategy: Strategy
     ticket: Ticket
     memory: Memory
     model: TunedModel

@@ -29,7 +29,7 @@ from strategies.algebra.lowrank import rank_axis
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.types import OutOfMemory
 from strategies.protocol.instructions import strategy_of
-from strategies.rounds.handshake.ranks import Trial
+from strategies.protocol.trial import Trial
 from task.config import TaskConfig
 from task.device import kind
 from task.models.model import TunedModel, tuned_model

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import strategies
+from strategies.exchange.compatibility import problems as incompatibilities
 from strategies.exchange.federation import AUTO_NAMES, FIRST_KEY, REGISTERED, Federation
-from strategies.exchange.fit import misfits
 from strategies.exchange.privacy import Plan
 from strategies.exchange.strategy import Strategy
 from task.config import TaskConfig
@@ -75,7 +75,7 @@ class RunConfig:
         problems += task.problems() + _problems(server)
         chosen = _strategy(server, values, problems)
         if chosen is not None:
-            problems += misfits(chosen, task, _federation(task, server))
+            problems += incompatibilities(chosen, task, _federation(task, server))
         if problems or chosen is None:
             raise ConfigError(problems)
         return cls(task, server, chosen, flatten(task) | flatten(server) | _option_values(chosen))
@@ -143,5 +143,5 @@ def _strategy(server: ServerConfig, values: Mapping[str, Any], problems: list[st
 def _option_values(strategy: Strategy) -> Flat:
     flat = flatten(strategy, f"{strategy.name}.")
     for wrapper in strategy.wrappers:
-        flat |= flatten(wrapper, f"{strategies.wrapper_name(wrapper)}.")
+        flat |= flatten(wrapper, f"{wrapper.name}.")
     return flat

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from strategies.algebra.lowrank import FLOAT32, ProductSum, modules, pair
 from strategies.algebra.tensors import Tensors, added
+from strategies.exchange.replay import merge_products
 from strategies.exchange.strategy import EXACT, FIXED_POINT, IDENTITY, ORDER, PRODUCTS, WEIGHTS, Strategy
 from strategies.exchange.types import Entry, State, Update
-from strategies.protocol.journal import merge
 from task.config import TaskConfig
 from task.models.model import TunedModel
 
@@ -62,4 +62,4 @@ class FedExLora(Strategy):
         return State(added(state.tensors, combined), state.journal + entries)
 
     def replay(self, model: TunedModel, entry: Entry) -> None:
-        merge(model, entry)
+        merge_products(model, entry)

@@ -20,9 +20,9 @@ import torch
 from strategies.algebra.lowrank import ProductSum, modules, others, pair, rank_axis, silenced, truncated
 from strategies.algebra.mean import WeightedSum
 from strategies.algebra.tensors import Tensors, added, difference, snapshot
+from strategies.exchange.replay import merge_products
 from strategies.exchange.strategy import EXACT, FIXED_POINT, ORDER, PRODUCTS, WEIGHTS, Strategy
 from strategies.exchange.types import Entry, Metrics, State, Ticket, Update
-from strategies.protocol.journal import merge
 from task.config import TaskConfig
 from task.models.model import TunedModel
 from task.training.trainer import Trainer
@@ -102,7 +102,7 @@ class Flora(Strategy):
     # ------------------------------------------------------------------ the node's half
 
     def replay(self, model: TunedModel, entry: Entry) -> None:
-        merge(model, entry)
+        merge_products(model, entry)
 
     def train(self, model: TunedModel, trainer: Trainer, ticket: Ticket) -> tuple[Tensors, Metrics]:
         model.write(_drawn(truncated(model.trained, ticket.rank), ticket.seed))

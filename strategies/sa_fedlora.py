@@ -31,9 +31,9 @@ import torch
 
 from strategies.algebra.lowrank import FLOAT32, ProductSum, factor_names, modules, others, pair
 from strategies.algebra.tensors import Tensors, proximal, snapshot
+from strategies.exchange.replay import merge_products
 from strategies.exchange.strategy import EQUAL_RANKS, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
 from strategies.exchange.types import Entry, Metrics, Profile, RunFailed, State, Ticket
-from strategies.protocol.journal import merge
 from task.config import TaskConfig
 from task.models.model import TunedModel
 from task.schema import option
@@ -134,7 +134,7 @@ class SAFedLora(Strategy):
             for name, tensor in entry.tensors.items():
                 model.ground(name).copy_(tensor)
         else:
-            merge(model, entry)
+            merge_products(model, entry)
 
     def live(self, model: TunedModel, ticket: Ticket) -> dict[str, torch.Tensor]:
         return model.frozen | others(model.trained) if self.initiates(ticket.round) else model.trained

@@ -13,8 +13,8 @@ from in_process import InProcessGrid, Outcome, Spoil, equal, hold, resumed, spoi
 import client_app
 from strategies.exchange.types import RunFailed, State
 from strategies.protocol.install_hash import echo, expected
+from strategies.protocol.replies import INSTALLED
 from strategies.rounds.run_state import Session
-from strategies.rounds.validation import INSTALLED
 from task.models.versions import differing, versions, written
 
 QUICK = {"tuning": "head", "round-timeout": 0.1}

@@ -14,8 +14,8 @@ from in_process import InProcessGrid, hold
 import client_app
 import strategies
 from strategies.exchange.dry_run import rehearse
+from strategies.exchange.replay import merge_products
 from strategies.exchange.types import Entry, RunFailed
-from strategies.protocol.journal import merge
 from task.config import TaskConfig
 from task.data.prepared import prepare
 from task.data.rows import Rows, Tokens
@@ -335,7 +335,7 @@ def test_products_go_into_weights_as_they_lie(case: Callable[..., Case], name: s
     model.write(factors)
     adapted = logits(model, rows)
     merged = build(base, config, 2, "cpu")
-    merge(merged, Entry(1, 0, factors))
+    merge_products(merged, Entry(1, 0, factors))
     torch.testing.assert_close(logits(merged, rows), adapted, rtol=1e-4, atol=1e-4)
 
 

@@ -79,7 +79,7 @@ def test_errors_of_another_kind_of_shape_are_dropped(lossy: Wrapper) -> None:
 
 
 def test_switched_off_nothing_is_kept_or_added(lossy: Wrapper) -> None:
-    plain = strategies.load_wrapper(strategies.wrapper_name(lossy), feedback=False)
+    plain = strategies.load_wrapper(lossy.name, feedback=False)
     kept = {"w": torch.ones(7, 5)}
     update = drawn(1, SHAPES)
     assert equal(plain.outgoing(update, TICKET, kept), plain.outgoing(update, TICKET, {}))

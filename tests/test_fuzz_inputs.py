@@ -17,8 +17,8 @@ import strategies
 from server_app.config import RunConfig, keys
 from strategies.exchange.types import MAX_ROWS, Profile, Refused
 from strategies.protocol import instructions
+from strategies.protocol.trial import Trial
 from strategies.rounds.handshake import profile_parsing
-from strategies.rounds.handshake.ranks import Trial
 from task.config import MAX_RANK, TaskConfig
 from task.data.raw import DataError
 from task.data.request import Reading

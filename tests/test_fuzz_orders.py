@@ -26,7 +26,7 @@ from client_app.public_errors import NodeFailed
 from strategies.algebra.tensors import raw
 from strategies.exchange.types import Refused
 from strategies.protocol import instructions, wire
-from strategies.rounds.validation import INSTALLED
+from strategies.protocol.replies import INSTALLED
 
 ALL = int(os.environ.get("FUZZ_ORDERS", "400"))
 STEPS, RANK, SECONDS = 8, 8, 8.0  # that the node's policy allows at most

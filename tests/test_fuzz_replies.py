@@ -22,7 +22,7 @@ import strategies
 from strategies.algebra.lowrank import truncated
 from strategies.algebra.tensors import Tensors
 from strategies.exchange import compatibility
-from strategies.exchange.fit import misfits
+from strategies.exchange.compatibility import problems as incompatibilities
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Refused, State, Update
 from strategies.exchange.wrapper import Wrapper
@@ -48,8 +48,8 @@ def cases() -> Iterator[tuple[Strategy, str]]:
             for strategy in variants(name, around):
                 tuning = min(strategy.tunings) if strategy.tunings else "lora"
                 evaluate = "nodes" if strategy.personal else "server"
-                if not misfits(strategy, TaskConfig(tuning=tuning, optimizer="sgd", evaluate=evaluate)):
-                    yield strategy, ",".join([str(strategies.to_flat(replace(strategy, wrappers=()))), *chain_of])
+                if not incompatibilities(strategy, TaskConfig(tuning=tuning, optimizer="sgd", evaluate=evaluate)):
+                    yield strategy, ",".join([str(replace(strategy, wrappers=()).to_flat()), *chain_of])
 
 
 def _wrapper(name: str) -> Wrapper:

@@ -13,7 +13,7 @@ from strategies.algebra.accountant import Release, epsilon_of
 from strategies.algebra.clipping import norm
 from strategies.exchange.privacy import Plan
 from strategies.exchange.types import Profile, Refused, Ticket
-from strategies.rounds.validation import INSTALLED
+from strategies.protocol.replies import INSTALLED
 
 TICKET = Ticket(1, 10, 0, 0)
 WIDE = {"w": torch.randn(400, 300, generator=torch.Generator().manual_seed(1)), "b": torch.zeros(5)}

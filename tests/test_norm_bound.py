@@ -15,7 +15,7 @@ from laws import FACTORS, Plan, loaded, plans, scene, variants
 
 import strategies
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.fit import misfits
+from strategies.exchange.compatibility import problems as incompatibilities
 from strategies.exchange.types import Refused, Ticket, Update
 from strategies.ferret import COUNTS, NUMBERS, SCALES
 from task.config import TaskConfig
@@ -144,4 +144,4 @@ def test_a_long_update_is_refused_in_a_run_of_any_strategy(name: str, tmp_path: 
 def test_it_goes_round_every_strategy_in_any_place(name: str, wrappers: tuple[str, ...]) -> None:
     strategy = strategies.load(name, [strategies.load_wrapper(wrapper) for wrapper in wrappers])
     tuning = min(strategy.tunings) if strategy.tunings else "lora"
-    assert not misfits(strategy, TaskConfig(tuning=tuning, optimizer="sgd", evaluate="nodes"))
+    assert not incompatibilities(strategy, TaskConfig(tuning=tuning, optimizer="sgd", evaluate="nodes"))

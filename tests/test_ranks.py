@@ -15,7 +15,8 @@ import client_app
 from client_app.device import _trains, dtypes, free_memory
 from strategies.algebra.lowrank import truncated
 from strategies.exchange.types import Refused
-from strategies.rounds.handshake.ranks import DEADLINE, LARGEST, MEMORY, MEMORY_SHARE, TIME_SHARE, Choice, Trial, choose
+from strategies.protocol.trial import Trial
+from strategies.rounds.handshake.ranks import DEADLINE, LARGEST, MEMORY, MEMORY_SHARE, TIME_SHARE, Choice, choose
 from task.config import TaskConfig
 from task.device import found
 from task.models.base import Base

@@ -22,7 +22,7 @@ import strategies
 from strategies.algebra.lowrank import rank_axis
 from strategies.algebra.robust import cut
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.fit import misfits
+from strategies.exchange.compatibility import problems as incompatibilities
 from strategies.exchange.strategy import EQUAL_RANKS, EXACT, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
 from strategies.exchange.types import State, Update
 from strategies.ferret import COUNTS, NUMBERS, SCALES, SEEDS, Ferret
@@ -46,7 +46,7 @@ SETTLED = [name for name in strategies.names() if ruled(name, "median", {})]
 
 
 def said(strategy: Strategy, config: TaskConfig = TASK) -> str:
-    return "\n".join(misfits(strategy, config))
+    return "\n".join(incompatibilities(strategy, config))
 
 
 # ---------------------------------------------------------------------- what has a middle

@@ -17,7 +17,7 @@ from matrices import Matrix, tail
 import strategies
 from server_app.config import RunConfig
 from strategies.algebra.tensors import Tensors, raw, snapshot
-from strategies.exchange.fit import misfits
+from strategies.exchange.compatibility import problems as incompatibilities
 from strategies.exchange.types import Entry, Profile, RunFailed, State, Ticket
 from strategies.protocol import checkpoint, wire
 from strategies.sa_fedlora import SCHEDULES, WAITING, remainder, shrunk
@@ -115,7 +115,7 @@ def test_tickets_go_by_budget_and_schedule(initiating):
 
 @pytest.mark.parametrize(("heating", "cooling"), [(0.7, 0.31), (1.0, 0.01), (1.0, 1.0)])
 def test_more_heating_and_cooling_than_rounds_is_refused(heating, cooling):
-    found = misfits(annealing(heating=heating, cooling=cooling), TaskConfig())
+    found = incompatibilities(annealing(heating=heating, cooling=cooling), TaskConfig())
     assert found == [f"sa-fedlora.heating = {heating:g} and sa-fedlora.cooling = {cooling:g} are more than all rounds"]
     with pytest.raises(ConfigError, match="are more than all rounds"):
         RunConfig.read({"strategy": "sa-fedlora", "sa-fedlora.heating": heating, "sa-fedlora.cooling": cooling})
@@ -123,7 +123,7 @@ def test_more_heating_and_cooling_than_rounds_is_refused(heating, cooling):
 
 def test_heating_and_cooling_may_be_all_rounds():
     for percent in range(101):
-        assert not misfits(annealing(heating=percent / 100, cooling=(100 - percent) / 100), TaskConfig())
+        assert not incompatibilities(annealing(heating=percent / 100, cooling=(100 - percent) / 100), TaskConfig())
 
 
 @pytest.mark.parametrize("tuning", ["full", "bias", "head"])

@@ -12,7 +12,7 @@ from in_process import through_wire
 
 import strategies
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.fit import misfits
+from strategies.exchange.compatibility import problems as incompatibilities
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Refused, State, Ticket
 from strategies.exchange.wrapper import Wrapper
@@ -59,7 +59,7 @@ def test_a_wrapper_changes_neither_its_argument_nor_itself(name):
     travel(wrapper, update)
     assert torch.equal(update["w"], before)
     assert wrapper == strategies.load_wrapper(name)
-    assert strategies.wrapper_name(wrapper) == name
+    assert wrapper.name == name
 
 
 # ---------------------------------------------------------------------- half
@@ -128,7 +128,7 @@ def test_tensors_nobody_asked_for_are_refused_and_do_not_crash_half():
 
 def test_half_is_said_in_the_order_and_made_again():
     strategy = strategies.load("fedprox", wrappers=[strategies.load_wrapper("half", dtype="float16")], mu=0.5)
-    flat = strategies.to_flat(strategy)
+    flat = strategy.to_flat()
     assert flat == {"strategy": "fedprox", "fedprox.mu": 0.5, "wrappers": "half", "half.dtype": "float16"}
 
 
@@ -182,6 +182,6 @@ def test_a_wrapper_of_means_needs_a_strategy_that_takes_the_mean(name):
     strategy = strategies.load(name, wrappers=[Central()])
     tuning = min(strategy.tunings) if strategy.tunings else "lora"
     evaluate = "nodes" if strategy.personal else "server"
-    found = misfits(strategy, TaskConfig(tuning=tuning, optimizer="sgd", evaluate=evaluate))
+    found = incompatibilities(strategy, TaskConfig(tuning=tuning, optimizer="sgd", evaluate=evaluate))
     assert bool(found) != strategy.mean
     assert all("mean of updates" in problem and name in problem for problem in found)

@@ -8,13 +8,12 @@ from flwr.app import MetricRecord, RecordDict
 
 from server_app.config import RunConfig
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import BASE_MARK, Entry, Profile, State, Ticket, Update
 from strategies.protocol import instructions, wire
 from strategies.protocol.install_hash import expected as expected_echo
+from strategies.protocol.replies import INSTALLED
 from strategies.rounds.run_state import Session
-from strategies.rounds.validation import INSTALLED
 from task.config import TaskConfig
 from task.models.base import Base
 
@@ -102,11 +101,11 @@ class Traffic:
 
 
 def _updates_become_entries(strategy: Strategy) -> bool:
-    return _keeps_journal(strategy) and type(strategy).apply is not Algorithm.apply
+    return _keeps_journal(strategy) and type(strategy).apply is not Strategy.apply
 
 
 def _keeps_journal(strategy: Strategy) -> bool:
-    return type(strategy).replay is not Algorithm.replay
+    return type(strategy).replay is not Strategy.replay
 
 
 def _reply(strategy: Strategy, expected: Tensors, ticket: Ticket) -> RecordDict:

@@ -4,7 +4,7 @@ Torch and words: nothing here, nor in the files that derive from it, knows of me
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -14,7 +14,6 @@ from strategies.algebra.mean import WeightedSum
 from strategies.algebra.robust import Settle
 from strategies.algebra.tensors import Tensors, added, difference, norm, snapshot
 from strategies.exchange.types import Entry, Metrics, Profile, State, Ticket, Update
-from strategies.exchange.wrapper import Wrapper
 from task.config import TaskConfig
 from task.models.model import TunedModel
 from task.seeds import derive
@@ -32,8 +31,6 @@ EXACT = "the product of the factors becomes the weighted mean of the nodes' prod
 @dataclass(frozen=True)
 class Algorithm:
     """Federated averaging (McMahan et al., arXiv 1602.05629, Algorithm 1) of whatever the tuning trains."""
-
-    wrappers: tuple[Wrapper, ...] = field(default=(), kw_only=True)
 
     tunings: ClassVar[frozenset[str] | None] = None  # tunings it is meant for; None: any
     ragged: ClassVar[bool] = False  # may nodes of one cohort hold different ranks?

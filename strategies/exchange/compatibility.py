@@ -1,38 +1,53 @@
-"""Which wrappers go together, in which order, and with which strategy; and which of them says how updates combine."""
+"""Check that a strategy, its wrappers and the settings of a run fit together, before any node is asked."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
 
-import strategies
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.algorithm import Algorithm
+from strategies.exchange.federation import Federation
 from strategies.exchange.privacy import Mechanism, Plan
+from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import State, Update
 from strategies.exchange.wrapper import Wrapper
+from task.config import TaskConfig
 
 Rule = Callable[[State, Iterable[Update]], Tensors]
 
 
-def rule(strategy: Algorithm) -> Rule:
+def problems(strategy: Strategy, config: TaskConfig, federation: Federation | None = None) -> list[str]:
+    """Why a strategy cannot run with these settings, if so."""
+    found = strategy.problems(config)
+    if strategy.tunings is not None and config.tuning not in strategy.tunings:
+        fits = " or ".join(f"'{tuning}'" for tuning in sorted(strategy.tunings))
+        found.append(f"strategy = '{strategy.name}' needs tuning = {fits}, not '{config.tuning}'")
+    found += _wrapper_problems(strategy)
+    for wrapper in strategy.wrappers:
+        found += wrapper.unsuited(strategy, config) + wrapper.unfit(config, federation)
+    if strategy.personal and config.evaluate != "nodes":
+        found.append(f"strategy = '{strategy.name}' leaves a model of its own on every node: set evaluate = 'nodes'")
+    return found
+
+
+def rule(strategy: Strategy) -> Rule:
     """How the updates of a round combine: by the wrapper that has a rule of its own, else by the strategy's."""
     own = [wrapper for wrapper in strategy.wrappers if replaces(wrapper, "combine")]
     return partial(own[0].combine, strategy) if own else strategy.combine
 
 
-def problems(strategy: Algorithm) -> list[str]:
+def _wrapper_problems(strategy: Strategy) -> list[str]:
     """Why the wrappers of a strategy cannot go round its updates, if so."""
     found = []
     for place, wrapper in enumerate(strategy.wrappers):
-        inner, name = strategy.wrappers[:place], strategies.wrapper_name(wrapper)
+        inner, name = strategy.wrappers[:place], wrapper.name
         if wrapper.averaged and not strategy.mean:
             found.append(f"wrapper '{name}' needs a mean of updates; strategy = '{strategy.name}' takes none")
-        if wrapper.nearest and (nearer := [strategies.wrapper_name(other) for other in inner if _changes(other)]):
+        if wrapper.nearest and (nearer := [other.name for other in inner if _changes(other)]):
             found.append(f"wrappers: '{name}' is for the update itself, not for what '{nearer[0]}' sends; put it first")
-        if _guards(wrapper) and (others := [strategies.wrapper_name(other) for other in inner if _guards(other)]):
+        if _guards(wrapper) and (others := [other.name for other in inner if _guards(other)]):
             found.append(f"wrappers: '{others[0]}' and '{name}' each keep an account of privacy; choose one")
         if type(wrapper) in {type(other) for other in inner}:
             found.append(f"wrappers names '{name}' twice: once is enough")
-        elif codes := [strategies.wrapper_name(other) for other in inner if other.coded and _changes(wrapper)]:
+        elif codes := [other.name for other in inner if other.coded and _changes(wrapper)]:
             found.append(f"wrappers: '{codes[0]}' sends a code that '{name}' must not change; put '{codes[0]}' last")
         found += wrapper.problems(strategy, inner)
     return found + _rivals(strategy.wrappers)
@@ -53,14 +68,14 @@ def guards_on_node(wrapper: type[Wrapper]) -> bool:
 
 def _rivals(wrappers: Iterable[Wrapper]) -> list[str]:
     """There is one rule, and what acts on a mean needs that to be the mean."""
-    chain = {strategies.wrapper_name(wrapper): wrapper for wrapper in wrappers}
+    chain = {wrapper.name: wrapper for wrapper in wrappers}
     rules = [name for name, wrapper in chain.items() if replaces(wrapper, "combine")]
     means = [name for name, wrapper in chain.items() if wrapper.averaged and name not in rules]
     found = [f"wrappers: '{rules[0]}' and '{other}' both say how updates combine; one can" for other in rules[1:2]]
     return found + [f"wrappers: '{own}' acts on a mean of updates; '{rules[0]}' is none" for own in means if rules]
 
 
-def mechanism(strategy: Algorithm, plan: Plan) -> Mechanism:
+def mechanism(strategy: Strategy, plan: Plan) -> Mechanism:
     """What guards or counts privacy in a run, if anything. Raises ConfigError."""
     return next((found for wrapper in strategy.wrappers if (found := wrapper.mechanism(plan))), Mechanism())
 

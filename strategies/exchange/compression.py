@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-import strategies
 from strategies.algebra.feedback import compensated, remember
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.types import Ticket
@@ -29,8 +28,8 @@ class Compression(Wrapper):
     def problems(self, strategy: "Algorithm", inner: Sequence[Wrapper]) -> list[str]:
         if not self.feedback:
             return []
-        key = f"{strategies.wrapper_name(self)}.feedback"
-        before = [strategies.wrapper_name(wrapper) for wrapper in inner if not wrapper.cumulative]
+        key = f"{self.name}.feedback"
+        before = [wrapper.name for wrapper in inner if not wrapper.cumulative]
         found = [f"{key} = true cannot follow '{name}', which sends other places in every round" for name in before]
         if not strategy.cumulative:
             found.append(f"{key} = true needs updates that add up over rounds; those of '{strategy.name}' do not")

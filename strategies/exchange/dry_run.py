@@ -1,6 +1,6 @@
 """A dry run of what a run's nodes will do: the configured tuning, strategy and wrappers, on the base itself."""
 
-from strategies.exchange.algorithm import Algorithm
+from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Ticket
 from task.config import TaskConfig
 from task.data.rows import Rows
@@ -11,7 +11,7 @@ from task.training.dry_run import dry_run, too_large
 from task.training.trainer import Trainer
 
 
-def rehearse(strategy: Algorithm, config: TaskConfig, base: Base, rows: Rows, device: str) -> tuple[str, ...]:
+def rehearse(strategy: Strategy, config: TaskConfig, base: Base, rows: Rows, device: str) -> tuple[str, ...]:
     """Train a model of its own once, as a node will; return what is to be said of it.
 
     `device` is for what would take minutes on the CPU: an index out of range, of which the CPU only says so, leaves an

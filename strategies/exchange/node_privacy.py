@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import strategies
 from strategies.algebra.accountant import Release
 from strategies.exchange.privacy import Payment
 from strategies.exchange.types import Refused, Ticket
@@ -36,11 +35,11 @@ class NodePrivacy(Wrapper):
         """
         noise = self.noise or ticket.noise
         if self.silent and not noise:
-            raise Refused(f"the ticket says no noise, which {strategies.wrapper_name(self)}.epsilon needs")
+            raise Refused(f"the ticket says no noise, which {self.name}.epsilon needs")
         return noise if self.silent else 0.0
 
     def payment(self, ticket: Ticket, config: TaskConfig, rows: int) -> Payment | None:
         if not self.clip or not self.silent:
             return None
         released = self.release(config, rows, self.noise_of(ticket))
-        return Payment(strategies.wrapper_name(self), *released, self.epsilon, self.delta)
+        return Payment(self.name, *released, self.epsilon, self.delta)

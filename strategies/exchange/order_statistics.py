@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-import strategies
 from strategies.algebra.robust import Columns, settled
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.wrapper import Wrapper
@@ -32,8 +31,8 @@ class OrderStatistic(Wrapper):
 
     def problems(self, strategy: "Algorithm", inner: Sequence[Wrapper]) -> list[str]:
         """Wrappers before this one that leave most numbers zero, at other places for every node: so is their median."""
-        name = strategies.wrapper_name(self)
-        sparse = [strategies.wrapper_name(other) for other in inner if not other.cumulative]
+        name = self.name
+        sparse = [other.name for other in inner if not other.cumulative]
         return [
             f"wrappers: '{other}' sends other places of every node, of which '{name}' leaves nothing"
             for other in sparse
@@ -43,7 +42,7 @@ class OrderStatistic(Wrapper):
         if not (reason := strategy.apart(config)):
             return []
         return [
-            f"wrapper '{strategies.wrapper_name(self)}' takes the middle of every number over nodes, and strategy = "
+            f"wrapper '{self.name}' takes the middle of every number over nodes, and strategy = "
             f"'{strategy.name}' gives it none: {reason}; wrapper 'norm-bound' bounds what a node can do there"
         ]
 

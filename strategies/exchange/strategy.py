@@ -4,9 +4,10 @@ It is a frozen dataclass in a file of `strategies/`; its fields, made by `task.s
 runs the round loop in anybody's ServerApp. Instances hold no state, so one can be used again and again.
 """
 
+import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import NoReturn
+from dataclasses import dataclass, field
+from typing import ClassVar, NoReturn
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -24,9 +25,12 @@ from strategies.exchange.algorithm import (
     Algorithm,
 )
 from strategies.exchange.federation import Federation
-from strategies.rounds import loop
+from strategies.exchange.wrapper import Wrapper
+from task.schema import Flat, flatten
 
 __all__ = ["EQUAL_RANKS", "EXACT", "FIXED_POINT", "IDENTITY", "ORDER", "PRODUCTS", "WEIGHTS", "Strategy"]
+
+LOG = logging.getLogger("flwr")
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -34,6 +38,10 @@ EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 @dataclass(frozen=True)
 class Strategy(Algorithm, FlowerStrategy):
     """Federated averaging, until a method of `Algorithm` is replaced."""
+
+    wrappers: tuple[Wrapper, ...] = field(default=(), kw_only=True)
+
+    run_federation: ClassVar[Callable[..., Result]]  # the round loop; the package `strategies` hands it in
 
     def start(
         self,
@@ -55,9 +63,9 @@ class Strategy(Algorithm, FlowerStrategy):
 
         Raises ConfigError for bad settings, RunFailed when the federation cannot go on.
         """
-        return loop.hold(
+        return self.run_federation(
             self,
-            grid,
+            grid=grid,
             initial_arrays=initial_arrays,
             num_rounds=num_rounds,
             timeout=timeout,
@@ -68,8 +76,17 @@ class Strategy(Algorithm, FlowerStrategy):
         )
 
     def summary(self) -> None:
-        """Log what this strategy is."""
-        loop.log_strategy(self)
+        """Log what this strategy is, and with which options."""
+        LOG.info("Starting %s: %s", self.name, ", ".join(f"{key}={value}" for key, value in self.to_flat().items()))
+
+    def to_flat(self) -> Flat:
+        """Return the run-config keys from which `strategies.from_values` makes the same strategy again."""
+        flat: Flat = {"strategy": self.name, **flatten(self, f"{self.name}.", changed_only=True)}
+        for wrapper in self.wrappers:
+            flat |= flatten(wrapper, f"{wrapper.name}.", changed_only=True)
+        if self.wrappers:
+            flat["wrappers"] = ",".join(wrapper.name for wrapper in self.wrappers)
+        return flat
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

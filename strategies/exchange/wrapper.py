@@ -7,20 +7,17 @@ applied in order; the server undoes it in reverse.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 
 from strategies.algebra.tensors import Tensors
+from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import Federation
 from strategies.exchange.privacy import Mechanism, Payment, Plan
-from strategies.exchange.types import Ticket
+from strategies.exchange.types import State, Ticket, Update
 from task.config import TaskConfig
 from task.training.trainer import Trainer
-
-if TYPE_CHECKING:
-    from strategies.exchange.algorithm import Algorithm
-    from strategies.exchange.types import State, Update
 
 
 @dataclass(frozen=True)
@@ -33,15 +30,20 @@ class Wrapper:
     nearest: ClassVar[bool] = False  # must what it is given be the update itself?
 
     @property
+    def name(self) -> str:
+        """The key of a wrapper: the name of its file."""
+        return type(self).__module__.rsplit(".", 1)[-1].replace("_", "-")
+
+    @property
     def silent(self) -> bool:
         """Must what training measures stay on the node?"""
         return False
 
-    def problems(self, strategy: "Algorithm", inner: Sequence["Wrapper"]) -> list[str]:
+    def problems(self, strategy: Algorithm, inner: Sequence["Wrapper"]) -> list[str]:
         """What is wrong between this wrapper, the strategy and the wrappers that go first, nearer to the update."""
         return []
 
-    def unsuited(self, strategy: "Algorithm", config: TaskConfig) -> list[str]:
+    def unsuited(self, strategy: Algorithm, config: TaskConfig) -> list[str]:
         """What is wrong between this wrapper and the strategy under the task's settings."""
         return []
 
@@ -77,11 +79,11 @@ class Wrapper:
         has the names, shapes and dtypes of `form(like)` and is finite; what else can be wrong with it is Refused."""
         return sent
 
-    def admitted(self, strategy: "Algorithm", update: "Update") -> "Update":
+    def admitted(self, strategy: Algorithm, update: Update) -> Update:
         """On the server: what an update counts as, once all wrappers are undone. Raises Refused."""
         return update
 
-    def combine(self, strategy: "Algorithm", state: "State", updates: Iterable["Update"]) -> Tensors:
+    def combine(self, strategy: Algorithm, state: State, updates: Iterable[Update]) -> Tensors:
         """On the server: one change of the state from the updates of a round, instead of the strategy's own rule. One
         wrapper of a chain may have such a rule."""
         raise NotImplementedError

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from flwr.app import ConfigRecord, RecordDict
 
-import strategies
-from strategies.exchange.algorithm import Algorithm
+from strategies import registry
+from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Refused, Ticket
 from task.config import MAX_RANK, TaskConfig
 from task.schema import ConfigError, Option, flatten, read, schema
@@ -19,13 +19,13 @@ COHORT = "cohort"  # in a ticket: how many nodes take part, by the server's word
 BASE, RANK, RUN = "base-fingerprint", "global-rank", "run-token"  # what the server adds to the settings
 
 
-def write(config: TaskConfig, strategy: Algorithm, fingerprint: str, rank: int = 0, token: str = "") -> ConfigRecord:
+def write(config: TaskConfig, strategy: Strategy, fingerprint: str, rank: int = 0, token: str = "") -> ConfigRecord:
     """The record `order`: settings, the base they refer to, the rank that adapters are built with, and the run's token,
     under which a node keeps what is its own."""
     record = ConfigRecord()
     record.update(flatten(config, changed_only=True))
     record.update({BASE: fingerprint, RANK: rank, RUN: token})
-    record.update(strategies.to_flat(strategy))
+    record.update(strategy.to_flat())
     return record
 
 
@@ -35,19 +35,19 @@ def task_of(record: ConfigRecord) -> TaskConfig:
     return TaskConfig.read({key: value for key, value in record.items() if key in keys})
 
 
-def strategy_of(record: ConfigRecord) -> Algorithm:
+def strategy_of(record: ConfigRecord) -> Strategy:
     """The strategy and its wrappers in an order. Raises ConfigError."""
     task = schema(TaskConfig)
     rest = {k: v for k, v in record.items() if k not in task and k not in (BASE, RANK, RUN)}
     values, problems = read({key: rest[key] for key in CHOICE if key in rest}, CHOICE)
-    strategies.require("strategy", values["strategy"], strategies.names())
+    registry.require("strategy", values["strategy"], registry.names())
     for name in values["wrappers"]:
-        strategies.require("wrapper", name, strategies.wrapper_names())
-    keys = CHOICE | strategies.option_keys(values["strategy"], values["wrappers"])
+        registry.require("wrapper", name, registry.wrapper_names())
+    keys = CHOICE | registry.option_keys(values["strategy"], values["wrappers"])
     values, problems = read(rest, keys)
     if problems:
         raise ConfigError(problems)
-    return strategies.from_values(values)
+    return registry.from_values(values)
 
 
 def write_ticket(ticket: Ticket, prove: bool = False, cohort: int = 0) -> ConfigRecord:

@@ -8,9 +8,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from strategies.algebra.lowrank import products
 from strategies.algebra.tensors import Tensors, raw, snapshot
-from strategies.exchange.algorithm import Algorithm
+from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import BASE_MARK, Entry, State, Ticket
 from task.config import TaskConfig
 from task.models.base import Base
@@ -20,26 +19,20 @@ NOWHERE = "nowhere"  # where a replay that broke off leaves a model
 BESIDE = "beside "  # in front of the names of what a journal leads beside weights
 
 
-def merge(model: TunedModel, entry: Entry) -> None:
-    """Replay an entry of products: add scaling * B A to the weights that the model stands on."""
-    for name, product in products(entry.tensors):
-        model.shift_product(name, model.config.lora.scaling * product)
-
-
-def held(strategy: Algorithm, base: Base, config: TaskConfig, state: State, device: str = "cpu") -> TunedModel:
+def held(strategy: Strategy, base: Base, config: TaskConfig, state: State, device: str = "cpu") -> TunedModel:
     """The server's own model (this process's) with the whole state in it."""
     whole = Ticket(round=0, rounds=0, seed=0, rank=state.rank)
     return installed(strategy, tuned_model(base, config, state.rank, device), strategy.start_of(state, whole))
 
 
-def followed(strategy: Algorithm, model: TunedModel, state: State, since: str, ground: Tensors) -> TunedModel:
+def followed(strategy: Strategy, model: TunedModel, state: State, since: str, ground: Tensors) -> TunedModel:
     """The server's own model with a state in it whose journal is known up to the mark `since`, where weights are
     `ground`: so that one of many states that may follow it costs no replay of what was before."""
     whole = Ticket(round=0, rounds=0, seed=0, rank=state.rank)
     return installed(strategy, model, replace(strategy.start_of(state, whole).after(since), ground=ground))
 
 
-def installed(strategy: Algorithm, model: TunedModel, start: State) -> TunedModel:
+def installed(strategy: Strategy, model: TunedModel, start: State) -> TunedModel:
     """The model as the server holds it; `start` has the whole journal."""
 
     def path(reached: str) -> Sequence[str]:
@@ -52,7 +45,7 @@ def installed(strategy: Algorithm, model: TunedModel, start: State) -> TunedMode
 
 
 def installed_from(
-    strategy: Algorithm,
+    strategy: Strategy,
     model: TunedModel,
     start: State,
     path: Callable[[str], Sequence[str]],

@@ -7,8 +7,8 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import NodeLine, Round
+from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Profile, State, Ticket
 from strategies.protocol import install_hash, instructions, journal, wire
 from strategies.rounds import messaging
@@ -24,7 +24,7 @@ from task.schema import flatten
 class Dispatch:
     """Sends the messages of a run."""
 
-    strategy: Algorithm
+    strategy: Strategy
     grid: Grid
     opening: Opening
     roll: Roll

@@ -12,9 +12,9 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from strategies.exchange.algorithm import Algorithm
+from strategies.exchange.compatibility import problems as incompatibilities
 from strategies.exchange.federation import Federation, Round
-from strategies.exchange.fit import misfits
+from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import RunFailed, State
 from strategies.protocol import checkpoint, wire
 from strategies.rounds import evaluation
@@ -31,8 +31,8 @@ LOG = logging.getLogger("flwr")
 FREE = ("device", "threads")  # that an evaluation may have otherwise than training
 
 
-def hold(
-    strategy: Algorithm,
+def run_federation(
+    strategy: Strategy,
     grid: Grid,
     *,
     initial_arrays: ArrayRecord | None,
@@ -47,10 +47,10 @@ def hold(
     config = TaskConfig.read(train_config)
     if problems := _unused(config, TaskConfig.read(train_config | evaluate_config)):
         raise ConfigError(problems)
-    if problems := misfits(strategy, config, federation):
+    if problems := incompatibilities(strategy, config, federation):
         raise ConfigError(problems)
     torch.set_num_threads(config.threads)
-    log_strategy(strategy)
+    strategy.summary()
     if federation.resume and initial_arrays is not None:
         raise RunFailed("initial_arrays were given to a run that is resumed: it goes on from its own state")
     kept, session = resumed(strategy.name, federation, num_rounds) if federation.resume else (None, Session())
@@ -71,13 +71,6 @@ def _unused(config: TaskConfig, evaluating: TaskConfig) -> list[str]:
     changed = [key for key in after if after[key] != before[key] and key not in FREE]
     free = " and ".join(f"'{key}'" for key in FREE)
     return [f"evaluate_config: '{key}' cannot differ from train_config; {free} can" for key in changed]
-
-
-def log_strategy(strategy: Algorithm) -> None:
-    """Say what a strategy is, and with which options."""
-    from strategies import to_flat
-
-    LOG.info("Starting %s: %s", strategy.name, ", ".join(f"{k}={v}" for k, v in to_flat(strategy).items()))
 
 
 def _initial(run: Run, arrays: ArrayRecord | None) -> State:

@@ -8,9 +8,9 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from strategies.exchange import compatibility
-from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import Federation, NodeLine, Round, evaluated
 from strategies.exchange.privacy import Mechanism, Plan
+from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import RunFailed, State
 from strategies.rounds import validation
 from strategies.rounds.defence import row_limits
@@ -26,7 +26,7 @@ LOG = logging.getLogger("flwr")
 class Run:
     """Everything that a round needs. Raises RunFailed where privacy allows no round."""
 
-    strategy: Algorithm
+    strategy: Strategy
     grid: Grid
     opening: Opening
     federation: Federation

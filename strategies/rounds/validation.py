@@ -10,7 +10,7 @@ from flwr.app import Message, RecordDict
 
 from strategies.algebra.lowrank import truncated
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.algorithm import Algorithm
+from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import (
     MAX_ROWS,
     Absent,
@@ -25,13 +25,9 @@ from strategies.exchange.types import (
 )
 from strategies.exchange.wrapper import Wrapper
 from strategies.protocol import wire
+from strategies.protocol.replies import INSTALLED, PROOF, RECORDS
 from task.training.perplexity import HOPELESS
 
-INSTALLED = "installed"  # the metric that says what the node installed
-PROOF = "proof"  # the record of a reply that says which weights the node stands on
-RECORDS = frozenset(
-    {"arrays", "index", "metrics", PROOF, OutOfMemory.RECORD, LacksBase.RECORD}
-)  # that a reply may have
 GONE = (3, 4, 5, 8)  # Flower's codes for a message or a node that it could not reach, and a process that ended
 LARGEST = 1e12  # magnitude in an update: what nobody learns in a round, and what sums and products survive
 NARROW = (torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)  # dtypes that overflow far below it
@@ -49,7 +45,7 @@ SHOWN = 3  # names that a reason lists before it says how many more there are
 
 
 def admit_update(
-    strategy: Algorithm, message: Message | None, node: str, ticket: Ticket, state: State, rows: int = MAX_ROWS
+    strategy: Strategy, message: Message | None, node: str, ticket: Ticket, state: State, rows: int = MAX_ROWS
 ) -> Update:
     """The update in a reply to `ticket`, whose node started from its share of `state` and has said that it has `rows`
     rows. Raises Refused."""
@@ -215,7 +211,7 @@ def _largest(tensor: torch.Tensor) -> float:
     return max(map(abs, torch.stack(numbers.aminmax()).tolist())) if numbers.numel() else 0.0
 
 
-def _check_sums(strategy: Algorithm, state: State, update: Update) -> None:
+def _check_sums(strategy: Strategy, state: State, update: Update) -> None:
     """In narrow dtypes a sum may be infinite although its terms are not."""
     if any(tensor.dtype in NARROW for tensor in update.delta.values()):
         for name, tensor in strategy.trained(state, update).items():

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import torch
 
-import strategies
 from server_app import noticed
 from server_app.callbacks.progress import human
 from server_app.config import RunConfig
@@ -107,7 +106,7 @@ def _choices(run: RunConfig) -> Iterator[str]:
     strategy = run.strategy
     yield f"strategy  {_with_options(strategy.name, flatten(strategy))}"
     for wrapper in strategy.wrappers:
-        yield f"wrapper   {_with_options(strategies.wrapper_name(wrapper), flatten(wrapper))}"
+        yield f"wrapper   {_with_options(wrapper.name, flatten(wrapper))}"
     if promise := compatibility.mechanism(strategy, run.plan()).promise():
         yield f"privacy   {promise}"
     task = run.task

@@ -13,9 +13,10 @@ import torch
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from strategies.exchange.algorithm import Algorithm
+from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Profile, Refused, State
 from strategies.protocol import instructions, wire
+from strategies.protocol.trial import Trial
 from strategies.rounds import messaging, validation
 from strategies.rounds.handshake import names, profile_parsing, ranks
 from strategies.rounds.handshake.names import Names, shared
@@ -61,7 +62,7 @@ class Host:
     """Who meets nodes, and what is known before they are asked. `timeout`: seconds that a round may take."""
 
     grid: Grid
-    strategy: Algorithm
+    strategy: Strategy
     config: TaskConfig
     base: Callable[[], Base]  # settled while nodes answer
     timeout: float
@@ -239,10 +240,10 @@ def _without(meeting: Meeting, base: Base, reasons: Mapping[str, str]) -> Meetin
 
 def _choice(
     profile: Profile, reply: Message | None, candidates: tuple[int, ...], timeout: float
-) -> tuple[ranks.Trial | None, ranks.Choice]:
+) -> tuple[Trial | None, ranks.Choice]:
     """What a node's trial says, and the rank that follows; the smallest where there is no trial."""
     try:
-        trial = ranks.Trial.read(validation.content(reply).config_records.get("trial", {}), candidates)
+        trial = Trial.read(validation.content(reply).config_records.get("trial", {}), candidates)
     except Refused as reason:
         LOG.warning("node %s: no trial: %s", profile.name, reason)
         return None, ranks.Choice(candidates[0], ranks.UNKNOWN)

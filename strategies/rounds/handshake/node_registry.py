@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from flwr.serverapp import Grid
 
 from strategies.exchange import cohort
-from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import Federation, Round
+from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import (
     BASE_MARK,
     Absent,
@@ -33,7 +33,7 @@ LOG = logging.getLogger("flwr")
 class Roll:
     """The nodes of a run, from its opening on."""
 
-    strategy: Algorithm
+    strategy: Strategy
     grid: Grid
     opening: Opening
     federation: Federation

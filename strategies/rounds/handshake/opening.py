@@ -8,8 +8,8 @@ from datetime import date
 
 from flwr.serverapp import Grid
 
-from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import Federation
+from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import RunFailed
 from strategies.rounds import messaging
 from strategies.rounds.handshake.handshake import Answers, Host, Meeting
@@ -38,7 +38,7 @@ class Opening:
 
 
 def open_run(
-    strategy: Algorithm, grid: Grid, config: TaskConfig, federation: Federation, timeout: float, session: Session
+    strategy: Strategy, grid: Grid, config: TaskConfig, federation: Federation, timeout: float, session: Session
 ) -> Opening:
     """Everything up to the first round. Raises ConfigError, RunFailed and the task's own errors.
 

@@ -4,50 +4,16 @@ A node measures a training step at the smallest and at the largest candidate tha
 memory and time are taken to be linear in the rank: an adapter's tensors are, and the rest does not depend on it.
 """
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from flwr.app import ConfigRecord
-
-from strategies.exchange.types import Profile, Refused
+from strategies.exchange.types import Profile
+from strategies.protocol.trial import Trial
 
 MEMORY_SHARE = 0.8  # of a node's free memory that training may fill; the rest is for what a trial does not see
 TIME_SHARE = 0.5  # of the deadline that a round's steps may take; the rest is for loading, messages and queues
 MEMORY, DEADLINE, LARGEST, UNKNOWN = "memory", "deadline", "the largest candidate", "no trial"
 SHOWN = 20  # nodes in a table
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What a node measured. `ranks` are the smallest and the largest candidate that it can train: two, one or none."""
-
-    ranks: tuple[int, ...]
-    seconds: tuple[float, ...]  # that a step takes at each
-    bytes: tuple[int, ...]  # that training takes beside the idle model, at each
-    free: int  # bytes that were free then
-    steps: int  # of a round
-
-    def record(self) -> ConfigRecord:
-        """As the node sends it."""
-        return ConfigRecord({
-            "ranks": list(self.ranks), "seconds": list(self.seconds), "bytes": list(self.bytes),
-            "free": self.free, "steps": self.steps,
-        })  # fmt: skip
-
-    @classmethod
-    def read(cls, record: Mapping[str, object], candidates: Sequence[int]) -> "Trial":
-        """As the server believes it. Raises Refused."""
-        try:
-            ranks, seconds, sizes = (tuple(record[name]) for name in ("ranks", "seconds", "bytes"))  # type: ignore
-            trial = cls(ranks, seconds, sizes, int(record["free"]), int(record["steps"]))  # type: ignore
-            measured = all(math.isfinite(n) and n >= 0 for n in (*seconds, *sizes, trial.free, trial.steps))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise Refused(f"its trial is unreadable: {error!r:.200}") from error
-        ends = {(), candidates[:1], *((candidates[0], rank) for rank in candidates[1:])}
-        if ranks not in ends or not len(ranks) == len(seconds) == len(sizes) or not measured:
-            raise Refused(f"its trial is of ranks {ranks!r:.80}, took {seconds!r:.80} s and {sizes!r:.80} bytes")
-        return trial
 
 
 @dataclass(frozen=True)
