@@ -21,14 +21,14 @@ from flwr.supercore.task_identity import TaskIdentity
 
 import strategies
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.types import State, Ticket, Update
+from strategies.exchange.types import Assignment, State, Update
 from strategies.protocol import wire
-from strategies.rounds.validation import admit_update
+from strategies.rounds.validation import validate_update
 
 LAYERS, WIDTH, RANK, LABELS = 12, 384, 8, 4
 DISTINCT = 16  # updates that differ; more would measure the random generator
 FEW = 100
-TICKET = Ticket(1, 1, 0, RANK)
+ASSIGNMENT = Assignment(1, 1, 0, RANK)
 
 
 def adapter(seed: int) -> Tensors:
@@ -47,7 +47,7 @@ def ours(name: str, messages: Iterator[Message]) -> None:
 
     def admitted() -> Iterator[Update]:
         for message in messages:
-            yield admit_update(strategy, message, "0", TICKET, state)
+            yield validate_update(strategy, message, "0", ASSIGNMENT, state)
 
     strategy.apply(state, strategy.combine(state, admitted()), 1)
 

@@ -92,14 +92,14 @@ def refused(study: Study) -> list[str]:
 
 def _problems(run: Run) -> list[str]:
     from task.data.partition import SplitError, partition
-    from task.data.prepared import DataError, outline
+    from task.data.prepared import DataError, data_index
     from task.schema import ConfigError
     from task.storage.store import server_store
     from thistledown.settings import Settings
 
     try:
         config, store = Settings.read(ROOT, run.preset or None, [run.arguments[-1]], ROOT).config, server_store()
-        partition(config.task, outline(config.task, store), config.server.simulation.num_supernodes, store)
+        partition(config.task, data_index(config.task, store), config.server.simulation.num_supernodes, store)
     except ConfigError as error:
         return error.problems
     except (DataError, SplitError) as error:

@@ -53,7 +53,7 @@ def training(file: Path) -> float:
 
     import strategies
     from server_app.config import RunConfig
-    from strategies.exchange.types import Ticket
+    from strategies.exchange.types import Assignment
     from task.data.prepared import prepare_file
     from task.models.base import server_base
     from task.models.model import build
@@ -67,7 +67,7 @@ def training(file: Path) -> float:
     model, strategy, best = build(base, config, 8, "cpu"), strategies.load("rbla"), float("inf")
     for _ in range(3):
         began = time.perf_counter()
-        strategy.train(model, Trainer(config, rows, 0, "cpu", ()), Ticket(1, 1, 0, 8))
+        strategy.train(model, Trainer(config, rows, 0, "cpu", ()), Assignment(1, 1, 0, 8))
         best = min(best, time.perf_counter() - began)
     return best
 

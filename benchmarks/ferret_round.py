@@ -48,14 +48,14 @@ class Scene:
         self.model: TunedModel = tuned_model(base, self.task, 0, "cpu")
         self.state = self.strategy.initial(self.model)
         profiles = [Profile(n, str(n), 0, 200, "") for n in range(NODES)]
-        self.tickets = self.strategy.assign(profiles, 1, 8, seed=0)
+        self.assignments = self.strategy.assign(profiles, 1, 8, seed=0)
         self.trainer = Trainer(self.task, parts.train.select(range(200)), seed=1)
 
     def trained(self) -> Update:
         """One node's update."""
-        ticket = self.tickets["0"]
-        delta, _ = self.strategy.train(self.model, self.trainer, ticket)
-        return Update("0", ticket, delta, 200.0)
+        assignment = self.assignments["0"]
+        delta, _ = self.strategy.train(self.model, self.trainer, assignment)
+        return Update("0", assignment, delta, 200.0)
 
     def measured(self) -> dict[str, float]:
         """Seconds of training, and shares of them."""
@@ -63,11 +63,11 @@ class Scene:
         (fitting,) = fastest(lambda: self.trainer.fit(self.model), times=TIMES)
         self.strategy.install(self.model, State({}))
         update = self.trained()
-        cohort = [replace(update, node=name, ticket=ticket) for name, ticket in self.tickets.items()]
+        cohort = [replace(update, node=name, assignment=assignment) for name, assignment in self.assignments.items()]
         idle = replace(self.trainer, config=replace(self.task, local_steps=1))
         entry = Entry(1, 0, self.strategy.combine(self.state, cohort))
         whole, step, aggregation, replay = fastest(
-            lambda: self.strategy.train(self.model, idle, self.tickets["0"]),
+            lambda: self.strategy.train(self.model, idle, self.assignments["0"]),
             lambda: idle.fit(self.model),
             lambda: self.strategy.combine(self.state, cohort),
             lambda: self.strategy.replay(self.model, entry),

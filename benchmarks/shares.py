@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from task.config import TaskConfig
 from task.data.partition import partition
-from task.data.prepared import outline
+from task.data.prepared import data_index
 from task.data.sources.digits import digits_part
 from task.data.sources.sources import DIGITS_STRETCH
 from task.storage.store import Store
@@ -43,7 +43,7 @@ class Shares:
             parquet(whole / f"{part}.parquet", digits(part))
         store = Store(folder / "store")
         config = TaskConfig.read({**settings, "data.name": str(whole)})
-        plan = outline(config, store)
+        plan = data_index(config, store)
         split = partition(config, plan, len(nodes), store)
         images, labels = digits("train")
         files = []

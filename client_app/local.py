@@ -16,7 +16,7 @@ from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.app.typing import ConfigRecordValues
 
 from client_app import public_errors
-from client_app.permission import check_offer, check_order, check_rows
+from client_app.permission import check_instructions, check_offer, check_rows
 from client_app.policy import Policy
 from client_app.public_errors import NodeError, check_code, check_labels, check_source, follows_paths
 from task.config import AUTO, TaskConfig
@@ -30,7 +30,7 @@ from task.storage.store import Store, node_store
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from task.data.index import Outline
+    from task.data.index import DataIndex
     from task.data.rows import Positions, Rows
 
 LOG = logging.getLogger("flwr")
@@ -43,23 +43,23 @@ class Local:
 
     node: NodeConfig
     node_id: int
-    order: ConfigRecord
+    instructions: ConfigRecord
     config: TaskConfig
     policy: Policy = Policy()
 
     @classmethod
-    def of(cls, context: Context, order: ConfigRecord) -> "Local":
+    def of(cls, context: Context, instructions: ConfigRecord) -> "Local":
         """From Flower's context and the order in a message. Raises PolicyError for a policy that cannot be read,
         ConfigError for an order that is not valid, NodeError for one that this node does not follow, NotPermitted among
         them for what its policy forbids."""
         from strategies.protocol.instructions import task_of
 
         policy = Policy.of(context.node_config, deployed=not public_errors.simulated())
-        config = task_of(order)
+        config = task_of(instructions)
         check_code(config, context.node_config)
         check_labels(config)
-        check_order(policy, order, config)
-        return cls(tuple(sorted(context.node_config.items())), context.node_id, order, config, policy)
+        check_instructions(policy, instructions, config)
+        return cls(tuple(sorted(context.node_config.items())), context.node_id, instructions, config, policy)
 
     @property
     def name(self) -> str:
@@ -77,7 +77,7 @@ class Local:
         if "name" in own or self._own_path() is not None or self.config.data.partitioner != "natural":
             return ""
         split = self._split()
-        return node_names(self.config, self._outline(), split)[int(own["partition-id"])]
+        return node_names(self.config, self._index(), split)[int(own["partition-id"])]
 
     @property
     def store(self) -> Store:
@@ -110,7 +110,9 @@ class Local:
         """The base the order names. Raises BaseError where this node lacks it, Refused where there is no such order."""
         from strategies.protocol.instructions import fingerprint_of
 
-        return node_base(self.config.model, fingerprint_of(self.order), self.store, follows_paths(dict(self.node)))
+        return node_base(
+            self.config.model, fingerprint_of(self.instructions), self.store, follows_paths(dict(self.node))
+        )
 
     @property
     def device(self) -> str:
@@ -120,7 +122,7 @@ class Local:
     @property
     def num_examples(self) -> int:
         """Rows this node has, counted without a model. Raises DataError, NodeError, SplitError."""
-        return len(self._share()) if self._own_path() is None else len(self._outline().train)
+        return len(self._share()) if self._own_path() is None else len(self._index().train)
 
     def rows(self) -> tuple["Rows", "Rows"]:
         """The node's rows to train on and the rows it keeps for evaluation (none where only the server scores)."""
@@ -177,7 +179,7 @@ class Local:
             rows = self.num_examples
             check_rows(self.policy, rows)
             if self._own_path() is not None:
-                self._say(self._outline().notices)
+                self._say(self._index().notices)
             return rows, True
         except LabelError as error:
             if public_errors.simulated():
@@ -195,7 +197,7 @@ class Local:
         sizes = [len(array.data) for parts in records.array_records.values() for array in parts.values()]
         check_offer(self.policy, sum(sizes))
         contents = {name: raw(tensor) for name, tensor in wire.unpack(records).tensors.items()}
-        accept_offer(contents, fingerprint_of(self.order), self.store)
+        accept_offer(contents, fingerprint_of(self.instructions), self.store)
         return len(contents)
 
     @property
@@ -213,13 +215,13 @@ class Local:
         path = own.get("data-path", own.get("dataset-path"))
         return None if path is None else Path(str(path)).expanduser()
 
-    def _outline(self) -> "Outline":
+    def _index(self) -> "DataIndex":
         """What is known of the node's own file, or of the data that it has a share of, without a model."""
-        from task.data.prepared import outline, outline_file
+        from task.data.prepared import data_index, index_file
 
         if (path := self._own_path()) is not None:
-            return outline_file(self.config, self.store, path, self.config.data.labels, self._most_labels)
-        return outline(self.config, self.store)
+            return index_file(self.config, self.store, path, self.config.data.labels, self._most_labels)
+        return data_index(self.config, self.store)
 
     @property
     def _most_labels(self) -> int:
@@ -241,4 +243,4 @@ class Local:
         if self.config.data.partitioner == "none":
             raise NodeError("data.partitioner = 'none', but the node config has no data-path")
         check_source(self.config, own)
-        return partition(self.config, self._outline(), int(own["num-partitions"]), self.store)
+        return partition(self.config, self._index(), int(own["num-partitions"]), self.store)

@@ -37,9 +37,9 @@ def base(message: Message, context: Context) -> Message:
 @guarded
 def trial(message: Message, context: Context) -> Message:
     """A few steps of training, timed, at the smallest and the largest rank that this node can train."""
-    from client_app.trial import tried
+    from client_app.trial import run_trial
 
-    return _answer(message, context, lambda local: RecordDict({"trial": tried(local).record()}))
+    return _answer(message, context, lambda local: RecordDict({"trial": run_trial(local).record()}))
 
 
 @app.query("rehearsal")
@@ -73,6 +73,6 @@ def _answer(message: Message, context: Context, work: Callable[[Local], RecordDi
     """The reply that this node works out for the order in a message, in the time that its owner allows."""
     from strategies.protocol.instructions import record_of
 
-    local = Local.of(context, record_of(message.content, "order"))
+    local = Local.of(context, record_of(message.content, "instructions"))
     with within_seconds(local.policy.max_seconds):
         return Message(work(local), reply_to=message)

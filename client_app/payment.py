@@ -15,12 +15,12 @@ from client_app.account import KIND, Account
 from client_app.local import Local
 from client_app.permission import NotPermitted
 from client_app.policy import Privacy
-from client_app.store import Memory
+from client_app.store import ClientStore
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.compatibility import problems as incompatibilities
 from strategies.exchange.privacy import Payment
 from strategies.exchange.strategy import Strategy
-from strategies.exchange.types import Ticket
+from strategies.exchange.types import Assignment
 from strategies.protocol.instructions import RUN
 from task.schema import ConfigError
 
@@ -39,21 +39,21 @@ class Bill:
     limits: Privacy
 
     @classmethod
-    def of(cls, local: Local, strategy: Strategy, ticket: Ticket, rows: int, memory: Memory) -> "Bill":
+    def of(cls, local: Local, strategy: Strategy, assignment: Assignment, rows: int, memory: ClientStore) -> "Bill":
         """For the training of a round on so many rows. Raises NotPermitted, and ConfigError for an
         order that no guarantee would hold for."""
-        payments = tuple(p for w in strategy.wrappers if (p := w.payment(ticket, local.config, rows)) is not None)
+        payments = tuple(p for w in strategy.wrappers if (p := w.payment(assignment, local.config, rows)) is not None)
         limits = local.policy.privacy
         if payments and (problems := incompatibilities(strategy, local.config)):
             raise ConfigError(problems)  # no guarantee would hold
         if not payments:
             check_uncovered(local, "update")
-        run = str(local.order.get(RUN, ""))
-        return cls(account_of(local, memory), payments, run, local.name, ticket.round, limits)
+        run = str(local.instructions.get(RUN, ""))
+        return cls(account_of(local, memory), payments, run, local.name, assignment.round, limits)
 
-    def carry(self, kept: Mapping[str, Tensors]) -> None:
+    def carry(self, client_state: Mapping[str, Tensors]) -> None:
         """Pay for what an earlier version has counted of this run, at the noise of this round."""
-        counted = {p.wrapper: count for p in self.payments if (count := _counted(kept.get(p.wrapper, {})))}
+        counted = {p.wrapper: count for p in self.payments if (count := _counted(client_state.get(p.wrapper, {})))}
         if counted and not any(line["run"] == self.run for line in self.account.entries()):
             earlier = tuple(replace(p, times=counted[p.wrapper]) for p in self.payments if p.wrapper in counted)
             replace(self, payments=earlier, round=self.round - 1).pay()
@@ -74,7 +74,7 @@ def check_uncovered(local: Local, what: str) -> None:
         raise NotPermitted([("privacy", f"it asks for privacy, which this {what} has none of")])
 
 
-def account_of(local: Local, memory: Memory) -> Account:
+def account_of(local: Local, memory: ClientStore) -> Account:
     """Of the data set on a deployed node; of the run in a simulation."""
     if public_errors.simulated():
         return Account(memory.account, f"run of node {local.name}")
@@ -87,5 +87,5 @@ def accounts_of(local: Local) -> Path:
     return Path(str(own)).expanduser() if own else local.store.path(KIND, "")
 
 
-def _counted(kept: Tensors) -> int:
-    return sum(int(kept.pop(name)) for name in COUNTS if name in kept)
+def _counted(client_state: Tensors) -> int:
+    return sum(int(client_state.pop(name)) for name in COUNTS if name in client_state)

@@ -17,7 +17,7 @@ from task.training.batches import steps_of
 
 if TYPE_CHECKING:
     from strategies.exchange.strategy import Strategy
-    from strategies.exchange.types import Ticket
+    from strategies.exchange.types import Assignment
     from strategies.exchange.wrapper import Wrapper
 
 REFUSED = "refused by the node's policy: "  # what others are told, and then the kinds
@@ -40,23 +40,23 @@ def _require(reasons: Iterable[Reason]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ an order
-def check_order(policy: Policy, order: ConfigRecord, config: TaskConfig) -> None:
+def check_instructions(policy: Policy, instructions: ConfigRecord, config: TaskConfig) -> None:
     """Raise NotPermitted for an order, whatever message it comes with; ConfigError for one that cannot be read."""
-    reasons = [*_choices(policy, order, config), *_columns(policy, config), *_reports(policy, config)]
-    _require([*reasons, *_privacy(policy, order), *_steps(policy, config)])
+    reasons = [*_choices(policy, instructions, config), *_columns(policy, config), *_reports(policy, config)]
+    _require([*reasons, *_privacy(policy, instructions), *_steps(policy, config)])
 
 
-def _choices(policy: Policy, order: ConfigRecord, config: TaskConfig) -> Iterator[Reason]:
+def _choices(policy: Policy, instructions: ConfigRecord, config: TaskConfig) -> Iterator[Reason]:
     from strategies.protocol.instructions import CHOICE
 
-    chosen, problems = read({key: order[key] for key in CHOICE if key in order}, CHOICE)
+    chosen, problems = read({key: instructions[key] for key in CHOICE if key in instructions}, CHOICE)
     if problems:
         raise ConfigError(problems)
     yield from _among("tasks", policy.tasks, [config.task.kind])
     yield from _among("tunings", policy.tunings, [config.tuning])
     yield from _among("strategies", policy.strategies, [chosen["strategy"]])
     yield from _among("wrappers", policy.wrappers, chosen["wrappers"])
-    yield from _models(policy, order, config)
+    yield from _models(policy, instructions, config)
 
 
 def _among(key: str, allowed: tuple[str, ...], asked: Iterable[str], kind: str = "") -> Iterator[Reason]:
@@ -65,11 +65,11 @@ def _among(key: str, allowed: tuple[str, ...], asked: Iterable[str], kind: str =
             yield kind or key, f"'{name:.80}' is none of {key} = {', '.join(allowed)}"
 
 
-def _models(policy: Policy, order: ConfigRecord, config: TaskConfig) -> Iterator[Reason]:
+def _models(policy: Policy, instructions: ConfigRecord, config: TaskConfig) -> Iterator[Reason]:
     """A profile is asked for before the fingerprint is known, so there a name is no reason yet."""
     from strategies.protocol.instructions import BASE
 
-    name, said = config.model.name, order.get(BASE)
+    name, said = config.model.name, instructions.get(BASE)
     fingerprint = said if isinstance(said, str) else ""
     open_yet = not fingerprint and any(FINGERPRINT.fullmatch(model) for model in policy.models)
     if policy.models and not open_yet and not {name, fingerprint} & set(policy.models):
@@ -93,7 +93,7 @@ def _reports(policy: Policy, config: TaskConfig) -> Iterator[Reason]:
         yield "reports", f"evaluate = '{config.evaluate}', and reports.scores = false"
 
 
-def _privacy(policy: Policy, order: ConfigRecord) -> Iterator[Reason]:
+def _privacy(policy: Policy, instructions: ConfigRecord) -> Iterator[Reason]:
     """An order needs one of the wrappers that the policy asks for, with noise, within the policy's limits."""
     wanted = policy.privacy
     if not wanted.kinds and not wanted.epsilon:
@@ -101,7 +101,7 @@ def _privacy(policy: Policy, order: ConfigRecord) -> Iterator[Reason]:
     from strategies.exchange.compatibility import guards_on_node
     from strategies.protocol.instructions import strategy_of
 
-    chain = [wrapper for wrapper in strategy_of(order).wrappers if guards_on_node(type(wrapper))]
+    chain = [wrapper for wrapper in strategy_of(instructions).wrappers if guards_on_node(type(wrapper))]
     kept = [wrapper for wrapper in chain if not wanted.kinds or wrapper.name in wanted.kinds]
     if not kept:
         yield "privacy", f"the order has none of privacy.kinds = {', '.join(wanted.kinds) or 'any on the node'}"
@@ -133,17 +133,17 @@ def _steps(policy: Policy, config: TaskConfig) -> Iterator[Reason]:
 
 
 # ------------------------------------------------------------------------------------------------ a message
-def check_ticket(policy: Policy, ticket: "Ticket", cohort: int) -> None:
+def check_ticket(policy: Policy, assignment: "Assignment", cohort: int) -> None:
     """Raise NotPermitted for a round that the policy does not allow; `cohort` is how many nodes the server says take
     part in it, 0 where it does not say."""
     reasons: list[Reason] = []
     if cohort < policy.min_cohort:
         reasons.append(("cohort", f"{cohort} nodes take part, min-cohort = {policy.min_cohort}"))
-    rounds = max(ticket.round, ticket.rounds)
+    rounds = max(assignment.round, assignment.rounds)
     if policy.max_rounds and rounds > policy.max_rounds:
         reasons.append(("rounds", f"{rounds} rounds are more than max-rounds = {policy.max_rounds}"))
-    if policy.max_rank and ticket.rank > policy.max_rank:
-        reasons.append(("rank", f"rank {ticket.rank} is more than max-rank = {policy.max_rank}"))
+    if policy.max_rank and assignment.rank > policy.max_rank:
+        reasons.append(("rank", f"rank {assignment.rank} is more than max-rank = {policy.max_rank}"))
     _require(reasons)
 
 

@@ -86,7 +86,9 @@ def guarded(handler: Handler) -> Handler:
         except Exception as error:
             if simulated():
                 raise
-            raise NodeFailed(told(error) + _who(message, context)) from error  # Flower logs both, and sends the first
+            raise NodeFailed(
+                public_message(error) + _who(message, context)
+            ) from error  # Flower logs both, and sends the first
 
     return answer
 
@@ -97,7 +99,7 @@ def _who(message: Message, context: Context) -> str:
     return f" (node '{name}')" if name and message.metadata.message_type == "query.profile" else ""
 
 
-def told(error: Exception) -> str:
+def public_message(error: Exception) -> str:
     """What others may know of an error: its `public`, where it is one of ours that has that, else its type."""
     public = getattr(error, "public", None)
     return public if isinstance(public, str) else f"{type(error).__name__}: {HIDDEN}"

@@ -29,7 +29,7 @@ def rehearsed(local: Local) -> RecordDict:
     rows, kept = local.rows()
     check_rows(local.policy, len(rows) + len(kept))
     config, base, device = local.config, local.base, local.device
-    strategy = strategy_of(local.order)
+    strategy = strategy_of(local.instructions)
     try:
         said = within_memory(device, lambda: rehearse(strategy, config, base, stand_in(config, base.folder), device))
     except OutOfMemory as error:

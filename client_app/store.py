@@ -20,14 +20,14 @@ from client_app.public_errors import NodeError
 from strategies.algebra.lowrank import truncated
 from strategies.algebra.tensors import Tensors, corner, snapshot
 from strategies.exchange.strategy import Strategy
-from strategies.exchange.types import BASE_MARK, Entry, State
+from strategies.exchange.types import BASE_POSITION, Entry, State
 from strategies.protocol import checkpoint, journal
 from strategies.protocol.instructions import RUN
 from task.models.model import TunedModel
 from task.storage.store import recipe_hash
 
 LOG = logging.getLogger("flwr")
-KIND, GROUNDS, OWN = "journals", "grounds", "own"
+KIND, BASE_WEIGHTS, OWN = "journals", "grounds", "own"
 ACCOUNT = "account.jsonl"
 ENTRY, WEIGHTS = "entry.safetensors", "weights.safetensors"
 MODEL = "private"  # whose tensors are kept: the model's
@@ -37,13 +37,13 @@ KEPT_FOR = 14 * DAY  # that things stay in a store; whoever still wants an entry
 SWEPT = "swept"  # a file of a store: when it was last looked through for what is old
 
 
-class Memory:
+class ClientStore:
     """The memory of one node, for one message: of a round's training, or of what comes `after` it."""
 
     def __init__(self, local: Local, round: int, *, after: bool = False) -> None:
         self.store = local.store
         self._round, self._after = round, after
-        self._own = self.store.path(OWN, recipe_hash([str(local.order.get(RUN, "")), local.name]))
+        self._own = self.store.path(OWN, recipe_hash([str(local.instructions.get(RUN, "")), local.name]))
 
     def installed(self, strategy: Strategy, model: TunedModel, start: State) -> TunedModel:
         """The model as the server wants this node to have it, private tensors included. Raises NodeError."""
@@ -52,8 +52,8 @@ class Memory:
             strategy, model, start, lambda reached: self._path(reached, end), self._entry, self._ground
         )
         own = strategy.private(model)  # another strategy in an order of the same run would send what this one keeps
-        kept = {name: tensor for name, tensor in self.kept().get(MODEL, {}).items() if name in own}
-        for name, tensor in truncated(kept, start.rank or model.rank).items():
+        client_state = {name: tensor for name, tensor in self.client_state().get(MODEL, {}).items() if name in own}
+        for name, tensor in truncated(client_state, start.rank or model.rank).items():
             corner(model.trained[name].data, tensor.shape).copy_(tensor)  # this round's rank may be another
         return model
 
@@ -64,7 +64,7 @@ class Memory:
         """The file of what a simulated node has paid in this run."""
         return self._own / ACCOUNT
 
-    def kept(self) -> dict[str, Tensors]:
+    def client_state(self) -> dict[str, Tensors]:
         """What the node keeps of its model and for wrappers, by whose it is: as it was before this round, or after."""
         last = self._round if self._after else self._round - 1
         rounds = [number for number in self._versions() if number <= last]
@@ -75,17 +75,17 @@ class Memory:
         except checkpoint.Damaged as error:  # as in a store that was emptied, what is lost is begun anew
             LOG.warning("%s; this node goes on from what it kept before, if anything", error)
             self._version(rounds[-1]).unlink()
-            return self.kept()
-        kept: dict[str, Tensors] = {}
+            return self.client_state()
+        client_state: dict[str, Tensors] = {}
         for name, tensor in state.tensors.items():
             whose, own = name.split("/", 1)
-            kept.setdefault(whose, {})[own] = tensor
-        return kept
+            client_state.setdefault(whose, {})[own] = tensor
+        return client_state
 
-    def keep(self, kept: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    def keep(self, client_state: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """Keep this after the training of this round."""
         versions = self._versions()
-        named = {f"{whose}/{name}": t for whose, tensors in kept.items() for name, t in tensors.items()}
+        named = {f"{whose}/{name}": t for whose, tensors in client_state.items() for name, t in tensors.items()}
         if not named and not versions:
             return
         if not self._own.exists():
@@ -106,37 +106,37 @@ class Memory:
 
     def _added(self, start: State) -> str:
         """Keep the weights or the entries that came; the mark after the last."""
-        mark = start.since
-        if start.ground:
-            with self.store.made(GROUNDS, mark) as folder:
+        position = start.since
+        if start.base_weights:
+            with self.store.made(BASE_WEIGHTS, position) as folder:
                 if folder is not None:
                     self._forget_old()
-                    checkpoint.save(folder / WEIGHTS, State(start.ground), {})
+                    checkpoint.save(folder / WEIGHTS, State(start.base_weights), {})
         for entry in start.journal:
-            following = entry.mark_after(mark)
+            following = entry.position_after(position)
             with self.store.made(KIND, following) as folder:
                 if folder is not None:
                     self._forget_old()
-                    checkpoint.write_entry(folder / ENTRY, entry, mark)
-            mark = following
-        return mark
+                    checkpoint.write_entry(folder / ENTRY, entry, position)
+            position = following
+        return position
 
     def _path(self, reached: str, end: str) -> list[str]:
         """All marks up to `end`, from what a model has reached, from weights that are kept or from the base, whichever
         is nearest. Raises NodeError where the store has lost a part."""
         path = [end]
-        while path[-1] not in (BASE_MARK, reached) and not self.store.holds(GROUNDS, path[-1]):
+        while path[-1] not in (BASE_POSITION, reached) and not self.store.holds(BASE_WEIGHTS, path[-1]):
             if not self.store.holds(KIND, path[-1]):
                 lacks = f"lacks a part of the journal, up to {path[-1]}"
                 raise NodeError(f"the store {self.store.root} {lacks}", f"the node's store {lacks}")
             path.append(checkpoint.mark_before(self.store.path(KIND, path[-1]) / ENTRY))
         return path[::-1]
 
-    def _entry(self, mark: str) -> Entry:
-        return checkpoint.read_entry(self.store.path(KIND, mark) / ENTRY)[0]
+    def _entry(self, position: str) -> Entry:
+        return checkpoint.read_entry(self.store.path(KIND, position) / ENTRY)[0]
 
-    def _ground(self, mark: str) -> Tensors:
-        state, _ = checkpoint.load(self.store.path(GROUNDS, mark) / WEIGHTS)
+    def _ground(self, position: str) -> Tensors:
+        state, _ = checkpoint.load(self.store.path(BASE_WEIGHTS, position) / WEIGHTS)
         return state.tensors
 
     def _forget_old(self) -> None:
@@ -146,7 +146,7 @@ class Memory:
             return
         stamp.parent.mkdir(parents=True, exist_ok=True)
         stamp.touch()
-        for kind in (KIND, GROUNDS, OWN):
+        for kind in (KIND, BASE_WEIGHTS, OWN):
             for folder in self.store.path(kind, "").glob("*"):
                 if _idle(folder) > KEPT_FOR:
                     shutil.rmtree(folder, ignore_errors=True)

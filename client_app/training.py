@@ -14,13 +14,13 @@ from client_app.payment import Bill, check_uncovered
 from client_app.permission import check_rows, check_scores, check_ticket, check_update
 from client_app.policy import Policy
 from client_app.public_errors import NodeError
-from client_app.store import MODEL, Memory
+from client_app.store import MODEL, ClientStore
 from strategies.exchange.strategy import Strategy
-from strategies.exchange.types import LacksBase, Metrics, OutOfMemory, State, Ticket
+from strategies.exchange.types import Assignment, LacksBase, Metrics, OutOfMemory, State
 from strategies.exchange.wrapper import Wrapper
 from strategies.protocol import journal, wire
-from strategies.protocol.install_hash import echo
-from strategies.protocol.instructions import PROVE, cohort_of, rank_of, read_ticket, record_of, strategy_of
+from strategies.protocol.install_hash import install_hash_of
+from strategies.protocol.instructions import PROVE, cohort_of, rank_of, read_assignment, record_of, strategy_of
 from strategies.protocol.replies import INSTALLED, PROOF
 from task.data.rows import Rows
 from task.models.base import BaseMissing
@@ -49,33 +49,33 @@ def trained(local: Local, content: RecordDict) -> RecordDict:
 def _update(local: Local, content: RecordDict) -> RecordDict:
     began = time.monotonic()
     here = _Stand.of(local, content)
-    strategy, ticket, model = here.strategy, here.ticket, here.model
+    strategy, assignment, model = here.strategy, here.assignment, here.model
     rows, kept_back = local.rows()
     check_rows(local.policy, len(rows) + len(kept_back))
-    if ticket.round == 1:
+    if assignment.round == 1:
         local.say_of(rows)
     check_update(local.policy, strategy, local.config, len(rows))
-    kept = here.memory.kept()
-    bill = Bill.of(local, strategy, ticket, len(rows), here.memory)
+    kept = here.memory.client_state()
+    bill = Bill.of(local, strategy, assignment, len(rows), here.memory)
     bill.carry({wrapper.name: kept.get(place_of(wrapper), {}) for wrapper in strategy.wrappers})
     bill.check()
-    rate = local.config.rate(ticket.round, ticket.rounds)
-    trainer = trainer_of(local, strategy, rows, ticket.seed).at_rate(rate)
+    rate = local.config.rate(assignment.round, assignment.rounds)
+    trainer = trainer_of(local, strategy, rows, assignment.seed).at_rate(rate)
     for wrapper in strategy.wrappers:
-        trainer = wrapper.training(trainer, ticket, kept.setdefault(place_of(wrapper), {}))
-    delta, metrics = strategy.train(model, trainer, ticket)
+        trainer = wrapper.training(trainer, assignment, kept.setdefault(place_of(wrapper), {}))
+    delta, metrics = strategy.train(model, trainer, assignment)
     for wrapper in strategy.wrappers:
-        delta = wrapper.outgoing(delta, ticket, kept[place_of(wrapper)])
+        delta = wrapper.encode(delta, assignment, kept[place_of(wrapper)])
     reply = wire.pack(State(delta))
     here.memory.keep({**kept, MODEL: strategy.private(model)})
     metrics = {
         "num-examples": local.policy.reports.counted(len(rows)),
-        "server-round": ticket.round,
+        "server-round": assignment.round,
         TIME: time.monotonic() - began,
         **metrics,
     }
     silent = any(wrapper.silent for wrapper in strategy.wrappers)
-    reply["metrics"] = MetricRecord({**_told(local.policy, metrics, silent), **here.echo})
+    reply["metrics"] = MetricRecord({**_told(local.policy, metrics, silent), **here.install_hash_of})
     reply.update(here.proof)
     bill.pay()
     return reply
@@ -112,10 +112,10 @@ def evaluated(local: Local, content: RecordDict) -> RecordDict:
     check_scores(local.policy, len(kept), len(trains) + len(kept))
     metrics = {
         "num-examples": local.policy.reports.counted(len(kept)),
-        "server-round": here.ticket.round,
+        "server-round": here.assignment.round,
         **evaluate(here.model, kept, local.device),
     }
-    return RecordDict({"metrics": MetricRecord({**metrics, **here.echo}), **here.proof})
+    return RecordDict({"metrics": MetricRecord({**metrics, **here.install_hash_of}), **here.proof})
 
 
 @dataclass(frozen=True)
@@ -123,21 +123,21 @@ class _Stand:
     """Where a message has brought this node: the model as the server wants it, and what the node says of it."""
 
     strategy: Strategy
-    ticket: Ticket
-    memory: Memory
+    assignment: Assignment
+    memory: ClientStore
     model: TunedModel
-    echo: dict[str, int]  # the fingerprint of what was installed
+    install_hash_of: dict[str, int]  # the fingerprint of what was installed
     proof: dict[str, ConfigRecord]  # which weights the model stands on, where the server asks for it
 
     @classmethod
     def of(cls, local: Local, content: RecordDict, *, after: bool = False) -> "_Stand":
         """For a round's training, or for what comes `after` it."""
         torch.set_num_threads(local.config.threads)
-        strategy, asked = strategy_of(local.order), record_of(content, "ticket")
-        ticket = read_ticket(asked)
-        check_ticket(local.policy, ticket, cohort_of(asked))
-        model = tuned_model(local.base, local.config, rank_of(local.order), local.device)
-        memory, start = Memory(local, ticket.round, after=after), wire.unpack(content)
+        strategy, asked = strategy_of(local.instructions), record_of(content, "assignment")
+        assignment = read_assignment(asked)
+        check_ticket(local.policy, assignment, cohort_of(asked))
+        model = tuned_model(local.base, local.config, rank_of(local.instructions), local.device)
+        memory, start = ClientStore(local, assignment.round, after=after), wire.unpack(content)
         model = memory.installed(strategy, model, start)
         proof = {PROOF: ConfigRecord({"fingerprint": journal.fingerprint(model)})} if PROVE in asked else {}
-        return cls(strategy, ticket, memory, model, {INSTALLED: echo(model, start)}, proof)
+        return cls(strategy, assignment, memory, model, {INSTALLED: install_hash_of(model, start)}, proof)

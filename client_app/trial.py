@@ -41,7 +41,7 @@ TIMED = 2  # steps, after one to warm up
 COPIES = 3  # of all that trains: itself, a gradient, and what an update is the difference to
 
 
-def tried(local: Local) -> Trial:
+def run_trial(local: Local) -> Trial:
     """The trial of this node. Only tensors that train change in the process's model, as in a round."""
     check_trial(local.policy)
     check_uncovered(local, "trial")
@@ -50,7 +50,7 @@ def tried(local: Local) -> Trial:
     check_rows(local.policy, len(rows))
     told = steps_of(local.config, local.policy.reports.counted(len(rows)))
     seed = derive(local.config.seed, "trial", local.name)
-    trainer = trainer_of(local, strategy_of(local.order), rows, seed)
+    trainer = trainer_of(local, strategy_of(local.instructions), rows, seed)
     most = local.policy.max_rank
     candidates = [rank for rank in local.config.lora.auto_ranks if not most or rank <= most]
     for largest in reversed(candidates):

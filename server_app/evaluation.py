@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from strategies.exchange.federation import Probe
 from strategies.exchange.strategy import Strategy
-from strategies.exchange.types import BASE_MARK, Metrics, State
-from strategies.protocol.journal import followed, grounded, held
+from strategies.exchange.types import BASE_POSITION, Metrics, State
+from strategies.protocol.journal import base_weights_of, followed, held
 from task.config import TaskConfig
 from task.data.prepared import Parts, prepare
 from task.data.rows import Rows
@@ -51,13 +51,13 @@ class Evaluator:
         rows = self._sample
         if rows is None:
             return None
-        since = start.marks[-1]
+        since = start.positions[-1]
         model = held(self.strategy, self._base, self.config, start, self.device)
-        ground = grounded(model) if since != BASE_MARK else {}
+        base_weights = base_weights_of(model) if since != BASE_POSITION else {}
 
         def loss(state: State) -> float:
             nonlocal model
-            model = followed(self.strategy, model, state, since, ground)
+            model = followed(self.strategy, model, state, since, base_weights)
             found = self._evaluated(model, rows)["loss"]
             return min(found, HOPELESS) if math.isfinite(found) else HOPELESS
 

@@ -23,7 +23,7 @@ from strategies.exchange.dry_run import rehearse
 from strategies.rounds.handshake.opening import needs_no_data, settled, wait_for_nodes
 from task.config import TaskConfig
 from task.data.partition import partition
-from task.data.prepared import outline, prepare
+from task.data.prepared import data_index, prepare
 from task.data.stand_in import stand_in
 from task.models.base import server_base
 from task.schema import flatten
@@ -90,6 +90,6 @@ def _noticed(run: RunConfig, task: TaskConfig, num_nodes: int, device: str) -> I
     if parts is None:
         yield from filter(None, [unusual(task)])
         return
-    plan = outline(task, store)
+    plan = data_index(task, store)
     split = [] if task.data.partitioner == "none" else partition(task, plan, num_nodes, store)
     yield from noticed.of_run(task, plan, split)

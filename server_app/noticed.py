@@ -5,25 +5,25 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from task.config import TaskConfig
-from task.data.index import Outline
+from task.data.index import DataIndex
 from task.data.partition import Positions, node_names
 from task.training.rates import unusual
 
 SHOWN = 10
 
 
-def of_run(task: TaskConfig, outline: Outline, split: Sequence[Positions]) -> Iterator[str]:
+def of_run(task: TaskConfig, data_index: DataIndex, split: Sequence[Positions]) -> Iterator[str]:
     """What is said before a run of its rate, its data, and the rows of its simulated nodes."""
     if rate := unusual(task):
         yield rate
-    yield from of_parts(outline)
-    yield from of_split(split, outline, node_names(task, outline, split) if split else [])
+    yield from of_parts(data_index)
+    yield from of_split(split, data_index, node_names(task, data_index, split) if split else [])
 
 
-def of_parts(outline: Outline) -> Iterator[str]:
+def of_parts(data_index: DataIndex) -> Iterator[str]:
     """What is said of the parts of the data. Class names are the run's, and no secret of a row."""
-    names = outline.labels
-    for name, part in outline.parts.items():
+    names = data_index.labels
+    for name, part in data_index.parts.items():
         if not len(part) or not names:
             continue
         there = set(np.unique(part.labels).tolist())
@@ -31,11 +31,11 @@ def of_parts(outline: Outline) -> Iterator[str]:
             yield f"the {name} part has no row of {_listed(absent)}, of {len(names)} classes"
 
 
-def of_split(split: Sequence[Positions], outline: Outline, called: Sequence[str]) -> Iterator[str]:
+def of_split(split: Sequence[Positions], data_index: DataIndex, called: Sequence[str]) -> Iterator[str]:
     """What is said of the rows of simulated nodes, which are called so."""
-    if len(outline.labels) < 2:
+    if len(data_index.labels) < 2:
         return
-    labels = outline.train.labels
+    labels = data_index.train.labels
     if lonely := [name for name, rows in zip(called, split, strict=True) if len(np.unique(labels[rows])) == 1]:
         yield f"{len(lonely)} of {len(split)} nodes with rows of one class alone: {_listed(lonely)}"
 

@@ -19,7 +19,7 @@ from server_app.config import keys
 from server_app.results import started
 from server_app.results.endings import METRICS, at_work
 from strategies.protocol import checkpoint
-from strategies.rounds.run_state import Session
+from strategies.rounds.run_state import RunState
 from task.modes import as_the_folder
 from task.schema import ConfigError, Option, Schema
 
@@ -135,12 +135,12 @@ def go_back(folder: Path, which: str) -> None:
     try:
         state, _ = checkpoint.load(place / _named(which))
         about = checkpoint.about(place / checkpoint.LAST)
-        session = replace(Session.read(about), round=done, failures=0, sinking=0, usual=[], senders={})
+        run_state = replace(RunState.read(about), round=done, failures=0, sinking=0, usual=[], senders={})
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ConfigError([f"cannot go back to {place / _named(which)}: {error}"]) from error
-    session.good = [good for good in session.good if good["round"] <= done]
+    run_state.good = [good for good in run_state.good if good["round"] <= done]
     shutil.copy(folder / METRICS, folder / f"metrics-until-{last}.jsonl")
-    checkpoint.save(place / checkpoint.LAST, state, about | {"round": done} | session.about())
+    checkpoint.save(place / checkpoint.LAST, state, about | {"round": done} | run_state.about())
     LOG.info("back to the state of round %d, of %d", done, last)
 
 

@@ -29,7 +29,7 @@ class FedExLora(Strategy):
     """FedAvg with LoRA, made exact."""
 
     tunings = frozenset({"lora"})
-    mean = False
+    is_weighted_mean = False
     laws = frozenset({IDENTITY, FIXED_POINT, ORDER, WEIGHTS, EXACT})
 
     def apart(self, config: TaskConfig) -> str:

@@ -28,7 +28,7 @@ from strategies.algebra.layout import Layout
 from strategies.algebra.projection import BASES, from_exact
 from strategies.algebra.tensors import Tensors, norm
 from strategies.exchange.strategy import EQUAL_RANKS, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
-from strategies.exchange.types import Metrics, State, Ticket, Update
+from strategies.exchange.types import Assignment, Metrics, State, Update
 from task.config import TaskConfig
 from task.models.model import TunedModel
 from task.schema import option
@@ -80,13 +80,13 @@ class FedKSeed(Strategy):
         names = (TOTALS, AMPLITUDES, DRAWS) if self.pro else (TOTALS,)
         return State({name: torch.zeros(self.directions, dtype=torch.float64) for name in names})
 
-    def start_of(self, state: State, ticket: Ticket) -> State:
+    def start_of(self, state: State, assignment: Assignment) -> State:
         """Totals as integers, and the chances of each direction."""
         row = from_exact(state.tensors[TOTALS], torch.tensor([self.directions]))
         start = {NUMBERS: row.numbers, SCALE: row.scales}
         return State(start | ({CHANCES: _chances(state)} if self.pro else {}))
 
-    def expected(self, state: State, ticket: Ticket) -> Tensors:
+    def expected(self, state: State, assignment: Assignment) -> Tensors:
         return {name: tensor.float() for name, tensor in state.tensors.items()}
 
     def length(self, delta: Tensors) -> float:
@@ -105,18 +105,18 @@ class FedKSeed(Strategy):
 
     def install(self, model: TunedModel, start: State) -> None:
         model.reset(model.trained)
-        model.beside = {CHANCES: start.tensors[CHANCES]} if self.pro else {}
+        model.replay_state = {CHANCES: start.tensors[CHANCES]} if self.pro else {}
         directions = self._directions(model)
-        base = {name: model.ground(name) for name in model.trained}
+        base = {name: model.base_weight(name) for name in model.trained}
         numbers, scale = (start.tensors[name].to(model.device) for name in (NUMBERS, SCALE))
         for blocks in directions.layout.groups():
             rebuilt = directions.layout.read(base, blocks) + directions.combined(numbers, scale, blocks)
             directions.layout.write(model.trained, blocks, rebuilt)
 
-    def train(self, model: TunedModel, trainer: Trainer, ticket: Ticket) -> tuple[Tensors, Metrics]:
+    def train(self, model: TunedModel, trainer: Trainer, assignment: Assignment) -> tuple[Tensors, Metrics]:
         walk = _Walk(model, self._directions(model))
-        random = np.random.default_rng(ticket.seed)
-        chances = model.beside[CHANCES].double().numpy() if self.pro else np.ones(self.directions)
+        random = np.random.default_rng(assignment.seed)
+        chances = model.replay_state[CHANCES].double().numpy() if self.pro else np.ones(self.directions)
         names = (TOTALS, AMPLITUDES, DRAWS) if self.pro else (TOTALS,)
         sums = {name: torch.zeros(self.directions, dtype=torch.float64) for name in names}
         losses = []

@@ -10,7 +10,7 @@ from functools import partial
 
 from strategies.algebra.tensors import Tensors, proximal
 from strategies.exchange.strategy import Strategy
-from strategies.exchange.types import Metrics, Ticket
+from strategies.exchange.types import Assignment, Metrics
 from task.models.model import TunedModel
 from task.schema import option
 from task.training.trainer import Trainer
@@ -22,5 +22,5 @@ class FedProx(Strategy):
 
     mu: float = option(0.01, low=0.0)
 
-    def train(self, model: TunedModel, trainer: Trainer, ticket: Ticket) -> tuple[Tensors, Metrics]:
-        return super().train(model, trainer.regularised(partial(proximal, mu=self.mu)), ticket)
+    def train(self, model: TunedModel, trainer: Trainer, assignment: Assignment) -> tuple[Tensors, Metrics]:
+        return super().train(model, trainer.regularised(partial(proximal, mu=self.mu)), assignment)

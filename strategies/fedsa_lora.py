@@ -16,7 +16,7 @@ import torch
 from strategies.algebra.lowrank import rank_axis
 from strategies.algebra.tensors import Tensors, difference, snapshot
 from strategies.exchange.strategy import Strategy
-from strategies.exchange.types import Metrics, Ticket
+from strategies.exchange.types import Assignment, Metrics
 from task.models.model import TunedModel
 from task.schema import option
 from task.training.trainer import Trainer
@@ -29,7 +29,7 @@ class FedSALora(Strategy):
     head: str = option("private", choices=("private", "shared"))
 
     tunings = frozenset({"lora"})
-    personal = True
+    personalized = True
 
     def exchanged(self, model: TunedModel) -> Mapping[str, torch.Tensor]:
         return {name: tensor for name, tensor in model.trained.items() if self._shared(name)}
@@ -37,7 +37,7 @@ class FedSALora(Strategy):
     def private(self, model: TunedModel) -> Mapping[str, torch.Tensor]:
         return {name: tensor for name, tensor in model.trained.items() if not self._shared(name)}
 
-    def train(self, model: TunedModel, trainer: Trainer, ticket: Ticket) -> tuple[Tensors, Metrics]:
+    def train(self, model: TunedModel, trainer: Trainer, assignment: Assignment) -> tuple[Tensors, Metrics]:
         shared = dict(self.exchanged(model))
         before = snapshot(shared)
         metrics = trainer.fit(model)

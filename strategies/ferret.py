@@ -45,7 +45,7 @@ from strategies.algebra.projection import (
 from strategies.algebra.robust import Settle
 from strategies.algebra.tensors import Tensors, snapshot
 from strategies.exchange.strategy import FIXED_POINT, ORDER, WEIGHTS, Strategy
-from strategies.exchange.types import Entry, Metrics, Profile, RunFailed, State, Ticket, Update
+from strategies.exchange.types import Assignment, Entry, Metrics, Profile, RunFailed, State, Update
 from task.config import TaskConfig
 from task.models.model import TunedModel
 from task.schema import option
@@ -74,8 +74,8 @@ class Ferret(Strategy):
     momentum: float = option(0.0, low=0.0, high=0.999)
 
     tunings = frozenset({"full", "bias", "head"})  # a state without factors has rank 0, which builds no adapters
-    mean = False
-    cumulative = False  # coordinates belong to the bases, and the scales, of one round
+    is_weighted_mean = False
+    additive_across_rounds = False  # coordinates belong to the bases, and the scales, of one round
     laws = frozenset({FIXED_POINT, ORDER, WEIGHTS})
 
     def problems(self, config: TaskConfig) -> list[str]:
@@ -86,9 +86,9 @@ class Ferret(Strategy):
             found.append("ferret.scale = 'code' is a scale of ferret.basis = 'truncated-normal'")
         return found
 
-    def stepped(self, ticket: Ticket) -> float:
+    def stepped(self, assignment: Assignment) -> float:
         """The server's step eta_r: from `step` in the first round to `final-step` in the last, by the schedule."""
-        x = (ticket.round - 1) / (ticket.rounds - 1) if ticket.rounds > 1 else 0.0
+        x = (assignment.round - 1) / (assignment.rounds - 1) if assignment.rounds > 1 else 0.0
         share = {"constant": 1.0, "linear": 1 - x, "cosine": (1 + math.cos(math.pi * x)) / 2}[self.schedule]
         return self.final_step + (self.step - self.final_step) * share
 
@@ -108,17 +108,19 @@ class Ferret(Strategy):
         lengths = torch.tensor(projection.layout.lengths, dtype=torch.int32)
         return State(_row(from_exact(nothing, counts)) | {LENGTHS: lengths})
 
-    def assign(self, profiles: list[Profile], round: int, rounds: int, seed: int) -> dict[str, Ticket]:
-        tickets = super().assign(profiles, round, rounds, seed)
-        return {name: replace(ticket, basis=derive(seed, "basis", round)) for name, ticket in tickets.items()}
+    def assign(self, profiles: list[Profile], round: int, rounds: int, seed: int) -> dict[str, Assignment]:
+        assignments = super().assign(profiles, round, rounds, seed)
+        return {
+            name: replace(assignment, basis=derive(seed, "basis", round)) for name, assignment in assignments.items()
+        }
 
-    def start_of(self, state: State, ticket: Ticket) -> State:
+    def start_of(self, state: State, assignment: Assignment) -> State:
         if self._pooled:
             return State(_row(from_exact(state.tensors[EXACT], state.tensors[COUNTS])))
         return State({}, state.journal)
 
-    def expected(self, state: State, ticket: Ticket) -> Tensors:
-        return self.start_of(state, ticket).tensors or {name: state.tensors[name] for name in ROW}
+    def expected(self, state: State, assignment: Assignment) -> Tensors:
+        return self.start_of(state, assignment).tensors or {name: state.tensors[name] for name in ROW}
 
     def refusal(self, state: State, update: Update) -> str:
         given, total = _coordinates(update.delta), len(update.delta[NUMBERS])
@@ -153,26 +155,26 @@ class Ferret(Strategy):
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
         cohort = sorted(updates, key=lambda update: update.node)
-        total, step = sum(update.weight for update in cohort), self.stepped(cohort[0].ticket)
+        total, step = sum(update.weight for update in cohort), self.stepped(cohort[0].assignment)
         rows = [_coordinates(update.delta) for update in cohort]
         weights = [step * update.weight / total for update in cohort]
         if self.seeds != "fresh":
-            return self._one(summed(rows, weights), cohort[0].ticket)
-        return _entered(weighted(rows, weights), [self._seeds(update.ticket) for update in cohort])
+            return self._one(summed(rows, weights), cohort[0].assignment)
+        return _entered(weighted(rows, weights), [self._seeds(update.assignment) for update in cohort])
 
     def combine_by(self, settle: Settle, state: State, updates: Iterable[Update]) -> Tensors:
         """Every coordinate of the one basis that all nodes share is settled; a node that has fewer of a block has zeros
         for the others, for that is what its vector is made of."""
         cohort = list(updates)
-        rows, ticket = [_coordinates(update.delta) for update in cohort], cohort[0].ticket
+        rows, assignment = [_coordinates(update.delta) for update in cohort], cohort[0].assignment
         counts = most_counts(rows)
         like = {EXACT: torch.empty(int(counts.sum()), dtype=torch.float64, device="meta")}
         found = settle(like, ({EXACT: spread_out(row, counts)} for row in rows)).over_owners(like)
-        return self._one(from_exact(self.stepped(ticket) * found[EXACT], counts), ticket)
+        return self._one(from_exact(self.stepped(assignment) * found[EXACT], counts), assignment)
 
-    def _one(self, row: Coordinates, ticket: Ticket) -> Tensors:
+    def _one(self, row: Coordinates, assignment: Assignment) -> Tensors:
         """The one row that a cohort's become in a basis that all share."""
-        return {EXACT: row.exact()} if self._pooled else _entered([row], [self._seeds(ticket)])
+        return {EXACT: row.exact()} if self._pooled else _entered([row], [self._seeds(assignment)])
 
     def apply(self, state: State, combined: Tensors, round: int) -> State:
         if not self._pooled:
@@ -191,15 +193,15 @@ class Ferret(Strategy):
         given = entry.tensors
         rows = [Coordinates(*row, given[SCALES]) for row in zip(given[NUMBERS], given[COUNTS], strict=True)]
         seeds = [Seeds(common, own) for common, own in given[SEEDS].tolist()]
-        self._add({name: model.ground(name) for name in model.trained}, rows, seeds, model)
+        self._add({name: model.base_weight(name) for name in model.trained}, rows, seeds, model)
 
-    def train(self, model: TunedModel, trainer: Trainer, ticket: Ticket) -> tuple[Tensors, Metrics]:
+    def train(self, model: TunedModel, trainer: Trainer, assignment: Assignment) -> tuple[Tensors, Metrics]:
         if self._pooled:
             before: Mapping[str, torch.Tensor] = snapshot(model.trained)
             seeds, counts = _pool(model.config), self._projection(before).counts()
         else:
-            before = {name: model.ground(name) for name in model.trained}
-            seeds, counts = self._seeds(ticket), None
+            before = {name: model.base_weight(name) for name in model.trained}
+            seeds, counts = self._seeds(assignment), None
         metrics = trainer.fit(model)
         return _row(self._projection(before).project(model.trained, before, seeds, counts)), metrics
 
@@ -209,9 +211,9 @@ class Ferret(Strategy):
     def _pooled(self) -> bool:
         return self.seeds == "pool"
 
-    def _seeds(self, ticket: Ticket) -> Seeds:
+    def _seeds(self, assignment: Assignment) -> Seeds:
         """Of a node's basis in the ticket's round."""
-        return Seeds(ticket.basis, ticket.basis if self.seeds == "shared" else derive(ticket.seed, "basis"))
+        return Seeds(assignment.basis, assignment.basis if self.seeds == "shared" else derive(assignment.seed, "basis"))
 
     def _projection(self, tensors: Mapping[str, torch.Tensor]) -> Projection:
         return Projection(Layout.of(tensors, self.block), self.basis, self.coordinates, self.scale == "code")
@@ -224,9 +226,11 @@ class Ferret(Strategy):
             before = layout.read(tensors, blocks)
             change = projection.rebuilt(rows, seeds, blocks, before.device)
             if self.momentum and not self._pooled:
-                model.beside = model.beside or {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-                change = change + layout.read(model.beside, blocks) * self.momentum
-                layout.write(model.beside, blocks, change)
+                model.replay_state = model.replay_state or {
+                    name: torch.zeros_like(tensor) for name, tensor in tensors.items()
+                }
+                change = change + layout.read(model.replay_state, blocks) * self.momentum
+                layout.write(model.replay_state, blocks, change)
             layout.write(tensors, blocks, before + change)
 
 

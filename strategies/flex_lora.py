@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from strategies.algebra.lowrank import ProductSum, factor_names, modules, others, pair
+from strategies.algebra.lowrank import ProductSum, factor_names, modules, non_lora, pair
 from strategies.algebra.mean import WeightedSum
 from strategies.algebra.tensors import Tensors, difference
 from strategies.exchange.strategy import ORDER, PRODUCTS, WEIGHTS, Strategy
@@ -27,9 +27,9 @@ class FlexLora(Strategy):
     """The mean of products of any ranks; every node gets its best approximation."""
 
     tunings = frozenset({"lora"})
-    ragged = True
-    mean = False
-    cumulative = False  # the factors are split anew in every round
+    heterogeneous_ranks = True
+    is_weighted_mean = False
+    additive_across_rounds = False  # the factors are split anew in every round
     laws = frozenset({ORDER, WEIGHTS})
 
     def apart(self, config: TaskConfig) -> str:
@@ -37,7 +37,7 @@ class FlexLora(Strategy):
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
         products: dict[str, ProductSum] = defaultdict(ProductSum)
-        rest = WeightedSum(others(state.tensors))
+        rest = WeightedSum(non_lora(state.tensors))
         for update in updates:
             trained = self.trained(state, update)
             rest.add({name: trained[name] for name in rest.sums}, update.weight)

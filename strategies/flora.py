@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 import torch
 
-from strategies.algebra.lowrank import ProductSum, modules, others, pair, rank_axis, silenced, truncated
+from strategies.algebra.lowrank import ProductSum, modules, non_lora, pair, rank_axis, truncated, zero_ranks_above
 from strategies.algebra.mean import WeightedSum
 from strategies.algebra.tensors import Tensors, added, difference, snapshot
 from strategies.exchange.replay import merge_products
 from strategies.exchange.strategy import EXACT, FIXED_POINT, ORDER, PRODUCTS, WEIGHTS, Strategy
-from strategies.exchange.types import Entry, Metrics, State, Ticket, Update
+from strategies.exchange.types import Assignment, Entry, Metrics, State, Update
 from task.config import TaskConfig
 from task.models.model import TunedModel
 from task.training.trainer import Trainer
@@ -35,9 +35,9 @@ class Flora(Strategy):
     """The exact mean of products of any ranks, put into the base."""
 
     tunings = frozenset({"lora"})
-    ragged = True
-    mean = False
-    cumulative = False  # an update is what a node holds, in factors that are drawn afresh
+    heterogeneous_ranks = True
+    is_weighted_mean = False
+    additive_across_rounds = False  # an update is what a node holds, in factors that are drawn afresh
     laws = frozenset({FIXED_POINT, ORDER, WEIGHTS, EXACT})
 
     def apart(self, config: TaskConfig) -> str:
@@ -54,19 +54,19 @@ class Flora(Strategy):
                 merged |= ProductSum.of(b, a).parts(module)
         if not merged:
             return state
-        return State(silenced(state.tensors, 0), (*state.journal, Entry(round - 1, 0, merged)))
+        return State(zero_ranks_above(state.tensors, 0), (*state.journal, Entry(round - 1, 0, merged)))
 
-    def start_of(self, state: State, ticket: Ticket) -> State:
-        return State(others(state.tensors), state.journal)  # the factors in the state only say what shape they have
+    def start_of(self, state: State, assignment: Assignment) -> State:
+        return State(non_lora(state.tensors), state.journal)  # the factors in the state only say what shape they have
 
-    def expected(self, state: State, ticket: Ticket) -> Tensors:
-        return truncated(state.tensors, ticket.rank)
+    def expected(self, state: State, assignment: Assignment) -> Tensors:
+        return truncated(state.tensors, assignment.rank)
 
     def length(self, delta: Tensors) -> float:
         """Of the products, which are what nodes learned, and of all other tensors: factors alone are long from the
         start."""
         learned = [ProductSum.of(*pair(delta, module)).norm() for module in modules(delta)]
-        return math.hypot(super().length(others(delta)), *learned)
+        return math.hypot(super().length(non_lora(delta)), *learned)
 
     def shortened(self, delta: Tensors, share: float) -> Tensors:
         """By B and the other tensors: the products shrink in proportion."""
@@ -76,16 +76,16 @@ class Flora(Strategy):
     def comparable(self, state: State, update: Update) -> Tensors:
         """Some columns of the products: factors are drawn by every node for itself."""
         pairs = {module: pair(update.delta, module) for module in modules(update.delta)}
-        return others(update.delta) | {f"{module} product": b @ a[:, :COLUMNS] for module, (b, a) in pairs.items()}
+        return non_lora(update.delta) | {f"{module} product": b @ a[:, :COLUMNS] for module, (b, a) in pairs.items()}
 
     def trained(self, state: State, update: Update) -> Tensors:
-        return update.delta | added(others(state.tensors), update.delta)
+        return update.delta | added(non_lora(state.tensors), update.delta)
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
         stacks: dict[str, ProductSum] = defaultdict(ProductSum)
-        rest = WeightedSum(others(state.tensors))
+        rest = WeightedSum(non_lora(state.tensors))
         for update in updates:
-            rest.add(others(update.delta), update.weight)
+            rest.add(non_lora(update.delta), update.weight)
             for module in modules(update.delta):
                 stacks[module].add(update.weight, *pair(update.delta, module))
         combined = rest.mean()
@@ -94,7 +94,7 @@ class Flora(Strategy):
         return combined
 
     def apply(self, state: State, combined: Tensors, round: int) -> State:
-        rest = others(state.tensors)
+        rest = non_lora(state.tensors)
         merged = {name: tensor for name, tensor in combined.items() if name not in rest}
         entries = (Entry(round, 0, merged),) if merged else ()
         return State(state.tensors | added(rest, combined), state.journal + entries)
@@ -104,9 +104,9 @@ class Flora(Strategy):
     def replay(self, model: TunedModel, entry: Entry) -> None:
         merge_products(model, entry)
 
-    def train(self, model: TunedModel, trainer: Trainer, ticket: Ticket) -> tuple[Tensors, Metrics]:
-        model.write(_drawn(truncated(model.trained, ticket.rank), ticket.seed))
-        before = snapshot(others(model.trained))
+    def train(self, model: TunedModel, trainer: Trainer, assignment: Assignment) -> tuple[Tensors, Metrics]:
+        model.write(_drawn(truncated(model.trained, assignment.rank), assignment.seed))
+        before = snapshot(non_lora(model.trained))
         metrics = trainer.fit(model)
         factors = {name: tensor for name, tensor in model.trained.items() if name not in before}
         return snapshot(factors) | difference(model.trained, before), metrics

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 
 import torch
 
-from strategies.algebra.lowrank import ProductSum, factor_names, modules, others, pair, truncated
+from strategies.algebra.lowrank import ProductSum, factor_names, modules, non_lora, pair, truncated
 from strategies.algebra.mean import WeightedSum
 from strategies.algebra.robust import Settle
 from strategies.algebra.tensors import Tensors, difference, snapshot
 from strategies.exchange.strategy import IDENTITY, ORDER, WEIGHTS, Strategy
-from strategies.exchange.types import Metrics, State, Ticket, Update
+from strategies.exchange.types import Assignment, Metrics, State, Update
 from task.models.model import TunedModel
 from task.schema import option
 from task.training.trainer import Trainer
@@ -37,9 +37,9 @@ class HetLora(Strategy):
     penalty: float = option(1e-3, low=0.0)
 
     tunings = frozenset({"lora"})
-    ragged = True
+    heterogeneous_ranks = True
     prunes = True
-    mean = False
+    is_weighted_mean = False
     laws = frozenset({IDENTITY, ORDER, WEIGHTS})
 
     # ------------------------------------------------------------------ the server's half
@@ -50,7 +50,7 @@ class HetLora(Strategy):
         return super().lengths(state, update) | {"norm of products": math.hypot(*products)}  # by which it weighs
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
-        rest = WeightedSum(others(state.tensors))
+        rest = WeightedSum(non_lora(state.tensors))
         factors = {
             module: WeightedSum({name: state.tensors[name] for name in factor_names(module)})
             for module in modules(state.tensors)
@@ -73,13 +73,13 @@ class HetLora(Strategy):
 
     # ------------------------------------------------------------------ the node's half
 
-    def train(self, model: TunedModel, trainer: Trainer, ticket: Ticket) -> tuple[Tensors, Metrics]:
-        live = self.live(model, ticket)
+    def train(self, model: TunedModel, trainer: Trainer, assignment: Assignment) -> tuple[Tensors, Metrics]:
+        live = self.live(model, assignment)
         before = snapshot(live)
-        kept = max(1, int(self.gamma * ticket.rank))
+        kept = max(1, int(self.gamma * assignment.rank))
         tail_before = float(_tails(live, kept).detach())
         metrics: Metrics = dict(trainer.fit(model, live, penalty=lambda: self.penalty * _tails(live, kept)))
-        rank = kept if float(_tails(live, kept).detach()) < tail_before else ticket.rank
+        rank = kept if float(_tails(live, kept).detach()) < tail_before else assignment.rank
         return truncated(difference(live, before), rank), metrics | {"rank": rank}
 
 

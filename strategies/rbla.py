@@ -30,15 +30,15 @@ class RBLA(Strategy):
     """The mean of each slice over its owners, undiluted by nodes that lack it."""
 
     tunings = frozenset({"lora"})
-    ragged = True
-    mean = False
+    heterogeneous_ranks = True
+    is_weighted_mean = False
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
         changes = WeightedSum(state.tensors)
         weights: dict[int, float] = defaultdict(float)  # by rank
         for update in updates:
             changes.add(update.delta, update.weight)
-            weights[update.ticket.rank] += update.weight
+            weights[update.assignment.rank] += update.weight
         slices = owned(weights, state.rank)
         change: Tensors = {}
         for name, total in changes.sums.items():

@@ -1,10 +1,9 @@
 """Strategies and wrappers by name: each is one file, and the file's name is its key."""
 
-import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
+from importlib import import_module
 from typing import Any, TypeVar
 
 from strategies.exchange.strategy import Strategy
@@ -12,17 +11,16 @@ from strategies.exchange.wrapper import Wrapper
 from task.schema import ConfigError, Schema, build, key_of, read, schema, unknown
 
 T = TypeVar("T")
-HERE = Path(__file__).parent
 
 
 def names() -> list[str]:
     """Keys of all strategies: every module of this package."""
-    return _modules(HERE)
+    return _modules("strategies")
 
 
 def wrapper_names() -> list[str]:
     """Keys of all wrappers."""
-    return _modules(HERE / "wrappers")
+    return _modules("strategies.wrappers")
 
 
 def load(name: str, wrappers: str | Iterable[str | Wrapper] = (), **options: object) -> Strategy:
@@ -83,9 +81,9 @@ def _with_wrappers(strategy: Strategy, wrappers: Iterable[Wrapper]) -> Strategy:
     return replace(strategy, wrappers=chain) if chain else strategy
 
 
-def _modules(folder: Path) -> list[str]:
-    found = (m.name for m in pkgutil.iter_modules([str(folder)]) if not m.ispkg)
-    return sorted(name.replace("_", "-") for name in found if f"{folder.name}.{name}" != __name__)
+def _modules(package: str) -> list[str]:
+    found = (f"{package}.{m.name}" for m in pkgutil.iter_modules(import_module(package).__path__) if not m.ispkg)
+    return sorted(name.rsplit(".", 1)[-1].replace("_", "-") for name in found if name != __name__)
 
 
 def require(what: str, name: str, there: list[str]) -> None:
@@ -97,7 +95,7 @@ def require(what: str, name: str, there: list[str]) -> None:
 
 def _class_in(module: str, base: type[T]) -> type[T]:
     """The one subclass of `base` that the module defines."""
-    loaded = importlib.import_module(module)
+    loaded = import_module(module)
     classes = [c for c in vars(loaded).values() if isinstance(c, type) and c.__module__ == module]
     own = [c for c in classes if issubclass(c, base)]
     if len(own) != 1:

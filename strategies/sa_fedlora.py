@@ -29,11 +29,11 @@ from functools import partial
 
 import torch
 
-from strategies.algebra.lowrank import FLOAT32, ProductSum, factor_names, modules, others, pair
+from strategies.algebra.lowrank import FLOAT32, ProductSum, factor_names, modules, non_lora, pair
 from strategies.algebra.tensors import Tensors, proximal, snapshot
 from strategies.exchange.replay import merge_products
 from strategies.exchange.strategy import EQUAL_RANKS, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
-from strategies.exchange.types import Entry, Metrics, Profile, RunFailed, State, Ticket
+from strategies.exchange.types import Assignment, Entry, Metrics, Profile, RunFailed, State
 from task.config import TaskConfig
 from task.models.model import TunedModel
 from task.schema import option
@@ -58,8 +58,8 @@ class SAFedLora(Strategy):
     remainder: str = option("merge", choices=("merge", "drop"))
 
     tunings = frozenset({"lora"})
-    ragged = True
-    cumulative = False  # weights give way to factors, and these are split anew where the rank falls
+    heterogeneous_ranks = True
+    additive_across_rounds = False  # weights give way to factors, and these are split anew where the rank falls
     laws = frozenset({IDENTITY, FIXED_POINT, ORDER, WEIGHTS, EQUAL_RANKS})
 
     # ------------------------------------------------------------------ the schedule
@@ -97,16 +97,18 @@ class SAFedLora(Strategy):
         tensors = dict(model.trained)
         if self.initiating_rounds:
             waiting = {WAITING + name: tensor for name, tensor in tensors.items()}
-            tensors = model.frozen | others(tensors) | waiting
+            tensors = model.frozen | non_lora(tensors) | waiting
         return State(snapshot(tensors))
 
-    def assign(self, profiles: list[Profile], round: int, rounds: int, seed: int) -> dict[str, Ticket]:
-        tickets = super().assign(profiles, round, rounds, seed)
-        highest = max((ticket.rank for ticket in tickets.values()), default=0)
+    def assign(self, profiles: list[Profile], round: int, rounds: int, seed: int) -> dict[str, Assignment]:
+        assignments = super().assign(profiles, round, rounds, seed)
+        highest = max((assignment.rank for assignment in assignments.values()), default=0)
         if round == 0 or not highest:
-            return tickets
+            return assignments
         ceiling = 0 if self.initiates(round) else self.annealed(round, rounds, highest)
-        return {name: replace(ticket, rank=min(ticket.rank, ceiling)) for name, ticket in tickets.items()}
+        return {
+            name: replace(assignment, rank=min(assignment.rank, ceiling)) for name, assignment in assignments.items()
+        }
 
     def begin(self, state: State, round: int, rank: int) -> State:
         """The hand-over, once, and the shrink to this round's rank."""
@@ -123,28 +125,28 @@ class SAFedLora(Strategy):
         rest = remainder(state.tensors, small) if self.remainder == "merge" else {}
         return State(small, state.journal + ((Entry(round, 0, rest),) if rest else ()))
 
-    def start_of(self, state: State, ticket: Ticket) -> State:
+    def start_of(self, state: State, assignment: Assignment) -> State:
         weights = _weights(state)
-        return State(weights) if weights else super().start_of(state, ticket)
+        return State(weights) if weights else super().start_of(state, assignment)
 
     # ------------------------------------------------------------------ the node's half
 
     def replay(self, model: TunedModel, entry: Entry) -> None:
         if self.initiates(entry.round):  # the hand-over, which comes of the last of them
             for name, tensor in entry.tensors.items():
-                model.ground(name).copy_(tensor)
+                model.base_weight(name).copy_(tensor)
         else:
             merge_products(model, entry)
 
-    def live(self, model: TunedModel, ticket: Ticket) -> dict[str, torch.Tensor]:
-        return model.frozen | others(model.trained) if self.initiates(ticket.round) else model.trained
+    def live(self, model: TunedModel, assignment: Assignment) -> dict[str, torch.Tensor]:
+        return model.frozen | non_lora(model.trained) if self.initiates(assignment.round) else model.trained
 
-    def train(self, model: TunedModel, trainer: Trainer, ticket: Ticket) -> tuple[Tensors, Metrics]:
-        if self.initiates(ticket.round):
+    def train(self, model: TunedModel, trainer: Trainer, assignment: Assignment) -> tuple[Tensors, Metrics]:
+        if self.initiates(assignment.round):
             trainer = trainer.regularised(partial(proximal, mu=self.mu))
             if self.initiating_rate:
                 trainer = trainer.at_rate(self.initiating_rate)
-        return super().train(model, trainer, ticket)
+        return super().train(model, trainer, assignment)
 
 
 def _weights(state: State) -> Tensors:

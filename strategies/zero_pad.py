@@ -23,8 +23,8 @@ class ZeroPad(Strategy):
     """The mean over everybody of zero-padded factors."""
 
     tunings = frozenset({"lora"})
-    ragged = True
-    mean = False
+    heterogeneous_ranks = True
+    is_weighted_mean = False
     laws = frozenset({IDENTITY, ORDER, WEIGHTS, EQUAL_RANKS})
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
@@ -32,7 +32,7 @@ class ZeroPad(Strategy):
         weights: dict[int, float] = defaultdict(float)  # by rank
         for update in updates:
             changes.add(update.delta, update.weight)
-            weights[update.ticket.rank] += update.weight
+            weights[update.assignment.rank] += update.weight
         lacking = owned(weights, state.rank) - changes.total
         for name, total in changes.sums.items():
             axis = rank_axis(name)

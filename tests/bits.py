@@ -90,6 +90,9 @@ def _timeless(line: dict[str, Any]) -> dict[str, Any]:
     return line
 
 
+RENAMED = {"inexactness": "aggregation-error"}  # keys of older files
+
+
 def compared(before: dict[str, Any], after: dict[str, Any]) -> int:
     """Print every difference; 1 where there is one in a state or in a value that both have."""
     found = 0
@@ -100,6 +103,7 @@ def compared(before: dict[str, Any], after: dict[str, Any]) -> int:
                 found = 1
                 print(f"{name}, {part}: another state")
             for number, (old, new) in enumerate(zip(one["lines"], other["lines"])):
+                old = {RENAMED.get(key, key): value for key, value in old.items()}
                 changed = [key for key in old.keys() & new.keys() if old[key] != new[key]]
                 if changed:
                     found = 1

@@ -10,9 +10,9 @@ from in_process import SMALL, InProcessGrid, Spoil, watched
 
 import client_app
 import strategies
-from client_app.store import Memory
+from client_app.store import ClientStore
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.federation import NodeLine, Round
+from strategies.exchange.federation import NodeReport, RoundReport
 from strategies.exchange.types import State
 from strategies.protocol import journal
 from strategies.rounds.handshake.opening import settled
@@ -36,7 +36,7 @@ class Run:
     nodes: int = 4
     shared: bool = False  # do all nodes have one store?
     heard: Callable[[int], object] = int  # told the number of every round that is over
-    seen: list[tuple[Round, State]] = field(default_factory=list, repr=False)
+    seen: list[tuple[RoundReport, State]] = field(default_factory=list, repr=False)
     stood: list[tuple[str, Tensors]] = field(default_factory=list, repr=False)  # store, weights
 
     def __post_init__(self) -> None:
@@ -49,17 +49,17 @@ class Run:
         return self.folder / ("store" if self.shared else f"store-{partition}")
 
     def go(self, monkeypatch: pytest.MonkeyPatch, rounds: int, **task: Any) -> None:
-        install = Memory.installed
+        install = ClientStore.installed
 
-        def cold(memory: Memory, strategy: Any, model: Any, start: State) -> Any:
+        def cold(memory: ClientStore, strategy: Any, model: Any, start: State) -> Any:
             found = install(memory, strategy, pristine(model), start)
-            self.stood.append((str(memory.store.root), journal.grounded(found)))
+            self.stood.append((str(memory.store.root), journal.base_weights_of(found)))
             return found
 
-        monkeypatch.setattr(Memory, "installed", cold)
+        monkeypatch.setattr(ClientStore, "installed", cold)
         self.seen = watched(self.strategy, BIAS | task, rounds, self.grid, self.heard)
 
-    def lines(self, round_: int) -> dict[str, NodeLine]:
+    def lines(self, round_: int) -> dict[str, NodeReport]:
         return {line.node: line for line in self.seen[round_][0].nodes}
 
     def server(self, round_: int) -> TunedModel:

@@ -31,7 +31,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def run_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Set for this process and for those it starts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("THISTLEDOWN_CACHE", str(tmp_path_factory.mktemp("cache")))

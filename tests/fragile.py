@@ -74,14 +74,14 @@ def stopped(folder: Path, name: str = "fedavg") -> Path:
     return (folder / "latest").resolve()
 
 
-QUALITY = ("round", "accuracy", "loss", "chosen-by", "train-loss", "inexactness", "failed", "parameters")
+QUALITY = ("round", "accuracy", "loss", "chosen-by", "train-loss", "aggregation-error", "failed", "parameters")
 
 
 def assert_same_run(one: Outcome, other: Outcome) -> None:
     """State, best state, journal, what was measured, who trained what, to the last bit."""
     for which in ("last", "best"):
         assert equal(one.state(which).tensors, other.state(which).tensors)
-        assert one.state(which).marks == other.state(which).marks
+        assert one.state(which).positions == other.state(which).positions
     for ours, theirs in zip(one.rounds, other.rounds, strict=True):
         differing = {key: (ours.get(key), theirs.get(key)) for key in QUALITY if ours.get(key) != theirs.get(key)}
         assert not differing, f"round {ours['round']}: {differing}"

@@ -28,7 +28,7 @@ from client_app.local import Local
 from client_app.training import trained
 from server_app.config import RunConfig
 from server_app.resuming import continued
-from strategies.exchange.federation import Federation, Round
+from strategies.exchange.federation import Federation, RoundReport
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import State, Tensors
 from strategies.protocol import checkpoint, wire
@@ -255,15 +255,15 @@ def resumed(folder: Path, options: dict[str, Any] | None = None, grid: InProcess
 
 def watched(
     strategy: Strategy, options: dict[str, Any], rounds: int, grid: InProcessGrid, heard: Callable[[int], object] = int
-) -> list[tuple[Round, State]]:
+) -> list[tuple[RoundReport, State]]:
     """Report and state of every round, 0 first, of a strategy that is started on `grid` by itself.
 
     `options` are the task's; `heard` is told the number of every round that is over.
     """
     task = RunConfig.read({**SMALL, **options, "strategy": strategy.name}).task
-    seen: list[tuple[Round, State]] = []
+    seen: list[tuple[RoundReport, State]] = []
 
-    def on_round(report: Round, state: State) -> None:
+    def on_round(report: RoundReport, state: State) -> None:
         seen.append((report, state))
         heard(report.number)
 
@@ -283,8 +283,8 @@ def suiting(strategy: str) -> dict[str, Any]:
         "ferret": {"tuning": "bias", "ferret.coordinates": 640, "ferret.block": 256},
         "fedkseed": {"tuning": "bias", "fedkseed.directions": 64, "fedkseed.block": 4096, "optimizer": "sgd"},
     }
-    personal = {"evaluate": "nodes"} if strategies.strategy_class(strategy).personal else {}
-    return personal | seeded.get(strategy, {})
+    personalized = {"evaluate": "nodes"} if strategies.strategy_class(strategy).personalized else {}
+    return personalized | seeded.get(strategy, {})
 
 
 def left(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -305,4 +305,4 @@ def retrained(outcome: Outcome, exchange: Exchange) -> Tensors:
 def local(grid: InProcessGrid, exchange: Exchange) -> Local:
     """The node that a message went to."""
     context = next(c for node, c in grid.contexts.items() if grid.partitions[node] == exchange.partition)
-    return Local.of(context, exchange.request.config_records["order"])
+    return Local.of(context, exchange.request.config_records["instructions"])

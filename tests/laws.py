@@ -20,7 +20,7 @@ from strategies.algebra.projection import LARGEST
 from strategies.algebra.tensors import Tensors, added
 from strategies.exchange import compatibility
 from strategies.exchange.strategy import EQUAL_RANKS, EXACT, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
-from strategies.exchange.types import Entry, Profile, State, Ticket, Update
+from strategies.exchange.types import Assignment, Entry, Profile, State, Update
 from strategies.exchange.wrapper import Wrapper
 from strategies.ferret import COUNTS, NUMBERS, ROW, SCALES, SEEDS
 from task.config import TaskConfig
@@ -113,7 +113,7 @@ def toy_model(strategy: Strategy, rank: int, seed: int, config: TaskConfig | Non
         rank if lora else 0,
         trained=trained,
         frozen=frozen,
-        fresh={name: parameter.detach().clone() for name, parameter in trained.items()},
+        initial_values={name: parameter.detach().clone() for name, parameter in trained.items()},
     )
 
 
@@ -138,18 +138,20 @@ def plans(draw: st.DrawFn) -> Plan:
 
 def scene(strategy: Strategy, plan: Plan) -> Scene:
     """What the plan comes to under a strategy."""
-    budgets = plan.budgets if strategy.ragged else (min(plan.budgets),) * len(plan.budgets)
+    budgets = plan.budgets if strategy.heterogeneous_ranks else (min(plan.budgets),) * len(plan.budgets)
     profiles = [Profile(1000 + i, str(i), rank, plan.weights[i], "store") for i, rank in enumerate(budgets)]
     state = _unsent_zeroed(strategy, strategy.initial(toy_model(strategy, max(budgets), plan.seed)))
-    tickets = strategy.assign(profiles, 1, 3, plan.seed)
-    tickets = {name: replace(ticket, rank=min(ticket.rank, state.rank)) for name, ticket in tickets.items()}
-    state = strategy.begin(state, 1, max(ticket.rank for ticket in tickets.values()))
+    assignments = strategy.assign(profiles, 1, 3, plan.seed)
+    assignments = {
+        name: replace(assignment, rank=min(assignment.rank, state.rank)) for name, assignment in assignments.items()
+    }
+    state = strategy.begin(state, 1, max(assignment.rank for assignment in assignments.values()))
     generator = torch.Generator().manual_seed(plan.seed + 1)
     updates = []
     for node in plan.cohort:
-        ticket = tickets[str(node)]
-        delta = drawn_like(strategy.expected(state, ticket), generator)
-        updates.append(Update(str(node), ticket, delta, float(plan.weights[node])))
+        assignment = assignments[str(node)]
+        delta = drawn_like(strategy.expected(state, assignment), generator)
+        updates.append(Update(str(node), assignment, delta, float(plan.weights[node])))
     return Scene(strategy, state, updates)
 
 
@@ -165,7 +167,7 @@ def drawn_like(expected: Tensors, generator: torch.Generator) -> Tensors:
 def _unsent_zeroed(strategy: Strategy, state: State) -> State:
     """Where nodes draw both factors afresh, those in the state have a product of zero, as a fresh adapter has."""
     b, a = FACTORS
-    start = strategy.start_of(state, Ticket(1, 3, 0, state.rank)).tensors
+    start = strategy.start_of(state, Assignment(1, 3, 0, state.rank)).tensors
     unsent = {b, a} <= state.tensors.keys() and not {b, a} & start.keys()
     return replace(state, tensors=state.tensors | {b: torch.zeros_like(state.tensors[b])}) if unsent else state
 
@@ -197,9 +199,9 @@ def replayed(entry: Entry) -> Tensors:
     """What an entry of coordinates adds to the toy."""
     ferret = loaded("ferret")
     toy = toy_model(ferret, 1, 0)
-    toy.fresh = {name: torch.zeros_like(tensor) for name, tensor in toy.fresh.items()}
+    toy.initial_values = {name: torch.zeros_like(tensor) for name, tensor in toy.initial_values.items()}
     ferret.replay(toy, entry)
-    return {name: tensor.double() for name, tensor in toy.fresh.items()}
+    return {name: tensor.double() for name, tensor in toy.initial_values.items()}
 
 
 def distance(one: State, other: State) -> float:
@@ -258,7 +260,7 @@ def product_of(strategy: Strategy, tensors: Tensors, seed: int) -> torch.Tensor:
     ranks = [t.shape[0 if name == FACTORS[1] else 1] for name, t in tensors.items() if name in FACTORS]
     if not ranks:
         return torch.zeros(OUTPUTS, INPUTS, dtype=torch.float64)
-    own = toy_model(strategy, min(ranks), seed).fresh
+    own = toy_model(strategy, min(ranks), seed).initial_values
     b, a = (tensors.get(name, own[name]).double() for name in FACTORS)
     return b @ a
 
@@ -270,10 +272,10 @@ def products_of(drawn: Scene, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
     """
     strategy, mean = drawn.strategy, torch.zeros(OUTPUTS, INPUTS, dtype=torch.float64)
     for update in drawn.updates:
-        own = plan.seed + 1 + int(update.node) if strategy.personal else plan.seed
+        own = plan.seed + 1 + int(update.node) if strategy.personalized else plan.seed
         mean += update.weight * product_of(strategy, strategy.trained(drawn.state, update), own)
     after = drawn.next()
-    start = strategy.start_of(after, Ticket(1, 3, 0, after.rank)).tensors
+    start = strategy.start_of(after, Assignment(1, 3, 0, after.rank)).tensors
     made = product_of(strategy, start, plan.seed)
     made = made + merged(after.journal[len(drawn.state.journal) :]).get(WEIGHT, 0.0)
     return made, mean / sum(update.weight for update in drawn.updates)

@@ -15,7 +15,7 @@ from task.schema import Option, schema
 Change = Callable[[RecordDict], None]
 KEYS: dict[str, Option] = schema(TaskConfig) | strategies.option_keys() | CHOICE
 OURS = (BASE, RANK, RUN)
-TICKET = ("server-round", "rounds", "seed", "rank", "basis", "prove")
+ASSIGNMENT = ("server-round", "rounds", "seed", "rank", "basis", "prove")
 TEXTS = [
     "", " ", "\0", "a\0b", "\x1b[2J", "é" * 50, "\u202e", "\ud7ff", "x" * 10**6, "../../etc/passwd", "/etc/passwd",
     "~", "file:///etc/passwd", "ssn", "text", "label", "good|bad", "bad|good", "good|bad|", "good", "a|b|c", "0" * 32,
@@ -33,7 +33,7 @@ values = st.sampled_from([*TEXTS, *NUMBERS, *NUMBERS, *LISTS]) | st.text(st.char
 
 def changes() -> st.SearchStrategy[Change]:
     """Any of the ways below."""
-    return st.one_of(orders(), orders(), orders(), fitting(), fitting(), tickets(), records(), states())
+    return st.one_of(orders(), orders(), orders(), fitting(), fitting(), assignments(), records(), states())
 
 
 @st.composite
@@ -45,7 +45,7 @@ def orders(draw: st.DrawFn) -> Change:
     spelt = draw(st.sampled_from([str.upper, lambda k: k + " ", lambda k: k.replace("-", "_"), lambda k: "x." + k]))
 
     def apply(content: RecordDict) -> None:
-        own = dict(content.config_records["order"])
+        own = dict(content.config_records["instructions"])
         there = sorted(own)[place % len(own)] if own else key
         if way == "set":
             own[key] = value
@@ -57,7 +57,7 @@ def orders(draw: st.DrawFn) -> Change:
             own[spelt(there)] = own.get(there, value)
         else:
             own |= {f"key-{number}": value for number in range(200)}
-        content["order"] = ConfigRecord(own)
+        content["instructions"] = ConfigRecord(own)
 
     return apply
 
@@ -78,20 +78,20 @@ def fitting(draw: st.DrawFn) -> Change:
         value = draw(st.sampled_from(TEXTS))
 
     def apply(content: RecordDict) -> None:
-        content["order"] = ConfigRecord({**content.config_records["order"], key: value})
+        content["instructions"] = ConfigRecord({**content.config_records["instructions"], key: value})
 
     return apply
 
 
 @st.composite
-def tickets(draw: st.DrawFn) -> Change:
+def assignments(draw: st.DrawFn) -> Change:
     """A number of the ticket, if there is one, gone or another."""
-    key, value, drop = draw(st.sampled_from(TICKET)), draw(values), draw(st.integers(0, 4)) == 0
+    key, value, drop = draw(st.sampled_from(ASSIGNMENT)), draw(values), draw(st.integers(0, 4)) == 0
 
     def apply(content: RecordDict) -> None:
-        own = dict(content.config_records["ticket"])
+        own = dict(content.config_records["assignment"])
         own.pop(key, None)
-        content["ticket"] = ConfigRecord(own if drop else {**own, key: value})
+        content["assignment"] = ConfigRecord(own if drop else {**own, key: value})
 
     return apply
 
@@ -100,7 +100,7 @@ def tickets(draw: st.DrawFn) -> Change:
 def records(draw: st.DrawFn) -> Change:
     """A record gone, of another kind, doubled under another name, or one too many."""
     way = draw(st.sampled_from(["gone", "kind", "empty", "more"]))
-    name = draw(st.sampled_from(["order", "ticket", "arrays", "index"]))
+    name = draw(st.sampled_from(["instructions", "assignment", "arrays", "index"]))
 
     def apply(content: RecordDict) -> None:
         if way == "more":

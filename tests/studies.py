@@ -25,8 +25,13 @@ def measured(accuracy: float = 0.5, *, chosen_by: float | None = None, error: st
     numbers: dict[str, list[Any]] = {name: [0, *[1000] * rounds] for name in ("bytes_up", "bytes_down")}
     numbers |= {name: [0, *[100] * rounds] for name in ("parameters_up", "parameters_down")}
     chosen = by_round if chosen_by is None else [chosen_by] * len(by_round)
-    inexactness = [None, *[0.25] * rounds]
-    quality = {"accuracy": by_round, "chosen-by": chosen, "loss": [1.0] * len(by_round), "inexactness": inexactness}
+    aggregation_error = [None, *[0.25] * rounds]
+    quality = {
+        "accuracy": by_round,
+        "chosen-by": chosen,
+        "loss": [1.0] * len(by_round),
+        "inexactness": aggregation_error,
+    }
     return {"error": error, "seconds": 3.0, "on": HERE, **quality, **numbers}
 
 

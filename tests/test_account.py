@@ -19,7 +19,7 @@ import client_app
 from client_app.account import Account, AccountError, total
 from client_app.policy import Privacy
 from client_app.public_errors import NodeFailed
-from client_app.store import KEPT_FOR, SWEPT, Memory
+from client_app.store import KEPT_FOR, SWEPT, ClientStore
 from strategies.algebra.accountant import BudgetSpent, Release, epsilon_of, read
 from strategies.exchange.privacy import Payment
 from strategies.exchange.types import RunFailed
@@ -65,8 +65,8 @@ def again(outcome: Outcome, number: int = 0, **order: Any) -> tuple[dict[str, An
     """A message of training that was sent to node 0, with another order, and that node."""
     exchange: Exchange = [one for one in outcome.grid.of("train") if one.partition == 0][number]
     content = dict(exchange.request)
-    said = dict(content["order"]) | {name.replace("__", ".").replace("_", "-"): v for name, v in order.items()}
-    content["order"] = ConfigRecord({key: value for key, value in said.items() if value is not None})
+    said = dict(content["instructions"]) | {name.replace("__", ".").replace("_", "-"): v for name, v in order.items()}
+    content["instructions"] = ConfigRecord({key: value for key, value in said.items() if value is not None})
     node = next(c for i, c in outcome.grid.contexts.items() if outcome.grid.partitions[i] == 0)
     return content, context(**{k.replace("-", "_"): v for k, v in node.node_config.items()})
 
@@ -178,7 +178,7 @@ def counted_before(folder: Path, rounds: int) -> Outcome:
     outcome = hold(folder / "out", SAME | unlimited, deployed(folder))
     (path,) = accounts(folder)
     path.unlink()
-    memory = Memory(local(outcome.grid, outcome.grid.of("train")[0]), 1)
+    memory = ClientStore(local(outcome.grid, outcome.grid.of("train")[0]), 1)
     memory.keep({"wrapper-local-privacy": {"rounds": torch.tensor(rounds)}})
     return outcome
 
@@ -260,7 +260,7 @@ def test_it_outlives_what_is_forgotten_with_time(tmp_path: Path) -> None:
     for place in (path, path.parent):
         os.utime(place, (long_ago, long_ago))
     (tmp_path / "store-0" / SWEPT).unlink(missing_ok=True)
-    Memory(local(outcome.grid, outcome.grid.of("train")[0]), 1)._forget_old()
+    ClientStore(local(outcome.grid, outcome.grid.of("train")[0]), 1)._forget_old()
     assert path.exists()
 
 
@@ -303,8 +303,8 @@ def test_a_lifetime_budget_over_three_runs_with_kills(tmp_path: Path) -> None:
 
         def _spoil(self, partition: int, kind: str, reply: Any) -> Any:
             if kind == "train":
-                ticket = self.asked.content["ticket"]
-                journal.append(Left(partition, ticket["server-round"], ticket["noise"], 1, 1))
+                assignment = self.asked.content["assignment"]
+                journal.append(Left(partition, assignment["server-round"], assignment["noise"], 1, 1))
                 self.left -= 1
                 if self.left == 0:
                     raise Killed

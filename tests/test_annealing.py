@@ -12,10 +12,10 @@ from in_process import QV, Exchange, InProcessGrid, Outcome, hold, local, sent, 
 
 import client_app
 import strategies
-from client_app.store import Memory
+from client_app.store import ClientStore
 from strategies.algebra.lowrank import factor_names, modules, rank_axis
 from strategies.algebra.tensors import Tensors, snapshot
-from strategies.exchange.federation import Round
+from strategies.exchange.federation import RoundReport
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import State
 from strategies.protocol import wire
@@ -31,7 +31,7 @@ SCHEDULE: dict[str, Any] = {"schedule": "linear", "heating": 0.0, "cooling": 0.2
 ANNEALING = strategies.load("sa-fedlora", remainder="drop", **SCHEDULE)
 MERGING = strategies.load("sa-fedlora", remainder="merge", **SCHEDULE)
 TASK = TaskConfig.read({"data.labels": "0|1|2|3|4|5|6|7|8|9", "lora.targets": QV["lora.targets"]})
-Watched = tuple[InProcessGrid, list[tuple[Round, State]]]
+Watched = tuple[InProcessGrid, list[tuple[RoundReport, State]]]
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,8 @@ def merging() -> Watched:
 
 def trainings(watched: Watched, number: int) -> list[Exchange]:
     """What was exchanged in the training of one round."""
-    tickets = [(e, e.request.config_records["ticket"]["server-round"]) for e in watched[0].of("train")]
-    return [exchange for exchange, round in tickets if round == number]
+    assignments = [(e, e.request.config_records["assignment"]["server-round"]) for e in watched[0].of("train")]
+    return [exchange for exchange, round in assignments if round == number]
 
 
 def logits(model: TunedModel) -> torch.Tensor:
@@ -131,7 +131,7 @@ def test_the_base_is_an_entry_that_everybody_is_sent_once(annealed: Watched) -> 
         (entry,) = share.journal
         assert entry.tensors.keys() == {n for n in sent(trainings(annealed, 1)[0].request) if "classifier" not in n}
         assert all(torch.equal(tensor, whole[name]) for name, tensor in entry.tensors.items())
-    mark = annealed[1][2][1].marks[1]
+    mark = annealed[1][2][1].positions[1]
     for exchange in trainings(annealed, 3) + trainings(annealed, 4):
         share = wire.unpack(exchange.request)
         assert (share.journal, share.since) == ((), mark)
@@ -195,8 +195,8 @@ def test_nodes_replay_hand_over_and_remainders_to_what_the_server_has(merging: W
     for exchange in trainings(merging, 2) + trainings(merging, 3) + trainings(merging, 4):
         if exchange.partition == 2:
             node = local(merging[0], exchange)
-            model = tuned_model(node.base, node.config, int(node.order[RANK]), "cpu")  # type: ignore[arg-type]
-            model = Memory(node, 1).installed(MERGING, model, wire.unpack(exchange.request))
+            model = tuned_model(node.base, node.config, int(node.sort_key[RANK]), "cpu")  # type: ignore[arg-type]
+            model = ClientStore(node, 1).installed(MERGING, model, wire.unpack(exchange.request))
     begun = MERGING.begin(merging[1][3][1], 4, 2)
     own = snapshot({**model.frozen, **model.trained})
     kept_model.cache_clear()
@@ -214,9 +214,11 @@ def test_a_run_of_two_stages_is_exported(tmp_path_factory: pytest.TempPathFactor
         model = held(outcome.run.strategy, outcome.base, outcome.task, outcome.state(which))
         with torch.no_grad():
             assert torch.equal(exported(outcome, which)(pixel_values=pixels).logits, logits(model))
-        assert (outcome.folder / "model" / which / "base" / "config.json").exists() == bool(model.mark or model.changed)
+        assert (outcome.folder / "model" / which / "base" / "config.json").exists() == bool(
+            model.position or model.changed
+        )
     assert outcome.state().rank == 2
-    assert [line["inexactness"] == {} for line in outcome.rounds] == [True, True, False, False]
+    assert [line["aggregation-error"] == {} for line in outcome.rounds] == [True, True, False, False]
 
 
 # ---------------------------------------------------------------------- the ledger
@@ -294,4 +296,4 @@ def test_a_failed_hand_over_is_not_made_twice() -> None:
     assert [bool(report.failed) for report, _ in failing[1]] == [False, False, True, False]
     states = [state for _, state in failing[1]]
     assert [len(state.journal) for state in states] == [0, 0, 1, 1]
-    assert states[3].marks == states[2].marks
+    assert states[3].positions == states[2].positions

@@ -12,9 +12,9 @@ from in_process import InProcessGrid, Outcome, Spoil, equal, hold, resumed, spoi
 
 import client_app
 from strategies.exchange.types import RunFailed, State
-from strategies.protocol.install_hash import echo, expected
+from strategies.protocol.install_hash import expected, install_hash_of
 from strategies.protocol.replies import INSTALLED
-from strategies.rounds.run_state import Session
+from strategies.rounds.run_state import RunState
 from task.models.versions import differing, versions, written
 
 QUICK = {"tuning": "head", "round-timeout": 0.1}
@@ -51,18 +51,18 @@ def test_a_silent_node_rests_for_1_2_and_4_rounds(tmp_path: Path) -> None:
 
 
 def test_rests_end_at_eight_rounds() -> None:
-    session, rests = Session(), []
+    run_state, rests = RunState(), []
     round = 1
     for _ in range(6):
-        rest = session.missed("a", round)
-        assert session.missed("a", round) == rest  # its evaluation in the same round is not missed once more
-        assert not session.rested("a", round)
+        rest = run_state.missed("a", round)
+        assert run_state.missed("a", round) == rest  # its evaluation in the same round is not missed once more
+        assert not run_state.rested("a", round)
         rests.append(rest.until - round - 1)
         round = rest.until
-        assert session.rested("a", round)
+        assert run_state.rested("a", round)
     assert rests == [1, 2, 4, 8, 8, 8]
-    session.heard("a")
-    assert session.missed("a", round).until == round + 2
+    run_state.heard("a")
+    assert run_state.missed("a", round).until == round + 2
 
 
 @pytest.mark.parametrize(("code", "rests"), [(3, True), (5, True), (8, True), (2, False)])
@@ -144,14 +144,14 @@ def test_an_echo_is_of_what_the_model_holds() -> None:
     start = State({name: torch.randn_like(tensor) for name, tensor in model.trained.items()} | {"own": torch.ones(2)})
     model.write({name: tensor for name, tensor in start.tensors.items() if name != "own"})
     right = expected(start.tensors, "", model.base.fingerprint)
-    assert echo(model, start) == right
+    assert install_hash_of(model, start) == right
     assert 0 <= right < 2**63
     assert expected(start.tensors, "a" * 32, model.base.fingerprint) != right
     assert expected(start.tensors, "", "another") != right
     name = next(iter(model.trained))
     with torch.no_grad():
         model.trained[name].view(-1)[-1].add_(1e-3)
-    assert echo(model, start) != right
+    assert install_hash_of(model, start) != right
 
 
 @pytest.mark.parametrize("said", [None, 0, 1.5])

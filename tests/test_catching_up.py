@@ -7,7 +7,7 @@ from cold import Run
 from in_process import equal
 
 from strategies.protocol import journal
-from strategies.protocol.journal import BESIDE
+from strategies.protocol.journal import REPLAY_STATE
 from strategies.rounds.validation import PROOF
 
 BACK = 5  # the round that all are there again
@@ -72,18 +72,18 @@ def test_their_fingerprints_are_the_servers(run: Run) -> None:
 
 
 def test_all_stand_on_the_servers_bits_and_go_on_with_entries(run: Run) -> None:
-    expected = journal.grounded(run.server(BACK + 1))
+    expected = journal.base_weights_of(run.server(BACK + 1))
     stood = run.last_stood()
     assert len(stood) == 4
     assert all(equal(weights, expected) for weights in stood.values())
-    assert any(name.startswith(BESIDE) for name in expected) == bool(run.momentum)
-    assert not equal(expected, journal.grounded(run.server(BACK)))
+    assert any(name.startswith(REPLAY_STATE) for name in expected) == bool(run.momentum)
+    assert not equal(expected, journal.base_weights_of(run.server(BACK)))
 
 
 def test_weights_are_kept_under_their_mark(run: Run) -> None:
     for node in range(4):
         kept = [path.name for path in run.store(node).glob("grounds/*")]
         sent = node > 0 and run.coordinates > 128
-        assert kept == ([run.seen[BACK - 1][1].marks[-1]] if sent else [])
+        assert kept == ([run.seen[BACK - 1][1].positions[-1]] if sent else [])
         entries = {path.name for path in run.store(node).glob("journals/*")}
         assert len(entries) == (1 if sent else 5)

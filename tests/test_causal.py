@@ -12,7 +12,7 @@ from in_process import hold
 from samples import language_base, write_table
 
 from task.config import Model, TaskConfig
-from task.data.prepared import DataError, Rows, outline, prepare, prepare_file
+from task.data.prepared import DataError, Rows, data_index, prepare, prepare_file
 from task.data.rows import IGNORED
 from task.models.base import Base, BaseError, server_base
 from task.models.model import TunedModel, build
@@ -233,17 +233,17 @@ def test_training_lowers_the_loss(tuning: str, base: Base, tmp_path: Path) -> No
 # ------------------------------------------------------------------------------- whose rows they are
 def test_categories_are_read_for_splits_that_go_by_them(tmp_path: Path, store: Store) -> None:
     file = write_table(tmp_path / "rows.jsonl", ROWS)
-    plan = outline(config(file, partitioner="shards", label_column="category"), store)
+    plan = data_index(config(file, partitioner="shards", label_column="category"), store)
     assert plan.labels == ("sum", "word")
     assert {"sum": 0, "word": 1}[str(ROWS["category"][plan.train.rows[0]])] == plan.train.labels[0]
-    plan = outline(config(file, partitioner="natural", id_column="id"), store)
+    plan = data_index(config(file, partitioner="natural", id_column="id"), store)
     assert plan.labels == ()
     assert plan.train.ids is not None
     assert not plan.train.labels.any()
     with pytest.raises(DataError, match=r"'dirichlet' goes by labels: use 'iid', or 'natural' with data.id-column, or"):
-        outline(config(file, partitioner="dirichlet"), store)
+        data_index(config(file, partitioner="dirichlet"), store)
     alike = write_table(tmp_path / "alike.jsonl", ROWS | {"category": ["same"] * 24})
-    assert outline(config(alike, partitioner="dirichlet", label_column="category"), store).labels == ("same",)
+    assert data_index(config(alike, partitioner="dirichlet", label_column="category"), store).labels == ("same",)
 
 
 def test_a_federation_names_its_metrics_and_takes_the_lowest_loss(base: Base, tmp_path: Path) -> None:

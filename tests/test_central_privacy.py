@@ -20,7 +20,7 @@ from strategies.algebra.clipping import norm
 from strategies.algebra.mean import WeightedSum
 from strategies.exchange import cohort, compatibility
 from strategies.exchange.privacy import Plan
-from strategies.exchange.types import Profile, Ticket, Update
+from strategies.exchange.types import Assignment, Profile, Update
 from strategies.protocol import wire
 from strategies.wrappers.central_privacy import CentralMechanism
 from task.schema import ConfigError
@@ -39,7 +39,7 @@ def mechanism(plan: Plan = PLAN, **options: Any) -> CentralMechanism:
 def update(scale: float, weight: float = 5.0, seed: int = 0) -> Update:
     generator = torch.Generator().manual_seed(seed)
     delta = {name: scale * torch.randn(tensor.shape, generator=generator) for name, tensor in LIKE.items()}
-    return Update("0", Ticket(1, 50, 0, 0), delta, weight)
+    return Update("0", Assignment(1, 50, 0, 0), delta, weight)
 
 
 def mean_of(updates: list[Update]) -> dict[str, torch.Tensor]:
@@ -100,7 +100,7 @@ def test_a_clip_that_follows_a_quantile_finds_it() -> None:
     for _ in range(60):
         central.spend(NODES, [], 1)
         for number in range(1, 801):
-            central.admitted(Update("0", Ticket(1, 1, 0, 0), {"w": torch.tensor([number / 801])}, 1.0))
+            central.admitted(Update("0", Assignment(1, 1, 0, 0), {"w": torch.tensor([number / 801])}, 1.0))
         central.combined({}, 0, {})
     assert size > 1
     assert central.clip == pytest.approx(0.7, abs=0.15)
@@ -260,7 +260,7 @@ def test_a_run_says_what_it_has_spent_and_nothing_of_training(tmp_path: Path) ->
     assert "<th>epsilon</th>" in (outcome.folder / "report.html").read_text()
     for line in outcome.rounds:
         assert line["train-loss"] is None
-        assert not line["inexactness"]
+        assert not line["aggregation-error"]
         assert not any(node["metrics"] for node in line["nodes"])
 
 

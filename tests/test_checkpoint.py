@@ -73,8 +73,8 @@ def test_states_of_one_run_share_entries(tmp_path):
 
 
 def test_a_lost_entry_is_said(saved):
-    (saved.parent / "journal" / f"{STATE.marks[2]}.safetensors").unlink()
-    with pytest.raises(OSError, match=STATE.marks[2]):
+    (saved.parent / "journal" / f"{STATE.positions[2]}.safetensors").unlink()
+    with pytest.raises(OSError, match=STATE.positions[2]):
         checkpoint.load(saved)
 
 

@@ -21,7 +21,7 @@ from strategies.fedavg import FedAvg
 from strategies.protocol import checkpoint, wire
 from strategies.rounds.defence import collapse
 from strategies.rounds.defence.pulls import Pulls
-from strategies.rounds.run_state import Session
+from strategies.rounds.run_state import RunState
 from task.schema import ConfigError
 
 HEAD: dict[str, Any] = {
@@ -235,5 +235,5 @@ def test_what_was_spent_of_a_budget_is_not_undone(tmp_path: Path) -> None:
 
 
 def test_older_checkpoints_have_no_such_memory() -> None:
-    session = Session.read({"session": {"token": "t", "round": 3, "rests": {}}})
-    assert (session.good, session.out, session.lengths, session.usual) == ([], {}, {}, [])
+    run_state = RunState.read({"session": {"token": "t", "round": 3, "rests": {}}})
+    assert (run_state.good, run_state.out, run_state.lengths, run_state.usual) == ([], {}, {}, [])

@@ -8,7 +8,7 @@ from in_process import QV, InProcessGrid, Outcome, equal, hold, local, raw_bytes
 
 import client_app
 import strategies
-from client_app.store import Memory
+from client_app.store import ClientStore
 from client_app.training import trained
 from strategies.algebra.tensors import Tensors
 
@@ -18,7 +18,7 @@ from strategies.algebra.tensors import Tensors
 @pytest.mark.parametrize("wrapper", ["quantize", "top-k"])
 @pytest.mark.parametrize("name", strategies.names())
 def test_every_strategy_federates(name: str, wrapper: str, tmp_path: Path) -> None:
-    feedback = strategies.strategy_class(name).cumulative
+    feedback = strategies.strategy_class(name).additive_across_rounds
     options = {"strategy": name, "wrappers": wrapper, f"{wrapper}.feedback": feedback, "num-server-rounds": 2}
     outcome = hold(tmp_path, QV | {"lora.ranks": "2,4"} | suiting(name) | options)
     assert outcome.summary["status"] == "completed"
@@ -50,7 +50,7 @@ def test_a_federation_learns(strategy: str, options: dict[str, Any], share: floa
 
 def errors_of(grid: InProcessGrid, partition: int, name: str) -> Tensors:
     last = [exchange for exchange in grid.of("train") if exchange.partition == partition][-1]
-    return Memory(local(grid, last), 3, after=True).kept().get(f"wrapper-{name}", {})
+    return ClientStore(local(grid, last), 3, after=True).kept().get(f"wrapper-{name}", {})
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_errors_stay_with_their_node(away: tuple[Outcome, list[list[Tensors]]]) 
 
     def again(errors: Tensors) -> Tensors:
         here = local(outcome.grid, second)
-        Memory(here, 1).keep({"wrapper-quantize": errors})
+        ClientStore(here, 1).keep({"wrapper-quantize": errors})
         return sent(trained(here, second.request))
 
     assert equal(again(first[1]), sent(second.reply))

@@ -37,9 +37,9 @@ def texts(path: object) -> ConfigRecord:
 
 def test_a_message_cannot_name_a_file_of_a_deployed_node(private: Path, tmp_path: Path) -> None:
     node = context(**PARTITION, store_path=str(tmp_path / "store"))
-    said = refusal("query.profile", {"order": texts(private)}, node)
+    said = refusal("query.profile", {"instructions": texts(private)}, node)
     assert "follow-paths = true" in said
-    assert not list((tmp_path / "store").glob("outlines/*"))
+    assert not list((tmp_path / "store").glob("indexes/*"))
 
 
 @pytest.mark.parametrize("name", ["../private.csv", "~/private.csv", "./private.csv", "a/../../private.csv", "/"])
@@ -48,13 +48,13 @@ def test_no_spelling_of_a_path_is_followed(name: str, private: Path, monkeypatch
     inside.mkdir()
     monkeypatch.chdir(inside)
     monkeypatch.setenv("HOME", str(private.parent))
-    assert "names the path" in refusal("query.profile", {"order": texts(name)}, context(**PARTITION))
+    assert "names the path" in refusal("query.profile", {"instructions": texts(name)}, context(**PARTITION))
 
 
 def test_what_lies_in_the_working_folder_is_no_name(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(private.parent)
-    there = refusal("query.profile", {"order": texts("private.csv")}, context(**PARTITION))
-    gone = refusal("query.profile", {"order": texts("nothing.csv")}, context(**PARTITION))
+    there = refusal("query.profile", {"instructions": texts("private.csv")}, context(**PARTITION))
+    gone = refusal("query.profile", {"instructions": texts("nothing.csv")}, context(**PARTITION))
     assert there == gone.replace("nothing", "private") == "data.name = 'private.csv' cannot be read here"
 
 
@@ -62,20 +62,20 @@ def test_a_node_may_agree_to_follow_paths(private: Path, tmp_path: Path) -> None
     node = context(**PARTITION, store_path=str(tmp_path / "store"), follow_paths=True)
     record = texts(private)
     record.update({"data.partitioner": "iid", "data.test-fraction": 0.0, "data.validation-fraction": 0.0})
-    answer = asked("query.profile", {"order": record}, node)
+    answer = asked("query.profile", {"instructions": record}, node)
     assert answer.content.config_records["profile"]["num-examples"] == 2
 
 
 @pytest.mark.parametrize("value", ["true", 1, "yes", False])
 def test_nothing_but_true_is_consent(value: object, private: Path) -> None:
     assert "names the path" in refusal(
-        "query.profile", {"order": texts(private)}, context(**PARTITION, follow_paths=value)
+        "query.profile", {"instructions": texts(private)}, context(**PARTITION, follow_paths=value)
     )
 
 
 def test_its_own_data_is_read_whatever_the_order_names(private: Path, tmp_path: Path) -> None:
     node = context(data_path=str(private), store_path=str(tmp_path / "store"))
-    answer = asked("query.profile", {"order": texts("/etc/passwd")}, node)
+    answer = asked("query.profile", {"instructions": texts("/etc/passwd")}, node)
     assert answer.content.config_records["profile"]["num-examples"] == 4
 
 
@@ -97,7 +97,7 @@ def test_a_model_is_not_looked_for_at_a_path(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["query.profile", "query.base", "query.rehearsal", "query.trial", "train", "evaluate"])
 def test_code_of_a_model_needs_the_nodes_own_consent(kind: str) -> None:
-    content: dict[str, Any] = {"order": settings(model__name="owner/model", model__trust_remote_code=True)}
+    content: dict[str, Any] = {"instructions": settings(model__name="owner/model", model__trust_remote_code=True)}
     said = refusal(kind, content, context(**PARTITION))
     assert "trust-remote-code = true in its node config" in said
 
@@ -146,9 +146,13 @@ def test_an_offer_must_be_what_it_says(tmp_path: Path) -> None:
 def test_a_fingerprint_is_no_path(fingerprint: object, tmp_path: Path) -> None:
     node = context(**PARTITION, store_path=str(tmp_path))
     offered = wire.pack(State({"config.json": torch.zeros(2, dtype=torch.uint8)}))
-    said = refusal("query.base", {**offered, "order": settings(base_fingerprint=fingerprint)}, node)
+    said = refusal("query.base", {**offered, "instructions": settings(base_fingerprint=fingerprint)}, node)
     assert "offered base is not" in said or "is no text" in said or said.startswith("BaseError")
-    content = {**offered, "order": settings(base_fingerprint=fingerprint, global_rank=0), "ticket": TICKET}
+    content = {
+        **offered,
+        "instructions": settings(base_fingerprint=fingerprint, global_rank=0),
+        "assignment": ASSIGNMENT,
+    }
     said = refusal("train", content, node)
     assert "is no fingerprint" in said or "is no text" in said or said.startswith("BaseError")
     assert not (tmp_path / "bases").exists() or not list((tmp_path / "bases").iterdir())
@@ -163,34 +167,34 @@ def test_a_folder_of_pickles_is_no_base(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------------- orders and tickets
 
-TICKET = ConfigRecord({"server-round": 1, "rounds": 2, "seed": 3, "rank": 0})
+ASSIGNMENT = ConfigRecord({"server-round": 1, "rounds": 2, "seed": 3, "rank": 0})
 
 
 @pytest.mark.parametrize("kind", ["query.profile", "query.base", "query.rehearsal", "query.trial", "train", "evaluate"])
 def test_a_message_without_an_order(kind: str) -> None:
-    assert "no record 'order'" in refusal(kind, {"ticket": TICKET}, context(**PARTITION))
+    assert "no record 'instructions'" in refusal(kind, {"assignment": ASSIGNMENT}, context(**PARTITION))
 
 
 @pytest.mark.parametrize("name", ["server-round", "rounds", "seed", "rank", "basis"])
 @pytest.mark.parametrize("value", [-1, 0.5, "1", float("inf"), float("nan"), [1], None])
 def test_a_ticket_is_of_whole_numbers(name: str, value: object) -> None:
-    record = ConfigRecord({**TICKET})
+    record = ConfigRecord({**ASSIGNMENT})
     if value is None:
         record.pop(name, None)
     else:
         record[name] = value  # type: ignore[assignment]
     if value is None and name == "basis":
-        assert instructions.read_ticket(record).basis == 0
+        assert instructions.read_assignment(record).basis == 0
         return
     with pytest.raises(Refused, match=f"message's {name} must be a whole number"):
-        instructions.read_ticket(record)
+        instructions.read_assignment(record)
 
 
 def test_ranks_of_an_order_are_bounded() -> None:
     with pytest.raises(Refused, match="global-rank must be a whole number from 0 to 1024"):
         instructions.rank_of(ConfigRecord({"global-rank": MAX_RANK + 1}))
     with pytest.raises(Refused, match="rank must be a whole number from 0 to 1024"):
-        instructions.read_ticket(ConfigRecord({**TICKET, "rank": 10**9}))
+        instructions.read_assignment(ConfigRecord({**ASSIGNMENT, "rank": 10**9}))
 
 
 @pytest.mark.parametrize("mark", ["../../x", "0" * 31, "/etc", "0" * 32 + "/"])

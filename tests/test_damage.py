@@ -17,15 +17,15 @@ from samples import scans, vision_base
 
 from client_app.local import Local
 from client_app.public_errors import NodeError
-from client_app.store import Memory
+from client_app.store import ClientStore
 from strategies.exchange.federation import Federation
 from strategies.exchange.types import Entry, RunFailed, State
 from strategies.protocol import checkpoint
-from strategies.rounds.run_state import Session, resumed
+from strategies.rounds.run_state import RunState, resumed
 from task.config import Model, TaskConfig
-from task.data.index import read_outline
+from task.data.index import read_index
 from task.data.partition import _kept, partition
-from task.data.prepared import outline, prepare
+from task.data.prepared import data_index, prepare
 from task.models.base import BaseError, accept_offer, files, node_base, node_bases, server_base
 from task.models.model import TunedModel
 from task.storage import seal
@@ -46,7 +46,7 @@ def flip(path: Path, place: int, bit: int = 0) -> None:
 @pytest.fixture
 def last(tmp_path: Path) -> Path:
     path = tmp_path / checkpoint.LAST
-    checkpoint.save(path, STATE, {"round": 2, "seed": 0, "strategy": "fedavg", **Session(round=2).about()})
+    checkpoint.save(path, STATE, {"round": 2, "seed": 0, "strategy": "fedavg", **RunState(round=2).about()})
     return path
 
 
@@ -121,7 +121,7 @@ def another_process() -> None:
     seal._whole.clear()
 
 
-@pytest.mark.parametrize("kind", ["data", "outlines", "splits"])
+@pytest.mark.parametrize("kind", ["data", "indexes", "splits"])
 def test_rows_that_rot_are_named_and_made_again(
     task: tuple[TaskConfig, Path], store: Store, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -130,7 +130,7 @@ def test_rows_that_rot_are_named_and_made_again(
     iid = replace(config, data=replace(config.data, partitioner="iid"))
 
     def all_of_it() -> list[bytes]:
-        rows, plan = prepare(iid, base, store).train, outline(iid, store)
+        rows, plan = prepare(iid, base, store).train, data_index(iid, store)
         parts = partition(iid, plan, 3, store)
         return [rows.batch(range(len(rows)))["pixel_values"].numpy().tobytes(), plan.train.labels.tobytes(),
                 *(part.tobytes() for part in parts)]  # fmt: skip
@@ -140,7 +140,7 @@ def test_rows_that_rot_are_named_and_made_again(
         place = path.stat().st_size - 1
         flip(path, place)
         another_process()
-        read_outline.cache_clear()
+        read_index.cache_clear()
         _kept.cache_clear()
         caplog.clear()
         assert all_of_it() == before
@@ -211,10 +211,10 @@ def test_a_base_that_an_earlier_version_kept_is_checked_by_its_fingerprint(store
 def test_what_a_node_keeps_is_checked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     node = client(tmp_path)
     for round in (1, 2):
-        Memory(node, round).keep({"private": {"w": torch.full((3,), float(round))}})
+        ClientStore(node, round).keep({"private": {"w": torch.full((3,), float(round))}})
     [newest] = tmp_path.glob("own/*/2.safetensors")
     flip(newest, newest.stat().st_size - 1)
-    assert Memory(node, 3).kept()["private"]["w"].tolist() == [1.0] * 3
+    assert ClientStore(node, 3).kept()["private"]["w"].tolist() == [1.0] * 3
     assert f"{newest} is damaged" in caplog.text
     assert not newest.exists()
 
@@ -224,13 +224,13 @@ def test_a_damaged_entry_on_a_node_is_as_one_that_it_lacks(
 ) -> None:
     """The server then sends the whole journal."""
     node, state = client(tmp_path), state_of(1, 2)
-    Memory(node, 1).installed(strategy, at_the_base(), state)
-    path = tmp_path / "journals" / state.marks[1] / "entry.safetensors"
+    ClientStore(node, 1).installed(strategy, at_the_base(), state)
+    path = tmp_path / "journals" / state.positions[1] / "entry.safetensors"
     flip(path, path.stat().st_size - 1)
     another_process()
     with pytest.raises(NodeError, match="lacks a part of the journal"):
-        Memory(node, 2).installed(strategy, at_the_base(), state.after(state.marks[2]))
-    Memory(node, 2).installed(strategy, at_the_base(), state)
+        ClientStore(node, 2).installed(strategy, at_the_base(), state.after(state.positions[2]))
+    ClientStore(node, 2).installed(strategy, at_the_base(), state)
 
 
 def test_a_node_whose_base_rots_in_a_run_is_offered_it_again(tmp_path: Path) -> None:

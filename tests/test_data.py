@@ -127,11 +127,11 @@ def test_a_second_call_reads_and_a_touched_file_is_prepared_again(
     assert len(prepared.prepare(settings, words, store).train) == len(first.train)
 
 
-def test_the_outline_is_shared_by_bases(store: Store, tmp_path: Path) -> None:
+def test_the_data_index_is_shared_by_bases(store: Store, tmp_path: Path) -> None:
     for size in (8, 16):
         base = vision_base(tmp_path / str(size), size)
         assert prepared.prepare(config(), base, store).train.inputs.values.shape[-1] == size
-    assert len(list((store.root / "outlines").iterdir())) == 1
+    assert len(list((store.root / "indexes").iterdir())) == 1
     assert len(list((store.root / "data").iterdir())) == 2
 
 
@@ -145,7 +145,7 @@ def test_a_node_brings_a_file_or_a_folder(store: Store, words: Path, tmp_path: P
         rows = prepared.prepare_file(settings, words, store, path, ("ugly", "good", "bad"))
         assert len(rows) == 12
         assert rows.labels.tolist() == [1, 2] * 6
-        assert len(prepared.outline_file(settings, store, path).train) == 12
+        assert len(prepared.index_file(settings, store, path).train) == 12
     with pytest.raises(
         DataError, match=r"mine\.jsonl, row 1 \(line 2\), column 'label': the label is none of good, ugly: 'bad'"
     ):

@@ -12,7 +12,7 @@ from laws import Plan, scene, variants
 
 import strategies
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.types import Entry, Refused, State, Ticket, Update
+from strategies.exchange.types import Assignment, Entry, Refused, State, Update
 from strategies.protocol import wire
 from strategies.rounds import validation
 from task.config import TaskConfig
@@ -20,7 +20,7 @@ from task.schema import ConfigError
 
 A, B, HEAD = "m0.lora_A.weight", "m0.lora_B.weight", "classifier.weight"
 STATE = State({A: torch.ones(3, 4), B: torch.ones(5, 3), HEAD: torch.ones(2, 5, dtype=torch.bfloat16)})
-TICKET = Ticket(round=2, rounds=3, seed=9, rank=2)
+ASSIGNMENT = Assignment(round=2, rounds=3, seed=9, rank=2)
 METRICS: dict[str, Any] = {"num-examples": 10, "server-round": 2, "train-loss": 0.5}
 
 
@@ -46,7 +46,7 @@ def reply(to: Message, tensors: Tensors, metrics: dict[str, Any] | None = METRIC
 
 def admit(message: Message | None, strategy: Any = None) -> Update:
     strategy = strategy or strategies.load("rbla")
-    return validation.admit_update(strategy, message, "7", TICKET, strategy.start_of(STATE, TICKET))
+    return validation.validate_update(strategy, message, "7", ASSIGNMENT, strategy.start_of(STATE, ASSIGNMENT))
 
 
 def reason(message: Message | None, strategy: Any = None) -> str:
@@ -63,7 +63,7 @@ def reason(message: Message | None, strategy: Any = None) -> str:
 
 def test_a_good_reply_becomes_an_update(instruction):
     update = admit(through_wire(reply(instruction, delta())))
-    assert (update.node, update.ticket, update.weight) == ("7", TICKET, 10.0)
+    assert (update.node, update.assignment, update.weight) == ("7", ASSIGNMENT, 10.0)
     assert isinstance(update.weight, float)
     assert dict(update.metrics) == {"num-examples": 10, "train-loss": 0.5}
     assert all(torch.equal(update.delta[name], tensor) for name, tensor in delta().items())
@@ -75,14 +75,14 @@ def test_every_strategy_admits_what_it_expects(instruction, name):
         drawn = scene(strategy, Plan((3, 2), (0, 1), (10, 10), 4))
         for sent in drawn.updates:
             answer = through_wire(reply(instruction, sent.delta, METRICS | {"server-round": 1}))
-            update = validation.admit_update(strategy, answer, sent.node, sent.ticket, drawn.state)
+            update = validation.validate_update(strategy, answer, sent.node, sent.assignment, drawn.state)
             assert equal(update.delta, sent.delta)
 
 
 def test_wrappers_are_undone_before_the_check(instruction):
     half = strategies.load_wrapper("half")
     strategy = strategies.load("rbla", wrappers=[half])
-    update = admit(reply(instruction, half.outgoing(delta(), TICKET, {})), strategy)
+    update = admit(reply(instruction, half.encode(delta(), ASSIGNMENT, {})), strategy)
     assert {name: tensor.dtype for name, tensor in update.delta.items()} == {
         n: t.dtype for n, t in STATE.tensors.items()
     }
@@ -136,7 +136,7 @@ def test_metrics_with_evil_names(instruction):
 
 def test_a_journal(instruction):
     assert "journal" in reason(reply(instruction, delta(), journal=(Entry(2, 1, {"k": torch.ones(2)}),)))
-    assert "journal" in reason(reply(instruction, delta(), ground={"k": torch.ones(2)}))
+    assert "journal" in reason(reply(instruction, delta(), base_weights={"k": torch.ones(2)}))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_nan_is_found_in_every_dtype(instruction, dtype):
     strategy, state = strategies.load("fedavg"), State({"w": torch.zeros(3).to(dtype)})
     bad = torch.tensor([0.0, math.nan, 1.0]).to(dtype)
     with pytest.raises(Refused, match="'w' holds NaN"):
-        validation.admit_update(strategy, reply(instruction, {"w": bad}), "7", TICKET, state)
+        validation.validate_update(strategy, reply(instruction, {"w": bad}), "7", ASSIGNMENT, state)
 
 
 def test_bytes_that_do_not_fit_the_index(instruction):
@@ -195,15 +195,15 @@ def test_records_of_another_kind(instruction):
 def test_a_float16_update_that_overflowed_is_refused(instruction):
     half = strategies.load_wrapper("half", dtype="float16")
     strategy = strategies.load("rbla", wrappers=[half])
-    sent = half.outgoing(delta(**{A: torch.full((2, 4), 1e6)}), TICKET, {})
+    sent = half.encode(delta(**{A: torch.full((2, 4), 1e6)}), ASSIGNMENT, {})
     assert "infinity" in reason(reply(instruction, sent), strategy)
 
 
 def test_metrics_alone_are_admitted(instruction):
     good = Message(RecordDict({"metrics": MetricRecord({"accuracy": 0.5})}), reply_to=instruction)
-    assert validation.admit_metrics(good) == {"accuracy": 0.5}
+    assert validation.validate_metrics(good) == {"accuracy": 0.5}
     with pytest.raises(Refused, match="no metrics"):
-        validation.admit_metrics(Message(RecordDict(), reply_to=instruction))
+        validation.validate_metrics(Message(RecordDict(), reply_to=instruction))
 
 
 # ---------------------------------------------------------------------- reasons

@@ -20,7 +20,7 @@ import strategies
 from strategies.algebra.lowrank import modules, rank_axis
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.strategy import EXACT
-from strategies.exchange.types import State, Ticket
+from strategies.exchange.types import Assignment, State
 from task.models.model import build
 
 CLOSE = 1e-5  # float32 factors of size 1
@@ -28,8 +28,8 @@ EXAMPLES = settings(max_examples=60)
 FLEX, ROLORA = strategies.load("flex-lora"), strategies.load("rolora")
 
 
-def node(rank: int, round: int = 1) -> Ticket:
-    return Ticket(round, 3, 0, rank)
+def node(rank: int, round: int = 1) -> Assignment:
+    return Assignment(round, 3, 0, rank)
 
 
 # ---------------------------------------------------------------------- FlexLoRA
@@ -237,7 +237,7 @@ def test_a_factor_may_train_again_after_training_failed() -> None:
 @pytest.mark.parametrize("which", ["ffa", "rolora"])
 def test_a_run_of_an_exact_rule_reads_as_nothing(which: str, request: pytest.FixtureRequest) -> None:
     outcome: Outcome = request.getfixturevalue(which)
-    assert outcome.rounds[0]["inexactness"] == {}
+    assert outcome.rounds[0]["aggregation-error"] == {}
     for line in outcome.rounds[1:]:
-        assert line["inexactness"].keys() == {"overall", *modules(outcome.state().tensors)}
-        assert max(line["inexactness"].values()) < CLOSE
+        assert line["aggregation-error"].keys() == {"overall", *modules(outcome.state().tensors)}
+        assert max(line["aggregation-error"].values()) < CLOSE

@@ -18,7 +18,7 @@ from server_app.evaluation import Evaluator, balanced
 from strategies.flora import Flora
 from strategies.rounds.defence import examination
 from strategies.rounds.defence.influence import AT_ONCE, SHARE, Losses, Tally, relieved
-from strategies.rounds.run_state import Session
+from strategies.rounds.run_state import RunState
 
 ONE_CLASS: dict[str, Any] = {"data.partitioner": "shards", "data.shards-per-node": 1}
 FEW: dict[str, Any] = TEN | {"num-server-rounds": 4}
@@ -192,11 +192,11 @@ def test_a_round_that_could_gain_nothing_proves_nothing() -> None:
 
 
 def test_tallies_are_kept_with_the_state() -> None:
-    session = Session(tallies={"a": Tally(1.0, 2.0, 3)}, losses=[5.0, 2.0])
-    back = Session.read(json.loads(json.dumps(session.about())))
-    assert back == session
+    run_state = RunState(tallies={"a": Tally(1.0, 2.0, 3)}, losses=[5.0, 2.0])
+    back = RunState.read(json.loads(json.dumps(run_state.about())))
+    assert back == run_state
     assert asdict(back.tallies["a"]) == {"harm": 1.0, "good": 2.0, "rounds": 3}
-    assert Session.read({"session": {"token": "t", "round": 3, "rests": {}}}).tallies == {}
+    assert RunState.read({"session": {"token": "t", "round": 3, "rests": {}}}).tallies == {}
 
 
 def test_a_sample_has_rows_of_every_label() -> None:

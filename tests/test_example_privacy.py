@@ -15,7 +15,7 @@ from torch import nn
 import strategies
 from server_app.config import RunConfig
 from strategies.algebra.accountant import Release
-from strategies.exchange.types import Ticket
+from strategies.exchange.types import Assignment
 from strategies.rounds.handshake.opening import settled
 from task.data.prepared import prepare
 from task.models.base import server_base
@@ -186,10 +186,10 @@ def test_a_run_ends_when_every_node_has_spent_its_budget(tmp_path: Path) -> None
 
 
 def test_a_ticket_makes_a_trainer_of_as_many_steps_as_are_paid_for() -> None:
-    wrapper, ticket = strategies.load_wrapper("example-privacy"), Ticket(1, 2, 0, 3, noise=1.5)
+    wrapper, assignment = strategies.load_wrapper("example-privacy"), Assignment(1, 2, 0, 3, noise=1.5)
     local = trainer(**ALL)
-    wrapped = wrapper.training(local, ticket, {})
-    payment = wrapper.payment(ticket, local.config, len(local.rows))
+    wrapped = wrapper.training(local, assignment, {})
+    payment = wrapper.payment(assignment, local.config, len(local.rows))
     assert payment is not None
     assert (payment.release, payment.times) == (Release(1.5, 1.0), 3)
     wrapped.fit(toy_model(FEDAVG, 3, seed=2))

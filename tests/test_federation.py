@@ -13,7 +13,7 @@ import strategies
 from server_app.config import RunConfig
 from strategies.exchange.types import State
 from strategies.protocol import wire
-from strategies.protocol.instructions import read_ticket
+from strategies.protocol.instructions import read_assignment
 from strategies.protocol.journal import held
 from task.data.prepared import prepare
 from task.models.model import build
@@ -60,10 +60,10 @@ def test_only_what_is_trained_crosses_the_wire(outcome: Outcome) -> None:
     model = build(outcome.base, outcome.task, 8, "cpu")
     initial = strategy.initial(model)
     for exchange, line in zip(outcome.grid.of("train"), lines, strict=True):
-        ticket = read_ticket(exchange.request.config_records["ticket"])
-        start = strategy.start_of(initial, ticket)
-        expected = strategy.expected(initial, ticket)
-        live = strategy.live(model, ticket)
+        assignment = read_assignment(exchange.request.config_records["assignment"])
+        start = strategy.start_of(initial, assignment)
+        expected = strategy.expected(initial, assignment)
+        live = strategy.live(model, assignment)
         assert exchange.reply is not None
         down, up = sent(exchange.request), sent(exchange.reply)
         assert down.keys() == start.tensors.keys()
@@ -126,7 +126,7 @@ def ranks_sent(outcome: Outcome) -> list[tuple[int, int]]:
     return [(start.rank, update.rank) for start, update in pairs]
 
 
-@pytest.mark.parametrize("name", [n for n in strategies.names() if strategies.strategy_class(n).ragged])
+@pytest.mark.parametrize("name", [n for n in strategies.names() if strategies.strategy_class(n).heterogeneous_ranks])
 def test_every_node_trains_its_own_rank(name: str, tmp_path: Path) -> None:
     annealing = {"sa-fedlora.initiating-rounds": 0, "sa-fedlora.final-rank": 8}
     outcome = hold(tmp_path, {"strategy": name, "lora.ranks": "2,4,8"} | annealing)
@@ -212,9 +212,9 @@ def test_one_seed_gives_one_result(name: str, tmp_path: Path) -> None:
     second = hold(tmp_path, options, ids=1)
     assert first.grid.get_node_ids() != second.grid.get_node_ids()
     assert equal(first.state().tensors, second.state().tensors)
-    assert first.state().marks == second.state().marks
+    assert first.state().positions == second.state().positions
     other = hold(tmp_path, options | {"seed": 1}).state()
-    assert not equal(first.state().tensors, other.tensors) or first.state().marks[-1] != other.marks[-1]
+    assert not equal(first.state().tensors, other.tensors) or first.state().positions[-1] != other.positions[-1]
 
 
 def test_the_order_of_node_ids_does_not_matter(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from server_app.config import RunConfig
 from strategies.algebra.philox import Seeds
 from strategies.algebra.projection import BASES
 from strategies.algebra.tensors import Tensors, snapshot
-from strategies.exchange.types import State, Ticket, Update
+from strategies.exchange.types import Assignment, State, Update
 from strategies.fedkseed import AMPLITUDES, CHANCES, DRAWS, NUMBERS, SCALE, TOTALS, FedKSeed
 from strategies.protocol import wire
 from strategies.protocol.journal import held
@@ -25,7 +25,7 @@ from task.seeds import derive
 from task.training.batches import batches
 from task.training.trainer import Trainer
 
-TICKET = Ticket(1, 3, 11, 0)
+ASSIGNMENT = Assignment(1, 3, 11, 0)
 DIRECTIONS = 8
 
 
@@ -50,7 +50,7 @@ def directions(strategy: FedKSeed, model: TunedModel) -> Matrix:
 
 
 def installed(strategy: FedKSeed, model: TunedModel, state: State) -> TunedModel:
-    strategy.install(model, strategy.start_of(state, TICKET))
+    strategy.install(model, strategy.start_of(state, ASSIGNMENT))
     return model
 
 
@@ -68,7 +68,7 @@ def walked(strategy: FedKSeed, model: TunedModel, local: Trainer, chances: Matri
     """Totals and amplitudes by direction, and the mean loss: every step by hand."""
     module, names = copy.deepcopy(model.module).double(), sorted(model.trained)
     own = dict(module.named_parameters())
-    z, place, random = directions(strategy, model), vector(model.trained), np.random.default_rng(TICKET.seed)
+    z, place, random = directions(strategy, model), vector(model.trained), np.random.default_rng(ASSIGNMENT.seed)
     found = {name: torch.zeros(DIRECTIONS, dtype=torch.float64) for name in (TOTALS, AMPLITUDES, DRAWS)}
     losses: list[float] = []
 
@@ -96,9 +96,9 @@ def test_steps_are_finite_differences(basis, pro):
     strategy, local = fedkseed(basis=basis, pro=pro), trainer(learning_rate=0.05, optimizer="sgd")
     state = after(strategy, [0.1, 0.0, -0.2, 0.0, 0.3, 0.0, 0.0, 0.05])
     model = installed(strategy, toy_model(strategy, 1, 2), state)
-    chances = model.beside[CHANCES].double().numpy() if pro else np.ones(DIRECTIONS)
+    chances = model.replay_state[CHANCES].double().numpy() if pro else np.ones(DIRECTIONS)
     expected, loss = walked(strategy, model, local, chances / chances.sum())
-    update, metrics = strategy.train(model, local, TICKET)
+    update, metrics = strategy.train(model, local, ASSIGNMENT)
     assert update.keys() == state.tensors.keys()
     for name, tensor in update.items():
         torch.testing.assert_close(tensor, expected[name].float(), rtol=2e-3, atol=2e-4)
@@ -119,7 +119,7 @@ def test_the_model_is_the_base_and_the_totals(basis):
     for _ in range(2):  # whatever the model held before
         installed(strategy, model, after(strategy, totals))
         np.testing.assert_allclose(vector(model.trained), expected, rtol=0, atol=DIRECTIONS / 32767)
-        strategy.train(model, trainer(learning_rate=0.05), TICKET)
+        strategy.train(model, trainer(learning_rate=0.05), ASSIGNMENT)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -127,7 +127,7 @@ def test_a_16_bit_model_is_rebuilt_in_32_bits(dtype):
     """A base of 1 and totals too small for it one by one: their sum is rounded once."""
     strategy = fedkseed()
     model = toy_model(strategy, 1, 2)
-    model.fresh = {name: torch.ones_like(tensor) for name, tensor in model.fresh.items()}
+    model.initial_values = {name: torch.ones_like(tensor) for name, tensor in model.initial_values.items()}
     for tensor in model.trained.values():
         tensor.data = tensor.data.to(dtype)
     small = float(torch.finfo(dtype).eps) / 4
@@ -137,7 +137,7 @@ def test_a_16_bit_model_is_rebuilt_in_32_bits(dtype):
     assert found.dtype == dtype
     assert torch.equal(found, exact.to(dtype))
     assert (found != 1).any()
-    assert all(tensor.dtype == torch.float32 for tensor in model.fresh.values())
+    assert all(tensor.dtype == torch.float32 for tensor in model.initial_values.values())
 
 
 def test_server_and_nodes_have_the_same_bits_after_rounds(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_server_and_nodes_have_the_same_bits_after_rounds(tmp_path: Path) -> Non
         strategy.install(used, wire.unpack(exchange.request))
     torch.set_num_threads(2)
     try:
-        strategy.install(used, strategy.start_of(state, TICKET))
+        strategy.install(used, strategy.start_of(state, ASSIGNMENT))
     finally:
         torch.set_num_threads(1)
     assert all(torch.equal(used.trained[name], tensor) for name, tensor in server.items())
@@ -169,7 +169,7 @@ def test_server_and_nodes_have_the_same_bits_after_rounds(tmp_path: Path) -> Non
 def test_totals_of_two_nodes_are_averaged_by_rows():
     strategy = fedkseed()
     one, other = (torch.randn(DIRECTIONS, generator=torch.Generator().manual_seed(n)) for n in (1, 2))
-    updates = [Update(str(n), TICKET, {TOTALS: t}, w) for n, (t, w) in enumerate([(one, 3.0), (other, 1.0)])]
+    updates = [Update(str(n), ASSIGNMENT, {TOTALS: t}, w) for n, (t, w) in enumerate([(one, 3.0), (other, 1.0)])]
     state = after(strategy, [0.5] * DIRECTIONS)
     found = strategy.apply(state, strategy.combine(state, updates), 1).tensors[TOTALS]
     torch.testing.assert_close(found, 0.5 + 0.75 * one.double() + 0.25 * other.double())
@@ -178,7 +178,7 @@ def test_totals_of_two_nodes_are_averaged_by_rows():
 def test_totals_go_down_as_integers_of_one_scale():
     strategy = fedkseed()
     totals = [0.1, 0.0, -0.2, 0.4, 0.3, 0.0, 1.0, 0.05]
-    start = strategy.start_of(after(strategy, totals), TICKET).tensors
+    start = strategy.start_of(after(strategy, totals), ASSIGNMENT).tensors
     assert start.keys() == {NUMBERS, SCALE}
     assert start[NUMBERS].dtype == torch.int16
     np.testing.assert_allclose(start[NUMBERS].double() * start[SCALE].double(), totals, rtol=0, atol=0.5 / 32767)
@@ -189,7 +189,7 @@ def test_chances_follow_the_slopes():
     state = after(fedkseed(pro=True), [0.0] * DIRECTIONS)  # even ones were drawn: 0, 4, 16, 36
     mean = np.array([0.0, 14.0, 4.0, 14.0, 16.0, 14.0, 36.0, 14.0])
     stretched = np.exp((mean - mean.min()) / (mean.max() - mean.min()))
-    start = fedkseed(pro=True).start_of(state, TICKET).tensors
+    start = fedkseed(pro=True).start_of(state, ASSIGNMENT).tensors
     np.testing.assert_allclose(start[CHANCES].numpy(), stretched / stretched.sum(), rtol=1e-6)
 
 
@@ -198,7 +198,7 @@ def test_chances_are_equal_where_nothing_is_known_or_all_is_alike(amplitude):
     strategy = fedkseed(pro=True)
     state = strategy.initial(toy_model(strategy, 1, 2))
     known = state.tensors | {name: torch.full((DIRECTIONS,), amplitude).double() for name in (AMPLITUDES, DRAWS)}
-    assert strategy.start_of(State(known), TICKET).tensors[CHANCES].tolist() == [1 / DIRECTIONS] * DIRECTIONS
+    assert strategy.start_of(State(known), ASSIGNMENT).tensors[CHANCES].tolist() == [1 / DIRECTIONS] * DIRECTIONS
 
 
 # ---------------------------------------------------------------------- what is refused

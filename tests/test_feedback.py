@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 from in_process import equal, suiting
-from test_wrappers import TICKET, admitted
+from test_wrappers import ASSIGNMENT, admitted
 
 import strategies
 from server_app.config import RunConfig
 from strategies.algebra.tensors import Tensors, corner
-from strategies.exchange.types import Ticket
+from strategies.exchange.types import Assignment
 from strategies.exchange.wrapper import Wrapper
 from task.schema import ConfigError
 
@@ -50,7 +50,7 @@ def test_what_was_sent_and_what_is_kept_is_what_was_learned(lossy: Wrapper, dtyp
     for round in range(1, 9):
         update = drawn(round, SHAPES, dtype)
         plus(learned, update)
-        plus(received, lossy.incoming(lossy.outgoing(update, Ticket(round, 9, round, 2), kept), update))
+        plus(received, lossy.decode(lossy.encode(update, Assignment(round, 9, round, 2), kept), update))
     assert not all(torch.allclose(received[n], learned[n], atol=1e-5) for n in SHAPES)
     plus(received, kept)
     for name in SHAPES:
@@ -66,7 +66,7 @@ def test_nothing_is_lost_where_ranks_change_and_factors_rest(lossy: Wrapper) -> 
     for round, rank in enumerate((4, 2, 5, 3, 3), 1):
         update = drawn(round, {"a": (rank, 6)} | ({"b": (6, 4)} if round % 2 else {}))
         plus(learned, update)
-        plus(received, lossy.incoming(lossy.outgoing(update, Ticket(round, 9, round, rank), kept), update))
+        plus(received, lossy.decode(lossy.encode(update, Assignment(round, 9, round, rank), kept), update))
     plus(received, kept)
     for name, tensor in learned.items():
         torch.testing.assert_close(received[name], tensor, rtol=0, atol=1e-5)
@@ -74,7 +74,7 @@ def test_nothing_is_lost_where_ranks_change_and_factors_rest(lossy: Wrapper) -> 
 
 def test_errors_of_another_kind_of_shape_are_dropped(lossy: Wrapper) -> None:
     kept = {"w": torch.ones(4)}
-    lossy.outgoing({"w": torch.randn(4, 40)}, TICKET, kept)
+    lossy.encode({"w": torch.randn(4, 40)}, ASSIGNMENT, kept)
     assert kept["w"].shape == (4, 40)
 
 
@@ -82,7 +82,7 @@ def test_switched_off_nothing_is_kept_or_added(lossy: Wrapper) -> None:
     plain = strategies.load_wrapper(lossy.name, feedback=False)
     kept = {"w": torch.ones(7, 5)}
     update = drawn(1, SHAPES)
-    assert equal(plain.outgoing(update, TICKET, kept), plain.outgoing(update, TICKET, {}))
+    assert equal(plain.encode(update, ASSIGNMENT, kept), plain.encode(update, ASSIGNMENT, {}))
     assert equal(kept, {"w": torch.ones(7, 5)})
 
 
@@ -90,7 +90,7 @@ def test_switched_off_nothing_is_kept_or_added(lossy: Wrapper) -> None:
 def test_nan_is_told_and_not_kept(lossy: Wrapper, bad: float) -> None:
     kept: Tensors = {}
     with pytest.raises(ValueError, match="'w' holds NaN or infinity after training"):
-        lossy.outgoing({"w": torch.tensor([1.0, bad])}, TICKET, kept)
+        lossy.encode({"w": torch.tensor([1.0, bad])}, ASSIGNMENT, kept)
     assert not kept
 
 
@@ -125,7 +125,7 @@ def test_a_chain_is_undone_by_the_server(text: str) -> None:
     update = drawn(1, {"w": (30, 20), "b": (9,)}) | {"n": torch.arange(3)}
     code = dict(update)
     for wrapper in strategy.wrappers:
-        code = wrapper.outgoing(code, TICKET, {})
+        code = wrapper.encode(code, ASSIGNMENT, {})
     back = admitted(strategy, code, update)
     assert torch.equal(back["n"], update["n"])
     both = torch.cat([back["w"].view(-1), back["b"]]), torch.cat([update["w"].view(-1), update["b"]])

@@ -14,7 +14,7 @@ from server_app.config import RunConfig
 from strategies.algebra.philox import Seeds
 from strategies.algebra.projection import Coordinates
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.types import Entry, Profile, RunFailed, State, Ticket, Update
+from strategies.exchange.types import Assignment, Entry, Profile, RunFailed, State, Update
 from strategies.ferret import COUNTS, EXACT, LENGTHS, NUMBERS, ROW, SCALES, SEEDS, VELOCITY, Ferret
 from task.models.model import TunedModel
 from task.schema import ConfigError
@@ -41,9 +41,9 @@ def row(delta: Tensors) -> Coordinates:
     return Coordinates(*(delta[name] for name in ROW))
 
 
-def seeds_of(strategy: Ferret, ticket: Ticket) -> Seeds:
-    own = ticket.basis if strategy.seeds == "shared" else derive(ticket.seed, "basis")
-    return Seeds(ticket.basis, own)
+def seeds_of(strategy: Ferret, assignment: Assignment) -> Seeds:
+    own = assignment.basis if strategy.seeds == "shared" else derive(assignment.seed, "basis")
+    return Seeds(assignment.basis, own)
 
 
 def mean(drawn: Scene) -> Matrix:
@@ -53,10 +53,10 @@ def mean(drawn: Scene) -> Matrix:
     projection = strategy._projection(toy(strategy).trained)
     rows = sum(update.weight for update in drawn.updates)
     parts = [
-        update.weight / rows * dense(projection, row(update.delta), seeds_of(strategy, update.ticket))
+        update.weight / rows * dense(projection, row(update.delta), seeds_of(strategy, update.assignment))
         for update in drawn.updates
     ]
-    return strategy.stepped(drawn.updates[0].ticket) * np.sum(parts, axis=0)
+    return strategy.stepped(drawn.updates[0].assignment) * np.sum(parts, axis=0)
 
 
 def moved(strategy: Ferret, entries: tuple[Entry, ...]) -> list[Matrix]:
@@ -64,7 +64,7 @@ def moved(strategy: Ferret, entries: tuple[Entry, ...]) -> list[Matrix]:
     model, places = toy(strategy), []
     for entry in entries:
         strategy.replay(model, entry)
-        places.append(vector({name: model.ground(name) for name in model.trained}))
+        places.append(vector({name: model.base_weight(name) for name in model.trained}))
     return places
 
 
@@ -83,7 +83,7 @@ def test_a_round_adds_the_weighted_mean_of_what_coordinates_stand_for(basis, see
     strategy = ferret(basis=basis, seeds=seeds, step=step)
     drawn = scene(strategy, PLAN)
     (after,) = moved(strategy, drawn.next().journal)
-    start, expected = vector(toy(strategy).fresh), mean(drawn)
+    start, expected = vector(toy(strategy).initial_values), mean(drawn)
     assert near(after - start, expected[: len(start)])
     assert np.linalg.norm(expected) > 1e-2
 
@@ -92,24 +92,24 @@ def test_an_entry_has_a_row_for_every_node_in_the_order_of_names():
     strategy = ferret()
     drawn = scene(strategy, PLAN)
     (entry,) = drawn.next().journal
-    tickets = {update.node: update.ticket for update in drawn.updates}
-    assert entry.tensors[SEEDS].tolist() == [list(seeds_of(strategy, tickets[name])) for name in "012"]
+    assignments = {update.node: update.assignment for update in drawn.updates}
+    assert entry.tensors[SEEDS].tolist() == [list(seeds_of(strategy, assignments[name])) for name in "012"]
     assert entry.tensors[NUMBERS].shape == (3, 8)
-    assert drawn.next(drawn.updates[::-1]).marks == drawn.next().marks
+    assert drawn.next(drawn.updates[::-1]).positions == drawn.next().positions
 
 
 def test_all_nodes_of_a_shared_basis_are_one_row():
     drawn = scene(ferret(seeds="shared"), PLAN)
     (entry,) = drawn.next().journal
     assert entry.tensors[NUMBERS].shape == (1, 8)
-    assert len({update.ticket.basis for update in drawn.updates}) == 1
+    assert len({update.assignment.basis for update in drawn.updates}) == 1
 
 
 def test_rounds_and_nodes_have_bases_of_their_own():
     strategy = ferret()
-    tickets = [scene(strategy, replace(PLAN, seed=8)).updates[n].ticket for n in range(3)]
-    assert len({seeds_of(strategy, ticket) for ticket in tickets}) == 3
-    assert len({ticket.basis for ticket in tickets}) == 1  # the signs are in common
+    assignments = [scene(strategy, replace(PLAN, seed=8)).updates[n].assignment for n in range(3)]
+    assert len({seeds_of(strategy, assignment) for assignment in assignments}) == 3
+    assert len({assignment.basis for assignment in assignments}) == 1  # the signs are in common
     profiles = [Profile(1, "0", 0, 5, "store")]
     drawn = [seeds_of(strategy, strategy.assign(profiles, number, 3, 8)["0"]) for number in (1, 2, 3)]
     assert len({seeds.common for seeds in drawn}) == len({seeds.own for seeds in drawn}) == 3
@@ -119,11 +119,11 @@ def test_equal_seeds_make_fresh_and_shared_the_same():
     """But for rounding: three rows, or their sum."""
     fresh, shared = ferret(), ferret(seeds="shared")
     drawn = scene(shared, PLAN)
-    seeds = torch.tensor([[drawn.updates[0].ticket.basis] * 2] * 3)
+    seeds = torch.tensor([[drawn.updates[0].assignment.basis] * 2] * 3)
     rows = [entry.tensors | {SEEDS: seeds} for entry in replace(drawn, strategy=fresh).next().journal]
     apart = moved(fresh, (Entry(1, 0, rows[0]),))[0]
     together = moved(shared, drawn.next().journal)[0]
-    start = vector(toy(fresh).fresh)
+    start = vector(toy(fresh).initial_values)
     assert near(apart - start, together - start)
     assert not np.array_equal(apart, start)
 
@@ -133,7 +133,7 @@ def test_rows_of_data_decide_how_much_a_node_counts():
     strategy = ferret()
     drawn = scene(strategy, replace(PLAN, weights=(10**9, 1, 1)))
     lone = [update for update in drawn.updates if update.node == "0"]
-    start = vector(toy(strategy).fresh)
+    start = vector(toy(strategy).initial_values)
     both, one = (moved(strategy, state.journal)[0] - start for state in (drawn.next(), drawn.next(lone)))
     assert near(both, one)
 
@@ -151,8 +151,8 @@ def test_rows_of_data_decide_how_much_a_node_counts():
 )
 def test_the_step_follows_its_schedule(schedule, expected):
     strategy = ferret(step=3.0, final_step=1.0, schedule=schedule)
-    assert [strategy.stepped(Ticket(r, 5, 0, 0)) for r in range(1, 6)] == pytest.approx(expected)
-    assert strategy.stepped(Ticket(1, 1, 0, 0)) == 3.0
+    assert [strategy.stepped(Assignment(r, 5, 0, 0)) for r in range(1, 6)] == pytest.approx(expected)
+    assert strategy.stepped(Assignment(1, 1, 0, 0)) == 3.0
 
 
 # ---------------------------------------------------------------------- momentum and pool
@@ -163,7 +163,7 @@ def rounds_of(strategy: Ferret, number: int) -> tuple[State, list[Matrix]]:
     state, means = strategy.initial(toy(strategy)), []
     for n in range(1, number + 1):
         drawn = scene(strategy, replace(PLAN, seed=100 + n))
-        updates = [replace(update, ticket=replace(update.ticket, round=n)) for update in drawn.updates]
+        updates = [replace(update, assignment=replace(update.assignment, round=n)) for update in drawn.updates]
         means.append(mean(replace(drawn, updates=updates)))
         state = strategy.apply(state, strategy.combine(state, updates), n)
     return state, means
@@ -173,7 +173,7 @@ def rounds_of(strategy: Ferret, number: int) -> tuple[State, list[Matrix]]:
 def test_momentum_is_that_of_a_dense_loop(momentum):
     strategy = ferret(momentum=momentum)
     state, means = rounds_of(strategy, 4)
-    place, velocity = vector(toy(strategy).fresh), 0.0
+    place, velocity = vector(toy(strategy).initial_values), 0.0
     start = place
     for found, change in zip(moved(strategy, state.journal), means, strict=True):
         velocity = momentum * velocity + change[: len(place)]
@@ -196,13 +196,13 @@ def test_a_pool_is_the_sum_of_all_rounds(momentum):
     np.testing.assert_allclose(state.tensors[EXACT].numpy(), exact, rtol=1e-3, atol=1e-3)
     assert not state.journal
     model = toy(strategy)
-    start = vector(model.fresh)
-    strategy.install(model, strategy.start_of(state, Ticket(5, 5, 0, 0)))
+    start = vector(model.initial_values)
+    strategy.install(model, strategy.start_of(state, Assignment(5, 5, 0, 0)))
     basis = derive(model.config.seed, "basis")
-    given = Coordinates(*(strategy.start_of(state, Ticket(5, 5, 0, 0)).tensors[name] for name in ROW))
+    given = Coordinates(*(strategy.start_of(state, Assignment(5, 5, 0, 0)).tensors[name] for name in ROW))
     expected = dense(strategy._projection(model.trained), given, Seeds(basis, basis))
     assert near(vector(model.trained) - start, expected[: len(start)], 1e-5)
-    assert np.array_equal(vector(model.fresh), start)
+    assert np.array_equal(vector(model.initial_values), start)
 
 
 # ---------------------------------------------------------------------- what is refused
@@ -213,7 +213,7 @@ def refused(strategy: Ferret, **changed: torch.Tensor) -> str:
     (update, *_) = drawn.updates
     assert strategy.refusal(drawn.state, update) == ""
     assert strategy.refusal(drawn.state, replace(update, delta=nothing_of(update.delta))) == ""
-    return strategy.refusal(drawn.state, Update("0", update.ticket, update.delta | changed, 1.0))
+    return strategy.refusal(drawn.state, Update("0", update.assignment, update.delta | changed, 1.0))
 
 
 @pytest.mark.parametrize("seeds", ["fresh", "shared", "pool"])
@@ -237,7 +237,7 @@ def test_counts_must_fit_their_blocks():
 
     def said(*counts: int) -> str:
         delta = {name: row_[name] for name in ROW} | {COUNTS: torch.tensor(counts, dtype=torch.int32)}
-        return strategy.refusal(two, Update("0", Ticket(1, 3, 9, 0), delta, 1.0))
+        return strategy.refusal(two, Update("0", Assignment(1, 3, 9, 0), delta, 1.0))
 
     assert said(16, 16) == ""
     assert said(17, 15) == "'counts' give a block more coordinates than it has elements"

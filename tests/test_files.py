@@ -222,7 +222,7 @@ TABLE = [
 def read(path: Path, case: Case, store: Store) -> tuple[list[tuple[Any, str]], tuple[str, ...]]:
     """Texts and names of labels as they would go into training, and the notices."""
     task = config("text", name="given", **case.options)
-    plan = prepared.outline_file(task, store, path, case.labels)
+    plan = prepared.index_file(task, store, path, case.labels)
     source = open_source(str(path))
     raw = read_split(source, plan.train.split, reading_of(task, ids=False))
     texts = raw.values("text", plan.train.rows)

@@ -48,7 +48,7 @@ def test_images_are_of_the_class_that_they_lie_in(case: Case, store: Store, visi
             prepared.prepare_file(settings, vision, store, path, case.labels)
         return
     rows = prepared.prepare_file(settings, vision, store, path, case.labels)
-    plan = prepared.outline_file(settings, store, path, case.labels)
+    plan = prepared.index_file(settings, store, path, case.labels)
     raw = read_split(open_source(str(path)), plan.train.split, reading_of(settings))
     seen = [value["path"] if isinstance(value, dict) else value for value in raw.values("image", plan.train.rows)]
     assert list(zip(seen, (plan.labels[code] for code in rows.labels), strict=True)) == case.expected
@@ -60,7 +60,7 @@ def test_images_are_of_the_class_that_they_lie_in(case: Case, store: Store, visi
 @pytest.mark.parametrize("name", ["validation", "val", "valid", "dev", "eval", "Val", "VALIDATION"])
 def test_the_usual_names_of_a_validation_split_are_known(name: str, store: Store, tmp_path: Path) -> None:
     path = folder(file("Train.csv", CSV), file(f"{name}.csv", CSV), file("test.tsv", CSV.replace(",", "\t")))(tmp_path)
-    plan = prepared.outline(config("text", name=str(path)), store)
+    plan = prepared.data_index(config("text", name=str(path)), store)
     assert [plan.parts[part].split for part in ("train", "validation", "test")] == ["Train", name, "test"]
     said = [f"{path}: split 'Train' is the train part"]
     said += [f"{path}: split '{name}' is the validation part"] if name != "validation" else []
@@ -70,8 +70,8 @@ def test_the_usual_names_of_a_validation_split_are_known(name: str, store: Store
 def test_two_validation_splits_are_not_chosen_from(store: Store, tmp_path: Path) -> None:
     path = folder(file("train.csv", CSV), file("val.csv", CSV), file("dev.csv", CSV), file("test.csv", CSV))(tmp_path)
     with pytest.raises(DataError, match="several splits may be 'validation': 'dev' and 'val'; keep one, or name it by"):
-        prepared.outline(config("text", name=str(path)), store)
-    plan = prepared.outline(config("text", name=str(path), validation_split="val"), store)
+        prepared.data_index(config("text", name=str(path)), store)
+    plan = prepared.data_index(config("text", name=str(path), validation_split="val"), store)
     assert plan.parts["validation"].split == "val"
 
 
@@ -79,7 +79,7 @@ def test_a_subset_of_a_folder_is_a_folder_in_it(store: Store, tmp_path: Path) ->
     path = folder(file("en/train.csv", CSV), file("de/train.csv", "text,label\ngut,pos\nfad,neg\n"))(tmp_path)
     settings = config("text", name=str(path), subset="de", test_split="", validation_fraction=0.0)
     assert "de" in open_source(str(path), "de").name
-    assert len(prepared.outline(settings, store).train) == 1
+    assert len(prepared.data_index(settings, store).train) == 1
     for wrong in ("fr", "../mine/de"):
         with pytest.raises(DataError, match=r"has no folder '.*' \(data.subset\), only 'de', 'en'"):
             open_source(str(path), wrong)
@@ -98,11 +98,11 @@ def test_a_test_part_is_read_by_the_names_of_train(
 ) -> None:
     path = folder(file("train.csv", CSV), file("test.csv", test))(tmp_path)
     if problem is None:
-        plan = prepared.outline(config("text", name=str(path)), store)
+        plan = prepared.data_index(config("text", name=str(path)), store)
         assert plan.parts["test"].labels.tolist() == [0, 1]
         return
     with pytest.raises(DataError, match=problem):
-        prepared.outline(config("text", name=str(path)), store)
+        prepared.data_index(config("text", name=str(path)), store)
 
 
 FORMS: list[tuple[Write, Write, list[str] | str]] = [  # train and test in other forms, and what the test part is read as
@@ -124,20 +124,20 @@ def test_names_decide_whatever_form_they_have(
     settings = config("text", name=str(path), validation_fraction=0.0)
     if isinstance(expected, str):
         with pytest.raises(DataError, match=expected):
-            prepared.outline(settings, store)
+            prepared.data_index(settings, store)
         return
-    plan = prepared.outline(settings, store)
+    plan = prepared.data_index(settings, store)
     assert [plan.labels[code] for code in plan.parts["test"].labels] == expected
 
 
 def test_an_image_folder_for_testing_is_read_by_its_names(store: Store, tmp_path: Path) -> None:
     """With a class less, numbers of folders are not those of train."""
     path = images("train/ant/1.png", "train/cat/2.png", "train/dog/3.png", "test/cat/4.png", "test/dog/5.png")(tmp_path)
-    plan = prepared.outline(config(name=str(path), validation_fraction=0.0), store)
+    plan = prepared.data_index(config(name=str(path), validation_fraction=0.0), store)
     assert [plan.labels[code] for code in plan.parts["test"].labels] == ["cat", "dog"]
     (path / "test" / "cat").rename(path / "test" / "cow")
     with pytest.raises(DataError, match="the name of a folder is none of ant, cat, dog: 'cow'"):
-        prepared.outline(config(name=str(path), validation_fraction=0.0), store)
+        prepared.data_index(config(name=str(path), validation_fraction=0.0), store)
 
 
 def test_a_test_part_counts_as_train_does(store: Store, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_test_part_counts_as_train_does(store: Store, tmp_path: Path) -> None:
     path = folder(file("train.csv", "text,label\na,0\nb,1\nc,2\n"), file("test.csv", "text,label\na,1\nb,2\n"))(
         tmp_path
     )
-    plan = prepared.outline(config("text", name=str(path), labels="ant|cat|dog", validation_fraction=0.0), store)
+    plan = prepared.data_index(config("text", name=str(path), labels="ant|cat|dog", validation_fraction=0.0), store)
     assert plan.parts["test"].labels.tolist() == [1, 2]
 
 
@@ -155,7 +155,7 @@ def test_a_card_with_names_of_classes_is_followed(
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     card = "---\ndataset_info:\n  features:\n  - name: text\n    dtype: string\n  - name: label\n    dtype:\n      class_label:\n        names:\n          '0': dog\n          '1': cat\n---\n"
     path = folder(file("train.csv", "text,label\na,0\nb,1\n"), file("README.md", card))(tmp_path)
-    plan = prepared.outline_file(config("text", name="given"), store, path, GIVEN)
+    plan = prepared.index_file(config("text", name="given"), store, path, GIVEN)
     assert [GIVEN[code] for code in plan.train.labels] == ["dog", "cat"]
 
 

@@ -16,7 +16,7 @@ from in_process import equal, hold, left, resumed
 from safetensors.torch import save_file
 
 from server_app.callbacks.results_folder import Results
-from strategies.exchange.federation import Round
+from strategies.exchange.federation import RoundReport
 from strategies.exchange.types import State
 from strategies.protocol import checkpoint
 from task.storage.room import NoRoom, room
@@ -44,7 +44,7 @@ def test_a_run_whose_disk_is_full_says_so_and_goes_on_when_it_is_not(
     whole = hold(tmp_path / "whole", OPTIONS)
     keep = Results.on_round
 
-    def on_round(results: Results, report: Round, state: State) -> None:
+    def on_round(results: Results, report: RoundReport, state: State) -> None:
         written = results.folder / "metrics.jsonl"
         size = written.stat().st_size + 20 if report.number == 5 else resource.RLIM_INFINITY
         with files_up_to(size):

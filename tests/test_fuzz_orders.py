@@ -125,15 +125,15 @@ def asked(question: Question, alterations: list[Change]) -> tuple[RecordDict, An
 def assert_lawful(question: Question, content: RecordDict, answer: Answer) -> None:
     """Obeyed was an order that can be read, within the policy; and of a state what was sent, which the server sees."""
     assert answer.content is not None
-    said = content.config_records["order"]
+    said = content.config_records["instructions"]
     config = instructions.task_of(said)
     assert not config.model.trust_remote_code
     metrics = answer.content.metric_records.get("metrics", {})
     assert metrics.get("steps", 0) <= STEPS
     if question.kind in ("train", "evaluate"):
         instructions.strategy_of(said)
-        ticket = instructions.read_ticket(content.config_records["ticket"])
-        assert ticket.rank <= RANK
+        assignment = instructions.read_assignment(content.config_records["assignment"])
+        assert assignment.rank <= RANK
         if _state(content) != question.tensors:
             assert metrics.get(INSTALLED) != question.installed
 
@@ -145,7 +145,7 @@ def _state(content: RecordDict) -> object:
     except Refused:
         return None
     tensors = [(name, tuple(t.shape), bytes(raw(t.to(torch.complex128)))) for name, t in state.tensors.items()]
-    return sorted(tensors), state.marks
+    return sorted(tensors), state.positions
 
 
 def assert_untold(answer: Answer, hidden: list[str]) -> None:
@@ -180,7 +180,7 @@ def test_a_damaged_message_is_refused_or_obeyed_within_the_policy(
         if answer.content is not None:
             assert_lawful(question, content, answer)
         else:
-            assert len(answer.error) < 10_000 + len(str(content.config_records.get("order", "")))
+            assert len(answer.error) < 10_000 + len(str(content.config_records.get("instructions", "")))
 
     for question in sound:  # whatever it was asked in between, the node answers as before
         again = asked(question, [])[1].content

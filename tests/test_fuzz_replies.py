@@ -47,7 +47,7 @@ def cases() -> Iterator[tuple[Strategy, str]]:
             around = [_wrapper(wrapper) for wrapper in chain_of if wrapper]
             for strategy in variants(name, around):
                 tuning = min(strategy.tunings) if strategy.tunings else "lora"
-                evaluate = "nodes" if strategy.personal else "server"
+                evaluate = "nodes" if strategy.personalized else "server"
                 if not incompatibilities(strategy, TaskConfig(tuning=tuning, optimizer="sgd", evaluate=evaluate)):
                     yield strategy, ",".join([str(replace(strategy, wrappers=()).to_flat()), *chain_of])
 
@@ -75,7 +75,7 @@ class Case:
         drawn = scene(strategy, Plan((3, 2, 3), (0, 1, 2), (ROWS, 20, 30), 4))
         sent: Tensors = drawn.updates[0].delta
         for wrapper in strategy.wrappers:
-            sent = wrapper.outgoing(sent, replace(drawn.updates[0].ticket, noise=1.0), {})
+            sent = wrapper.encode(sent, replace(drawn.updates[0].assignment, noise=1.0), {})
         records = wire.pack(State(sent))
         records["metrics"] = MetricRecord({"num-examples": ROWS, "server-round": 1, "train-loss": 0.5})
         return cls(drawn, records)
@@ -90,8 +90,8 @@ class Case:
                 change.apply(reply.content)
         update = self.drawn.updates[0]
         try:
-            return validation.admit_update(
-                self.drawn.strategy, through_wire(reply), update.node, update.ticket, self.drawn.state, ROWS
+            return validation.validate_update(
+                self.drawn.strategy, through_wire(reply), update.node, update.assignment, self.drawn.state, ROWS
             )
         except Refused as reason:
             return str(reason)
@@ -107,11 +107,11 @@ def assert_named(reason: str, changes: list[Mutation]) -> None:
 def assert_sound(case: Case, update: Update) -> None:
     """An update of the right form, and the state that comes of it is finite."""
     sent, strategy = case.drawn.updates[0], case.drawn.strategy
-    assert (update.node, update.ticket.round, update.ticket.seed) == ("0", 1, sent.ticket.seed)
-    assert 0 < update.ticket.rank <= sent.ticket.rank or update.ticket.rank == sent.ticket.rank
+    assert (update.node, update.assignment.round, update.assignment.seed) == ("0", 1, sent.assignment.seed)
+    assert 0 < update.assignment.rank <= sent.assignment.rank or update.assignment.rank == sent.assignment.rank
     assert 0 < update.weight <= ROWS
     assert all(math.isfinite(value) for value in update.metrics.values())
-    expected = truncated(strategy.expected(case.drawn.state, update.ticket), update.ticket.rank)
+    expected = truncated(strategy.expected(case.drawn.state, update.assignment), update.assignment.rank)
     assert {n: (t.shape, t.dtype) for n, t in update.delta.items()} == {
         n: (t.shape, t.dtype) for n, t in expected.items()
     }

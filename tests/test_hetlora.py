@@ -36,7 +36,7 @@ def test_factors_weigh_by_the_norm_of_their_product(plan):
     sums = {name: np.zeros(drawn.state.tensors[name].shape) for name in FACTORS}
     norms = 0.0
     for update in drawn.updates:
-        trained = added(truncated(drawn.state.tensors, update.ticket.rank), update.delta)
+        trained = added(truncated(drawn.state.tensors, update.assignment.rank), update.delta)
         b, a = (trained[name].double().numpy() for name in FACTORS)
         norm = np.linalg.norm(b @ a)
         norms += norm
@@ -73,11 +73,11 @@ def test_without_a_penalty_that_bites_nobody_prunes_in_round_one(tmp_path: Path)
 
 
 def test_other_strategies_refuse_an_update_of_another_rank():
-    from strategies.exchange.types import Ticket
+    from strategies.exchange.types import Assignment
     from strategies.rounds.validation import _lowered
 
-    ticket = Ticket(1, 3, 7, 4)
-    assert _lowered(ticket, 2, prunes=True).rank == 2
+    assignment = Assignment(1, 3, 7, 4)
+    assert _lowered(assignment, 2, prunes=True).rank == 2
     for rank, prunes in ((2, False), (5, True), (0, True), (2.0, True)):
         with pytest.raises(Refused, match="its ticket says 4"):
-            _lowered(ticket, rank, prunes=prunes)
+            _lowered(assignment, rank, prunes=prunes)

@@ -238,9 +238,11 @@ def test_a_nodes_policy_decides_over_offers(base: Path, store: Store, policy: di
     contents = {path.name: torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) for path in base.iterdir()}
     order = settings(base_fingerprint=fingerprint(base, server_store()))
     node = context(store_path=str(store.root), **policy)
-    assert refusal("query.base", {**wire.pack(State(contents)), "order": order}, node) == said
+    assert refusal("query.base", {**wire.pack(State(contents)), "instructions": order}, node) == said
     assert not kept(store)
-    assert asked("query.base", {**wire.pack(State(contents)), "order": order}, context(store_path=str(store.root)))
+    assert asked(
+        "query.base", {**wire.pack(State(contents)), "instructions": order}, context(store_path=str(store.root))
+    )
     assert kept(store)
 
 

@@ -19,18 +19,18 @@ from tuned import samples
 
 import strategies
 from client_app.public_errors import NodeFailed
-from strategies.exchange.types import State, Ticket
+from strategies.exchange.types import Assignment, State
 from strategies.protocol import instructions, wire
 from task.config import TUNINGS, TaskConfig
 from task.models.base import Base, files
 from task.models.model import build
 from task.schema import schema
 
-VALUE, BESIDE, ENVIRONMENT, PLACE = "Ada-Lovelace-1815", "Grace-Hopper-1906", "Mary-Somerville-1780", "ward-seven"
-SECRETS = (VALUE, BESIDE, ENVIRONMENT, PLACE)
+VALUE, REPLAY_STATE, ENVIRONMENT, PLACE = "Ada-Lovelace-1815", "Grace-Hopper-1906", "Mary-Somerville-1780", "ward-seven"
+SECRETS = (VALUE, REPLAY_STATE, ENVIRONMENT, PLACE)
 EVERY = int(os.environ.get("FUZZ_HOSTILE", "37"))  # of so many orders one is tried; `make fuzz` tries all
 KINDS = ("query.profile", "query.base", "query.rehearsal", "query.trial", "train", "evaluate")
-TICKET = {"server-round": 1, "rounds": 2, "seed": 3, "rank": 0, "cohort": 3, "noise": 0.0}
+ASSIGNMENT = {"server-round": 1, "rounds": 2, "seed": 3, "rank": 0, "cohort": 3, "noise": 0.0}
 SEEDED: dict[str, dict[str, Any]] = {
     "ferret": {"coordinates": 64, "block": 256},
     "fedkseed": {"directions": 64, "block": 4096},
@@ -55,7 +55,7 @@ class Scene:
         if (kind, owner) not in self.honest:
             self.honest[kind, owner] = self._written(kind, owner)
         content = RecordDict({**self.honest[kind, owner]})
-        record = "ticket" if key in TICKET else "order"
+        record = "assignment" if key in ASSIGNMENT else "instructions"
         if key and record in content:
             content[record] = ConfigRecord({**content.config_records[record], key: value})
         return content
@@ -68,17 +68,17 @@ class Scene:
         options = {"tuning": owner} if owner in TUNINGS else {"tuning": "bias"} if owner in SEEDED else {}
         options |= {"evaluate": "server"} if owner in NOISY else {}
         config = TaskConfig.read({**self.flat, **options})
-        ticket = Ticket(1, 2, 3, 2 if config.tuning == "lora" else 0, noise=8.0 if owner in NOISY else 0.0)
-        record = instructions.write(config, strategy, self.base.fingerprint, ticket.rank, "ab" * 16)
-        content = RecordDict({"order": record})
+        assignment = Assignment(1, 2, 3, 2 if config.tuning == "lora" else 0, noise=8.0 if owner in NOISY else 0.0)
+        record = instructions.write(config, strategy, self.base.fingerprint, assignment.rank, "ab" * 16)
+        content = RecordDict({"instructions": record})
         if kind == "query.base":
             every = files(self.base.folder).items()
             sent = {name: torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) for name, path in every}
             content.update(wire.pack(State(sent)))
         if kind in ("train", "evaluate"):
-            content["ticket"] = instructions.write_ticket(ticket, prove=True, cohort=3)
-            state = strategy.initial(build(self.base, config, ticket.rank, "cpu"))
-            content.update(wire.pack(strategy.start_of(state, ticket)))
+            content["assignment"] = instructions.write_assignment(assignment, prove=True, cohort=3)
+            state = strategy.initial(build(self.base, config, assignment.rank, "cpu"))
+            content.update(wire.pack(strategy.start_of(state, assignment)))
         return content
 
 
@@ -92,8 +92,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory, words: Path) -> Iterator[Sce
         "ssn": [f"{VALUE}-{row}" for row in range(ROWS)],
     }  # fmt: skip
     data = write_table(folder / "patients.csv", columns)
-    write_table(folder / "neighbour.csv", {"text": [BESIDE] * 30, "label": [BESIDE, "x"] * 15})
-    (folder / "secrets.txt").write_text(BESIDE)
+    write_table(folder / "neighbour.csv", {"text": [REPLAY_STATE] * 30, "label": [REPLAY_STATE, "x"] * 15})
+    (folder / "secrets.txt").write_text(REPLAY_STATE)
     node = context(data_path=str(data), store_path=str(folder / "store"), device="cpu")
     flat = {key: value for key, value in sample.flat.items() if key not in ("data.name", "model.name")}
     flat |= {"model.name": "bert", "data.name": "texts", "data.partitioner": "none", "tuning": "lora", "local-steps": 2,
@@ -130,7 +130,7 @@ def keys() -> list[str]:
         *instructions.CHOICE,
         *strategies.option_keys(),
         *added,
-        *TICKET,
+        *ASSIGNMENT,
         "basis",
         "prove",
         "no-such",

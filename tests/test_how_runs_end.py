@@ -21,11 +21,11 @@ from server_app.results.learning import not_falling
 from server_app.results.lines import line_of, written_json
 from server_app.results.measure import CLASSES, TOKENS
 from server_app.resuming import alone
-from strategies.exchange.federation import Round
+from strategies.exchange.federation import RoundReport
 from strategies.exchange.types import RunFailed
 from task.config import TaskConfig
 from task.data.partition import partition
-from task.data.prepared import outline
+from task.data.prepared import data_index
 from task.storage.store import server_store
 from task.training.rates import unusual
 from thistledown.main import DONE, WRONG, main
@@ -163,7 +163,7 @@ BROKEN = [
 
 @pytest.mark.parametrize("scores", BROKEN, ids=lambda scores: "+".join(k for k, v in scores.items() if v - v))
 def test_a_score_beside_a_loss_that_is_no_number_is_void(scores: dict[str, float]) -> None:
-    line = line_of(Round(3, evaluated_by_server=scores), CLASSES)
+    line = line_of(RoundReport(3, evaluated_by_server=scores), CLASSES)
     assert (line["accuracy"], line["loss"], line["chosen-by"]) == (None, None, None)
     assert json.loads(written_json(line)) == line
     assert "void (" in progress(line, CLASSES.titles, 5, [0.0, 1.0])
@@ -280,7 +280,7 @@ def test_classes_that_a_part_or_a_node_lacks_are_said(kinds: dict[str, Sample], 
         "data.partitioner": "shards", "data.shards-per-node": 1, "tuning": "head",
     }  # fmt: skip
     run = RunConfig.read({key: value for key, value in flat.items() if "rows" not in key})
-    plan = outline(run.task, server_store())
+    plan = data_index(run.task, server_store())
     said = list(noticed.of_run(run.task, plan, partition(run.task, plan, 2, server_store())))
     assert "the train part has no row of odd, of 3 classes" in said
     assert "the test part has no row of good, odd, of 3 classes" in said

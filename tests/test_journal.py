@@ -13,7 +13,7 @@ from random_states import states
 
 import strategies
 from strategies.algebra.tensors import raw, snapshot
-from strategies.exchange.types import BASE_MARK, Entry, Refused, State
+from strategies.exchange.types import BASE_POSITION, Entry, Refused, State
 from strategies.protocol import checkpoint, journal, wire
 from strategies.protocol.journal import NOWHERE
 from task.config import Model
@@ -27,21 +27,21 @@ from task.storage.store import server_store
 @given(states())
 def test_marks_do_not_go_by_the_order_of_names(state):
     turned = tuple(replace(e, tensors=dict(reversed(e.tensors.items()))) for e in state.journal)
-    assert State({}, turned).marks == state.marks
+    assert State({}, turned).positions == state.positions
 
 
 @given(states())
 def test_a_mark_survives_wire_checkpoint_and_arrays(state):
     """Nodes and server must agree on it, whatever the tensors went through."""
-    assert wire.unpack(wire.pack(state)).marks == state.marks
+    assert wire.unpack(wire.pack(state)).positions == state.positions
     journal = tuple(e for e in state.journal if e.tensors)  # arrays cannot say that an entry is empty
-    assert wire.from_arrays(wire.to_arrays(State({}, journal))).marks == State({}, journal).marks
+    assert wire.from_arrays(wire.to_arrays(State({}, journal))).positions == State({}, journal).positions
 
 
 def test_a_mark_survives_a_checkpoint(tmp_path: Path):
     state = State({}, (entry(1), entry(2, seed=9)))
     checkpoint.save(tmp_path / "state.safetensors", state, {})
-    assert checkpoint.load(tmp_path / "state.safetensors")[0].marks == state.marks
+    assert checkpoint.load(tmp_path / "state.safetensors")[0].positions == state.positions
 
 
 VALUES = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
@@ -65,8 +65,8 @@ VALUES = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
 )
 def test_another_entry_has_another_mark(other):
     one = Entry(1, 5, {"w": VALUES})
-    assert one.mark_after(BASE_MARK) == Entry(1, 5, {"w": VALUES.clone()}).mark_after(BASE_MARK)
-    assert one.mark_after(BASE_MARK) != other.mark_after(BASE_MARK)
+    assert one.position_after(BASE_POSITION) == Entry(1, 5, {"w": VALUES.clone()}).position_after(BASE_POSITION)
+    assert one.position_after(BASE_POSITION) != other.position_after(BASE_POSITION)
 
 
 def test_equal_bits_in_another_layout_are_the_same_entry():
@@ -77,9 +77,9 @@ def test_equal_bits_in_another_layout_are_the_same_entry():
 
 def test_a_mark_is_of_all_entries_before_it():
     one, two, three = (entry(number) for number in range(3))
-    assert State({}, (one, two)).marks[-1] != State({}, (two, one)).marks[-1]
-    assert State({}, (one, three)).marks[-1] != State({}, (two, three)).marks[-1]
-    assert len(set(State({}, (one, one, one)).marks)) == 4
+    assert State({}, (one, two)).positions[-1] != State({}, (two, one)).positions[-1]
+    assert State({}, (one, three)).positions[-1] != State({}, (two, three)).positions[-1]
+    assert len(set(State({}, (one, one, one)).positions)) == 4
 
 
 # ---------------------------------------------------------------------- the part that a receiver lacks
@@ -88,25 +88,28 @@ def test_a_mark_is_of_all_entries_before_it():
 @given(states(), st.data())
 def test_what_is_after_a_mark_goes_on_from_it(state, data):
     place = data.draw(st.integers(0, len(state.journal)))
-    cut = state.after(state.marks[place])
-    assert cut.journal == state.journal[place:] or cut.marks == state.marks[state.marks.index(state.marks[place]) :]
-    assert cut.marks[-1] == state.marks[-1]
-    assert cut.since == state.marks[place]
+    cut = state.after(state.positions[place])
+    assert (
+        cut.journal == state.journal[place:]
+        or cut.positions == state.positions[state.positions.index(state.positions[place]) :]
+    )
+    assert cut.positions[-1] == state.positions[-1]
+    assert cut.since == state.positions[place]
     assert {n: raw(t) for n, t in cut.tensors.items()} == {n: raw(t) for n, t in state.tensors.items()}
     again = wire.unpack(wire.pack(cut))
-    assert (again.since, again.marks) == (cut.since, cut.marks)
+    assert (again.since, again.positions) == (cut.since, cut.positions)
 
 
 @given(states(), states())
 def test_a_mark_of_another_journal_leaves_the_state_whole(state, other):
-    assume(other.marks[-1] not in state.marks)
-    assert state.after(other.marks[-1]) is state
+    assume(other.positions[-1] not in state.positions)
+    assert state.after(other.positions[-1]) is state
 
 
 def test_numbers_count_tensors_and_entries():
     state = State({"w": torch.zeros(3, 4), "s": torch.zeros(())}, (entry(1), entry(2)))
     assert state.numbers == 12 + 1 + 2 * 128
-    assert state.after(state.marks[1]).numbers == 12 + 1 + 128
+    assert state.after(state.positions[1]).numbers == 12 + 1 + 128
 
 
 @pytest.mark.parametrize(
@@ -156,7 +159,7 @@ def test_a_replay_that_broke_off_is_not_gone_on_with(strategy: Listening, model:
     broken = Entry(2, 0, entry(2).tensors | {"nowhere.weight": torch.ones(2, 2)})
     with pytest.raises(KeyError):
         journal.installed(strategy, model, State(state.tensors, (*state.journal, broken)))
-    assert model.mark == NOWHERE
+    assert model.position == NOWHERE
     found = journal.installed(strategy, model, state)
     assert found is not model
     assert same(values(found), fresh_at(strategy, state))
@@ -169,10 +172,10 @@ def test_entries_that_are_there_are_not_asked_for(strategy: Listening, model: Tu
 
     def ask(mark: str) -> Entry:
         asked.append(mark)
-        return state.journal[state.marks.index(mark) - 1]
+        return state.journal[state.positions.index(mark) - 1]
 
-    journal.installed_from(strategy, model, state, lambda reached: state.marks[2:], ask, lambda mark: {})
-    assert asked == [state.marks[3]]
+    journal.installed_from(strategy, model, state, lambda reached: state.positions[2:], ask, lambda mark: {})
+    assert asked == [state.positions[3]]
 
 
 def test_frozen_weights_that_a_round_wrote_are_put_back(strategy: Listening, model: TunedModel) -> None:
@@ -217,7 +220,7 @@ def test_a_saved_ground_is_the_same_whatever_was_drawn_before(tmp_path: Path) ->
     config = replace(TASK, data=replace(TASK.data, labels=("odd", "even")))
     model = build(server_base(Model(), server_store()), config, 2, "cpu")
     model.shift(f"{ADAPTED}.weight", torch.ones(64, 64))
-    model.mark = "elsewhere"
+    model.position = "elsewhere"
     for seed in (1, 2):
         torch.manual_seed(seed)
         before = torch.random.get_rng_state()

@@ -17,7 +17,7 @@ import strategies
 from strategies.algebra.lowrank import rank_axis, truncated
 from strategies.algebra.tensors import Tensors, added
 from strategies.exchange.strategy import EXACT, IDENTITY, Strategy
-from strategies.exchange.types import State, Ticket, Update
+from strategies.exchange.types import Assignment, State, Update
 from task.training.trainer import Trainer
 
 CLOSE = 1e-5  # float32 sums of a few numbers of size 1
@@ -152,7 +152,7 @@ def as_zero_pad(drawn: Scene) -> Scene:
 
 def share(drawn: Scene, k: int) -> float:
     """c_k: the owners' share of the rows."""
-    owners = sum(update.weight for update in drawn.updates if update.ticket.rank > k)
+    owners = sum(update.weight for update in drawn.updates if update.assignment.rank > k)
     return owners / sum(update.weight for update in drawn.updates)
 
 
@@ -202,7 +202,7 @@ def test_a_slice_of_one_owner_is_taken_bit_for_bit(dtype, plan):
         if (axis := rank_axis(name)) is None:
             continue
         for k in range(combined[name].shape[axis]):
-            owners = [update for update in updates if update.ticket.rank > k]
+            owners = [update for update in updates if update.assignment.rank > k]
             if len(owners) == 1:
                 assert torch.equal(combined[name].select(axis, k), owners[0].delta[name].select(axis, k))
 
@@ -212,7 +212,7 @@ def test_a_slice_of_one_owner_is_taken_bit_for_bit(dtype, plan):
 def test_slices_that_nobody_owns_keep_their_value(plan):
     absent = replace(plan, budgets=(*plan.budgets, 7), weights=(*plan.weights, 1))  # one more node, not in the cohort
     drawn = scene(RBLA, absent)
-    owned = max(update.ticket.rank for update in drawn.updates)
+    owned = max(update.assignment.rank for update in drawn.updates)
     assert owned < drawn.state.rank
     after = drawn.next().tensors
     for name, tensor in drawn.state.tensors.items():
@@ -226,8 +226,8 @@ def test_slices_that_nobody_owns_keep_their_value(plan):
 def test_rbla_of_one_client_is_that_client_bit_for_bit(plan):
     drawn = scene(RBLA, replace(plan, cohort=plan.cohort[:1]))
     (update,) = drawn.updates
-    after = RBLA.start_of(drawn.next(), update.ticket).tensors
-    trained = added(RBLA.start_of(drawn.state, update.ticket).tensors, update.delta)
+    after = RBLA.start_of(drawn.next(), update.assignment).tensors
+    trained = added(RBLA.start_of(drawn.state, update.assignment).tensors, update.delta)
     assert all(torch.equal(after[name], trained[name]) for name in trained)
 
 
@@ -235,7 +235,7 @@ def test_rbla_of_one_client_is_that_client_bit_for_bit(plan):
 @given(plans())
 def test_the_smallest_rank_is_sent_fedavg_of_everyones_first_slices(plan):
     drawn = scene(RBLA, plan)
-    smallest = min(drawn.updates, key=lambda update: update.ticket.rank).ticket
+    smallest = min(drawn.updates, key=lambda update: update.assignment.rank).assignment
     cut: list[Update] = [replace(u, delta=truncated(u.delta, smallest.rank)) for u in drawn.updates]
     averaged = Scene(FEDAVG, State(truncated(drawn.state.tensors, smallest.rank)), cut).next()
     assert distance(RBLA.start_of(drawn.next(), smallest), averaged) == 0
@@ -245,7 +245,7 @@ def test_the_smallest_rank_is_sent_fedavg_of_everyones_first_slices(plan):
 
 
 def trained(strategy: Strategy, local: Trainer) -> Tensors:
-    delta, _ = strategy.train(toy_model(strategy, 3, seed=2), local, Ticket(1, 3, 11, 3))
+    delta, _ = strategy.train(toy_model(strategy, 3, seed=2), local, Assignment(1, 3, 11, 3))
     return delta
 
 
@@ -254,17 +254,17 @@ def trained(strategy: Strategy, local: Trainer) -> Tensors:
 def test_a_nodes_update_has_the_shapes_that_the_door_expects(strategy, rank):
     state = strategy.initial(toy_model(strategy, 3, seed=2))
     model = toy_model(strategy, 3, seed=3)
-    ticket = Ticket(1, 3, 11, min(rank if strategy.ragged else 3, state.rank))
-    strategy.install(model, strategy.start_of(state, ticket))
-    delta, metrics = strategy.train(model, trainer(), ticket)
-    rank = int(metrics.get("rank", ticket.rank))
-    expected = truncated(strategy.expected(state, ticket), rank)
+    assignment = Assignment(1, 3, 11, min(rank if strategy.heterogeneous_ranks else 3, state.rank))
+    strategy.install(model, strategy.start_of(state, assignment))
+    delta, metrics = strategy.train(model, trainer(), assignment)
+    rank = int(metrics.get("rank", assignment.rank))
+    expected = truncated(strategy.expected(state, assignment), rank)
     assert {n: (t.shape, t.dtype) for n, t in delta.items()} == {n: (t.shape, t.dtype) for n, t in expected.items()}
     assert all(isinstance(value, int | float) for value in metrics.values())
     assert any(bool(tensor.any()) for tensor in delta.values())
-    held = {**strategy.exchanged(model), **strategy.live(model, ticket)}
+    held = {**strategy.exchanged(model), **strategy.live(model, assignment)}
     if IDENTITY in strategy.laws and rank == state.rank and held.keys() >= delta.keys():
-        combined = strategy.combine(state, [Update("0", ticket, delta, 10.0)])
+        combined = strategy.combine(state, [Update("0", assignment, delta, 10.0)])
         after = strategy.apply(state, combined, 1).tensors
         own = {name: tensor.detach() for name, tensor in held.items() if name in after}
         assert own.keys() >= delta.keys()

@@ -100,7 +100,7 @@ def test_nothing_of_a_cell_or_a_path_leaves(scene: Scene, data: st.DataObject) -
     place.mkdir(parents=True)
     path = written(data.draw, place, table)
     node = context(data_path=str(path), store_path=str(place / "store"), device="cpu")
-    order = scene.message("train", "fedavg").config_records["order"]
+    order = scene.message("train", "fedavg").config_records["instructions"]
     known = str(dict(order)) + " good film"
     secret = {gram for column, cells in table.items() if column not in NAMES for gram in grams(column)}
     secret |= {gram for cells in table.values() for cell in cells for gram in grams(cell)}

@@ -15,14 +15,14 @@ from test_lies import changed
 import client_app
 from server_app.config import RunConfig
 from strategies.exchange.algorithm import Algorithm
-from strategies.exchange.types import MAX_ROWS, RunFailed, State, Ticket, Update
+from strategies.exchange.types import MAX_ROWS, Assignment, RunFailed, State, Update
 from strategies.fedavg import FedAvg
 from strategies.flora import Flora
 from strategies.rounds.defence import row_limits
 from strategies.rounds.defence.outliers import Plausible
 from strategies.rounds.defence.spool import Spool
 from task.data.partition import SplitError, partition
-from task.data.prepared import outline
+from task.data.prepared import data_index
 from task.storage.store import server_store
 
 FIVE: dict[str, Any] = {"simulation.num-supernodes": 5, "tuning": "head", "num-server-rounds": 2}
@@ -50,7 +50,7 @@ def test_no_split_of_the_digits_goes_beyond_the_ratio(split: str, nodes: int) ->
     for alpha in (0.1, 0.5):
         task = RunConfig.read({"data.partitioner": split, "data.alpha": alpha}).task
         try:
-            parts = partition(task, outline(task, server_store()), nodes, server_store())
+            parts = partition(task, data_index(task, server_store()), nodes, server_store())
         except SplitError:
             continue  # square with 16 nodes leaves some without rows
         assert set(row_limits.limits(claims(*map(len, parts)), 5.0).values()) == {MAX_ROWS}
@@ -174,7 +174,7 @@ def test_a_state_that_would_not_be_finite_fails_the_round(
         kept = list(updates)
         combined = combine(self, state, kept)
         wild = {n: t * 1e38 * 1e38 for n, t in combined.items() if "classifier" not in n}
-        return combined | (wild if kept[0].ticket.round == 2 else {})
+        return combined | (wild if kept[0].assignment.round == 2 else {})
 
     monkeypatch.setattr(strategy, "combine", beyond)
     options = SMALL | {"strategy": strategy.__module__.split(".")[-1], "num-server-rounds": 3, "lora.targets": "q_proj"}
@@ -288,7 +288,7 @@ def test_spooled_updates_come_back_as_they_were() -> None:
         {"a": flat[:6].view(2, 3).T, "b": flat[6:].to(torch.bfloat16)},
         {"c": torch.tensor([True, False]), "d": torch.zeros(0, 3), "e": torch.tensor(1 + 2j)},
     ]
-    updates = [Update(str(n), Ticket(1, 2, n, 4), tensors, 1.0 + n, {"steps": n}) for n, tensors in enumerate(sets)]
+    updates = [Update(str(n), Assignment(1, 2, n, 4), tensors, 1.0 + n, {"steps": n}) for n, tensors in enumerate(sets)]
     with Spool() as spool:
         passed = list(spool.passing(updates))
         for once_more in (list(spool), list(spool)):

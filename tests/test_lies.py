@@ -9,7 +9,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from in_process import hold, retold
-from test_door import HEAD, METRICS, TICKET, A, B, admit, delta, instruction, reason, reply  # noqa: F401
+from test_door import ASSIGNMENT, HEAD, METRICS, A, B, admit, delta, instruction, reason, reply  # noqa: F401
 
 import strategies
 from strategies.exchange.types import Outgrown, Refused, State
@@ -37,9 +37,9 @@ def test_more_rows_than_it_said(instruction: Message) -> None:  # noqa: F811
     strategy = strategies.load("rbla")
     state = State({A: torch.ones(3, 4), B: torch.ones(5, 3), HEAD: torch.ones(2, 5, dtype=torch.bfloat16)})
     good = reply(instruction, delta())
-    assert validation.admit_update(strategy, good, "7", TICKET, state, rows=10).weight == 10
+    assert validation.validate_update(strategy, good, "7", ASSIGNMENT, state, rows=10).weight == 10
     with pytest.raises(Outgrown, match="num-examples is 10, but it has said that it has 9 rows"):
-        validation.admit_update(strategy, good, "7", TICKET, state, rows=9)
+        validation.validate_update(strategy, good, "7", ASSIGNMENT, state, rows=9)
 
 
 def test_a_node_that_claims_all_rows_does_not_count(tmp_path: Path) -> None:
@@ -92,8 +92,8 @@ def test_no_number_is_larger_than_what_sums_survive(instruction: Message, value:
 def test_every_dtype_is_measured(instruction: Message, dtype: torch.dtype) -> None:  # noqa: F811
     strategy, state = strategies.load("fedavg"), State({"w": torch.zeros(3).to(dtype)})
     with pytest.raises(Refused, match="'w' holds"):
-        validation.admit_update(
-            strategy, reply(instruction, {"w": torch.full((3,), -(2**62)).to(dtype)}), "7", TICKET, state
+        validation.validate_update(
+            strategy, reply(instruction, {"w": torch.full((3,), -(2**62)).to(dtype)}), "7", ASSIGNMENT, state
         )
 
 
@@ -101,7 +101,7 @@ def test_an_update_does_not_overflow_the_state(instruction: Message) -> None:  #
     strategy, state = strategies.load("fedavg"), State({"w": torch.full((3,), 6e4, dtype=torch.float16)})
     sent = {"w": torch.full((3,), 6e4, dtype=torch.float16)}
     with pytest.raises(Refused, match=r"'w' is beyond torch\.float16 once this update is added"):
-        validation.admit_update(strategy, reply(instruction, sent), "7", TICKET, state)
+        validation.validate_update(strategy, reply(instruction, sent), "7", ASSIGNMENT, state)
 
 
 def test_a_bool_is_zero_or_one(instruction: Message) -> None:  # noqa: F811
@@ -175,7 +175,7 @@ def test_scores_that_lie_are_left_out(
 
 def test_good_scores_are_admitted(instruction: Message) -> None:  # noqa: F811
     good = Message(RecordDict({"metrics": MetricRecord(SCORES)}), reply_to=instruction)
-    assert validation.admit_scores(good, ("loss", "accuracy"), 2, rows=4) == {
+    assert validation.validate_scores(good, ("loss", "accuracy"), 2, rows=4) == {
         "num-examples": 4,
         "loss": 0.5,
         "accuracy": 0.5,

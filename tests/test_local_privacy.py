@@ -12,28 +12,28 @@ import strategies
 from strategies.algebra.accountant import Release, epsilon_of
 from strategies.algebra.clipping import norm
 from strategies.exchange.privacy import Plan
-from strategies.exchange.types import Profile, Refused, Ticket
+from strategies.exchange.types import Assignment, Profile, Refused
 from strategies.protocol.replies import INSTALLED
 
-TICKET = Ticket(1, 10, 0, 0)
+ASSIGNMENT = Assignment(1, 10, 0, 0)
 WIDE = {"w": torch.randn(400, 300, generator=torch.Generator().manual_seed(1)), "b": torch.zeros(5)}
 SAME = {"data.partitioner": "iid", "num-server-rounds": 2, "tuning": "bias", "wrappers": "local-privacy"}
 
 
 def test_the_noise_on_an_update_has_the_moments_that_the_account_is_of() -> None:
     local = strategies.load_wrapper("local-privacy", noise=3.0, clip=0.5, epsilon=0.0)
-    clip_alone = strategies.load_wrapper("local-privacy", clip=0.5, epsilon=0.0).outgoing(WIDE, TICKET, {})
+    clip_alone = strategies.load_wrapper("local-privacy", clip=0.5, epsilon=0.0).encode(WIDE, ASSIGNMENT, {})
     assert norm(clip_alone) <= 0.5
-    sent = local.outgoing(WIDE, TICKET, {})
+    sent = local.encode(WIDE, ASSIGNMENT, {})
     drawn = torch.cat([(sent[n].double() - clip_alone[n].double()).flatten() for n in WIDE]) / (3.0 * 0.5)
     for power, (expected, variance) in {1: (0, 1), 2: (1, 2), 3: (0, 15), 4: (3, 96)}.items():
         assert abs(float((drawn**power).mean()) - expected) < 6 * math.sqrt(variance / len(drawn))
-    assert not torch.equal(sent["w"], local.outgoing(WIDE, TICKET, {})["w"])
+    assert not torch.equal(sent["w"], local.encode(WIDE, ASSIGNMENT, {})["w"])
 
 
 def test_a_ticket_without_noise_is_refused_where_there_is_a_budget() -> None:
     with pytest.raises(Refused, match="the ticket says no noise"):
-        strategies.load_wrapper("local-privacy").outgoing(WIDE, TICKET, {})
+        strategies.load_wrapper("local-privacy").encode(WIDE, ASSIGNMENT, {})
 
 
 def test_the_server_counts_for_the_node_that_it_asked_most_often() -> None:
@@ -54,7 +54,7 @@ def test_the_server_counts_for_the_node_that_it_asked_most_often() -> None:
 
 def test_whole_numbers_are_refused_on_the_node() -> None:
     with pytest.raises(ValueError, match="whole numbers"):
-        strategies.load_wrapper("local-privacy", noise=1.0).outgoing({"n": torch.tensor([1])}, TICKET, {})
+        strategies.load_wrapper("local-privacy", noise=1.0).encode({"n": torch.tensor([1])}, ASSIGNMENT, {})
 
 
 @pytest.mark.parametrize("options", [{}, {"strategy": "ffa-lora", "tuning": "lora"}])

@@ -12,7 +12,7 @@ import strategies
 import task.models.model
 from strategies.algebra.tensors import snapshot
 from strategies.exchange.strategy import Strategy
-from strategies.exchange.types import Entry, State, Ticket, Update
+from strategies.exchange.types import Assignment, Entry, State, Update
 from strategies.ferret import NUMBERS, ROW, Ferret
 from task.config import Model, TaskConfig
 from task.models.base import Base, server_base
@@ -20,7 +20,7 @@ from task.models.model import TunedModel, build, kept_model
 from task.storage.store import server_store
 
 NARROW = [torch.bfloat16, torch.float16]
-TICKET = Ticket(1, 3, 9, 0, 5)
+ASSIGNMENT = Assignment(1, 3, 9, 0, 5)
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +52,9 @@ def head(base: Base, dtype: str = "float32") -> TunedModel:
 def test_they_are_copied_while_nothing_was_trained(base: Base, builds: list[str]) -> None:
     model = head(base)
     held = snapshot(model.trained)
-    assert equal({name: model.ground(name) for name in model.trained}, held)
+    assert equal({name: model.base_weight(name) for name in model.trained}, held)
     for name in model.trained:
-        model.ground(name).add_(1)
+        model.base_weight(name).add_(1)
     assert equal(snapshot(model.trained), held)
     model.reset(model.trained)
     assert builds == []
@@ -70,7 +70,7 @@ def test_they_are_built_again_once_where_something_was(base: Base, builds: list[
             model.write({name: tensor + 1})
         else:
             model.trained[name].data.add_(1)
-    assert equal({name: model.ground(name) for name in model.trained}, held)
+    assert equal({name: model.base_weight(name) for name in model.trained}, held)
     model.reset(model.trained)
     assert equal(snapshot(model.trained), held)
     assert builds == ["cpu"]
@@ -100,8 +100,8 @@ def test_they_have_32_bits_where_the_model_has_16(base: Base, dtype: str) -> Non
     model = head(base, dtype)
     for name, tensor in model.trained.items():
         assert tensor.dtype == getattr(torch, dtype)
-        assert model.ground(name).dtype == torch.float32
-        assert torch.equal(model.ground(name), tensor.detach().float())
+        assert model.base_weight(name).dtype == torch.float32
+        assert torch.equal(model.base_weight(name), tensor.detach().float())
 
 
 def ferret(**options: Any) -> Ferret:
@@ -114,7 +114,7 @@ def ferret(**options: Any) -> Ferret:
 def ones(strategy: Ferret, dtype: torch.dtype) -> TunedModel:
     """The toy in 16 bits, on a base of ones."""
     model = toy_model(strategy, 1, 2)
-    model.fresh = {name: torch.ones_like(tensor) for name, tensor in model.fresh.items()}
+    model.initial_values = {name: torch.ones_like(tensor) for name, tensor in model.initial_values.items()}
     for tensor in model.trained.values():
         tensor.data = torch.ones_like(tensor.data, dtype=dtype)
     return model
@@ -124,10 +124,10 @@ def entry_of(strategy: Ferret, model: TunedModel, size: float) -> Entry:
     """Of a round in which one node learned `size` for every weight."""
     learned = {name: torch.full(tensor.shape, size) for name, tensor in model.trained.items()}
     nothing = {name: torch.zeros_like(tensor) for name, tensor in learned.items()}
-    given = strategy._projection(learned).project(learned, nothing, strategy._seeds(TICKET))
+    given = strategy._projection(learned).project(learned, nothing, strategy._seeds(ASSIGNMENT))
     row = dict(zip(ROW, (given.numbers, given.counts, given.scales), strict=True))
     state = strategy.initial(model)
-    return strategy.apply(state, strategy.combine(state, [Update("0", TICKET, row, 1.0)]), 1).journal[0]
+    return strategy.apply(state, strategy.combine(state, [Update("0", ASSIGNMENT, row, 1.0)]), 1).journal[0]
 
 
 @pytest.mark.parametrize("dtype", NARROW)
@@ -145,12 +145,12 @@ def test_small_changes_add_up(dtype: torch.dtype, momentum: float) -> None:
         velocity = momentum * velocity + size
         place += velocity
     for name, tensor in model.trained.items():
-        torch.testing.assert_close(model.ground(name), torch.full(tensor.shape, place), rtol=0, atol=size / 10)
+        torch.testing.assert_close(model.base_weight(name), torch.full(tensor.shape, place), rtol=0, atol=size / 10)
         assert tensor.dtype == dtype
-        assert torch.equal(tensor.detach(), model.ground(name).to(dtype))
+        assert torch.equal(tensor.detach(), model.base_weight(name).to(dtype))
         assert bool((tensor > 1).all())
-    assert all(tensor.dtype == torch.float32 for tensor in model.beside.values())
-    assert bool(model.beside) == bool(momentum)
+    assert all(tensor.dtype == torch.float32 for tensor in model.replay_state.values())
+    assert bool(model.replay_state) == bool(momentum)
 
 
 @pytest.mark.parametrize("dtype", NARROW)
@@ -160,12 +160,12 @@ def test_a_change_counts_from_what_the_model_could_hold(dtype: torch.dtype, seed
     strategy = ferret(seeds=seeds)
     model = ones(strategy, dtype)
     for name in model.trained:
-        model.ground(name).add_(float(torch.finfo(dtype).eps) / 8)
+        model.base_weight(name).add_(float(torch.finfo(dtype).eps) / 8)
     state = strategy.initial(model)
-    strategy.install(model, strategy.start_of(state, TICKET))
-    update, _ = strategy.train(model, Idle(trainer()), TICKET)  # type: ignore[arg-type]
+    strategy.install(model, strategy.start_of(state, ASSIGNMENT))
+    update, _ = strategy.train(model, Idle(trainer()), ASSIGNMENT)  # type: ignore[arg-type]
     assert not update[NUMBERS].any()
-    moved, _ = strategy.train(model, Idle(trainer(), 0.5), TICKET)  # type: ignore[arg-type]
+    moved, _ = strategy.train(model, Idle(trainer(), 0.5), ASSIGNMENT)  # type: ignore[arg-type]
     assert moved[NUMBERS].any()
 
 

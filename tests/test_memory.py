@@ -17,7 +17,7 @@ import strategies
 from client_app import store
 from client_app.local import Local
 from client_app.public_errors import NodeError
-from client_app.store import DAY, KEPT_FOR, MODEL, SWEPT, Memory
+from client_app.store import DAY, KEPT_FOR, MODEL, SWEPT, ClientStore
 from server_app.config import RunConfig
 from strategies.algebra.lowrank import rank_axis
 from strategies.algebra.tensors import Tensors
@@ -44,38 +44,38 @@ def kept(store: Path) -> list[Path]:
 
 def test_entries_come_in_parts_and_are_replayed_from_the_base(tmp_path: Path, strategy: Flora, model: TunedModel):
     whole = state_of(1, 2, 3)
-    memory = Memory(node(tmp_path), 1)
+    memory = ClientStore(node(tmp_path), 1)
     for place in range(1, 4):
-        start = State(whole.tensors, whole.journal[:place]).after(whole.marks[place - 1])
+        start = State(whole.tensors, whole.journal[:place]).after(whole.positions[place - 1])
         assert len(start.journal) == 1
         memory.installed(strategy, model, start)
-    assert {path.name for path in kept(tmp_path)} == set(whole.marks[1:])
+    assert {path.name for path in kept(tmp_path)} == set(whole.positions[1:])
     another = at_the_base()  # another process: it has the store alone
-    again = Memory(node(tmp_path), 1).installed(strategy, another, whole.after(whole.marks[3]))
+    again = ClientStore(node(tmp_path), 1).installed(strategy, another, whole.after(whole.positions[3]))
     assert same(values(again), fresh_at(strategy, whole))
 
 
 def test_an_entry_is_kept_once_for_all_nodes_of_a_store(tmp_path: Path, strategy: Flora, model: TunedModel):
     state = state_of(1, 2)
-    Memory(node(tmp_path), 1).installed(strategy, model, state)
+    ClientStore(node(tmp_path), 1).installed(strategy, model, state)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert len(before) == 2
-    Memory(node(tmp_path), 1).installed(strategy, model, state)
+    ClientStore(node(tmp_path), 1).installed(strategy, model, state)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == before
 
 
 def test_two_runs_keep_their_own_entries_and_share_equal_ones(tmp_path: Path, strategy: Flora, model: TunedModel):
     for numbers in ((1, 2), (1, 3)):
-        model = Memory(node(tmp_path), 1).installed(strategy, model, state_of(*numbers))
+        model = ClientStore(node(tmp_path), 1).installed(strategy, model, state_of(*numbers))
         assert same(values(model), fresh_at(strategy, state_of(*numbers)))
     assert len(kept(tmp_path)) == 3
 
 
 def test_a_missing_entry_is_said(tmp_path: Path, strategy: Flora, model: TunedModel):
     state = state_of(1, 2)
-    with pytest.raises(NodeError, match=f"store {tmp_path} lacks a part of the journal, up to {state.marks[1]}"):
-        Memory(node(tmp_path), 1).installed(strategy, model, state.after(state.marks[1]))
-    found = Memory(node(tmp_path), 1).installed(strategy, model, state)
+    with pytest.raises(NodeError, match=f"store {tmp_path} lacks a part of the journal, up to {state.positions[1]}"):
+        ClientStore(node(tmp_path), 1).installed(strategy, model, state.after(state.positions[1]))
+    found = ClientStore(node(tmp_path), 1).installed(strategy, model, state)
     assert same(values(found), fresh_at(strategy, state))
 
 
@@ -84,14 +84,14 @@ def aged(path: Path, seconds: float) -> None:
 
 
 def test_old_entries_go_when_one_comes(tmp_path: Path, strategy: Flora, model: TunedModel):
-    Memory(node(tmp_path), 1).installed(strategy, model, state_of(1))
+    ClientStore(node(tmp_path), 1).installed(strategy, model, state_of(1))
     (old,) = kept(tmp_path)
     aged(old, KEPT_FOR)
     aged(tmp_path / SWEPT, DAY)
-    Memory(node(tmp_path), 1).installed(strategy, model, state_of(1))
+    ClientStore(node(tmp_path), 1).installed(strategy, model, state_of(1))
     assert kept(tmp_path) == [old]  # nothing came
-    Memory(node(tmp_path), 1).installed(strategy, model, state_of(4))
-    assert [path.name for path in kept(tmp_path)] == list(state_of(4).marks[1:])
+    ClientStore(node(tmp_path), 1).installed(strategy, model, state_of(4))
+    assert [path.name for path in kept(tmp_path)] == list(state_of(4).positions[1:])
 
 
 def test_a_store_is_looked_through_once_a_day(
@@ -101,50 +101,54 @@ def test_a_store_is_looked_through_once_a_day(
     looked: list[Path] = []
     idle = store._idle
     monkeypatch.setattr(store, "_idle", lambda path: looked.append(path) or idle(path))
-    Memory(node(tmp_path), 1).installed(strategy, model, state_of(1))
+    ClientStore(node(tmp_path), 1).installed(strategy, model, state_of(1))
     looked.clear()
     for last in range(3, 7):
-        Memory(node(tmp_path), 1).installed(strategy, model, state_of(*range(1, last)))
+        ClientStore(node(tmp_path), 1).installed(strategy, model, state_of(*range(1, last)))
     assert set(looked) == {tmp_path / SWEPT}
     aged(tmp_path / SWEPT, DAY)
-    Memory(node(tmp_path), 1).installed(strategy, model, state_of(7))
-    assert {*looked} >= {*kept(tmp_path)} - {tmp_path / "journals" / state_of(7).marks[1]}
+    ClientStore(node(tmp_path), 1).installed(strategy, model, state_of(7))
+    assert {*looked} >= {*kept(tmp_path)} - {tmp_path / "journals" / state_of(7).positions[1]}
 
 
 def test_weights_are_stood_on_instead_of_entries(tmp_path: Path, strategy: Listening, model: TunedModel):
     """Weights, then entries; another process finds the nearest weights."""
     whole = state_of(1, 2, 3)
     early = State(whole.tensors, whole.journal[:2])
-    ground = journal.grounded(journal.installed(strategy, model, early))
-    weights = State(whole.tensors, (), early.marks[-1], ground)
+    base_weights = journal.base_weights_of(journal.installed(strategy, model, early))
+    weights = State(whole.tensors, (), early.positions[-1], base_weights)
     place = tmp_path / "store"
-    found = Memory(node(place), 1).installed(strategy, at_the_base(), wire.unpack(wire.pack(weights)))
+    found = ClientStore(node(place), 1).installed(strategy, at_the_base(), wire.unpack(wire.pack(weights)))
     assert same(values(found), fresh_at(strategy, early))
     strategy.heard.clear()
-    again = Memory(node(place), 1).installed(strategy, at_the_base(), whole.after(early.marks[-1]))
+    again = ClientStore(node(place), 1).installed(strategy, at_the_base(), whole.after(early.positions[-1]))
     assert same(values(again), fresh_at(strategy, whole))
     assert strategy.heard == [3]
     assert journal.fingerprint(again) == journal.fingerprint(journal.installed(strategy, at_the_base(), whole))
-    assert [path.name for path in place.glob("grounds/*")] == [early.marks[-1]]
-    assert [path.name for path in kept(place)] == [whole.marks[-1]]
+    assert [path.name for path in place.glob("grounds/*")] == [early.positions[-1]]
+    assert [path.name for path in kept(place)] == [whole.positions[-1]]
 
 
 def test_old_weights_go_when_something_comes(tmp_path: Path, strategy: Flora, model: TunedModel):
     state = state_of(1)
-    ground = journal.grounded(journal.installed(strategy, model, state))
-    Memory(node(tmp_path), 1).installed(strategy, model, State(state.tensors, (), state.marks[-1], ground))
+    base_weights = journal.base_weights_of(journal.installed(strategy, model, state))
+    ClientStore(node(tmp_path), 1).installed(
+        strategy, model, State(state.tensors, (), state.positions[-1], base_weights)
+    )
     (old,) = tmp_path.glob("grounds/*")
     aged(old, KEPT_FOR)
     aged(tmp_path / SWEPT, DAY)
-    Memory(node(tmp_path), 1).installed(strategy, model, state_of(4))
+    ClientStore(node(tmp_path), 1).installed(strategy, model, state_of(4))
     assert not list(tmp_path.glob("grounds/*"))
     with pytest.raises(NodeError, match="lacks a part of the journal"):
-        Memory(node(tmp_path), 1).installed(strategy, at_the_base(), state_of(1, 2).after(state.marks[-1]))
-    Memory(node(tmp_path), 1).installed(strategy, model, state_of(1, 2).after(state.marks[-1]))  # it stands there
+        ClientStore(node(tmp_path), 1).installed(strategy, at_the_base(), state_of(1, 2).after(state.positions[-1]))
+    ClientStore(node(tmp_path), 1).installed(
+        strategy, model, state_of(1, 2).after(state.positions[-1])
+    )  # it stands there
 
 
 def test_a_start_without_a_journal_leaves_the_store_alone(tmp_path: Path, strategy: Flora, model: TunedModel):
-    Memory(node(tmp_path), 1).installed(strategy, model, state_of())
+    ClientStore(node(tmp_path), 1).installed(strategy, model, state_of())
     assert not list(tmp_path.iterdir())
 
 
@@ -179,21 +183,21 @@ def test_a_round_costs_the_same_however_many_were_before(
 # ---------------------------------------------------------------------- what is a node's own, by round
 
 
-def own_of(store: Path, round: int, name: str = "a", token: str = "t", *, after: bool = False) -> Memory:
+def own_of(store: Path, round: int, name: str = "a", token: str = "t", *, after: bool = False) -> ClientStore:
     order = ConfigRecord({"run-token": token})
-    return Memory(Local((("name", name), ("store-path", str(store))), 1, order, TaskConfig()), round, after=after)
+    return ClientStore(Local((("name", name), ("store-path", str(store))), 1, order, TaskConfig()), round, after=after)
 
 
 def test_a_round_that_is_done_again_starts_from_what_was_kept_before_it(tmp_path: Path) -> None:
     for round in (1, 2, 5):
         own_of(tmp_path, round).keep({"private": {"x/y": torch.tensor([round])}, "wrapper-q": {"e": torch.ones(round)}})
-    assert own_of(tmp_path, 5).kept()["private"]["x/y"].item() == 2
-    assert own_of(tmp_path, 5).kept()["wrapper-q"]["e"].shape == (2,)
-    assert own_of(tmp_path, 5, after=True).kept()["private"]["x/y"].item() == 5
-    assert own_of(tmp_path, 9).kept()["private"]["x/y"].item() == 5
+    assert own_of(tmp_path, 5).client_state()["private"]["x/y"].item() == 2
+    assert own_of(tmp_path, 5).client_state()["wrapper-q"]["e"].shape == (2,)
+    assert own_of(tmp_path, 5, after=True).client_state()["private"]["x/y"].item() == 5
+    assert own_of(tmp_path, 9).client_state()["private"]["x/y"].item() == 5
     own_of(tmp_path, 5).keep({"private": {"x/y": torch.tensor([50])}})
-    assert own_of(tmp_path, 6).kept() == {"private": {"x/y": torch.tensor([50])}}
-    assert own_of(tmp_path, 5).kept()["private"]["x/y"].item() == 2
+    assert own_of(tmp_path, 6).client_state() == {"private": {"x/y": torch.tensor([50])}}
+    assert own_of(tmp_path, 5).client_state()["private"]["x/y"].item() == 2
 
 
 def test_two_rounds_are_kept(tmp_path: Path) -> None:
@@ -206,9 +210,9 @@ def test_two_rounds_are_kept(tmp_path: Path) -> None:
 
 def test_what_is_a_nodes_own_is_its_own_in_that_run(tmp_path: Path) -> None:
     own_of(tmp_path, 1).keep({"private": {"x": torch.ones(1)}})
-    assert own_of(tmp_path, 2).kept()
-    assert not own_of(tmp_path, 2, name="b").kept()
-    assert not own_of(tmp_path, 2, token="u").kept()
+    assert own_of(tmp_path, 2).client_state()
+    assert not own_of(tmp_path, 2, name="b").client_state()
+    assert not own_of(tmp_path, 2, token="u").client_state()
 
 
 def test_who_keeps_nothing_leaves_no_trace(tmp_path: Path) -> None:
@@ -216,8 +220,8 @@ def test_who_keeps_nothing_leaves_no_trace(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     own_of(tmp_path, 1).keep({"private": {"x": torch.ones(1)}})
     own_of(tmp_path, 2).keep({"private": {}})
-    assert own_of(tmp_path, 3).kept() == {}
-    assert own_of(tmp_path, 2).kept()
+    assert own_of(tmp_path, 3).client_state() == {}
+    assert own_of(tmp_path, 2).client_state()
 
 
 # ---------------------------------------------------------------------- private tensors, in real federations
@@ -236,7 +240,7 @@ def fedsa(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def own(outcome: Outcome, partition: int) -> Tensors:
     """What a node kept after its last round."""
     last = [exchange for exchange in outcome.grid.of("train") if exchange.partition == partition][-1]
-    return Memory(local(outcome.grid, last), 2, after=True).kept()[MODEL]
+    return ClientStore(local(outcome.grid, last), 2, after=True).client_state()[MODEL]
 
 
 def test_nothing_but_what_is_shared_crosses_the_wire(fedsa: Outcome) -> None:
@@ -265,9 +269,11 @@ def test_private_tensors_come_back_to_the_same_node(fedsa: Outcome) -> None:
     """The second round's update, made again from what the first one left on this node, is the one that was sent, as
     often as it is asked for; with another node's, or none, it is not."""
     second = [e for e in fedsa.grid.of("train") if e.partition == 1][1]
-    others = Memory(local(fedsa.grid, next(e for e in fedsa.grid.of("train") if e.partition == 2)), 2).kept()
+    others = ClientStore(
+        local(fedsa.grid, next(e for e in fedsa.grid.of("train") if e.partition == 2)), 2
+    ).client_state()
     here = local(fedsa.grid, second)
-    own = Memory(here, 2).kept()
+    own = ClientStore(here, 2).client_state()
     assert second.reply is not None
 
     def again() -> Tensors:
@@ -278,7 +284,7 @@ def test_private_tensors_come_back_to_the_same_node(fedsa: Outcome) -> None:
     assert equal(again(), sent(second.reply))
     assert equal(again(), sent(second.reply))
     for past in (others, {}, own):
-        Memory(here, 1).keep(past)
+        ClientStore(here, 1).keep(past)
         assert equal(again(), sent(second.reply)) == (past is own)
 
 
@@ -318,9 +324,14 @@ def test_an_order_of_another_strategy_does_not_bring_private_tensors_out(tmp_pat
     outcome = hold(tmp_path, {"strategy": "fedsa-lora", "evaluate": "nodes", "num-server-rounds": 2, **QV})
     [*_, last] = (exchange for exchange in outcome.grid.of("train") if exchange.partition == 0)
     answers = []
-    for token in (last.request.config_records["order"]["run-token"], "fresh"):
+    for token in (last.request.config_records["instructions"]["run-token"], "fresh"):
         request = RecordDict({**last.request})
-        told = {**request.config_records["order"], "strategy": "fedavg", "run-token": token, "evaluate": "server"}
-        request["order"] = ConfigRecord(told)
+        told = {
+            **request.config_records["instructions"],
+            "strategy": "fedavg",
+            "run-token": token,
+            "evaluate": "server",
+        }
+        request["instructions"] = ConfigRecord(told)
         answers.append(retrained(outcome, Exchange(0, "train", request, None)))
     assert equal(*answers)

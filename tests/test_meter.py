@@ -19,7 +19,7 @@ import strategies
 from strategies.algebra.lowrank import factor_names, modules
 from strategies.algebra.tensors import Tensors, added
 from strategies.exchange.strategy import EXACT
-from strategies.exchange.types import State, Ticket, Update
+from strategies.exchange.types import Assignment, State, Update
 from strategies.rounds.aggregation_error import Meter
 
 CLOSE = 1e-5  # float32 factors of size 1
@@ -28,7 +28,7 @@ FLEX = strategies.load("flex-lora")
 LOW_RANK = [
     variants(name)[-1]  # the stage of adapters, where there are two
     for name in strategies.names()
-    if "lora" in (strategies.load(name).tunings or {"lora"}) and not strategies.load(name).personal
+    if "lora" in (strategies.load(name).tunings or {"lora"}) and not strategies.load(name).personalized
 ]
 EXACTLY = [strategy for strategy in LOW_RANK if EXACT in strategy.laws]
 
@@ -100,7 +100,7 @@ def by_hand(name: str, *nodes: tuple[float, list[int]]) -> dict[str, float]:
     updates = [
         Update(
             str(i),
-            Ticket(1, 3, 0, len(axes)),
+            Assignment(1, 3, 0, len(axes)),
             {FACTORS[0]: torch.eye(OUTPUTS)[:, axes], FACTORS[1]: torch.eye(INPUTS)[axes]},
             w,
         )
@@ -188,18 +188,18 @@ def test_a_runs_readings_are_those_of_its_messages(name: str, tmp_path: Path) ->
     exchanges = outcome.grid.of("train")
     # A node of full rank is sent the whole state; where ranks are equal everybody is.
     states = [sent(exchanges[5].request), outcome.state().tensors]
-    assert outcome.rounds[0]["inexactness"] == {}
+    assert outcome.rounds[0]["aggregation-error"] == {}
     for number, state in enumerate(states, 1):
-        read = outcome.rounds[number]["inexactness"]
+        read = outcome.rounds[number]["aggregation-error"]
         assert read.keys() == {"overall", *modules(state)}
         assert len(read) == 1 + 8
         assert read == pytest.approx(measured(exchanges[3 * number - 3 : 3 * number], state), rel=1e-6, abs=1e-6)
-    assert outcome.rounds[2]["inexactness"]["overall"] > 1e-2
+    assert outcome.rounds[2]["aggregation-error"]["overall"] > 1e-2
 
 
 @pytest.mark.parametrize("tuning", ["bias", "head"])
 def test_without_adapters_there_is_nothing_to_read(tuning: str, tmp_path: Path) -> None:
-    assert [line["inexactness"] for line in hold(tmp_path, {"tuning": tuning}).rounds] == [{}, {}]
+    assert [line["aggregation-error"] for line in hold(tmp_path, {"tuning": tuning}).rounds] == [{}, {}]
 
 
 def not_a_number(reply: Message) -> Message:
@@ -214,8 +214,8 @@ def test_a_refused_node_does_not_count(tmp_path: Path) -> None:
     line = outcome.rounds[1]
     assert [bool(entry["refused"]) for entry in line["nodes"]] == [False, True, False]
     good = [exchange for exchange in outcome.grid.of("train") if exchange.partition != 1]
-    assert line["inexactness"] == pytest.approx(measured(good, outcome.state().tensors), rel=1e-6, abs=1e-6)
-    assert line["inexactness"]["overall"] > 1e-4
+    assert line["aggregation-error"] == pytest.approx(measured(good, outcome.state().tensors), rel=1e-6, abs=1e-6)
+    assert line["aggregation-error"]["overall"] > 1e-4
 
 
 def test_a_failed_round_has_no_readings(tmp_path: Path) -> None:
@@ -227,6 +227,6 @@ def test_a_failed_round_has_no_readings(tmp_path: Path) -> None:
 
     _, failed, good = hold(tmp_path, QV | {"num-server-rounds": 2}, spoil=spoil).rounds
     assert failed["failed"]
-    assert failed["inexactness"] == {}
+    assert failed["aggregation-error"] == {}
     assert not good["failed"]
-    assert good["inexactness"]["overall"] > 0
+    assert good["aggregation-error"]["overall"] > 0

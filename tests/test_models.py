@@ -13,7 +13,7 @@ import strategies
 from strategies.algebra.lowrank import truncated
 from strategies.algebra.tensors import Tensors, raw, snapshot
 from strategies.exchange.strategy import Strategy
-from strategies.exchange.types import State, Ticket, Update
+from strategies.exchange.types import Assignment, State, Update
 from strategies.protocol import wire
 from task.config import Model, TaskConfig
 from task.models.base import Base, server_base
@@ -165,10 +165,10 @@ def test_an_install_of_seeded_numbers_leaves_nothing_of_the_node_before(base: Ba
 
 def start_after(strategy: Strategy, model: TunedModel, seed: int) -> State:
     """What a node starts from after a round of one drawn update, without the journal."""
-    state, ticket = strategy.initial(model), Ticket(1, 3, 9, 0)
-    delta = drawn_like(strategy.expected(state, ticket), torch.Generator().manual_seed(seed))
-    state = strategy.apply(state, strategy.combine(state, [Update("0", ticket, delta, 1.0)]), 1)
-    return State(strategy.start_of(state, ticket).tensors)
+    state, assignment = strategy.initial(model), Assignment(1, 3, 9, 0)
+    delta = drawn_like(strategy.expected(state, assignment), torch.Generator().manual_seed(seed))
+    state = strategy.apply(state, strategy.combine(state, [Update("0", assignment, delta, 1.0)]), 1)
+    return State(strategy.start_of(state, assignment).tensors)
 
 
 def disturb(model: TunedModel) -> None:
@@ -201,7 +201,9 @@ def test_a_process_builds_its_model_once(base: Base) -> None:
 def test_bfloat16_crosses_bit_for_bit(tmp_path: Path) -> None:
     options = {"model.dtype": "bfloat16", "tuning": "full", "simulation.num-supernodes": 2, "num-server-rounds": 2}
     outcome = hold(tmp_path, options)
-    states = {e.request.config_records["ticket"]["server-round"]: wire.unpack(e.request) for e in trainings(outcome)}
+    states = {
+        e.request.config_records["assignment"]["server-round"]: wire.unpack(e.request) for e in trainings(outcome)
+    }
     fresh = build(outcome.base, outcome.task, 0, "cpu").trained
     assert len(fresh) == len(states[1].tensors)
     for name, tensor in fresh.items():

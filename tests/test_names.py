@@ -15,7 +15,7 @@ from in_process import InProcessGrid, hold
 import client_app
 from strategies.exchange.types import Profile, Refused
 from strategies.rounds.handshake.names import REGISTER, Identity, Names, fingerprint, identities
-from strategies.rounds.run_state import Session
+from strategies.rounds.run_state import RunState
 from thistledown.commands.certs import Keys
 
 CLINICS = ["clinic-1", "clinic-2", "clinic-3", "clinic-4"]
@@ -107,10 +107,10 @@ def profile(node_id: int, name: str) -> Profile:
 
 def test_as_soon_as_one_key_has_a_name_all_must() -> None:
     """Also where the one that has is away, and after the run was resumed."""
-    session = Session()
-    names = Names("auto", session, {})
+    run_state = RunState()
+    names = Names("auto", run_state, {})
     names.see({1: Identity("SHA256:one", "clinic-1")})
-    again = Names("auto", Session.read(session.about()), {})
+    again = Names("auto", RunState.read(run_state.about()), {})
     again.see({2: Identity("SHA256:two", "")})
     for one in (names, again):
         one.see({2: Identity("SHA256:two", "")})
@@ -119,16 +119,16 @@ def test_as_soon_as_one_key_has_a_name_all_must() -> None:
 
 
 def test_a_name_may_stay_with_the_first_key(caplog: pytest.LogCaptureFixture) -> None:
-    session = Session()
-    names = Names("first-key", session, {1: Identity("SHA256:one"), 2: Identity("SHA256:two")})
+    run_state = RunState()
+    names = Names("first-key", run_state, {1: Identity("SHA256:one"), 2: Identity("SHA256:two")})
     first = names.checked(profile(1, "clinic-1"))
     assert first.key == "SHA256:one"
     names.bind(first)
-    again = Names("first-key", Session.read(session.about()), names.nodes)
+    again = Names("first-key", RunState.read(run_state.about()), names.nodes)
     with pytest.raises(Refused, match=r"its key \(SHA256:two\) is not the first that said so: SHA256:one"):
         again.checked(profile(2, "clinic-1"))
     assert again.checked(profile(1, "clinic-1")) == first
-    believing = Names("auto", again.session, names.nodes)
+    believing = Names("auto", again.run_state, names.nodes)
     believing.bind(believing.checked(profile(2, "clinic-1")))
     assert "node clinic-1 is here with another key: SHA256:two, before it was SHA256:one" in caplog.text
 

@@ -16,7 +16,7 @@ from laws import FACTORS, Plan, loaded, plans, scene, variants
 import strategies
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.compatibility import problems as incompatibilities
-from strategies.exchange.types import Refused, Ticket, Update
+from strategies.exchange.types import Assignment, Refused, Update
 from strategies.ferret import COUNTS, NUMBERS, SCALES
 from task.config import TaskConfig
 
@@ -25,7 +25,7 @@ PLAIN = strategies.load("fedavg")
 
 
 def bounded(action: str, bound: float, delta: Tensors) -> Tensors:
-    update = Update("0", Ticket(1, 3, 9, 0), delta, 1.0)
+    update = Update("0", Assignment(1, 3, 9, 0), delta, 1.0)
     return strategies.load_wrapper("norm-bound", bound=bound, action=action).admitted(PLAIN, update).delta
 
 

@@ -90,10 +90,10 @@ def test_every_strategy_goes_on_at_a_lower_rank(tmp_path: Path, name: str):
     assert outcome.rounds[1]["nodes"][1]["refused"] == "out of memory at rank 4: full"
     lines = [line for entry in outcome.rounds[2:] for line in entry["nodes"]]
     assert not any(line["refused"] for line in lines)
-    ragged = name in ("rbla", "flora")
-    assert [line["rank"] for line in lines] == ([4, 2, 4] if ragged else [2, 2, 2]) * 2
+    heterogeneous_ranks = name in ("rbla", "flora")
+    assert [line["rank"] for line in lines] == ([4, 2, 4] if heterogeneous_ranks else [2, 2, 2]) * 2
     for factor, tensor in outcome.state().tensors.items():
-        if rank_axis(factor) == 1 and not ragged:
+        if rank_axis(factor) == 1 and not heterogeneous_ranks:
             assert tensor.shape[1] == 4
             assert not tensor[:, 2:].any()  # what nobody trains adds nothing
             assert tensor[:, :2].any()

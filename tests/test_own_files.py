@@ -18,7 +18,7 @@ from test_causal import config as causal
 from tuned import Sample, samples
 
 import client_app
-from client_app.public_errors import told
+from client_app.public_errors import public_message
 from task.config import TaskConfig
 from task.data import prepared
 from task.data.raw import DataError
@@ -177,7 +177,7 @@ def test_errors_of_files_tell_no_cell(case: str, tmp_path: Path) -> None:
     node = context(data_path=str(path), store_path=str(tmp_path / "store"))
     if case == "a class that is not among the labels":  # which is answered: they do not fit
         return
-    said = refusal("query.profile", {"order": ConfigRecord(flat)}, node)
+    said = refusal("query.profile", {"instructions": ConfigRecord(flat)}, node)
     assert not [part for part in (SECRET, "1815", "Lovelace", str(tmp_path), "rows.") if part in said]
     assert not re.search(r"(line|row) \d", said)
 
@@ -189,15 +189,15 @@ def test_a_path_that_is_no_file_is_not_told(kind: str, tmp_path: Path) -> None:
         os.mkfifo(path)
     flat = {"task.kind": "text-classification", "model.name": "given", "data.name": "texts", "data.labels": "x|y"}
     node = context(data_path=str(path), store_path=str(tmp_path / "store"))
-    assert refusal("query.profile", {"order": ConfigRecord(flat)}, node) == "the node's own data cannot be read"
+    assert refusal("query.profile", {"instructions": ConfigRecord(flat)}, node) == "the node's own data cannot be read"
 
 
 def test_a_column_of_numbers_is_refused_by_its_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("text,label\n18151815,x\n18151816,y\n")
     with pytest.raises(DataError, match=r"rows\.csv, row 0 \(line 2\), column 'text': no text, but 18151815") as error:
-        prepared.outline_file(config("text", name="given"), Store(tmp_path / "s"), path)
-    assert told(error.value) == "column 'text': no text"
+        prepared.index_file(config("text", name="given"), Store(tmp_path / "s"), path)
+    assert public_message(error.value) == "column 'text': no text"
     path.write_text("text,label\nfine,x\n" + "dull,y\n" * 3 + '"bad \x00 "one,y\n')
     with pytest.raises(DataError, match=r"rows\.csv, line 6: quotes do not end where a cell does"):
         read_table([path], Reading(("text", "label"), {"text": "", "label": ""}))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from task.config import TaskConfig
-from task.data.index import Outline, Part
+from task.data.index import DataIndex, Part
 from task.data.partition import SplitError, _kept, partition, table
 from task.data.sources.digits import digits_part
 from task.storage.store import Store, recipe_hash
@@ -32,7 +32,7 @@ def divided(
 ) -> Sequence[np.ndarray]:
     """The split of rows with these labels and natural clients."""
     part = Part("train", np.arange(len(labels)), labels, ids)
-    return partition(config, Outline(key_of(labels, ids), (), {"train": part}), nodes, store)
+    return partition(config, DataIndex(key_of(labels, ids), (), {"train": part}), nodes, store)
 
 
 def key_of(labels: np.ndarray, ids: np.ndarray | None) -> str:
@@ -85,11 +85,11 @@ def test_a_kept_split_is_read_without_heavy_imports_and_without_labels(labels: n
 import sys
 from pathlib import Path
 from task.config import TaskConfig
-from task.outline import Outline
-from task.partition import partition
-from task.store import Store
-outline = Outline({key_of(labels, None)!r}, (), {{}})
-assert len(partition(TaskConfig.read({{}}), outline, 10, Store(Path({str(store.root)!r})))) == 10
+from task.data.index import DataIndex
+from task.data.partition import partition
+from task.storage.store import Store
+index = DataIndex({key_of(labels, None)!r}, (), {{}})
+assert len(partition(TaskConfig.read({{}}), index, 10, Store(Path({str(store.root)!r})))) == 10
 print(sorted({{"datasets", "flwr_datasets", "torch", "pandas"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

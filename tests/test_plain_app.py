@@ -11,7 +11,7 @@ from in_process import InProcessGrid
 
 import client_app
 import strategies
-from strategies.exchange.federation import Federation, Round
+from strategies.exchange.federation import Federation, RoundReport
 from strategies.protocol import wire
 from task.schema import ConfigError
 from thistledown.processes.superlink import SuperLink
@@ -104,7 +104,7 @@ def test_start_leaves_evaluation_to_whom_it_is_given() -> None:
 
 
 def test_lists_of_somebodys_scores_are_in_the_result_and_numbers_in_reports() -> None:
-    reports: list[Round] = []
+    reports: list[RoundReport] = []
     result = strategies.load("fedavg").start(
         InProcessGrid(client_app.app, NODES),
         num_rounds=1,

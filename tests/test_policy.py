@@ -14,10 +14,10 @@ from samples import write_table
 import client_app
 import strategies
 from client_app.deadline import TooLong, within_seconds
-from client_app.permission import NotPermitted, check_order, check_rows, check_scores, check_ticket, check_update
+from client_app.permission import NotPermitted, check_instructions, check_rows, check_scores, check_ticket, check_update
 from client_app.policy import TRUSTING, Columns, Policy, PolicyError, Privacy, Reports
 from client_app.public_errors import NodeFailed
-from strategies.exchange.types import RunFailed, Ticket
+from strategies.exchange.types import Assignment, RunFailed
 from strategies.protocol.instructions import write
 from task.config import Data, Kind, Model, TaskConfig
 
@@ -106,7 +106,7 @@ def test_a_file_and_single_keys_are_too_much(tmp_path: Path) -> None:
 def test_a_node_whose_policy_cannot_be_read_refuses_everything(kind: str, node: dict[str, object]) -> None:
     """Flower logs an error on the node with its cause."""
     with pytest.raises(NodeFailed) as failed:
-        asked(kind, {"order": settings()}, context(**node))
+        asked(kind, {"instructions": settings()}, context(**node))
     assert str(failed.value) == "the node's policy cannot be read"
     cause = str(failed.value.__cause__)
     assert "/nowhere/policy.toml" in cause or "did you mean 'max-rank'" in cause
@@ -130,7 +130,7 @@ def refused_kinds(check: Callable[[], None]) -> str:
 def reasons(policy: Policy, config: TaskConfig, *wrappers: str, **options: Any) -> str:
     chain = [strategies.load_wrapper(name, **options) for name in wrappers]
     order = write(config, strategies.load("fedavg", chain), "0" * 32)
-    return refused_kinds(lambda: check_order(policy, order, config))
+    return refused_kinds(lambda: check_instructions(policy, order, config))
 
 
 TEXT = TaskConfig(Kind("text-classification"), Model("some/model"), Data("some/data", labels=("x", "y")))
@@ -171,9 +171,9 @@ def test_an_order_is_refused_by_kind(policy: Policy, config: TaskConfig, refused
 
 def test_a_fingerprint_is_no_reason_before_it_is_known() -> None:
     order = write(ORDER, strategies.load("fedavg"), "")
-    check_order(Policy(models=("1" * 32,)), order, ORDER)
+    check_instructions(Policy(models=("1" * 32,)), order, ORDER)
     with pytest.raises(NotPermitted):
-        check_order(Policy(models=("some/model",)), order, ORDER)
+        check_instructions(Policy(models=("some/model",)), order, ORDER)
 
 
 PRIVATE = Policy(privacy=Privacy(kinds=("example-privacy", "local-privacy"), epsilon=8.0, delta=1e-5))
@@ -211,19 +211,19 @@ def test_only_these_wrappers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "ticket", "cohort", "refused"),
+    ("policy", "instructions", "cohort", "refused"),
     [
-        (Policy(), Ticket(1, 2, 0, 8), 0, ""),
-        (Policy(min_cohort=3), Ticket(1, 2, 0, 8), 2, "cohort"),
-        (Policy(min_cohort=3), Ticket(1, 2, 0, 8), 0, "cohort"),
-        (Policy(min_cohort=3), Ticket(1, 2, 0, 8), 3, ""),
-        (Policy(max_rounds=10), Ticket(1, 11, 0, 8), 0, "rounds"),
-        (Policy(max_rounds=10), Ticket(11, 10, 0, 8), 0, "rounds"),
-        (Policy(max_rank=4), Ticket(1, 2, 0, 8), 0, "rank"),
+        (Policy(), Assignment(1, 2, 0, 8), 0, ""),
+        (Policy(min_cohort=3), Assignment(1, 2, 0, 8), 2, "cohort"),
+        (Policy(min_cohort=3), Assignment(1, 2, 0, 8), 0, "cohort"),
+        (Policy(min_cohort=3), Assignment(1, 2, 0, 8), 3, ""),
+        (Policy(max_rounds=10), Assignment(1, 11, 0, 8), 0, "rounds"),
+        (Policy(max_rounds=10), Assignment(11, 10, 0, 8), 0, "rounds"),
+        (Policy(max_rank=4), Assignment(1, 2, 0, 8), 0, "rank"),
     ],
 )
-def test_a_ticket_is_held_to_the_policy(policy: Policy, ticket: Ticket, cohort: int, refused: str) -> None:
-    assert refused_kinds(lambda: check_ticket(policy, ticket, cohort)) == refused
+def test_a_ticket_is_held_to_the_policy(policy: Policy, assignment: Assignment, cohort: int, refused: str) -> None:
+    assert refused_kinds(lambda: check_ticket(policy, assignment, cohort)) == refused
 
 
 @pytest.mark.parametrize(
@@ -286,9 +286,9 @@ def study(**options: object) -> ConfigRecord:
 
 def test_a_private_column_does_not_leave_as_label_names(tmp_path: Path) -> None:
     node = context(data_path=str(patients(tmp_path)), store_path=str(tmp_path / "store"))
-    said = refusal("query.profile", {"order": study(data__label_column="ssn", data__labels="")}, node)
+    said = refusal("query.profile", {"instructions": study(data__label_column="ssn", data__labels="")}, node)
     assert said == "the order names no labels, and a node does not tell its own: data.labels must be set"
-    profile = asked("query.profile", {"order": study()}, node).content.config_records["profile"]
+    profile = asked("query.profile", {"instructions": study()}, node).content.config_records["profile"]
     assert (profile["labels-fit"], profile["labels"], profile["num-examples"]) == (True, [], 40)
     assert SECRET not in str(profile)
 
@@ -297,7 +297,7 @@ def test_a_private_column_does_not_leave_as_label_names(tmp_path: Path) -> None:
 def test_a_private_column_is_no_oracle(tmp_path: Path, guess: str) -> None:
     """Whatever is guessed, right or wrong, one value or all, the answer is the same."""
     node = context(data_path=str(patients(tmp_path)), store_path=str(tmp_path / "store"))
-    said = refusal("query.profile", {"order": study(data__label_column="ssn", data__labels=guess)}, node)
+    said = refusal("query.profile", {"instructions": study(data__label_column="ssn", data__labels=guess)}, node)
     assert said == "column 'ssn' has too many different values to be labels"
 
 
@@ -305,14 +305,14 @@ def test_an_owner_may_name_such_a_column(tmp_path: Path) -> None:
     own = {"policy.columns.labels": "ssn"}
     node = context(data_path=str(patients(tmp_path)), store_path=str(tmp_path / "store"), **own)
     every = "|".join(f"{SECRET}-{n}" for n in range(40))
-    profile = asked("query.profile", {"order": study(data__label_column="ssn", data__labels=every)}, node)
+    profile = asked("query.profile", {"instructions": study(data__label_column="ssn", data__labels=every)}, node)
     assert profile.content.config_records["profile"]["labels-fit"] is True
 
 
 def test_more_labels_than_a_column_may_have(tmp_path: Path) -> None:
     path = write_table(tmp_path / "t.csv", {"text": ["a"] * 60, "label": ["x", "y", "z"] * 20})
     node = context(data_path=str(path), store_path=str(tmp_path / "s"), **{"policy.columns.max_labels": 2})
-    assert "too many different values" in refusal("query.profile", {"order": study()}, node)
+    assert "too many different values" in refusal("query.profile", {"instructions": study()}, node)
 
 
 # ---------------------------------------------------------------------- federations

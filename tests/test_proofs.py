@@ -62,7 +62,7 @@ def test_who_stands_on_other_weights_is_dropped_and_sent_all_again(tmp_path: Pat
     line = run.lines(LATE + 1)["1"]
     assert line.journal == LATE
     assert not line.refused
-    assert equal(run.last_stood()[str(run.store(1))], journal.grounded(run.server(LATE + 1)))
+    assert equal(run.last_stood()[str(run.store(1))], journal.base_weights_of(run.server(LATE + 1)))
 
 
 def test_who_cannot_say_for_lack_of_memory_is_not_called_a_liar() -> None:
@@ -110,7 +110,7 @@ def test_nodes_that_share_a_store_keep_weights_once(tmp_path: Path, monkeypatch)
     assert not any(line.refused for report, _ in run.seen for line in report.nodes)
     assert len(list(run.store(0).glob("grounds/*"))) == 1
     assert len(list(run.store(0).glob("journals/*"))) == 7
-    assert all(equal(weights, journal.grounded(run.server(8))) for _, weights in run.stood[-3:])
+    assert all(equal(weights, journal.base_weights_of(run.server(8))) for _, weights in run.stood[-3:])
 
 
 def test_who_holds_all_and_who_is_sent_the_weights_get_messages_of_their_own(tmp_path: Path, monkeypatch) -> None:
@@ -127,7 +127,7 @@ def test_who_holds_all_and_who_is_sent_the_weights_get_messages_of_their_own(tmp
     assert {node: line.journal for node, line in run.lines(4).items()} == {"0": 0, "1": -1, "2": 0}
     assert not any(line.refused for line in run.lines(4).values())
     shares = [wire.unpack(exchange.request) for exchange in run.grid.of("train")[-3:]]
-    assert [bool(share.ground) for share in shares] == [False, True, False]
+    assert [bool(share.base_weights) for share in shares] == [False, True, False]
     assert len({share.since for share in shares}) == 1
-    expected = journal.grounded(run.server(4))
-    assert all(torch.equal(tensor, shares[1].ground[name]) for name, tensor in expected.items())
+    expected = journal.base_weights_of(run.server(4))
+    assert all(torch.equal(tensor, shares[1].base_weights[name]) for name, tensor in expected.items())

@@ -12,7 +12,7 @@ import strategies
 from strategies.algebra.projection import Coordinates
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.strategy import Strategy
-from strategies.exchange.types import State, Ticket
+from strategies.exchange.types import Assignment, State
 from strategies.ferret import ROW
 from task.training.trainer import Trainer
 
@@ -25,7 +25,7 @@ def update_of(strategy: Strategy, **settings: Any) -> Tensors:
     local = trainer(**{"learning_rate": 0.1, "local_epochs": 3, **settings})
     regularisers = tuple(wrapper.penalty for wrapper in strategy.wrappers)
     around = Trainer(local.config, local.rows, local.seed, regularisers=regularisers)
-    return strategy.train(toy_model(strategy, 3, seed=2), around, Ticket(1, 3, 11, 3))[0]
+    return strategy.train(toy_model(strategy, 3, seed=2), around, Assignment(1, 3, 11, 3))[0]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

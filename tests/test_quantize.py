@@ -11,7 +11,7 @@ from test_wrappers import admitted
 import strategies
 from strategies.algebra.quantiser import packed, quantised, uniform, unpacked
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.types import Refused, State, Ticket
+from strategies.exchange.types import Assignment, Refused, State
 from strategies.exchange.wrapper import Wrapper
 from strategies.protocol import wire
 from strategies.wrappers.quantize import LEVELS, SCALES
@@ -29,12 +29,12 @@ def quantize(**options: object) -> Wrapper:
     return strategies.load_wrapper("quantize", **({"feedback": False} | options))
 
 
-def ticket(seed: int) -> Ticket:
-    return Ticket(1, 3, seed, 2)
+def assignment(seed: int) -> Assignment:
+    return Assignment(1, 3, seed, 2)
 
 
 def travel(wrapper: Wrapper, update: Tensors, seed: int = 9) -> Tensors:
-    return wrapper.incoming(wrapper.outgoing(update, ticket(seed), {}), update)
+    return wrapper.decode(wrapper.encode(update, assignment(seed), {}), update)
 
 
 def scales_of(values: list[float], block: int, largest: int) -> list[float]:
@@ -96,10 +96,10 @@ def test_random_numbers_never_change() -> None:
 
 def test_the_seed_of_the_ticket_is_all_there_is_to_chance() -> None:
     update = {"w": torch.randn(500), "v": torch.randn(500)}
-    one, again, other = (quantize().outgoing(update, ticket(seed), {})[LEVELS] for seed in (1, 1, 2))
+    one, again, other = (quantize().encode(update, assignment(seed), {})[LEVELS] for seed in (1, 1, 2))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
-    same = quantize().outgoing({"a": update["w"], "b": update["w"]}, ticket(1), {})[LEVELS]
+    same = quantize().encode({"a": update["w"], "b": update["w"]}, assignment(1), {})[LEVELS]
     assert not torch.equal(same[:500], same[500:])
 
 
@@ -136,7 +136,7 @@ def test_odd_shapes_and_what_is_no_float(bits: int) -> None:
 
 
 def _sent(wrapper: Wrapper, update: Tensors) -> Tensors:
-    return wrapper.outgoing(update, ticket(1), {})
+    return wrapper.encode(update, assignment(1), {})
 
 
 def test_an_update_without_floats_passes() -> None:

@@ -19,10 +19,10 @@ import strategies
 from strategies.algebra.robust import Spill, cut, median, settled, trimmed_mean
 from strategies.algebra.tensors import Tensors
 from strategies.exchange import compatibility
-from strategies.exchange.types import State, Ticket, Update
+from strategies.exchange.types import Assignment, State, Update
 
 EXAMPLES = settings(max_examples=60)
-TICKET = Ticket(1, 3, 9, 0)
+ASSIGNMENT = Assignment(1, 3, 9, 0)
 RULES = [
     ("median", {}),
     ("trimmed-mean", {"trim": 0.0}),
@@ -49,7 +49,7 @@ def reference_trimmed(numbers: Sequence[float], k: int) -> float:
 
 
 def update(node: int, delta: Tensors, weight: float = 1.0) -> Update:
-    return Update(str(node), TICKET, delta, weight)
+    return Update(str(node), ASSIGNMENT, delta, weight)
 
 
 def combined(name: str, options: dict[str, Any], state: State, updates: Sequence[Update]) -> Tensors:

@@ -18,7 +18,7 @@ import strategies
 from server_app.config import RunConfig
 from strategies.algebra.tensors import Tensors, raw, snapshot
 from strategies.exchange.compatibility import problems as incompatibilities
-from strategies.exchange.types import Entry, Profile, RunFailed, State, Ticket
+from strategies.exchange.types import Assignment, Entry, Profile, RunFailed, State
 from strategies.protocol import checkpoint, wire
 from strategies.sa_fedlora import SCHEDULES, WAITING, remainder, shrunk
 from task.config import TaskConfig
@@ -105,9 +105,9 @@ def test_tickets_go_by_budget_and_schedule(initiating):
     profiles = [Profile(i, str(i), rank, 10, "store") for i, rank in enumerate((1, 4, 8))]
     expected = [[0, 0, 0]] * initiating + [[1, 4, 8], [1, 4, 5], [1, 2, 2]]
     for number, line in enumerate(expected, 1):
-        tickets = strategy.assign(profiles, number, 3 + initiating, 7)
-        assert [ticket.rank for ticket in tickets.values()] == line
-    assert [ticket.rank for ticket in strategy.assign(profiles, 0, 3, 7).values()] == [1, 4, 8]
+        assignments = strategy.assign(profiles, number, 3 + initiating, 7)
+        assert [assignment.rank for assignment in assignments.values()] == line
+    assert [assignment.rank for assignment in strategy.assign(profiles, 0, 3, 7).values()] == [1, 4, 8]
 
 
 # ---------------------------------------------------------------------- what is refused
@@ -235,7 +235,7 @@ def test_all_weights_train_with_the_gradient_of_the_regularisation(mu, rate):
     fresh.write({FACTORS[0]: torch.zeros_like(fresh.trained[FACTORS[0]])})
     model = toy_model(strategy, 3, seed=2)
     model.write({FACTORS[0]: torch.zeros_like(model.trained[FACTORS[0]])})
-    update, metrics = strategy.train(model, local, Ticket(1, 3, 11, 0))
+    update, metrics = strategy.train(model, local, Assignment(1, 3, 11, 0))
     expected = by_hand(fresh, local, mu, rate or STEP)
     assert update.keys() == expected.keys() == {"m0.weight", "m0.bias", "classifier.weight"}
     for name, delta in expected.items():
@@ -249,7 +249,7 @@ def test_rounds_after_train_the_adapters_alone():
     strategy = annealing()
     model = toy_model(strategy, 3, seed=2)
     before = snapshot(model.frozen)
-    update, _ = strategy.train(model, trainer(), Ticket(2, 3, 11, 3))
+    update, _ = strategy.train(model, trainer(), Assignment(2, 3, 11, 3))
     assert update.keys() == model.trained.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.frozen.items())
 
@@ -260,7 +260,7 @@ def test_rounds_after_train_the_adapters_alone():
 def test_what_adapters_train_waits_and_comes_back_as_it_was():
     drawn = scene(annealing(), Plan((3, 2), (0, 1), (1, 4), 8))
     after = drawn.next()
-    fresh = toy_model(drawn.strategy, 3, seed=8).fresh
+    fresh = toy_model(drawn.strategy, 3, seed=8).initial_values
     assert {name for name in after.tensors if name.startswith(WAITING)} == {WAITING + name for name in fresh}
     begun = drawn.strategy.begin(after, 2, 3)
     (entry,) = begun.journal
@@ -314,7 +314,7 @@ def test_a_checkpoint_keeps_all_of_the_state(begun: bool, tmp_path: Path):
     carried = wire.from_arrays(wire.to_arrays(state))
     for again in (kept, carried):
         assert {n: raw(t) for n, t in again.tensors.items()} == {n: raw(t) for n, t in state.tensors.items()}
-        assert again.marks == state.marks
+        assert again.positions == state.positions
         one, other = (drawn.strategy.begin(which, 2, 2) for which in (replace(again), state))
-        assert one.marks == other.marks
+        assert one.positions == other.positions
         assert all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())

@@ -9,7 +9,7 @@ from tuned import FITTING, Sample, samples
 
 from task.data.prepared import prepare
 from task.storage.store import server_store
-from task.training.parallel_evaluation import MOST, batches_at_once, portion, side_by_side
+from task.training.parallel_evaluation import MOST, batches_at_once, evaluate_in_parallel, portion
 from task.training.trainer import evaluate
 
 
@@ -48,13 +48,13 @@ def test_as_many_are_at_work_as_are_asked_for_and_each_as_it_would_be_alone() ->
 
     assert torch.is_grad_enabled()
     expected = [(number, False, torch.get_num_threads()) for number in range(6)]
-    assert side_by_side(score, range(6), 3) == expected
+    assert evaluate_in_parallel(score, range(6), 3) == expected
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_what_one_of_them_raises_is_raised(at_once: int) -> None:
     with pytest.raises(ZeroDivisionError):
-        side_by_side(lambda number: (1 / number,), [1, 0, 2], at_once)
+        evaluate_in_parallel(lambda number: (1 / number,), [1, 0, 2], at_once)
 
 
 def test_cores_are_shared_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from tuned import samples
 
 from task.config import TaskConfig
 from task.data.partition import node_names, partition, table
-from task.data.prepared import outline
+from task.data.prepared import data_index
 from task.data.raw import DataError
 from task.storage.store import Store
 
@@ -28,7 +28,7 @@ def by_site(path: Path, content: str = SITES) -> TaskConfig:
 
 def test_nodes_are_called_by_their_sites(store: Store, tmp_path: Path) -> None:
     config = by_site(tmp_path / "rows.csv")
-    plan = outline(config, store)
+    plan = data_index(config, store)
     parts = partition(config, plan, 3, store)
     names = node_names(config, plan, parts)
     assert names == ["Bergen", "Narvik", "Oslo"]
@@ -54,7 +54,7 @@ def test_nodes_are_called_by_their_sites(store: Store, tmp_path: Path) -> None:
 )
 def test_ids_stay_what_they_are(content: str, names: list[str], store: Store, tmp_path: Path) -> None:
     config = by_site(tmp_path / "rows.csv", content)
-    plan = outline(config, store)
+    plan = data_index(config, store)
     assert node_names(config, plan, partition(config, plan, len(names), store)) == names
 
 
@@ -65,7 +65,7 @@ def test_rows_without_an_id_are_no_site(missing: str, store: Store, tmp_path: Pa
     rows = [f"a,x,{first}", f"b,y,{missing}", f"c,x,{other}", f"d,y,{missing}"]
     config = by_site(tmp_path / "rows.csv", "\n".join(["text,label,site", *rows]))
     with pytest.raises(DataError, match=r"rows\.csv, row 1 \(line 3\), column 'site': no id, .* 2 of 4 rows") as error:
-        outline(config, store)
+        data_index(config, store)
     assert error.value.public == "column 'site': no id"
 
 

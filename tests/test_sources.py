@@ -124,7 +124,7 @@ def test_what_does_not_exist_is_answered_with_what_does(store: Store, words: Pat
 def test_files_that_are_not_what_they_say(name: str, store: Store, words: Path, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b'\x80\x04"]\xff,\n\n{1')
     with pytest.raises(DataError, match=name):
-        prepared.outline(config("text", name=str(tmp_path / name), **cut()), store)
+        prepared.data_index(config("text", name=str(tmp_path / name), **cut()), store)
 
 
 # ------------------------------------------------------------------------------------------------ images
@@ -145,7 +145,7 @@ def test_npz(layout: str, store: Store, vision: Path, tmp_path: Path) -> None:
 def test_npz_is_never_unpickled(store: Store, tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", images=np.array([{}, {}], dtype=object), labels=np.arange(2))
     with pytest.raises(DataError, match=r"d\.npz cannot be read"):
-        prepared.outline(config(name=str(tmp_path / "d.npz"), **cut()), store)
+        prepared.data_index(config(name=str(tmp_path / "d.npz"), **cut()), store)
 
 
 @pytest.mark.parametrize("form", ["bytes", "dict", "path", "absolute", "list", "feature"])

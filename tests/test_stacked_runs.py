@@ -9,10 +9,10 @@ import torch
 from flwr.app import Message
 from in_process import QV, Outcome, hold, local, sent, spoiled
 
-from client_app.store import Memory
+from client_app.store import ClientStore
 from strategies.algebra.lowrank import factor_names, modules
 from strategies.algebra.tensors import Tensors, added, raw, snapshot
-from strategies.exchange.types import BASE_MARK, State
+from strategies.exchange.types import BASE_POSITION, State
 from strategies.protocol import journal, wire
 from strategies.protocol.instructions import RANK
 from strategies.protocol.journal import held
@@ -79,15 +79,15 @@ def test_other_frozen_weights_stay(outcome: Outcome) -> None:
 
 
 def test_the_meter_reads_nothing_in_every_round(outcome: Outcome) -> None:
-    assert outcome.rounds[0]["inexactness"] == {}
+    assert outcome.rounds[0]["aggregation-error"] == {}
     for line in outcome.rounds[1:]:
-        assert line["inexactness"].keys() == {"overall", *modules(outcome.state().tensors)}
-        assert max(line["inexactness"].values()) < 1e-5
+        assert line["aggregation-error"].keys() == {"overall", *modules(outcome.state().tensors)}
+        assert max(line["aggregation-error"].values()) < 1e-5
 
 
 def test_ranks_are_mixed_where_they_may_be(outcome: Outcome) -> None:
     ranks = [line["rank"] for line in outcome.rounds[1]["nodes"]]
-    assert ranks == ([2, 4, 2] if outcome.run.strategy.ragged else [2, 2, 2])
+    assert ranks == ([2, 4, 2] if outcome.run.strategy.heterogeneous_ranks else [2, 2, 2])
 
 
 def test_every_round_leaves_one_entry(outcome: Outcome) -> None:
@@ -108,10 +108,10 @@ def entries_by_message(outcome: Outcome, partition: int) -> Iterator[tuple[str, 
 def test_a_node_is_sent_each_entry_once(outcome: Outcome) -> None:
     """With the first message after the round that made it, here that of the evaluation."""
     digests = [entry.digest for entry in outcome.state().journal]
-    marks = outcome.state().marks
-    expected: list[tuple[str, str, list[str]]] = [("evaluate", BASE_MARK, [])]
+    positions = outcome.state().positions
+    expected: list[tuple[str, str, list[str]]] = [("evaluate", BASE_POSITION, [])]
     for number, digest in enumerate(digests):
-        expected += [("train", marks[number], []), ("evaluate", marks[number], [digest])]
+        expected += [("train", positions[number], []), ("evaluate", positions[number], [digest])]
     for partition in range(3):
         assert list(entries_by_message(outcome, partition)) == expected
 
@@ -176,7 +176,7 @@ def test_a_node_that_did_not_evaluate_is_sent_everything_again(tmp_path: Path) -
 def test_a_node_that_caught_up_trains_on_what_the_others_have(troubled: Outcome) -> None:
     """All three stand on the same weights in the end."""
     grounds = [replayed(troubled, partition) for partition in range(3)]
-    assert all(same_bits(grounds[0], ground) for ground in grounds[1:])
+    assert all(same_bits(grounds[0], base_weights) for base_weights in grounds[1:])
 
 
 # ---------------------------------------------------------------------- replay
@@ -188,8 +188,8 @@ def replayed(outcome: Outcome, partition: int) -> Tensors:
     for exchange in outcome.grid.of("train"):
         if exchange.partition == partition and exchange.reply is not None:
             node = local(outcome.grid, exchange)
-            model = tuned_model(node.base, node.config, int(node.order[RANK]), "cpu")  # type: ignore[arg-type]
-            model = Memory(node, 1).installed(outcome.run.strategy, model, wire.unpack(exchange.request))
+            model = tuned_model(node.base, node.config, int(node.sort_key[RANK]), "cpu")  # type: ignore[arg-type]
+            model = ClientStore(node, 1).installed(outcome.run.strategy, model, wire.unpack(exchange.request))
     return snapshot({**model.frozen, **model.trained})
 
 

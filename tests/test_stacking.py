@@ -12,7 +12,7 @@ from matrices import Matrix, product, singular_values
 import strategies
 from strategies.algebra.lowrank import others
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.types import Entry, State, Ticket
+from strategies.exchange.types import Assignment, Entry, State
 from strategies.flora import _drawn
 
 CLOSE = 1e-5  # float32 factors of size 1
@@ -183,7 +183,7 @@ def test_a_flora_node_begins_with_a_fresh_adapter_of_its_rank():
     for seed, left in ((7, 1.0), (7, 2.0), (8, 1.0)):
         model = toy_model(FLORA, 3, seed=2)
         model.write({name: torch.full_like(tensor, left) for name, tensor in model.trained.items() if name in FACTORS})
-        delta, _ = FLORA.train(model, trainer(learning_rate=0.0), Ticket(1, 3, seed, 2))
+        delta, _ = FLORA.train(model, trainer(learning_rate=0.0), Assignment(1, 3, seed, 2))
         sent.append(delta)
         assert not delta[FACTORS[0]].any()
         assert delta[FACTORS[0]].shape == (OUTPUTS, 2)
@@ -209,7 +209,7 @@ def test_a_drawn_a_has_the_spread_of_pefts():
 def test_what_a_flora_node_is_sent_has_no_factors(plan):
     drawn = scene(FLORA, plan)
     for update in drawn.updates:
-        start = FLORA.start_of(drawn.next(), update.ticket)
+        start = FLORA.start_of(drawn.next(), update.assignment)
         assert start.tensors.keys() == others(drawn.state.tensors).keys()
         assert product(FLORA.trained(drawn.state, update)).shape == (OUTPUTS, INPUTS)
 

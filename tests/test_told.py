@@ -12,7 +12,7 @@ from in_process import InProcessGrid, hold
 from samples import png, vision_base, write_table
 
 import client_app
-from client_app.public_errors import HIDDEN, NodeError, NodeFailed, told
+from client_app.public_errors import HIDDEN, NodeError, NodeFailed, public_message
 from task.data.encoding.images import ImageEncoder
 from task.data.encoding.texts import read_texts
 from task.data.raw import DataError, Table
@@ -49,7 +49,9 @@ def test_the_node_keeps_the_whole_story(tmp_path: Path) -> None:
     record = texts("other")
     record["data.labels"] = "x|y"
     with pytest.raises(NodeFailed) as failed:
-        asked("query.profile", {"order": record}, context(data_path=str(path), store_path=str(tmp_path / "store")))
+        asked(
+            "query.profile", {"instructions": record}, context(data_path=str(path), store_path=str(tmp_path / "store"))
+        )
     assert f"{path} has no column 'label', only 'text', '{SECRET}'" in str(failed.value.__cause__)
     assert SECRET not in str(failed.value)
 
@@ -76,7 +78,7 @@ def test_errors_of_data_quote_nothing_in_public(case: str, tmp_path: Path) -> No
     record = texts("other")
     record["data.labels"] = "x|y"
     node = context(data_path=str(path), store_path=str(tmp_path / "store"))
-    said = refusal("query.profile", {"order": record}, node)
+    said = refusal("query.profile", {"instructions": record}, node)
     assert SECRET not in said
     assert str(tmp_path) not in said
     assert said
@@ -87,7 +89,9 @@ def test_a_label_is_told_by_its_column(tmp_path: Path) -> None:
     record = texts("other")
     record["data.labels"] = "x|y"
     node = context(data_path=str(path), store_path=str(tmp_path / "store"))
-    assert refusal("query.profile", {"order": record}, node) == "column 'label': a label is a whole number or text"
+    assert (
+        refusal("query.profile", {"instructions": record}, node) == "column 'label': a label is a whole number or text"
+    )
 
 
 @pytest.mark.parametrize("row", [0, 5, 11])
@@ -99,7 +103,7 @@ def test_a_strange_label_says_neither_what_nor_where_it_is(row: int, tmp_path: P
     record = texts("other")
     record["data.labels"] = "x|y"
     node = context(data_path=str(path), store_path=str(tmp_path / "store"))
-    profile = asked("query.profile", {"order": record}, node).content.config_records["profile"]
+    profile = asked("query.profile", {"instructions": record}, node).content.config_records["profile"]
     assert profile["labels-fit"] is False
     assert profile["num-examples"] == 0
     assert profile["labels"] == []
@@ -112,14 +116,14 @@ def test_bytes_of_a_text_are_not_quoted(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         read_texts(table, "text", np.arange(2))
     assert SECRET in str(error.value)
-    assert told(error.value) == "column 'text': no text"
+    assert public_message(error.value) == "column 'text': no text"
     path = tmp_path / "rows.csv"
     path.write_bytes(f"text,label\na,x\n{SECRET} \x81,y\n".encode("latin-1"))
     with pytest.raises(
         DataError, match=r"rows\.csv, line 3: the file is not UTF-8, or not all of it; .*data\.encoding"
     ) as error:
         read_table([path], Reading())
-    assert told(error.value) == "the file is not UTF-8, or not all of it"
+    assert public_message(error.value) == "the file is not UTF-8, or not all of it"
 
 
 @pytest.mark.parametrize("value", [SECRET, {"path": SECRET, "bytes": None}, b"no image " + SECRET.encode()])
@@ -137,11 +141,11 @@ def test_an_image_is_told_by_its_place(value: object, tmp_path: Path) -> None:
 
 
 def test_an_error_of_another_hand_is_named_and_no_more() -> None:
-    assert told(KeyError(SECRET)) == f"KeyError: {HIDDEN}"
-    assert told(DataError(SECRET)) != SECRET
-    assert SECRET not in told(DataError(SECRET))
-    assert told(NodeError("rank")) == "rank"
-    assert "lr" in told(ConfigError(["lr"]))
+    assert public_message(KeyError(SECRET)) == f"KeyError: {HIDDEN}"
+    assert public_message(DataError(SECRET)) != SECRET
+    assert SECRET not in public_message(DataError(SECRET))
+    assert public_message(NodeError("rank")) == "rank"
+    assert "lr" in public_message(ConfigError(["lr"]))
 
 
 def test_a_simulated_node_tells_everything(tmp_path: Path) -> None:

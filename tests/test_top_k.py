@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from in_process import equal
-from test_wrappers import TICKET, admitted
+from test_wrappers import ASSIGNMENT, admitted
 
 import strategies
 from strategies.algebra.sparse import coded, decoded, largest
@@ -23,7 +23,7 @@ def top_k(**options: object) -> Wrapper:
 
 
 def sent(wrapper: Wrapper, update: Tensors) -> Tensors:
-    return wrapper.outgoing(update, TICKET, {})
+    return wrapper.encode(update, ASSIGNMENT, {})
 
 
 @given(
@@ -36,7 +36,7 @@ def test_the_largest_of_all_tensors_come_and_of_equal_ones_the_first(parts: list
     count = math.ceil(fraction * len(flat) - 1e-9)
     chosen = sorted(range(len(flat)), key=lambda place: (-abs(flat[place]), place))[:count]
     wrapper = top_k(fraction=fraction)
-    back = wrapper.incoming(sent(wrapper, update), update)
+    back = wrapper.decode(sent(wrapper, update), update)
     found = torch.cat([back[name] for name in sorted(back)]).tolist()
     assert found == [value if place in chosen else 0 for place, value in enumerate(flat)]
 
@@ -50,7 +50,7 @@ def test_all_of_it_is_the_update_bit_for_bit(feedback: bool) -> None:
         "n": torch.arange(3),
     }
     kept: Tensors = {}
-    code = top_k(fraction=1.0, feedback=feedback).outgoing(update, TICKET, kept)
+    code = top_k(fraction=1.0, feedback=feedback).encode(update, ASSIGNMENT, kept)
     assert equal(code, update)
     assert not kept
     assert equal(admitted(strategies.load("fedavg", [top_k(fraction=1.0)]), code, update), update)

@@ -21,8 +21,8 @@ from thistledown.summary import summary_lines
 
 PIPELINES = {"vit": "image-classification", "bert": "text-classification", "llama": "text-generation"}
 SOFT = ("prompt", "prefix")
-BESIDE = {"vit": {"preprocessor_config.json"}, "bert": {"tokenizer.json", "tokenizer_config.json"}}
-BESIDE["llama"] = {*BESIDE["bert"], "generation_config.json"}
+REPLAY_STATE = {"vit": {"preprocessor_config.json"}, "bert": {"tokenizer.json", "tokenizer_config.json"}}
+REPLAY_STATE["llama"] = {*REPLAY_STATE["bert"], "generation_config.json"}
 OTHER = {"data.labels": "worse|better"}  # as many classes as the base's own head has, and other names
 
 
@@ -68,7 +68,7 @@ def test_a_folder_loads_by_one_line(kinds: dict[str, Sample], kind: str, tuning:
         if kind != "llama":
             assert found.config.id2label == dict(enumerate(model.config.data.labels))
             assert found.config.num_labels == len(model.config.data.labels)
-    assert {path.name for path in folder.iterdir()} >= BESIDE[kind]
+    assert {path.name for path in folder.iterdir()} >= REPLAY_STATE[kind]
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora", "dora", "head", "ssf"])

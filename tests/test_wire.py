@@ -26,7 +26,7 @@ def described(tensors: Tensors) -> dict[str, object]:
 
 
 def assert_same(one: State, other: State) -> None:
-    assert (one.since, described(one.ground)) == (other.since, described(other.ground))
+    assert (one.since, described(one.base_weights)) == (other.since, described(other.base_weights))
     assert described(one.tensors) == described(other.tensors)
     assert [(e.round, e.seed, described(e.tensors)) for e in one.journal] == [
         (e.round, e.seed, described(e.tensors)) for e in other.journal
@@ -47,10 +47,10 @@ def test_what_is_packed_comes_back_bit_for_bit(state):
 
 
 @given(states(), sections())
-def test_weights_and_their_mark_come_back_bit_for_bit(state, ground):
-    whole = replace(state, since="0a" * 16, ground=ground)
+def test_weights_and_their_mark_come_back_bit_for_bit(state, base_weights):
+    whole = replace(state, since="0a" * 16, base_weights=base_weights)
     assert_same(wire.unpack(delivered(wire.pack(whole))), whole)
-    assert whole.numbers == state.numbers + sum(tensor.numel() for tensor in ground.values())
+    assert whole.numbers == state.numbers + sum(tensor.numel() for tensor in base_weights.values())
 
 
 SPECIAL = {

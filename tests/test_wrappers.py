@@ -14,18 +14,18 @@ import strategies
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.compatibility import problems as incompatibilities
 from strategies.exchange.strategy import Strategy
-from strategies.exchange.types import Refused, State, Ticket
+from strategies.exchange.types import Assignment, Refused, State
 from strategies.exchange.wrapper import Wrapper
 from strategies.protocol import wire
 from strategies.rounds import validation
 from task.config import TaskConfig
 
-TICKET = Ticket(1, 3, 9, 2, noise=1.0)
+ASSIGNMENT = Assignment(1, 3, 9, 2, noise=1.0)
 NORMAL = {"bfloat16": (2.0**-8, 2.0**-126, 3e38), "float16": (2.0**-11, 2.0**-14, 65_504.0)}  # error, smallest, largest
 
 
 def travel(wrapper: Wrapper, update: Tensors) -> Tensors:
-    return wrapper.incoming(wrapper.outgoing(update, TICKET, {}), update)
+    return wrapper.decode(wrapper.encode(update, ASSIGNMENT, {}), update)
 
 
 def admitted(strategy: Strategy, sent: Tensors, start: Tensors) -> Tensors:
@@ -35,7 +35,7 @@ def admitted(strategy: Strategy, sent: Tensors, start: Tensors) -> Tensors:
     records = wire.pack(State(sent))
     records["metrics"] = MetricRecord({"num-examples": 4, "server-round": 1})
     reply = through_wire(Message(records, reply_to=question))
-    return validation.admit_update(strategy, reply, "0", TICKET, State(start)).delta
+    return validation.validate_update(strategy, reply, "0", ASSIGNMENT, State(start)).delta
 
 
 # ---------------------------------------------------------------------- any wrapper
@@ -47,7 +47,7 @@ def test_the_door_admits_what_any_wrapper_sends(name, dtype):
     wrapper = strategies.load_wrapper(name)
     strategy = strategies.load("fedavg", wrappers=[wrapper])
     update = {"w": (torch.randn(4, 3) / 8).to(dtype), "b": torch.zeros(2, dtype=dtype)}
-    back = admitted(strategy, wrapper.outgoing(update, TICKET, {}), update)
+    back = admitted(strategy, wrapper.encode(update, ASSIGNMENT, {}), update)
     assert {n: (t.shape, t.dtype) for n, t in back.items()} == {n: (t.shape, t.dtype) for n, t in update.items()}
 
 
@@ -98,7 +98,7 @@ def test_half_keeps_zeros_and_leaves_narrow_dtypes_alone():
 def test_half_takes_half_the_bytes(dtype):
     half = strategies.load_wrapper("half", dtype=dtype)
     update = {f"layer.{i}.lora_{f}.weight": torch.randn(8, 64) for i in range(12) for f in "AB"}
-    plain, sent = (wire.size(wire.pack(State(tensors))) for tensors in (update, half.outgoing(update, TICKET, {})))
+    plain, sent = (wire.size(wire.pack(State(tensors))) for tensors in (update, half.encode(update, ASSIGNMENT, {})))
     assert sent < 0.52 * plain
 
 
@@ -141,10 +141,10 @@ class Plus(Wrapper):
 
     amount: float = 1.0
 
-    def outgoing(self, update: Tensors, ticket: Ticket, kept: Tensors) -> Tensors:
+    def encode(self, update: Tensors, assignment: Assignment, kept: Tensors) -> Tensors:
         return {name: tensor + self.amount for name, tensor in update.items()}
 
-    def incoming(self, sent: Tensors, like: Mapping[str, torch.Tensor]) -> Tensors:
+    def decode(self, sent: Tensors, like: Mapping[str, torch.Tensor]) -> Tensors:
         return {name: tensor - self.amount for name, tensor in sent.items()}
 
 
@@ -152,10 +152,10 @@ class Plus(Wrapper):
 class Twice(Wrapper):
     """Doubles on the node, halves on the server."""
 
-    def outgoing(self, update: Tensors, ticket: Ticket, kept: Tensors) -> Tensors:
+    def encode(self, update: Tensors, assignment: Assignment, kept: Tensors) -> Tensors:
         return {name: tensor * 2 for name, tensor in update.items()}
 
-    def incoming(self, sent: Tensors, like: Mapping[str, torch.Tensor]) -> Tensors:
+    def decode(self, sent: Tensors, like: Mapping[str, torch.Tensor]) -> Tensors:
         return {name: tensor / 2 for name, tensor in sent.items()}
 
 
@@ -171,7 +171,7 @@ def test_a_chain_is_undone_from_its_end(chain):
     update = {"w": torch.tensor([1.0, -2.0, 0.5])}
     sent = update
     for wrapper in chain:
-        sent = wrapper.outgoing(sent, TICKET, {})
+        sent = wrapper.encode(sent, ASSIGNMENT, {})
     strategy = replace(strategies.load("fedavg"), wrappers=chain)
     assert torch.equal(admitted(strategy, sent, update)["w"], update["w"])
     assert not torch.equal(admitted(replace(strategy, wrappers=chain[::-1]), sent, update)["w"], update["w"])
@@ -181,7 +181,7 @@ def test_a_chain_is_undone_from_its_end(chain):
 def test_a_wrapper_of_means_needs_a_strategy_that_takes_the_mean(name):
     strategy = strategies.load(name, wrappers=[Central()])
     tuning = min(strategy.tunings) if strategy.tunings else "lora"
-    evaluate = "nodes" if strategy.personal else "server"
+    evaluate = "nodes" if strategy.personalized else "server"
     found = incompatibilities(strategy, TaskConfig(tuning=tuning, optimizer="sgd", evaluate=evaluate))
-    assert bool(found) != strategy.mean
+    assert bool(found) != strategy.is_weighted_mean
     assert all("mean of updates" in problem and name in problem for problem in found)

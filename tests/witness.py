@@ -45,9 +45,9 @@ class Witness(Fragile):
 
     def _spoil(self, partition: int, kind: str, reply: Message) -> Message:
         if kind == "train":
-            ticket, said = self._message.content["ticket"], reply.content["metrics"]
-            noise = self.given or ticket["noise"]
-            number, rows, steps = ticket["server-round"], said["num-examples"], said["steps"]
+            assignment, said = self._message.content["assignment"], reply.content["metrics"]
+            noise = self.given or assignment["noise"]
+            number, rows, steps = assignment["server-round"], said["num-examples"], said["steps"]
             self.journal.append(Left(partition, number, noise, rows, steps))
         return super()._spoil(partition, kind, reply)
 

@@ -9,11 +9,11 @@ from flwr.app import MetricRecord, RecordDict
 from server_app.config import RunConfig
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.strategy import Strategy
-from strategies.exchange.types import BASE_MARK, Entry, Profile, State, Ticket, Update
+from strategies.exchange.types import BASE_POSITION, Assignment, Entry, Profile, State, Update
 from strategies.protocol import instructions, wire
 from strategies.protocol.install_hash import expected as expected_echo
 from strategies.protocol.replies import INSTALLED
-from strategies.rounds.run_state import Session
+from strategies.rounds.run_state import RunState
 from task.config import TaskConfig
 from task.models.base import Base
 
@@ -62,41 +62,54 @@ class Traffic:
     def _rounds(
         self, profiles: Sequence[Profile], state: State
     ) -> Iterator[tuple[int, dict[str, int], dict[int, Cost]]]:
-        strategy, rounds, built, mark = self.run.strategy, self.run.server.num_server_rounds, state.rank, BASE_MARK
+        strategy, rounds, built, position = (
+            self.run.strategy,
+            self.run.server.num_server_rounds,
+            state.rank,
+            BASE_POSITION,
+        )
         entry: Entry | None = None
         for number in range(1, rounds + 1):
-            tickets = strategy.assign(list(profiles), number, rounds, self.task.seed)
-            ranks = {name: min(ticket.rank, state.rank) for name, ticket in tickets.items()}
+            assignments = strategy.assign(list(profiles), number, rounds, self.task.seed)
+            ranks = {name: min(assignment.rank, state.rank) for name, assignment in assignments.items()}
             state = strategy.begin(state, number, max(ranks.values()))
-            tickets_by_rank = {rank: Ticket(number, rounds, self.task.seed, rank) for rank in sorted({*ranks.values()})}
-            yield number, ranks, {r: self._cost(state, ticket, mark, built) for r, ticket in tickets_by_rank.items()}
-            mark = state.marks[-1]
+            tickets_by_rank = {
+                rank: Assignment(number, rounds, self.task.seed, rank) for rank in sorted({*ranks.values()})
+            }
+            yield (
+                number,
+                ranks,
+                {r: self._cost(state, assignment, position, built) for r, assignment in tickets_by_rank.items()},
+            )
+            position = state.positions[-1]
             if number == 1 and _updates_become_entries(strategy):
-                entry = self._entry(state, tickets)
+                entry = self._entry(state, assignments)
             if entry is not None:
                 state = replace(state, journal=(*state.journal, replace(entry, round=number)))
 
-    def _entry(self, state: State, tickets: Mapping[str, Ticket]) -> Entry | None:
+    def _entry(self, state: State, assignments: Mapping[str, Assignment]) -> Entry | None:
         """What a round of random updates puts into the journal."""
         strategy, server = self.run.strategy, self.run.server
-        cohort = max(round(server.fraction_train * len(tickets)), server.min_train_nodes, 1)
+        cohort = max(round(server.fraction_train * len(assignments)), server.min_train_nodes, 1)
         updates = []
-        for name, ticket in list(tickets.items())[:cohort]:
-            ticket = replace(ticket, rank=min(ticket.rank, state.rank))
-            delta = _filled(State(strategy.expected(state, ticket)), ticket.seed).tensors
-            updates.append(Update(name, ticket, delta, 1.0))
+        for name, assignment in list(assignments.items())[:cohort]:
+            assignment = replace(assignment, rank=min(assignment.rank, state.rank))
+            delta = _filled(State(strategy.expected(state, assignment)), assignment.seed).tensors
+            updates.append(Update(name, assignment, delta, 1.0))
         after = strategy.apply(state, strategy.combine(state, iter(updates)), 1).journal[len(state.journal) :]
         return after[0] if after else None
 
-    def _cost(self, state: State, ticket: Ticket, mark: str, built: int) -> Cost:
+    def _cost(self, state: State, assignment: Assignment, position: str, built: int) -> Cost:
         strategy = self.run.strategy
-        share, expected = strategy.start_of(state, ticket).after(mark), strategy.expected(state, ticket)
+        share, expected = strategy.start_of(state, assignment).after(position), strategy.expected(state, assignment)
         form = (*_forms(share.tensors), *(_forms(entry.tensors) for entry in share.journal), "up", *_forms(expected))
         if form not in self.known:
             records = wire.pack(_filled(share))
-            records["order"] = instructions.write(self.task, strategy, self.base.fingerprint, built, Session().token)
-            records["ticket"] = instructions.write_ticket(ticket)
-            self.known[form] = Cost(wire.size(records), wire.size(_reply(strategy, expected, ticket)))
+            records["instructions"] = instructions.write(
+                self.task, strategy, self.base.fingerprint, built, RunState().token
+            )
+            records["assignment"] = instructions.write_assignment(assignment)
+            self.known[form] = Cost(wire.size(records), wire.size(_reply(strategy, expected, assignment)))
         return self.known[form]
 
 
@@ -108,13 +121,13 @@ def _keeps_journal(strategy: Strategy) -> bool:
     return type(strategy).replay is not Strategy.replay
 
 
-def _reply(strategy: Strategy, expected: Tensors, ticket: Ticket) -> RecordDict:
+def _reply(strategy: Strategy, expected: Tensors, assignment: Assignment) -> RecordDict:
     delta = _filled(State(dict(expected))).tensors
     for wrapper in strategy.wrappers:
-        delta = wrapper.outgoing(delta, ticket, {})
+        delta = wrapper.encode(delta, assignment, {})
     reply = wire.pack(State(delta))
     numbers = {"num-examples": 1, "server-round": 1, "seconds": 1.0, "train-loss": 1.0, "steps": 1}
-    reply["metrics"] = MetricRecord({**numbers, INSTALLED: expected_echo({}, BASE_MARK, "")})
+    reply["metrics"] = MetricRecord({**numbers, INSTALLED: expected_echo({}, BASE_POSITION, "")})
     return reply
 
 

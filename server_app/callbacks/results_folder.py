@@ -40,7 +40,7 @@ from server_app.results.measure import measure_of
 from server_app.results.report import write_report
 from server_app.results.tuned import write_tuned
 from server_app.resuming import CONFIG, FROM, RESUME, go_back, lines_until, rounds_done
-from strategies.exchange.federation import Round
+from strategies.exchange.federation import RoundReport
 from strategies.exchange.types import RunFailed, State
 from strategies.protocol import checkpoint
 from task.config import TaskConfig
@@ -152,7 +152,7 @@ class Results:
         filled = flatten(task)
         self._write_config(self.run.flat | {key: filled[key] for key in (LABELS, DATE) if filled[key]})
 
-    def on_round(self, report: Round, state: State) -> None:
+    def on_round(self, report: RoundReport, state: State) -> None:
         """Append the round's line, and say how far the run is."""
         line = line_of(report, self.measure)
         self.rounds.append(line)
@@ -169,7 +169,7 @@ class Results:
             self.notice([slow])
         self._summarise(RUNNING)  # what a run that is killed leaves
 
-    def on_kept(self, report: Round, state: State) -> None:
+    def on_kept(self, report: RoundReport, state: State) -> None:
         """Keep the state if it is the best so far. It comes after the newest one is kept, so that a round which is done
         again, and may end in other bits, cannot have replaced an older best."""
         if self.best is self.rounds[-1]:

@@ -6,12 +6,12 @@ from dataclasses import asdict
 from typing import Any
 
 from server_app.results.measure import Measure
-from strategies.exchange.federation import Round
+from strategies.exchange.federation import RoundReport
 
 VOID = "void"  # the key of a line whose score does not count, and why
 
 
-def line_of(report: Round, measure: Measure) -> dict[str, Any]:
+def line_of(report: RoundReport, measure: Measure) -> dict[str, Any]:
     """Return a round as JSON can hold it; quality under plain names, by whoever is asked first: the server, else nodes.
 
     A score beside a loss that is no finite number is void: where a model answers NaN, the first class is taken for its
@@ -24,7 +24,7 @@ def line_of(report: Round, measure: Measure) -> dict[str, Any]:
         "round": report.number,
         **_quality(report, measure),
         "train-loss": report.train.get("train-loss"),
-        "inexactness": report.inexactness,
+        "aggregation-error": report.aggregation_error,
         **named,
         **report.privacy,
         "bytes_up": report.bytes_up,
@@ -48,7 +48,7 @@ def written_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, indent=indent, allow_nan=False)
 
 
-def _quality(report: Round, measure: Measure) -> dict[str, Any]:
+def _quality(report: RoundReport, measure: Measure) -> dict[str, Any]:
     server, nodes = report.evaluated_by_server, report.evaluated_by_nodes
     if broken := sorted(name for name, value in server.items() if not math.isfinite(value)):
         reason = f"{', '.join(broken)}: no finite number"

@@ -27,7 +27,7 @@ def truncated(tensors: Mapping[str, torch.Tensor], rank: int) -> Tensors:
     return small
 
 
-def silenced(tensors: Mapping[str, torch.Tensor], rank: int) -> Tensors:
+def zero_ranks_above(tensors: Mapping[str, torch.Tensor], rank: int) -> Tensors:
     """The same tensors with B zero beyond `rank`, so that the slices there add nothing."""
     return {
         name: tensor.index_fill(1, torch.arange(rank, tensor.shape[1]), 0.0)
@@ -37,7 +37,7 @@ def silenced(tensors: Mapping[str, torch.Tensor], rank: int) -> Tensors:
     }
 
 
-def others(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+def non_lora(tensors: Mapping[str, torch.Tensor]) -> Tensors:
     """The tensors that are no factors."""
     return {name: tensor for name, tensor in tensors.items() if rank_axis(name) is None}
 

@@ -9,11 +9,11 @@ from typing import ClassVar
 
 import torch
 
-from strategies.algebra.lowrank import silenced, truncated
+from strategies.algebra.lowrank import truncated, zero_ranks_above
 from strategies.algebra.mean import WeightedSum
 from strategies.algebra.robust import Settle
 from strategies.algebra.tensors import Tensors, added, difference, norm, snapshot
-from strategies.exchange.types import Entry, Metrics, Profile, State, Ticket, Update
+from strategies.exchange.types import Assignment, Entry, Metrics, Profile, State, Update
 from task.config import TaskConfig
 from task.models.model import TunedModel
 from task.seeds import derive
@@ -33,12 +33,14 @@ class Algorithm:
     """Federated averaging (McMahan et al., arXiv 1602.05629, Algorithm 1) of whatever the tuning trains."""
 
     tunings: ClassVar[frozenset[str] | None] = None  # tunings it is meant for; None: any
-    ragged: ClassVar[bool] = False  # may nodes of one cohort hold different ranks?
+    heterogeneous_ranks: ClassVar[bool] = False  # may nodes of one cohort hold different ranks?
     prunes: ClassVar[bool] = False  # may a node answer with fewer ranks than its ticket, and keep to them?
-    mean: ClassVar[bool] = True  # is `combine` the weighted mean of the updates?
-    cumulative: ClassVar[bool] = True  # do a node's updates add up, so that what one leaves out may come in the next?
+    is_weighted_mean: ClassVar[bool] = True  # is `combine` the weighted mean of the updates?
+    additive_across_rounds: ClassVar[bool] = (
+        True  # do a node's updates add up, so that what one leaves out may come in the next?
+    )
     gradients: ClassVar[bool] = True  # does a node learn from its rows by `Trainer.fit` alone?
-    personal: ClassVar[bool] = False  # does every node end with a model of its own, which only it can score?
+    personalized: ClassVar[bool] = False  # does every node end with a model of its own, which only it can score?
     laws: ClassVar[frozenset[str]] = frozenset({IDENTITY, FIXED_POINT, ORDER, WEIGHTS, EQUAL_RANKS})
 
     def problems(self, config: TaskConfig) -> list[str]:
@@ -56,12 +58,14 @@ class Algorithm:
         """The state before round 1: what the fresh model holds."""
         return State(snapshot(self.exchanged(model)))
 
-    def assign(self, profiles: list[Profile], round: int, rounds: int, seed: int) -> dict[str, Ticket]:
+    def assign(self, profiles: list[Profile], round: int, rounds: int, seed: int) -> dict[str, Assignment]:
         """A ticket for every node that is there, by name. Where ranks must be equal, the smallest budget rules."""
         budgets = {profile.name: profile.rank for profile in profiles}
         common = min(budgets.values(), default=0)
         return {
-            name: Ticket(round, rounds, derive(seed, "train", round, name), own if self.ragged else common)
+            name: Assignment(
+                round, rounds, derive(seed, "train", round, name), own if self.heterogeneous_ranks else common
+            )
             for name, own in budgets.items()
         }
 
@@ -70,16 +74,20 @@ class Algorithm:
 
         Where ranks are equal, the slices beyond it are silenced, for everybody trains without them.
         """
-        return state if self.ragged or not rank else State(silenced(state.tensors, rank), state.journal)
+        return (
+            state
+            if self.heterogeneous_ranks or not rank
+            else State(zero_ranks_above(state.tensors, rank), state.journal)
+        )
 
-    def start_of(self, state: State, ticket: Ticket) -> State:
+    def start_of(self, state: State, assignment: Assignment) -> State:
         """What the node of this ticket starts from. Pure: the server calls it again to check an update."""
-        return State(truncated(state.tensors, ticket.rank), state.journal)
+        return State(truncated(state.tensors, assignment.rank), state.journal)
 
-    def expected(self, state: State, ticket: Ticket) -> Tensors:
+    def expected(self, state: State, assignment: Assignment) -> Tensors:
         """Tensors of the names, shapes and dtypes that an update on this ticket must have."""
-        start = self.start_of(state, ticket)
-        return {name: tensor for name, tensor in start.tensors.items() if self.trains(name, ticket.round)}
+        start = self.start_of(state, assignment)
+        return {name: tensor for name, tensor in start.tensors.items() if self.trains(name, assignment.round)}
 
     def refusal(self, state: State, update: Update) -> str:
         """Why an update of the expected names, shapes and dtypes cannot be believed; empty where it can."""
@@ -87,7 +95,7 @@ class Algorithm:
 
     def trained(self, state: State, update: Update) -> Tensors:
         """The tensors that the node held after training, by its update."""
-        return added(self.start_of(state, update.ticket).tensors, update.delta)
+        return added(self.start_of(state, update.assignment).tensors, update.delta)
 
     def length(self, delta: Tensors) -> float:
         """Return how far an update would move a model: the Euclidean norm of all its floating tensors as one vector."""
@@ -112,7 +120,7 @@ class Algorithm:
         take the place of their mean (`combine_by`); empty where they do."""
         if type(self).combine_by is not Algorithm.combine_by:
             return ""
-        plain = self.mean and type(self).combine is Algorithm.combine
+        plain = self.is_weighted_mean and type(self).combine is Algorithm.combine
         return "" if plain else "it combines updates in a way of its own (combine), and has no other (combine_by)"
 
     def combine_by(self, settle: Settle, state: State, updates: Iterable[Update]) -> Tensors:
@@ -156,16 +164,16 @@ class Algorithm:
         model.write(start.tensors)
 
     def replay(self, model: TunedModel, entry: Entry) -> None:
-        """Change what the model stands on (`TunedModel.ground`) by one entry of the journal."""
+        """Change what the model stands on (`TunedModel.base_weight`) by one entry of the journal."""
         raise TypeError(f"the strategy '{self.name}' keeps no journal, but was sent an entry of round {entry.round}")
 
-    def train(self, model: TunedModel, trainer: Trainer, ticket: Ticket) -> tuple[Tensors, Metrics]:
+    def train(self, model: TunedModel, trainer: Trainer, assignment: Assignment) -> tuple[Tensors, Metrics]:
         """Train on the node's rows; returns the update (after - before) and what to report."""
-        live = self.live(model, ticket)
+        live = self.live(model, assignment)
         before = snapshot(live)
         metrics = trainer.fit(model, live)
         return difference(live, before), metrics
 
-    def live(self, model: TunedModel, ticket: Ticket) -> dict[str, torch.Tensor]:
+    def live(self, model: TunedModel, assignment: Assignment) -> dict[str, torch.Tensor]:
         """The tensors of the model that change in the ticket's round."""
-        return {name: t for name, t in self.exchanged(model).items() if self.trains(name, ticket.round)}
+        return {name: t for name, t in self.exchanged(model).items() if self.trains(name, assignment.round)}

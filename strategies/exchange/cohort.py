@@ -27,13 +27,13 @@ def size(nodes: int, fraction: float, minimum: int) -> int:
 
 def sample(profiles: Sequence[Profile], count: int, source: random.Random) -> list[Profile]:
     """So many, drawn without replacement, in the order of names."""
-    ordered = sorted(profiles, key=lambda profile: profile.order)
-    return sorted(source.sample(ordered, count), key=lambda profile: profile.order)
+    ordered = sorted(profiles, key=lambda profile: profile.sort_key)
+    return sorted(source.sample(ordered, count), key=lambda profile: profile.sort_key)
 
 
 def poisson(profiles: Sequence[Profile], rate: float, source: random.Random) -> list[Profile]:
     """Each by itself with probability `rate`, in the order of names; perhaps nobody."""
-    ordered = sorted(profiles, key=lambda profile: profile.order)
+    ordered = sorted(profiles, key=lambda profile: profile.sort_key)
     return [profile for profile in ordered if source.random() < rate]
 
 

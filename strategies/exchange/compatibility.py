@@ -23,7 +23,7 @@ def problems(strategy: Strategy, config: TaskConfig, federation: Federation | No
     found += _wrapper_problems(strategy)
     for wrapper in strategy.wrappers:
         found += wrapper.unsuited(strategy, config) + wrapper.unfit(config, federation)
-    if strategy.personal and config.evaluate != "nodes":
+    if strategy.personalized and config.evaluate != "nodes":
         found.append(f"strategy = '{strategy.name}' leaves a model of its own on every node: set evaluate = 'nodes'")
     return found
 
@@ -39,7 +39,7 @@ def _wrapper_problems(strategy: Strategy) -> list[str]:
     found = []
     for place, wrapper in enumerate(strategy.wrappers):
         inner, name = strategy.wrappers[:place], wrapper.name
-        if wrapper.averaged and not strategy.mean:
+        if wrapper.averaged and not strategy.is_weighted_mean:
             found.append(f"wrapper '{name}' needs a mean of updates; strategy = '{strategy.name}' takes none")
         if wrapper.nearest and (nearer := [other.name for other in inner if _changes(other)]):
             found.append(f"wrappers: '{name}' is for the update itself, not for what '{nearer[0]}' sends; put it first")

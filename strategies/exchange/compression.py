@@ -8,7 +8,7 @@ import torch
 
 from strategies.algebra.feedback import compensated, remember
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.types import Ticket
+from strategies.exchange.types import Assignment
 from strategies.exchange.wrapper import Wrapper
 from task.schema import option
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class Compression(Wrapper):
     """`feedback` adds what a round's code left out to the next round's update: see `strategies.algebra.feedback`.
 
-    The errors stay on the node, as many numbers as its update has. A subclass has `encoded`, `form` and `incoming`.
+    The errors stay on the node, as many numbers as its update has. A subclass has `encoded`, `encoded_spec` and
+    `decode`.
     """
 
     feedback: bool = option(True)
@@ -29,24 +30,24 @@ class Compression(Wrapper):
         if not self.feedback:
             return []
         key = f"{self.name}.feedback"
-        before = [wrapper.name for wrapper in inner if not wrapper.cumulative]
+        before = [wrapper.name for wrapper in inner if not wrapper.additive_across_rounds]
         found = [f"{key} = true cannot follow '{name}', which sends other places in every round" for name in before]
-        if not strategy.cumulative:
+        if not strategy.additive_across_rounds:
             found.append(f"{key} = true needs updates that add up over rounds; those of '{strategy.name}' do not")
         return [f"{problem}: set {key} = false" for problem in found]
 
-    def encoded(self, wanted: Tensors, like: Mapping[str, torch.Tensor], ticket: Ticket) -> Tensors:
+    def encoded(self, wanted: Tensors, like: Mapping[str, torch.Tensor], assignment: Assignment) -> Tensors:
         """The code of `wanted`, for an update of the dtypes of `like`."""
         raise NotImplementedError
 
-    def outgoing(self, update: Tensors, ticket: Ticket, kept: Tensors) -> Tensors:
-        wanted = compensated(update, kept if self.feedback else {})
+    def encode(self, update: Tensors, assignment: Assignment, client_state: Tensors) -> Tensors:
+        wanted = compensated(update, client_state if self.feedback else {})
         _check_finite(wanted)
-        sent = self.encoded(wanted, update, ticket)
+        sent = self.encoded(wanted, update, assignment)
         if self.feedback:
-            restored = self.incoming(sent, update)
+            restored = self.decode(sent, update)
             _check_finite(restored)
-            remember(kept, wanted, restored)
+            remember(client_state, wanted, restored)
         return sent
 
 

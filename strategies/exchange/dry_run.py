@@ -1,7 +1,7 @@
 """A dry run of what a run's nodes will do: the configured tuning, strategy and wrappers, on the base itself."""
 
 from strategies.exchange.strategy import Strategy
-from strategies.exchange.types import Ticket
+from strategies.exchange.types import Assignment
 from task.config import TaskConfig
 from task.data.rows import Rows
 from task.device import kind
@@ -18,12 +18,12 @@ def rehearse(strategy: Strategy, config: TaskConfig, base: Base, rows: Rows, dev
     accelerator of no use to the process. Raises DryRunError, and what `build` raises.
     """
     rank = max(config.lora.ranks or config.lora.auto_ranks) if config.tuning == "lora" else 0
-    ticket = Ticket(round=1, rounds=1, seed=config.seed, rank=rank, noise=1.0)
+    assignment = Assignment(round=1, rounds=1, seed=config.seed, rank=rank, noise=1.0)
     penalties = tuple(wrapper.penalty for wrapper in strategy.wrappers)
 
     def wrapped(trainer: Trainer) -> Trainer:
         for wrapper in strategy.wrappers:
-            trainer = wrapper.training(trainer, ticket, {})
+            trainer = wrapper.training(trainer, assignment, {})
         return trainer
 
     model = build(base, config, rank, "cpu")

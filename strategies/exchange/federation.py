@@ -30,7 +30,7 @@ RANGES: dict[str, tuple[float, float]] = {  # lowest and highest value of a fiel
 
 
 @dataclass
-class NodeLine:
+class NodeReport:
     """What one node did in one round."""
 
     node: str
@@ -48,11 +48,11 @@ class NodeLine:
 
 
 @dataclass
-class Round:
+class RoundReport:
     """What happened in one round; round 0 is the start."""
 
     number: int
-    nodes: list[NodeLine] = field(default_factory=list)
+    nodes: list[NodeReport] = field(default_factory=list)
     resting: list[str] = field(default_factory=list)  # nodes that were left alone, because they did not answer before
     seconds: float = 0.0
     failed: str = ""  # the reason, where the state did not change
@@ -60,7 +60,7 @@ class Round:
     rolled_back: str = ""  # the reason and the way, where the run went back to an earlier state: see collapse.py
     privacy: dict[str, float | str | None] = field(default_factory=dict)  # spent so far (`Mechanism.spent`)
     train: Metrics = field(default_factory=dict)  # means over nodes, weighted by rows
-    inexactness: dict[str, float] = field(default_factory=dict)  # see meter.py; overall and by module
+    aggregation_error: dict[str, float] = field(default_factory=dict)  # see meter.py; overall and by module
     evaluated_by_nodes: Metrics = field(default_factory=dict)
     medians_of_nodes: Metrics = field(default_factory=dict)  # of what nodes measured, each by itself
     evaluated_by_server: Metrics = field(default_factory=dict)
@@ -85,7 +85,7 @@ def evaluated(round: int, rounds: int, every: int) -> bool:
     return round % every == 0 or round == rounds
 
 
-OnRound = Callable[[Round, State], None]
+OnRound = Callable[[RoundReport, State], None]
 Score = Callable[[State], Metrics]
 Probe = Callable[[State], float]  # the loss of a state on a few rows of the server's
 

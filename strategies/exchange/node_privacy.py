@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from strategies.algebra.accountant import Release
 from strategies.exchange.privacy import Payment
-from strategies.exchange.types import Refused, Ticket
+from strategies.exchange.types import Assignment, Refused
 from strategies.exchange.wrapper import Wrapper
 from task.config import TaskConfig
 from task.schema import option
@@ -28,18 +28,18 @@ class NodePrivacy(Wrapper):
         """Return what a message of a node with so many rows releases, with `noise` in clips, and how often."""
         raise NotImplementedError
 
-    def noise_of(self, ticket: Ticket) -> float:
+    def noise_of(self, assignment: Assignment) -> float:
         """Return the noise that a node adds, in clips, as the options or its ticket say.
 
         Raises Refused for a ticket without.
         """
-        noise = self.noise or ticket.noise
+        noise = self.noise or assignment.noise
         if self.silent and not noise:
             raise Refused(f"the ticket says no noise, which {self.name}.epsilon needs")
         return noise if self.silent else 0.0
 
-    def payment(self, ticket: Ticket, config: TaskConfig, rows: int) -> Payment | None:
+    def payment(self, assignment: Assignment, config: TaskConfig, rows: int) -> Payment | None:
         if not self.clip or not self.silent:
             return None
-        released = self.release(config, rows, self.noise_of(ticket))
+        released = self.release(config, rows, self.noise_of(assignment))
         return Payment(self.name, *released, self.epsilon, self.delta)

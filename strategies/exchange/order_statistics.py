@@ -32,7 +32,7 @@ class OrderStatistic(Wrapper):
     def problems(self, strategy: "Algorithm", inner: Sequence[Wrapper]) -> list[str]:
         """Wrappers before this one that leave most numbers zero, at other places for every node: so is their median."""
         name = self.name
-        sparse = [other.name for other in inner if not other.cumulative]
+        sparse = [other.name for other in inner if not other.additive_across_rounds]
         return [
             f"wrappers: '{other}' sends other places of every node, of which '{name}' leaves nothing"
             for other in sparse

@@ -70,14 +70,14 @@ class Profile:
     key: str = ""  # fingerprint of the key that it proves to the SuperLink, not a claim; empty: it has none
 
     @property
-    def order(self) -> tuple[bool, int, str]:
+    def sort_key(self) -> tuple[bool, int, str]:
         """Sorting key: partition numbers count as numbers."""
         number = self.name.isdecimal() and len(self.name) < 20
         return (not number, int(self.name) if number else 0, self.name)
 
 
 @dataclass(frozen=True)
-class Ticket:
+class Assignment:
     """What the server assigns to one node for one round."""
 
     round: int  # 1 ... rounds; 0 is the state before training
@@ -97,7 +97,7 @@ class Entry:
     tensors: Tensors
     _marks: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)  # after, by before
 
-    def mark_after(self, before: str) -> str:
+    def position_after(self, before: str) -> str:
         """Return the mark of a journal that has this entry after the mark `before`. Hashed once: a journal is walked
         several times a round, and must not cost more the longer it gets."""
         if before not in self._marks:
@@ -115,7 +115,7 @@ class Entry:
         return hashed.hexdigest()
 
 
-BASE_MARK = ""  # before the first entry; equal marks mean equal entries, from the base on
+BASE_POSITION = ""  # before the first entry; equal marks mean equal entries, from the base on
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ class State:
 
     tensors: Tensors
     journal: tuple[Entry, ...] = ()
-    since: str = BASE_MARK  # the mark of entries that were cut off in front, because the receiver has them
-    ground: Tensors = field(default_factory=dict)  # or the weights at that mark, for a receiver that lacks them
+    since: str = BASE_POSITION  # the mark of entries that were cut off in front, because the receiver has them
+    base_weights: Tensors = field(default_factory=dict)  # or the weights at that mark, for a receiver that lacks them
 
     @property
     def rank(self) -> int:
@@ -136,7 +136,7 @@ class State:
     @property
     def numbers(self) -> int:
         """How many numbers there are in tensors and journal."""
-        sections = [self.tensors, self.ground, *(entry.tensors for entry in self.journal)]
+        sections = [self.tensors, self.base_weights, *(entry.tensors for entry in self.journal)]
         return sum(tensor.numel() for section in sections for tensor in section.values())
 
     @property
@@ -145,17 +145,19 @@ class State:
         return sum(tensor.nbytes for entry in self.journal for tensor in entry.tensors.values())
 
     @cached_property
-    def marks(self) -> tuple[str, ...]:
+    def positions(self) -> tuple[str, ...]:
         """The mark before each entry, and after the last."""
-        marks = [self.since]
+        positions = [self.since]
         for entry in self.journal:
-            marks.append(entry.mark_after(marks[-1]))
-        return tuple(marks)
+            positions.append(entry.position_after(positions[-1]))
+        return tuple(positions)
 
-    def after(self, mark: str) -> "State":
+    def after(self, position: str) -> "State":
         """Without the entries up to `mark`; whole where the journal does not know that mark."""
-        marks = self.marks
-        return State(self.tensors, self.journal[marks.index(mark) :], mark) if mark in marks else self
+        positions = self.positions
+        return (
+            State(self.tensors, self.journal[positions.index(position) :], position) if position in positions else self
+        )
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ class Update:
     """One node's answer, checked: `delta` is what it learned, and zero means that it learned nothing."""
 
     node: str
-    ticket: Ticket
+    assignment: Assignment
     delta: Tensors
     weight: float  # rows trained on
     metrics: Mapping[str, int | float] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from strategies.algebra.tensors import Tensors
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import Federation
 from strategies.exchange.privacy import Mechanism, Payment, Plan
-from strategies.exchange.types import State, Ticket, Update
+from strategies.exchange.types import Assignment, State, Update
 from task.config import TaskConfig
 from task.training.trainer import Trainer
 
@@ -24,7 +24,9 @@ from task.training.trainer import Trainer
 class Wrapper:
     """The identity; subclasses replace what they need."""
 
-    cumulative: ClassVar[bool] = True  # of what it sends: do numbers of one place belong together, round after round?
+    additive_across_rounds: ClassVar[bool] = (
+        True  # of what it sends: do numbers of one place belong together, round after round?
+    )
     coded: ClassVar[bool] = False  # is what it sends a code, which no wrapper after it may change?
     averaged: ClassVar[bool] = False  # does it need a strategy that takes the weighted mean of updates?
     nearest: ClassVar[bool] = False  # must what it is given be the update itself?
@@ -55,28 +57,28 @@ class Wrapper:
         """On the node: what is added to every loss while the tensors `live` train from where they are; or nothing."""
         return None
 
-    def training(self, trainer: Trainer, ticket: Ticket, kept: Tensors) -> Trainer:
-        """On the node: what the strategy trains with. `kept` as in `outgoing`, which comes after."""
+    def training(self, trainer: Trainer, assignment: Assignment, client_state: Tensors) -> Trainer:
+        """On the node: what the strategy trains with. `kept` as in `encode`, which comes after."""
         return trainer
 
-    def payment(self, ticket: Ticket, config: TaskConfig, rows: int) -> Payment | None:
+    def payment(self, assignment: Assignment, config: TaskConfig, rows: int) -> Payment | None:
         """On the node: what a message that is made of so many rows costs in privacy; None: no privacy covers it.
         Raises Refused for a ticket that lacks what is needed."""
         return None
 
-    def outgoing(self, update: Tensors, ticket: Ticket, kept: Tensors) -> Tensors:
+    def encode(self, update: Tensors, assignment: Assignment, client_state: Tensors) -> Tensors:
         """On the node: what is sent instead of `update`. `kept` is what this wrapper has left on this node in earlier
         rounds, empty in the first; what is in it afterwards stays there for the next. It never leaves the node."""
         return update
 
-    def form(self, like: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """On the server: tensors of the names, shapes and dtypes that `outgoing` makes of an update like this one.
+    def encoded_spec(self, like: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """On the server: tensors of the names, shapes and dtypes that `encode` makes of an update like this one.
         They hold no numbers, and may be on the device `meta`; so may those of `like`."""
         return like
 
-    def incoming(self, sent: Tensors, like: Mapping[str, torch.Tensor]) -> Tensors:
-        """On the server: an update like `like` again. Undoes `outgoing` as far as it can. The door has seen that `sent`
-        has the names, shapes and dtypes of `form(like)` and is finite; what else can be wrong with it is Refused."""
+    def decode(self, sent: Tensors, like: Mapping[str, torch.Tensor]) -> Tensors:
+        """On the server: an update like `like` again. Undo `encode` as far as it can be
+        undone. `sent` is known to have the names, shapes and dtypes of `encoded_spec(like)` and to be finite. Raise Refused for anything else that is wrong."""
         return sent
 
     def admitted(self, strategy: Algorithm, update: Update) -> Update:

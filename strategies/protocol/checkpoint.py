@@ -22,13 +22,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from strategies.algebra.tensors import Tensors, raw
-from strategies.exchange.types import BASE_MARK, Entry, State
+from strategies.exchange.types import BASE_POSITION, Entry, State
 from task.modes import as_the_folder
 from task.storage.room import room
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 JOURNAL = "journal"  # the folder of entries, beside the files of states
-MARK = "journal-mark"  # of a state: where its journal ends
+POSITION = "journal-mark"  # of a state: where its journal ends
 ABOUT, ABOUT_HASH, TENSORS_HASH = "about", "about-xxh3", "tensors-xxh3"  # keys of a file's header
 OTHERS = "the best state or an earlier checkpoint may still be whole"
 LOG = logging.getLogger("flwr")
@@ -48,24 +48,24 @@ def save(path: Path, state: State, about: dict[str, Any]) -> None:
 
     A failure leaves that as it was. Raises TypeError for what JSON cannot hold.
     """
-    text = json.dumps(about | {MARK: state.marks[-1]})
+    text = json.dumps(about | {POSITION: state.positions[-1]})
     for number in range(_written(path, state), len(state.journal)):
-        write_entry(_place(path, state.marks[number + 1]), state.journal[number], state.marks[number])
+        write_entry(_place(path, state.positions[number + 1]), state.journal[number], state.positions[number])
     _write(path, state.tensors, text)
 
 
 def _written(path: Path, state: State) -> int:
     """How many entries are on the disk. They are written in order, so the newest one that is there tells."""
-    there = (number for number in range(len(state.journal), 0, -1) if _place(path, state.marks[number]).exists())
+    there = (number for number in range(len(state.journal), 0, -1) if _place(path, state.positions[number]).exists())
     return next(there, 0)
 
 
 def load(path: Path) -> tuple[State, dict[str, Any]]:
     """The state at `path` and what was said of it. Raises OSError, and Damaged with the file that is not whole."""
     tensors, about = _read(path)
-    mark, journal = about.pop(MARK), []
-    while mark != BASE_MARK:
-        entry, mark = read_entry(_place(path, mark))
+    position, journal = about.pop(POSITION), []
+    while position != BASE_POSITION:
+        entry, position = read_entry(_place(path, position))
         journal.append(entry)
     return State(tensors, tuple(reversed(journal))), about
 
@@ -92,8 +92,8 @@ def about(path: Path) -> dict[str, Any]:
         return _about(path, file)
 
 
-def _place(path: Path, mark: str) -> Path:
-    return path.parent / JOURNAL / f"{mark}.safetensors"
+def _place(path: Path, position: str) -> Path:
+    return path.parent / JOURNAL / f"{position}.safetensors"
 
 
 def _write(path: Path, tensors: Mapping[str, torch.Tensor], about: str) -> None:

@@ -14,18 +14,18 @@ from strategies.exchange.types import State
 from task.models.model import TunedModel
 
 
-def echo(model: TunedModel, start: State) -> int:
+def install_hash_of(model: TunedModel, start: State) -> int:
     """Of a model in which `start` was installed. What has no place in the model counts as it came."""
     held = {name: model.trained.get(name, model.frozen.get(name, came)) for name, came in start.tensors.items()}
-    return expected(held, model.mark, model.base.fingerprint)
+    return expected(held, model.position, model.base.fingerprint)
 
 
-def expected(tensors: Mapping[str, torch.Tensor], mark: str, base: str) -> int:
+def expected(tensors: Mapping[str, torch.Tensor], position: str, base: str) -> int:
     """Of these tensors, at this mark of a journal on this base: 63 bits, so that it travels as a metric.
 
     A fast hash does: it tells accidents, and whoever lies knows what was sent and thus the right number.
     """
-    hashed = xxhash.xxh3_64(f"{base} {mark}".encode())
+    hashed = xxhash.xxh3_64(f"{base} {position}".encode())
     for name, tensor in sorted(tensors.items()):
         hashed.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         hashed.update(raw(tensor))

@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from strategies import registry
 from strategies.exchange.strategy import Strategy
-from strategies.exchange.types import Refused, Ticket
+from strategies.exchange.types import Assignment, Refused
 from task.config import MAX_RANK, TaskConfig
 from task.schema import ConfigError, Option, flatten, read, schema
 
@@ -20,8 +20,8 @@ BASE, RANK, RUN = "base-fingerprint", "global-rank", "run-token"  # what the ser
 
 
 def write(config: TaskConfig, strategy: Strategy, fingerprint: str, rank: int = 0, token: str = "") -> ConfigRecord:
-    """The record `order`: settings, the base they refer to, the rank that adapters are built with, and the run's token,
-    under which a node keeps what is its own."""
+    """Return the record `instructions`: settings, the base they refer to, the rank that adapters are built with, and
+    the run's token, under which a node keeps what is its own."""
     record = ConfigRecord()
     record.update(flatten(config, changed_only=True))
     record.update({BASE: fingerprint, RANK: rank, RUN: token})
@@ -50,16 +50,21 @@ def strategy_of(record: ConfigRecord) -> Strategy:
     return registry.from_values(values)
 
 
-def write_ticket(ticket: Ticket, prove: bool = False, cohort: int = 0) -> ConfigRecord:
-    """The record `ticket`; the round goes by Flower's usual name for it. `prove`: the node shall say which weights it
-    stands on. `cohort`: how many nodes take part, which a node's policy may ask for."""
+def write_assignment(assignment: Assignment, prove: bool = False, cohort: int = 0) -> ConfigRecord:
+    """Return the record `assignment`; the round goes by Flower's usual name for it. `prove`: the node is to say which
+    weights it stands on. `cohort`: how many nodes take part, which a node's policy may ask for."""
     record = ConfigRecord(
-        {"server-round": ticket.round, "rounds": ticket.rounds, "seed": ticket.seed, "rank": ticket.rank}
+        {
+            "server-round": assignment.round,
+            "rounds": assignment.rounds,
+            "seed": assignment.seed,
+            "rank": assignment.rank,
+        }
     )
-    if ticket.basis:
-        record["basis"] = ticket.basis
-    if ticket.noise:
-        record["noise"] = ticket.noise
+    if assignment.basis:
+        record["basis"] = assignment.basis
+    if assignment.noise:
+        record["noise"] = assignment.noise
     if prove:
         record[PROVE] = True
     if cohort:
@@ -67,11 +72,11 @@ def write_ticket(ticket: Ticket, prove: bool = False, cohort: int = 0) -> Config
     return record
 
 
-def read_ticket(record: ConfigRecord) -> Ticket:
+def read_assignment(record: ConfigRecord) -> Assignment:
     """The ticket in a message. Raises Refused."""
     number, rounds, seed = (_whole(record, name) for name in ("server-round", "rounds", "seed"))
     basis = _whole(record, "basis") if "basis" in record else 0
-    return Ticket(number, rounds, seed, _whole(record, "rank", MAX_RANK), basis, _positive(record, "noise"))
+    return Assignment(number, rounds, seed, _whole(record, "rank", MAX_RANK), basis, _positive(record, "noise"))
 
 
 def cohort_of(record: ConfigRecord) -> int:
@@ -80,7 +85,7 @@ def cohort_of(record: ConfigRecord) -> int:
 
 
 def record_of(content: RecordDict, name: str) -> ConfigRecord:
-    """A record of words and numbers in a message: `order` or `ticket`. Raises Refused where it is missing."""
+    """Return a record of words and numbers in a message: `instructions` or `assignment`. Raises Refused without it."""
     if name not in content.config_records:
         raise Refused(f"the message has no record '{name}'")
     return content.config_records[name]

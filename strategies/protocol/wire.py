@@ -22,13 +22,13 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 
 from strategies.algebra.tensors import Tensors, raw
-from strategies.exchange.types import BASE_MARK, Entry, Refused, State
+from strategies.exchange.types import BASE_POSITION, Entry, Refused, State
 
 STYPE = "thistledown.flat"
 INDEX_LIMIT = 16 * 2**20  # bytes an index may take when decompressed
 INDEX_SLACK = 2**14  # beyond the index that is expected: a reason shall name what is wrong, not only that much is
 MAX_AXES, MAX_EXTENT = 16, 2**48  # of a tensor; what torch itself says to more is slow and long
-MARK = re.compile(r"[0-9a-f]{32}")
+POSITION = re.compile(r"[0-9a-f]{32}")
 SHOWN = 200  # characters of an error that a reason repeats
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -42,12 +42,12 @@ Line = list[Any]  # [name, dtype, shape] in the index
 
 def pack(state: State) -> RecordDict:
     """The records `arrays` and `index` of a state (an update is a state without a journal)."""
-    sections = [_aligned(part) for part in (state.tensors, state.ground, *(e.tensors for e in state.journal))]
+    sections = [_aligned(part) for part in (state.tensors, state.base_weights, *(e.tensors for e in state.journal))]
     index = {
         "tensors": _lines(sections[0]),
         "journal": [[e.round, e.seed, _lines(s)] for e, s in zip(state.journal, sections[2:], strict=True)],
         **({"since": state.since} if state.since else {}),
-        **({"ground": _lines(sections[1])} if state.ground else {}),
+        **({"ground": _lines(sections[1])} if state.base_weights else {}),
     }
     data = b"".join(raw(tensor) for section in sections for _, tensor in section)
     arrays = {"flat": Array("uint8", (len(data),), STYPE, data)} if data else {}
@@ -64,14 +64,14 @@ def unpack(records: RecordDict, limit: int = INDEX_LIMIT) -> State:
         data = bytearray(array.data if array is not None else b"")
         reader = _Reader(data)
         tensors = reader.section(index["tensors"])
-        ground = reader.section(index.get("ground", []))
+        base_weights = reader.section(index.get("ground", []))
         journal = tuple(Entry(_whole(r), _whole(s), reader.section(lines)) for r, s, lines in index["journal"])
-        since = _mark(index.get("since", BASE_MARK))
+        since = _mark(index.get("since", BASE_POSITION))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise Refused(f"unreadable record: {type(error).__name__}: {str(error)[:SHOWN]}") from error
     if reader.offset != len(data):
         raise Refused(f"record holds {len(data)} bytes, its index accounts for {reader.offset}")
-    return State(tensors, journal, since, ground)
+    return State(tensors, journal, since, base_weights)
 
 
 def index_limit(expected: Mapping[str, torch.Tensor]) -> int:
@@ -176,7 +176,7 @@ def _whole(number: object) -> int:
 
 
 def _mark(text: object) -> str:
-    if not isinstance(text, str) or (text != BASE_MARK and not MARK.fullmatch(text)):
+    if not isinstance(text, str) or (text != BASE_POSITION and not POSITION.fullmatch(text)):
         raise ValueError(f"{text!r:.80} marks no place in a journal")  # on a node it becomes a folder's name
     return text
 

@@ -7,14 +7,14 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.federation import NodeLine, Round
+from strategies.exchange.federation import NodeReport, RoundReport
 from strategies.exchange.strategy import Strategy
-from strategies.exchange.types import Profile, State, Ticket
+from strategies.exchange.types import Assignment, Profile, State
 from strategies.protocol import install_hash, instructions, journal, wire
 from strategies.rounds import messaging
-from strategies.rounds.handshake.node_registry import Roll
+from strategies.rounds.handshake.node_registry import NodeRegistry
 from strategies.rounds.handshake.opening import Opening
-from strategies.rounds.run_state import Session
+from strategies.rounds.run_state import RunState
 from task.config import TaskConfig
 from task.models.model import TunedModel
 from task.schema import flatten
@@ -27,35 +27,41 @@ class Dispatch:
     strategy: Strategy
     grid: Grid
     opening: Opening
-    roll: Roll
+    registry: NodeRegistry
     evaluate_config: Mapping[str, object]
-    session: Session
-    ground_bytes: int = 0  # of the weights that the journal changes, once it has an entry
+    run_state: RunState
+    base_weight_bytes: int = 0  # of the weights that the journal changes, once it has an entry
     fingerprints: dict[str, str] = field(default_factory=dict)  # of the newest weights, by their mark
     weights: dict[str, Tensors] = field(default_factory=dict)  # while they are sent, by their mark
-    echoes: dict[str, int] = field(default_factory=dict)  # what the nodes just sent to shall say, by name
+    install_hashes: dict[str, int] = field(default_factory=dict)  # what the nodes just sent to shall say, by name
 
     def send(
-        self, kind: str, number: int, state: State, pairs: list[tuple[Profile, Ticket]], report: Round, cohort: int
+        self,
+        kind: str,
+        number: int,
+        state: State,
+        pairs: list[tuple[Profile, Assignment]],
+        report: RoundReport,
+        cohort: int,
     ) -> list[messaging.Sent]:
         """One message a node, encoded once per distinct content; fills in the lines of the report. `cohort` is how many
         nodes they are told take part."""
-        packed: dict[tuple[int, str, bool], messaging.Parcel] = {}
-        base, session = self.opening.base.fingerprint, self.session
-        instruction = instructions.write(self._config(kind), self.strategy, base, session.rank, session.token)
+        packed: dict[tuple[int, str, bool], messaging.Payload] = {}
+        base, run_state = self.opening.base.fingerprint, self.run_state
+        instruction = instructions.write(self._config(kind), self.strategy, base, run_state.rank, run_state.token)
         sent, by_rank = [], dict[int, int]()
-        self.echoes = {}
-        for profile, ticket in pairs:
-            share = self._share(profile, ticket, state)
-            content = (ticket.rank, share.since, bool(share.ground))
+        self.install_hashes = {}
+        for profile, assignment in pairs:
+            share = self._share(profile, assignment, state)
+            content = (assignment.rank, share.since, bool(share.base_weights))
             if content not in packed:
-                packed[content] = messaging.Parcel.of(wire.pack(share), share.numbers)
-            if ticket.rank not in by_rank:
-                by_rank[ticket.rank] = install_hash.expected(share.tensors, share.marks[-1], base)
-            self.echoes[profile.name] = by_rank[ticket.rank]
-            line = NodeLine(profile.name, ticket.rank, journal=-1 if share.ground else len(share.journal))
-            written = instructions.write_ticket(ticket, prove=line.catches_up, cohort=cohort)
-            own = RecordDict({"order": instruction, "ticket": written})
+                packed[content] = messaging.Payload.of(wire.pack(share), share.numbers)
+            if assignment.rank not in by_rank:
+                by_rank[assignment.rank] = install_hash.expected(share.tensors, share.positions[-1], base)
+            self.install_hashes[profile.name] = by_rank[assignment.rank]
+            line = NodeReport(profile.name, assignment.rank, journal=-1 if share.base_weights else len(share.journal))
+            written = instructions.write_assignment(assignment, prove=line.catches_up, cohort=cohort)
+            own = RecordDict({"instructions": instruction, "assignment": written})
             item = messaging.send(self.grid, profile.node_id, kind, str(number), packed[content], own)
             line.bytes_down = item.bytes
             report.nodes.append(line)
@@ -67,10 +73,10 @@ class Dispatch:
 
     def fingerprint(self, state: State) -> str:
         """Of the weights that a node stands on when it has this state."""
-        mark = state.marks[-1]
-        if mark not in self.fingerprints:
-            self.fingerprints = {mark: journal.fingerprint(self._held(state))}
-        return self.fingerprints[mark]
+        position = state.positions[-1]
+        if position not in self.fingerprints:
+            self.fingerprints = {position: journal.fingerprint(self._held(state))}
+        return self.fingerprints[position]
 
     def _config(self, kind: str) -> TaskConfig:
         config = self.opening.config
@@ -78,22 +84,22 @@ class Dispatch:
             return config
         return replace(TaskConfig.read({**flatten(config), **self.evaluate_config}), data=config.data)
 
-    def _share(self, profile: Profile, ticket: Ticket, state: State) -> State:
+    def _share(self, profile: Profile, assignment: Assignment, state: State) -> State:
         """What this node is sent: the part of the journal that it lacks, or the weights, whichever is smaller."""
-        share = self.roll.share(profile, ticket, state)
+        share = self.registry.share(profile, assignment, state)
         if not share.journal or share.journal_bytes <= self._least_bytes(state):
             return share
-        mark = state.marks[-1]
-        if mark not in self.weights:
-            self.weights[mark] = journal.grounded(self._held(state))
-        return State(share.tensors, (), mark, self.weights[mark])
+        position = state.positions[-1]
+        if position not in self.weights:
+            self.weights[position] = journal.base_weights_of(self._held(state))
+        return State(share.tensors, (), position, self.weights[position])
 
     def _least_bytes(self, state: State) -> int:
         """How many bytes the weights are that the journal changes."""
-        if not self.ground_bytes:
-            self.ground_bytes = journal.ground_bytes(self._held(state))
-        return self.ground_bytes
+        if not self.base_weight_bytes:
+            self.base_weight_bytes = journal.base_weight_bytes(self._held(state))
+        return self.base_weight_bytes
 
     def _held(self, state: State) -> TunedModel:
-        opening, device = self.opening, self.roll.federation.device
+        opening, device = self.opening, self.registry.federation.device
         return journal.held(self.strategy, opening.base, opening.config, state, device)

@@ -6,7 +6,7 @@ import time
 from flwr.app import MetricRecord
 from flwr.serverapp.strategy import Result
 
-from strategies.exchange.federation import Round
+from strategies.exchange.federation import RoundReport
 from strategies.exchange.types import Metrics, Refused, State
 from strategies.protocol import wire
 from strategies.rounds import messaging, validation
@@ -17,7 +17,7 @@ from strategies.rounds.run import Run
 LOG = logging.getLogger("flwr")
 
 
-def by_server(run: Run, report: Round, state: State, result: Result) -> None:
+def by_server(run: Run, report: RoundReport, state: State, result: Result) -> None:
     """Evaluate the state here, where somebody said how."""
     if run.federation.score is not None:
         report.evaluated_by_server = run.federation.score(state)
@@ -32,28 +32,28 @@ def by_server(run: Run, report: Round, state: State, result: Result) -> None:
             result.evaluate_metrics_serverapp[report.number] = scored
 
 
-def by_nodes(run: Run, report: Round, state: State) -> None:
+def by_nodes(run: Run, report: RoundReport, state: State) -> None:
     """Ask nodes to score the state, where the settings say so and it is time to."""
     if run.opening.config.evaluate == "server" or not run.due(report.number):
         return
-    tickets = run.roll.tickets(report.number, run.rounds, state)
-    chosen = run.roll.cohort("evaluate", run.federation.fraction_evaluate, 1, report.number)
-    pairs = [(profile, tickets[profile.name]) for profile in chosen]
-    scratch = Round(report.number)
+    assignments = run.registry.assignments(report.number, run.rounds, state)
+    chosen = run.registry.cohort("evaluate", run.federation.fraction_evaluate, 1, report.number)
+    pairs = [(profile, assignments[profile.name]) for profile in chosen]
+    scratch = RoundReport(report.number)
     sent = run.dispatch.send("evaluate", report.number, state, pairs, scratch, len(pairs))
     answers: dict[str, Metrics] = {}
     arrivals = messaging.replies(run.grid, sent, time.monotonic() + run.timeout)
     for profile, line, (_, reply) in zip(chosen, scratch.nodes, arrivals, strict=True):
         try:
-            metrics = validation.admit_scores(reply, run.opening.config.metrics, report.number, profile.num_examples)
+            metrics = validation.validate_scores(reply, run.opening.config.metrics, report.number, profile.num_examples)
             run.check(reply, line, state)
         except Refused as reason:
-            run.roll.failed(profile, report.number, reason)
+            run.registry.failed(profile, report.number, reason)
             LOG.warning("round %d: node %s did not evaluate: %s", report.number, profile.name, reason)
         else:
             answers[profile.name] = metrics
             scratch.bytes_up += wire.size(validation.content(reply))
-            run.roll.answered(profile, state)
+            run.registry.answered(profile, state)
     report.bytes_down += scratch.bytes_down
     report.bytes_up += scratch.bytes_up
     report.parameters_down += scratch.parameters_down

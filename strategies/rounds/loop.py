@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from strategies.exchange.compatibility import problems as incompatibilities
-from strategies.exchange.federation import Federation, Round
+from strategies.exchange.federation import Federation, RoundReport
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import RunFailed, State
 from strategies.protocol import checkpoint, wire
@@ -21,7 +21,7 @@ from strategies.rounds import evaluation
 from strategies.rounds.defence import collapse
 from strategies.rounds.handshake.opening import open_run
 from strategies.rounds.run import Run
-from strategies.rounds.run_state import Session, resumed
+from strategies.rounds.run_state import RunState, resumed
 from strategies.rounds.training import train
 from task.config import TaskConfig
 from task.models.model import build
@@ -53,12 +53,12 @@ def run_federation(
     strategy.summary()
     if federation.resume and initial_arrays is not None:
         raise RunFailed("initial_arrays were given to a run that is resumed: it goes on from its own state")
-    kept, session = resumed(strategy.name, federation, num_rounds) if federation.resume else (None, Session())
-    opening = open_run(strategy, grid, config, federation, timeout, session)
-    run = Run(strategy, grid, opening, federation, session, num_rounds, timeout, evaluate_config, evaluate_fn)
+    kept, run_state = resumed(strategy.name, federation, num_rounds) if federation.resume else (None, RunState())
+    opening = open_run(strategy, grid, config, federation, timeout, run_state)
+    run = Run(strategy, grid, opening, federation, run_state, num_rounds, timeout, evaluate_config, evaluate_fn)
     if kept is None:
         state = _initial(run, initial_arrays)
-        session.rank = state.rank
+        run_state.rank = state.rank
     else:
         state = kept
     run.mechanism.start(state.tensors)
@@ -77,25 +77,25 @@ def _initial(run: Run, arrays: ArrayRecord | None) -> State:
     """The state that somebody handed over, or the strategy's own at the largest rank that anyone trains."""
     if arrays is not None:
         return wire.from_arrays(arrays)
-    rank = max(ticket.rank for ticket in run.roll.tickets(0, run.rounds).values())
+    rank = max(assignment.rank for assignment in run.registry.assignments(0, run.rounds).values())
     model = build(run.opening.base, run.opening.config, rank, "cpu")
     return run.strategy.initial(model)
 
 
 def _rounds(run: Run, state: State) -> Result:
     """From the first round of this process to the last, or to where the run has to end. Raises RunFailed."""
-    session, result = run.session, Result()
+    run_state, result = run.run_state, Result()
     limit = min(run.federation.max_failed_rounds, run.rounds)
-    if session.failures >= limit:  # it ended by them, and may now fail as often again
-        session.failures = 0
+    if run_state.failures >= limit:  # it ended by them, and may now fail as often again
+        run_state.failures = 0
     for number in range(run.first, run.rounds + 1):
         state, report = _round(run, number, state)
         state = _close(run, report, state, result)
         if report.rolled_back and (reason := collapse.hopeless(run)):
             raise RunFailed(f"round {number}: {report.rolled_back}; the run cannot go on: {reason}")
         over = bool(report.stopped) or number == run.rounds
-        if session.failures and (over or session.failures >= limit):
-            raise RunFailed(f"{session.failures} failed rounds in a row, the last because {report.failed}")
+        if run_state.failures and (over or run_state.failures >= limit):
+            raise RunFailed(f"{run_state.failures} failed rounds in a row, the last because {report.failed}")
         if over:
             break
     if report.stopped and number < run.rounds:
@@ -104,7 +104,7 @@ def _rounds(run: Run, state: State) -> Result:
     return result
 
 
-def _round(run: Run, number: int, state: State) -> tuple[State, Round]:
+def _round(run: Run, number: int, state: State) -> tuple[State, RoundReport]:
     """Train, and ask nodes for scores where that is due; in round 0 nothing is trained."""
     began = time.monotonic()
     state, report = train(run, number, state) if number else (state, run.report(number))
@@ -114,7 +114,7 @@ def _round(run: Run, number: int, state: State) -> tuple[State, Round]:
     return state, report
 
 
-def _close(run: Run, report: Round, state: State, result: Result) -> State:
+def _close(run: Run, report: RoundReport, state: State, result: Result) -> State:
     """After a round: score it on the server, report it, keep it. Returns the state to go on with."""
     report.privacy, report.stopped = run.mechanism.spent(), run.mechanism.exhausted()
     report.parameters = sum(tensor.numel() for tensor in state.tensors.values())
@@ -134,12 +134,12 @@ def _close(run: Run, report: Round, state: State, result: Result) -> State:
     return state
 
 
-def _keep(run: Run, report: Round, state: State) -> None:
+def _keep(run: Run, report: RoundReport, state: State) -> None:
     """What the next round, or another process, goes on with."""
-    session, folder = run.session, run.federation.checkpoint
-    session.round = report.number
-    session.failures = session.failures + 1 if report.failed else 0
+    run_state, folder = run.run_state, run.federation.checkpoint
+    run_state.round = report.number
+    run_state.failures = run_state.failures + 1 if report.failed else 0
     if folder is not None:
         about = {"round": report.number, "seed": run.federation.seed, "strategy": run.strategy.name}
-        checkpoint.save(folder / checkpoint.LAST, state, about | session.about())
+        checkpoint.save(folder / checkpoint.LAST, state, about | run_state.about())
         collapse.swept(run)

@@ -27,7 +27,7 @@ class Sent:
 
 
 @dataclass(frozen=True)
-class Parcel:
+class Payload:
     """Records that several messages share: encoded and measured once."""
 
     records: RecordDict
@@ -35,14 +35,14 @@ class Parcel:
     numbers: int = 0
 
     @classmethod
-    def of(cls, records: RecordDict, numbers: int = 0) -> "Parcel":
+    def of(cls, records: RecordDict, numbers: int = 0) -> "Payload":
         """Measure `records`, without the dictionary that holds them; `numbers` is how many parameters are in them."""
         return cls(records, wire.size(records) - wire.head(tuple(records)), numbers)
 
 
-def send(grid: Grid, node_id: int, kind: str, group: str, shared: Parcel, own: RecordDict | None = None) -> Sent:
+def send(grid: Grid, node_id: int, kind: str, group: str, shared: Payload, own: RecordDict | None = None) -> Sent:
     """Push one message with records that it shares with others and its own; its size is that of all of them."""
-    mine = Parcel.of(own or RecordDict())
+    mine = Payload.of(own or RecordDict())
     content = RecordDict({**shared.records, **mine.records})
     message = Message(content, dst_node_id=node_id, message_type=kind, group_id=group)
     ids = [message_id for message_id in grid.push_messages([message]) if message_id]

@@ -29,7 +29,7 @@ class Rest:
 
 
 @dataclass
-class Session:
+class RunState:
     """One run, from its opening to its end, over all processes that it takes. Nodes are named, as their ids change.
 
     Everything here is plain JSON values.
@@ -60,7 +60,7 @@ class Session:
         return {ABOUT: asdict(self)}
 
     @classmethod
-    def read(cls, about: dict[str, Any]) -> "Session":
+    def read(cls, about: dict[str, Any]) -> "RunState":
         """As a checkpoint said it. Raises KeyError, TypeError."""
         said = about[ABOUT]
         rests = {name: Rest(**rest) for name, rest in said["rests"].items()}
@@ -124,15 +124,15 @@ class Session:
         return node not in self.rests or self.rests[node].until <= round
 
 
-def resumed(strategy: str, federation: Federation, num_rounds: int) -> tuple[State, Session]:
+def resumed(strategy: str, federation: Federation, num_rounds: int) -> tuple[State, RunState]:
     """The state and the session that an earlier process of this run has left. Raises RunFailed."""
     if federation.checkpoint is None:
         raise RunFailed("nothing to resume: no folder of checkpoints is named")
     path = federation.checkpoint / checkpoint.LAST
     try:
         state, about = checkpoint.load(path)
-        session = Session.read(about)
-        session.find_privacy(federation.checkpoint)
+        run_state = RunState.read(about)
+        run_state.find_privacy(federation.checkpoint)
     except checkpoint.Damaged as error:
         raise RunFailed(f"cannot resume: {error}; {checkpoint.OTHERS}") from error
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -140,10 +140,10 @@ def resumed(strategy: str, federation: Federation, num_rounds: int) -> tuple[Sta
     for what, ours in (("strategy", strategy), ("seed", federation.seed)):
         if about[what] != ours:
             raise RunFailed(f"{path} is of a run with {what} {about[what]}, not {ours}")
-    if session.round >= num_rounds:
-        raise RunFailed(f"nothing left to do: {session.round} of {num_rounds} rounds are over; ask for more rounds")
-    LOG.info("resuming after round %d", session.round)
-    for node, reason in session.out.items():
+    if run_state.round >= num_rounds:
+        raise RunFailed(f"nothing left to do: {run_state.round} of {num_rounds} rounds are over; ask for more rounds")
+    LOG.info("resuming after round %d", run_state.round)
+    for node, reason in run_state.out.items():
         LOG.warning("node %s, %s, may take part again", node, reason)
-    session.out, session.collapses = {}, 0
-    return state, session
+    run_state.out, run_state.collapses = {}, 0
+    return state, run_state

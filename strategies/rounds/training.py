@@ -15,8 +15,8 @@ from flwr.app import Message
 from strategies.algebra.lowrank import truncated
 from strategies.algebra.tensors import Tensors
 from strategies.exchange import cohort, compatibility
-from strategies.exchange.federation import NodeLine, Round
-from strategies.exchange.types import Profile, Refused, State, Ticket, Update
+from strategies.exchange.federation import NodeReport, RoundReport
+from strategies.exchange.types import Assignment, Profile, Refused, State, Update
 from strategies.protocol import wire
 from strategies.rounds import messaging, validation
 from strategies.rounds.aggregation_error import Meter
@@ -29,18 +29,18 @@ from strategies.rounds.run import Run
 LOG = logging.getLogger("flwr")
 
 
-def train(run: Run, number: int, state: State) -> tuple[State, Round]:
+def train(run: Run, number: int, state: State) -> tuple[State, RoundReport]:
     """The new state and what happened. The state stays where too few replies are good. Raises RunFailed."""
     LOG.info("[ROUND %d/%d]", number, run.rounds)
     report = run.report(number)
-    run.roll.call(report)
-    report.resting = run.roll.resting(number)
-    tickets = run.roll.tickets(number, run.rounds, state)
-    lonely = Ticket(number, run.rounds, 0, state.rank)  # where nobody is there, a round may still be noise alone
-    widest = max(tickets.values(), key=lambda ticket: ticket.rank, default=lonely)
+    run.registry.call(report)
+    report.resting = run.registry.resting(number)
+    assignments = run.registry.assignments(number, run.rounds, state)
+    lonely = Assignment(number, run.rounds, 0, state.rank)  # where nobody is there, a round may still be noise alone
+    widest = max(assignments.values(), key=lambda assignment: assignment.rank, default=lonely)
     rank = widest.rank
     state = run.strategy.begin(state, number, rank)
-    minimum, there = run.federation.min_train_nodes, len(run.roll.present)
+    minimum, there = run.federation.min_train_nodes, len(run.registry.present)
     if there < minimum and not (run.mechanism.steadfast and run.mechanism.poisson):
         report.failed = f"{there} nodes are there, min-train-nodes is {minimum}"
         return state, report
@@ -49,12 +49,12 @@ def train(run: Run, number: int, state: State) -> tuple[State, Round]:
         report.failed = "no node that is there may train within its privacy budget"
         return state, report
     for profile in chosen:
-        tickets[profile.name] = replace(tickets[profile.name], noise=run.mechanism.ordered(profile.name))
-    rows = run.rows({profile.name: profile.num_examples for profile in run.roll.present})
-    turn = _Turn(run, state, tickets, widest, report, rows, _plausible(run))
+        assignments[profile.name] = replace(assignments[profile.name], noise=run.mechanism.ordered(profile.name))
+    rows = run.rows({profile.name: profile.num_examples for profile in run.registry.present})
+    turn = _Turn(run, state, assignments, widest, report, rows, _plausible(run))
     new = turn.combined(turn.updates(chosen))
     if not report.failed:
-        report.inexactness = turn.meter.read(truncated(new.tensors, rank), new.journal[len(state.journal) :])
+        report.aggregation_error = turn.meter.read(truncated(new.tensors, rank), new.journal[len(state.journal) :])
     return new, report
 
 
@@ -65,12 +65,12 @@ def _drawn(run: Run, number: int) -> list[Profile]:
     there, would tell who is not.
     """
     held = run.federation
-    awake = run.roll.awake(number, 0 if run.mechanism.poisson else held.min_train_nodes)
+    awake = run.registry.awake(number, 0 if run.mechanism.poisson else held.min_train_nodes)
     able = run.mechanism.able(awake, number)
     chosen = run.mechanism.cohort(able, number)
     if chosen is None:
         chosen = cohort.draw(able, held.fraction_train, held.min_train_nodes, held.seed, "train", number)
-    LOG.info("configure_train: Sampled %d nodes (out of %d)", len(chosen), len(run.roll.present))
+    LOG.info("configure_train: Sampled %d nodes (out of %d)", len(chosen), len(run.registry.present))
     run.mechanism.spend(able, chosen, number)
     if run.mechanism.ahead:
         run.remember_privacy()
@@ -81,7 +81,7 @@ def _plausible(run: Run) -> outliers.Plausible:
     """Under noise on the mean nothing is refused for its length: updates are clipped, and whether one counts must not
     depend on those of other nodes, which is what the account of privacy goes by."""
     factor = 0.0 if run.mechanism.silent else run.federation.outlier_factor
-    return outliers.Plausible(factor, run.session.lengths)
+    return outliers.Plausible(factor, run.run_state.lengths)
 
 
 @dataclass
@@ -90,9 +90,9 @@ class _Turn:
 
     run: Run
     state: State
-    tickets: dict[str, Ticket]
-    widest: Ticket
-    report: Round
+    assignments: dict[str, Assignment]
+    widest: Assignment
+    report: RoundReport
     rows: dict[str, int]  # that each node counts for at most
     judge: outliers.Plausible
     pulls: Pulls = field(default_factory=Pulls)
@@ -104,11 +104,11 @@ class _Turn:
         Nothing is sent before the first is asked for.
         """
         run, report = self.run, self.report
-        pairs = [(profile, self.tickets[profile.name]) for profile in chosen]
+        pairs = [(profile, self.assignments[profile.name]) for profile in chosen]
         told = run.mechanism.announced(len(pairs))
         sent = run.dispatch.send("train", report.number, self.state, pairs, report, told)
         arrivals = messaging.replies(run.grid, sent, time.monotonic() + run.timeout)
-        doubtful: list[tuple[Profile, NodeLine, outliers.Lengths]] = []
+        doubtful: list[tuple[Profile, NodeReport, outliers.Lengths]] = []
         with Spool() as waiting:
             for profile, line, (_, reply) in zip(chosen, report.nodes, arrivals, strict=True):
                 try:
@@ -136,18 +136,18 @@ class _Turn:
         lengths = self.run.strategy.lengths(self.state, update)
         return {f"{name}/{moved}": length / root for name, length in lengths.items()}
 
-    def _dropped(self, profile: Profile, line: NodeLine, reason: Refused) -> None:
+    def _dropped(self, profile: Profile, line: NodeReport, reason: Refused) -> None:
         line.refused = str(reason)
         LOG.warning("round %d: dropped the reply of node %s: %s", self.report.number, profile.name, reason)
-        self.run.roll.refused(profile, self.tickets[profile.name], reason)
+        self.run.registry.refused(profile, self.assignments[profile.name], reason)
 
-    def _believed(self, profile: Profile, line: NodeLine, update: Update, lengths: outliers.Lengths) -> Update:
+    def _believed(self, profile: Profile, line: NodeReport, update: Update, lengths: outliers.Lengths) -> Update:
         """A good update, as it goes into the mean."""
         self.judge.believe(lengths)
         self._noted(profile, line, update)
         return self.run.mechanism.admitted(update)
 
-    def _admitted(self, profile: Profile, line: NodeLine, reply: Message | None) -> Update:
+    def _admitted(self, profile: Profile, line: NodeReport, reply: Message | None) -> Update:
         """The update in a reply. Raises Refused."""
         run, report = self.run, self.report
         if cohort.drops_out(profile, run.federation.dropout, run.federation.seed, report.number):
@@ -155,20 +155,22 @@ class _Turn:
         if reply is not None and not reply.has_error():
             line.bytes_up = wire.size(reply.content)
             report.bytes_up += line.bytes_up
-        ticket = self.tickets[profile.name]
-        update = validation.admit_update(run.strategy, reply, profile.name, ticket, self.state, profile.num_examples)
+        assignment = self.assignments[profile.name]
+        update = validation.validate_update(
+            run.strategy, reply, profile.name, assignment, self.state, profile.num_examples
+        )
         run.check(reply, line, self.state)
         metrics = row_limits.counted(update.metrics, self.rows[profile.name])
         return replace(update, weight=float(metrics["num-examples"]), metrics=metrics)
 
-    def _noted(self, profile: Profile, line: NodeLine, update: Update) -> None:
+    def _noted(self, profile: Profile, line: NodeReport, update: Update) -> None:
         """What a good update tells, as far as privacy lets it."""
         run, silent = self.run, self.run.mechanism.silent
         line.metrics = {} if silent else dict(update.metrics)
         self.report.parameters_up += sum(delta.numel() for delta in update.delta.values())
-        run.roll.answered(profile, self.state)
-        if update.ticket.rank != self.tickets[profile.name].rank:
-            run.roll.lower(profile, update.ticket.rank)
+        run.registry.answered(profile, self.state)
+        if update.assignment.rank != self.assignments[profile.name].rank:
+            run.registry.lower(profile, update.assignment.rank)
         if not silent and run.federation.collapse_factor:
             view = run.strategy.comparable(self.state, update)
             self.pulls.see(profile.name, update.weight, view, self._shapes)
@@ -192,7 +194,7 @@ class _Turn:
         left_out = {line.node for line in report.nodes if line.refused}
         for node, pull in self.pulls.read().items():
             if node not in left_out:
-                self.run.session.pulled(node, pull)
+                self.run.run_state.pulled(node, pull)
         return new
 
     def _followed(self, updates: Iterator[Update]) -> State:
@@ -242,7 +244,7 @@ class _Turn:
         return verdict.state
 
     def _metered(self, update: Update) -> None:
-        if self.state.rank and not self.run.strategy.personal and not self.run.mechanism.silent:
+        if self.state.rank and not self.run.strategy.personalized and not self.run.mechanism.silent:
             self.meter.see(self.run.strategy.trained(self.state, update), update.weight)
 
     def _shortage(self, good: int) -> str:

@@ -14,13 +14,13 @@ from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import (
     MAX_ROWS,
     Absent,
+    Assignment,
     LacksBase,
     Metrics,
     Outgrown,
     OutOfMemory,
     Refused,
     State,
-    Ticket,
     Update,
 )
 from strategies.exchange.wrapper import Wrapper
@@ -44,23 +44,23 @@ LONGEST_REASON = 100_000  # characters of an error that are looked at
 SHOWN = 3  # names that a reason lists before it says how many more there are
 
 
-def admit_update(
-    strategy: Strategy, message: Message | None, node: str, ticket: Ticket, state: State, rows: int = MAX_ROWS
+def validate_update(
+    strategy: Strategy, message: Message | None, node: str, assignment: Assignment, state: State, rows: int = MAX_ROWS
 ) -> Update:
-    """The update in a reply to `ticket`, whose node started from its share of `state` and has said that it has `rows`
-    rows. Raises Refused."""
+    """Return the update in a reply to `assignment`, whose node started from its share of `state` and has said that it
+    has `rows` rows. Raises Refused."""
     records = content(message)
     if strange := sorted(records.keys() - RECORDS):
         raise Refused(f"record {_some(strange)} not asked for")
     if LacksBase.RECORD in records.config_records:
         raise LacksBase("it has lost the base, and is asked again what it has")
     if (ran_out := records.config_records.get(OutOfMemory.RECORD)) is not None:
-        raise OutOfMemory(f"out of memory at rank {ticket.rank}: {plain_reason(str(ran_out.get('said', '')))}")
-    metrics = _answering(records, ticket.round, rows)
-    ticket = _lowered(ticket, metrics.pop("rank", ticket.rank), strategy.prunes)
-    expected = truncated(strategy.expected(state, ticket), ticket.rank)
+        raise OutOfMemory(f"out of memory at rank {assignment.rank}: {plain_reason(str(ran_out.get('said', '')))}")
+    metrics = _answering(records, assignment.round, rows)
+    assignment = _lowered(assignment, metrics.pop("rank", assignment.rank), strategy.prunes)
+    expected = truncated(strategy.expected(state, assignment), assignment.rank)
     delta = _unwrapped(strategy.wrappers, records, expected)
-    update = Update(node, ticket, delta, float(metrics["num-examples"]), metrics)
+    update = Update(node, assignment, delta, float(metrics["num-examples"]), metrics)
     if reason := strategy.refusal(state, update):
         raise Refused(reason)
     for wrapper in strategy.wrappers:
@@ -69,7 +69,7 @@ def admit_update(
     return update
 
 
-def admit_scores(message: Message | None, wanted: Collection[str], round: int, rows: int = MAX_ROWS) -> Metrics:
+def validate_scores(message: Message | None, wanted: Collection[str], round: int, rows: int = MAX_ROWS) -> Metrics:
     """The metrics of a node that has scored the state of `round` on some of its `rows`, those `wanted` among them.
     Raises Refused."""
     metrics = _answering(content(message), round, rows)
@@ -113,14 +113,14 @@ def _answering(records: RecordDict, round: int, rows: int) -> Metrics:
     return metrics
 
 
-def _lowered(ticket: Ticket, rank: int | float, prunes: bool) -> Ticket:
+def _lowered(assignment: Assignment, rank: int | float, prunes: bool) -> Assignment:
     """The ticket with the rank that the node says its update has."""
-    if rank != ticket.rank and not (prunes and type(rank) is int and 0 < rank <= ticket.rank):
-        raise Refused(f"its rank is {rank}, its ticket says {ticket.rank}")
-    return replace(ticket, rank=int(rank))
+    if rank != assignment.rank and not (prunes and type(rank) is int and 0 < rank <= assignment.rank):
+        raise Refused(f"its rank is {rank}, its ticket says {assignment.rank}")
+    return replace(assignment, rank=int(rank))
 
 
-def admit_metrics(message: Message | None) -> Metrics:
+def validate_metrics(message: Message | None) -> Metrics:
     """The metrics in a reply that carries nothing else. Raises Refused."""
     metrics = _metrics(content(message).metric_records.get("metrics"))
     metrics.pop(INSTALLED, None)
@@ -173,14 +173,14 @@ def _unwrapped(chain: tuple[Wrapper, ...], records: RecordDict, expected: Tensor
     each time that one of them is undone."""
     forms: list[Mapping[str, torch.Tensor]] = [expected]
     for wrapper in chain:
-        forms.append(wrapper.form(forms[-1]))
+        forms.append(wrapper.encoded_spec(forms[-1]))
     state = wire.unpack(records, wire.index_limit(forms[-1]))
-    if state.journal or state.since or state.ground:
+    if state.journal or state.since or state.base_weights:
         raise Refused("an update has no journal")
     sent = state.tensors
     _check_tensors(sent, forms.pop())
     for wrapper, like in zip(reversed(chain), reversed(forms), strict=True):
-        sent = wrapper.incoming(sent, like)
+        sent = wrapper.decode(sent, like)
         _check_tensors(sent, like)
     return sent
 

@@ -80,7 +80,7 @@ class CentralPrivacy(Wrapper):
         if (self.private or self.quantile) and not self.clip:
             what = "noise" if self.private else "a quantile"
             found.append(f"central-privacy.clip = 0 does not bound updates, and {what} needs a bound: set it above 0")
-        if self.private and strategy.personal:
+        if self.private and strategy.personalized:
             found.append(
                 f"strategy = '{strategy.name}' leaves tensors on the nodes, which central-privacy does not protect"
             )
@@ -158,7 +158,7 @@ class CentralMechanism(Mechanism):
     def admitted(self, update: Update) -> Update:
         delta = clipped(update.delta, self.clip)
         self._within += 0.5 if delta is update.delta else -0.5
-        return Update(update.node, update.ticket, delta, 1.0)
+        return Update(update.node, update.assignment, delta, 1.0)
 
     def combined(self, mean: Tensors, good: int, like: Mapping[str, torch.Tensor]) -> Tensors:
         count, noise = self._noises()

@@ -16,7 +16,7 @@ from strategies.exchange.federation import Federation
 from strategies.exchange.node_accounts import NodeAccounts
 from strategies.exchange.node_privacy import NodePrivacy
 from strategies.exchange.privacy import Mechanism, Plan, scored_by_nodes
-from strategies.exchange.types import Ticket
+from strategies.exchange.types import Assignment
 from strategies.exchange.wrapper import Wrapper
 from task.config import TaskConfig
 from task.training.batches import steps_of
@@ -64,12 +64,12 @@ class ExamplePrivacy(NodePrivacy):
         """What a step on so many rows releases, with `noise` in clips, and how many steps a message is made of."""
         return Release(noise, min(1.0, config.batch_size / max(rows, 1))), steps_of(config, rows)
 
-    def training(self, trainer: Trainer, ticket: Ticket, kept: Tensors) -> Trainer:
+    def training(self, trainer: Trainer, assignment: Assignment, client_state: Tensors) -> Trainer:
         if not self.clip:
             return trainer
         from task.training.dp_sgd import PrivateSteps
 
-        release, steps = self.release(trainer.config, len(trainer.rows), self.noise_of(ticket))
+        release, steps = self.release(trainer.config, len(trainer.rows), self.noise_of(assignment))
         return replace(trainer, private=PrivateSteps(release.noise, self.clip, release.rate, steps))
 
     def mechanism(self, plan: Plan) -> Mechanism | None:

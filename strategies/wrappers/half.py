@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.types import Ticket
+from strategies.exchange.types import Assignment
 from strategies.exchange.wrapper import Wrapper
 from task.schema import option
 
@@ -22,16 +22,16 @@ class Half(Wrapper):
 
     dtype: str = option("bfloat16", choices=("bfloat16", "float16"))
 
-    def outgoing(self, update: Tensors, ticket: Ticket, kept: Tensors) -> Tensors:
+    def encode(self, update: Tensors, assignment: Assignment, client_state: Tensors) -> Tensors:
         return {name: t.to(self._narrow) if t.dtype in WIDE else t for name, t in update.items()}
 
-    def form(self, like: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    def encoded_spec(self, like: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         return {
             n: torch.empty(t.shape, dtype=self._narrow, device="meta") if t.dtype in WIDE else t
             for n, t in like.items()
         }
 
-    def incoming(self, sent: Tensors, like: Mapping[str, torch.Tensor]) -> Tensors:
+    def decode(self, sent: Tensors, like: Mapping[str, torch.Tensor]) -> Tensors:
         return {name: t.to(like[name].dtype) for name, t in sent.items()}
 
     @property

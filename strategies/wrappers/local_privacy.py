@@ -22,7 +22,7 @@ from strategies.exchange.federation import Federation
 from strategies.exchange.node_accounts import Account, NodeAccounts
 from strategies.exchange.node_privacy import NodePrivacy
 from strategies.exchange.privacy import Mechanism, Plan, scored_by_nodes
-from strategies.exchange.types import Ticket
+from strategies.exchange.types import Assignment
 from strategies.exchange.wrapper import Wrapper
 from task.config import TaskConfig
 from task.schema import ConfigError
@@ -46,7 +46,7 @@ class LocalPrivacy(NodePrivacy):
         found = []
         if self.silent and not self.clip:
             found.append("local-privacy.clip = 0 does not bound updates, and noise needs a bound: set it above 0")
-        if self.silent and strategy.personal:
+        if self.silent and strategy.personalized:
             found.append(f"strategy = '{strategy.name}' is scored by its nodes, which local-privacy does not protect")
         return found
 
@@ -63,10 +63,10 @@ class LocalPrivacy(NodePrivacy):
         """What a message releases, with `noise` in clips, and how often."""
         return Release(noise / CLIPS), 1
 
-    def outgoing(self, update: Tensors, ticket: Ticket, kept: Tensors) -> Tensors:
+    def encode(self, update: Tensors, assignment: Assignment, client_state: Tensors) -> Tensors:
         if not self.clip:
             return update
-        noise = self.noise_of(ticket)
+        noise = self.noise_of(assignment)
         if whole := [name for name, tensor in update.items() if not tensor.is_floating_point()]:
             raise ValueError(f"local-privacy cannot clip tensors of whole numbers, such as '{whole[0]}'")
         sent = clipped(update, self.clip)

@@ -16,7 +16,7 @@ import torch
 from strategies.algebra.quantiser import MULTIPLE, blocks, packed, quantised, restored, uniform, unpacked
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.compression import Compression
-from strategies.exchange.types import Refused, Ticket
+from strategies.exchange.types import Assignment, Refused
 from strategies.exchange.wrapper import Wrapper
 from strategies.wrappers.half import Half
 from task.schema import option
@@ -49,11 +49,11 @@ class Quantize(Compression):
             found.append("wrappers: 'half' before 'quantize' rounds twice and saves nothing: leave it out")
         return found
 
-    def encoded(self, wanted: Tensors, like: Mapping[str, torch.Tensor], ticket: Ticket) -> Tensors:
+    def encoded(self, wanted: Tensors, like: Mapping[str, torch.Tensor], assignment: Assignment) -> Tensors:
         sent, chosen = _split(wanted)
         if not chosen:
             return sent
-        seed = derive(ticket.seed, "quantize")
+        seed = derive(assignment.seed, "quantize")
         parts = [
             quantised(
                 tensor.reshape(-1),
@@ -66,7 +66,7 @@ class Quantize(Compression):
         levels, scales = (torch.cat(column) for column in zip(*parts, strict=True))
         return sent | {LEVELS: packed(levels) if self.bits == 4 else levels, SCALES: scales}
 
-    def form(self, like: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    def encoded_spec(self, like: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         others, chosen = _split(like)
         if not chosen:
             return like
@@ -78,7 +78,7 @@ class Quantize(Compression):
             SCALES: torch.empty(scales, dtype=torch.float32, device="meta"),
         }
 
-    def incoming(self, sent: Tensors, like: Mapping[str, torch.Tensor]) -> Tensors:
+    def decode(self, sent: Tensors, like: Mapping[str, torch.Tensor]) -> Tensors:
         update, chosen = _split(like)
         update = {name: sent[name] for name in update}
         if not chosen:

@@ -17,7 +17,7 @@ import torch
 from strategies.algebra.sparse import code_form, coded, decoded, largest
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.compression import Compression
-from strategies.exchange.types import Refused, Ticket
+from strategies.exchange.types import Assignment, Refused
 from task.schema import option
 
 VALUES, PLACES = "top-k/values", "top-k/places"
@@ -30,9 +30,9 @@ class TopK(Compression):
 
     fraction: float = option(0.1, low=1e-6, high=1.0)
 
-    cumulative = False
+    additive_across_rounds = False
 
-    def encoded(self, wanted: Tensors, like: Mapping[str, torch.Tensor], ticket: Ticket) -> Tensors:
+    def encoded(self, wanted: Tensors, like: Mapping[str, torch.Tensor], assignment: Assignment) -> Tensors:
         plan = _Plan.of(like, self.fraction)
         if plan.whole:
             return {name: tensor.to(like[name].dtype) for name, tensor in wanted.items()}
@@ -41,7 +41,7 @@ class TopK(Compression):
         others = {name: tensor for name, tensor in wanted.items() if name not in plan.names}
         return others | {VALUES: flat[places].to(plan.dtype), PLACES: coded(places, plan.total)}
 
-    def form(self, like: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    def encoded_spec(self, like: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         plan = _Plan.of(like, self.fraction)
         if plan.whole:
             return like
@@ -51,7 +51,7 @@ class TopK(Compression):
             PLACES: torch.empty(length, dtype=dtype, device="meta"),
         }
 
-    def incoming(self, sent: Tensors, like: Mapping[str, torch.Tensor]) -> Tensors:
+    def decode(self, sent: Tensors, like: Mapping[str, torch.Tensor]) -> Tensors:
         plan = _Plan.of(like, self.fraction)
         if plan.whole:
             return sent

@@ -1,4 +1,4 @@
-"""The outline of data: what is known of it without a model, and how the store keeps that."""
+"""The data index: what is known of data without a model, and how the store keeps that."""
 
 import json
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Outline:
+class DataIndex:
     """What is known of the data without a model.
 
     `key` is its name in the store. `sites` are the names of natural clients, by the numbers in `Part.ids`. `notices`
@@ -49,26 +49,26 @@ class Outline:
         return self.parts["train"]
 
 
-def write_outline(folder: Path, outline: Outline) -> None:
-    """Keep an outline in a folder, an array a file."""
-    parts = outline.parts
+def write_index(folder: Path, data_index: DataIndex) -> None:
+    """Keep an index in a folder, an array a file."""
+    parts = data_index.parts
     for name, part in parts.items():
         for field in ("rows", "labels", "ids"):
             if (values := getattr(part, field)) is not None:
                 np.save(folder / f"{name}-{field}.npy", values)
     splits = {name: part.split for name, part in parts.items()}
     counts = {name: len(part) for name, part in parts.items()}
-    words = {"labels": outline.labels, "sites": outline.sites, "notices": outline.notices}
-    (folder / "outline.json").write_text(json.dumps({**words, "splits": splits, "rows": counts}))
+    words = {"labels": data_index.labels, "sites": data_index.sites, "notices": data_index.notices}
+    (folder / "index.json").write_text(json.dumps({**words, "splits": splits, "rows": counts}))
 
 
 @lru_cache(maxsize=4)  # every message to every simulated node asks; what is under a key never changes
-def read_outline(folder: Path, key: str) -> Outline:
-    """What `write_outline` kept, mapped into memory."""
-    found = json.loads((folder / "outline.json").read_text())
+def read_index(folder: Path, key: str) -> DataIndex:
+    """What `write_index` kept, mapped into memory."""
+    found = json.loads((folder / "index.json").read_text())
     parts = {}
     for name, split in found["splits"].items():
         ids = folder / f"{name}-ids.npy"
         rows, labels = (mapped(folder / f"{name}-{field}.npy") for field in ("rows", "labels"))
         parts[name] = Part(split, rows, labels, mapped(ids) if ids.exists() else None)
-    return Outline(key, tuple(found["labels"]), parts, tuple(found["sites"]), tuple(found["notices"]))
+    return DataIndex(key, tuple(found["labels"]), parts, tuple(found["sites"]), tuple(found["notices"]))

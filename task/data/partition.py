@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from task.config import TaskConfig
-from task.data.index import Outline
+from task.data.index import DataIndex
 from task.data.rows import mapped
 from task.seeds import derive
 from task.storage.store import Store, recipe_hash
@@ -33,7 +33,7 @@ class SplitError(ValueError):
         self.public = message
 
 
-def partition(config: TaskConfig, plan: Outline, num_partitions: int, store: Store) -> Sequence[Positions]:
+def partition(config: TaskConfig, plan: DataIndex, num_partitions: int, store: Store) -> Sequence[Positions]:
     """Sorted positions in the train part of every partition: disjoint, none empty; mapped into memory, not to be
     written.
 
@@ -42,7 +42,7 @@ def partition(config: TaskConfig, plan: Outline, num_partitions: int, store: Sto
     data = config.data
     settings = [data.partitioner, data.alpha, data.min_partition_size, data.shards_per_node, config.seed]
     key = recipe_hash([_EDITION, num_partitions, settings, plan.key])
-    with store.made("splits", key, f"{num_partitions} parts, {data.partitioner}, of outline {plan.key}") as folder:
+    with store.made("splits", key, f"{num_partitions} parts, {data.partitioner}, of data index {plan.key}") as folder:
         if folder is not None:
             parts = _divide(config, plan.train.labels, plan.train.ids, num_partitions)
             np.save(folder / "positions.npy", np.concatenate(parts))
@@ -55,7 +55,7 @@ def _kept(folder: Path) -> tuple[Positions, ...]:
     return tuple(np.split(mapped(folder / "positions.npy"), mapped(folder / "ends.npy")[:-1]))
 
 
-def node_names(config: TaskConfig, plan: Outline, parts: Sequence[Positions]) -> list[str]:
+def node_names(config: TaskConfig, plan: DataIndex, parts: Sequence[Positions]) -> list[str]:
     """Return what simulated nodes are called: by their site, where the split goes by sites and each has a node of its
     own, else by their number."""
     numbers = [str(node) for node in range(len(parts))]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from task.config import BY_LABEL, TaskConfig
 from task.data.encoding.completions import Columns
 from task.data.encoding.texts import blank
-from task.data.index import Outline, Part
+from task.data.index import DataIndex, Part
 from task.data.labels import alike, category_names, check_few, label_codes, label_names
 from task.data.raw import DataError, Raw
 from task.data.request import Reading, Source
@@ -34,7 +34,7 @@ class Found:
     notices: tuple[str, ...]
 
 
-def parts_of(config: TaskConfig, source: Source) -> Outline:
+def parts_of(config: TaskConfig, source: Source) -> DataIndex:
     """Return the three parts: from their own splits, or cut from train."""
     data = config.data
     splits, said = _splits(config, source)
@@ -55,7 +55,7 @@ def parts_of(config: TaskConfig, source: Source) -> Outline:
     if not len(parts["train"]):
         raise DataError(f"{source.name}: {len(every)} rows in '{splits['train']}' leave none to train on")
     limited = {name: _limited(parts[name], limits[name], name) for name in PARTS}
-    return Outline("", names, limited, train.sites, tuple(dict.fromkeys(notices)))
+    return DataIndex("", names, limited, train.sites, tuple(dict.fromkeys(notices)))
 
 
 def _splits(config: TaskConfig, source: Source) -> tuple[dict[str, str], list[str]]:

@@ -1,6 +1,6 @@
 """From a configured source to prepared rows. Each step is made once and kept in the store.
 
-`outline` needs no model: which rows are train, validation and test, and what their labels are. `prepare`
+`data_index` needs no model: which rows are train, validation and test, and what their labels are. `prepare`
 adds the model's inputs, encoded for the base in a folder. The second time, either is a few small files and
 memory maps.
 """
@@ -17,7 +17,7 @@ from task.config import TaskConfig
 from task.data.encoding.completions import CompletionEncoder
 from task.data.encoding.images import ImageEncoder
 from task.data.encoding.texts import TextEncoder
-from task.data.index import Outline, Part, read_outline, write_outline
+from task.data.index import DataIndex, Part, read_index, write_index
 from task.data.parts import columns_of, found_in, has_labels, input_columns, parts_of, reading_of, share
 from task.data.raw import DataError
 from task.data.request import Reading
@@ -29,14 +29,14 @@ from task.storage.store import Store, recipe_hash
 
 __all__ = [
     "DataError",
-    "Outline",
+    "DataIndex",
     "Part",
     "Parts",
     "Rows",
     "columns_of",
+    "data_index",
     "holdout",
-    "outline",
-    "outline_file",
+    "index_file",
     "prepare",
     "prepare_file",
 ]
@@ -56,16 +56,16 @@ class Parts:
     notices: tuple[str, ...] = ()
 
 
-# ------------------------------------------------------------------------------------------------ outline
-def outline(config: TaskConfig, store: Store) -> Outline:
+# ------------------------------------------------------------------------------------------------ data index
+def data_index(config: TaskConfig, store: Store) -> DataIndex:
     """The parts of `data.name` and the label names. Random choices are the same for every seed of a run.
 
     Raises DataError for a source, split or column that does not exist, and for labels that cannot be read.
     """
-    return _task_outline(config, store, _source(config))
+    return _task_index(config, store, _source(config))
 
 
-def _task_outline(config: TaskConfig, store: Store, source: Source) -> Outline:
+def _task_index(config: TaskConfig, store: Store, source: Source) -> DataIndex:
     data = config.data
     splits = [data.train_split, data.validation_split, data.test_split]
     sizes = [
@@ -75,34 +75,34 @@ def _task_outline(config: TaskConfig, store: Store, source: Source) -> Outline:
         data.validation_rows,
         data.test_rows,
     ]
-    return _outline(store, source, config, [splits, sizes], lambda: parts_of(config, source))
+    return _index(store, source, config, [splits, sizes], lambda: parts_of(config, source))
 
 
-def outline_file(
+def index_file(
     config: TaskConfig, store: Store, path: str | Path, labels: Sequence[str] = (), most_labels: int = 0
-) -> Outline:
+) -> DataIndex:
     """The one part `train` of a node's own file or folder; its labels, if a classifier is tuned, must be among `labels`
     (empty: any), and no more than `most_labels` (0: any number), as `labels.check_few` says.
 
-    Raises DataError as `outline` does.
+    Raises DataError as `data_index` does.
     """
-    return _own_outline(config, store, _own(config, path), labels, most_labels)
+    return _own_index(config, store, _own(config, path), labels, most_labels)
 
 
-def _own_outline(
+def _own_index(
     config: TaskConfig, store: Store, source: Source, labels: Sequence[str], most_labels: int = 0
-) -> Outline:
+) -> DataIndex:
     config = replace(config, data=replace(config.data, partitioner="none"))  # nobody divides a node's own rows
 
-    def parts() -> Outline:
+    def parts() -> DataIndex:
         splits = list(source.splits())
         asked = config.data.train_split
         split = splits[0] if len(splits) == 1 else called(asked, splits, source.name) or asked
         found = found_in(config, source, split, labels, most_labels)
-        return Outline("", found.labels, {"train": found.part}, notices=found.notices)
+        return DataIndex("", found.labels, {"train": found.part}, notices=found.notices)
 
     choices = [config.data.train_split, list(labels), *([most_labels] if most_labels else [])]
-    return _outline(store, source, config, choices, parts)
+    return _index(store, source, config, choices, parts)
 
 
 def _source(config: TaskConfig) -> Source:
@@ -114,32 +114,32 @@ def _own(config: TaskConfig, path: str | Path) -> Source:
     return open_source(place, train_split=config.data.train_split, public="the node's own data cannot be read")
 
 
-def _outline(
+def _index(
     store: Store,
     source: Source,
     config: TaskConfig,
     choices: object,
-    parts: Callable[[], Outline],
-) -> Outline:
+    parts: Callable[[], DataIndex],
+) -> DataIndex:
     data, label_column = config.data, config.data.label_column if has_labels(config) else ""
     columns = [*input_columns(config), label_column, data.id_column, data.labels]
     written = [data.delimiter, data.encoding, data.skip_empty]
     key = recipe_hash([_EDITION, config.task.kind, source.stamp(), columns, written, choices])
-    with store.made("outlines", key, source.name) as folder:
+    with store.made("indexes", key, source.name) as folder:
         if folder is not None:
-            write_outline(folder, parts())
-    return read_outline(store.path("outlines", key), key)
+            write_index(folder, parts())
+    return read_index(store.path("indexes", key), key)
 
 
 # ------------------------------------------------------------------------------------------------ inputs
 def prepare(config: TaskConfig, base: Path, store: Store) -> Parts:
     """Train, validation and test rows, ready for the model whose files are in folder `base`.
 
-    Raises DataError where `outline` does, for inputs that cannot be encoded, and where the base
+    Raises DataError where `data_index` does, for inputs that cannot be encoded, and where the base
     does not say how.
     """
     source = _source(config)
-    plan = _task_outline(config, store, source)
+    plan = _task_index(config, store, source)
     rows, notices = _prepared(config, base, store, source, plan)
     return Parts(rows["train"], rows["validation"], rows["test"], plan.labels, plan.notices + notices)
 
@@ -147,15 +147,15 @@ def prepare(config: TaskConfig, base: Path, store: Store) -> Parts:
 def prepare_file(
     config: TaskConfig, base: Path, store: Store, path: str | Path, labels: Sequence[str], most_labels: int = 0
 ) -> Rows:
-    """The rows of a node's own file or folder. Raises DataError as `outline_file` and `prepare` do."""
+    """The rows of a node's own file or folder. Raises DataError as `index_file` and `prepare` do."""
     source = _own(config, path)
-    plan = _own_outline(config, store, source, labels, most_labels)
+    plan = _own_index(config, store, source, labels, most_labels)
     rows, notices = _prepared(config, base, store, source, plan)
     return replace(rows["train"], notices=notices)
 
 
 def _prepared(
-    config: TaskConfig, base: Path, store: Store, source: Source, plan: Outline
+    config: TaskConfig, base: Path, store: Store, source: Source, plan: DataIndex
 ) -> tuple[dict[str, Rows], tuple[str, ...]]:
     """The rows of every part, and what is to be said of their inputs."""
     encoder = _encoder(config, base, isinstance(source, Digits))
@@ -172,7 +172,7 @@ def _prepared(
     return rows, tuple(json.loads((place / NOTICES).read_text()))
 
 
-def _encode(folder: Path, encoder: Any, source: Source, plan: Outline, reading: Reading) -> None:
+def _encode(folder: Path, encoder: Any, source: Source, plan: DataIndex, reading: Reading) -> None:
     notices: list[str] = []
     for split in dict.fromkeys(part.split for part in plan.parts.values()):
         raw = read_split(source, split, reading)

@@ -35,11 +35,11 @@ class TunedModel:
     trained: dict[str, torch.Tensor] = field(default_factory=dict)  # what the tuning trains
     frozen: dict[str, torch.Tensor] = field(default_factory=dict)  # the other weights of the base
     transposed: frozenset[str] = frozenset()  # names of linear layers' weights that are inputs x outputs
-    fresh: dict[str, torch.Tensor] = field(default_factory=dict)  # what `reset` has needed so far
-    mark: str = ""  # how far a journal has changed what the model stands on; empty: it is the base
+    initial_values: dict[str, torch.Tensor] = field(default_factory=dict)  # what `reset` has needed so far
+    position: str = ""  # how far a journal has changed what the model stands on; empty: it is the base
     changed: set[str] = field(default_factory=set)  # frozen weights that were written since
-    shifted: set[str] = field(default_factory=set)  # names whose ground was asked for, to be changed
-    beside: dict[str, torch.Tensor] = field(default_factory=dict)  # what else a journal leads, such as a momentum
+    journaled: set[str] = field(default_factory=set)  # names whose ground was asked for, to be changed
+    replay_state: dict[str, torch.Tensor] = field(default_factory=dict)  # what else a journal leads, such as a momentum
     untouched: bool = False  # are the trained tensors still as they were built?
     notices: tuple[str, ...] = ()  # what a person should know of the base and how it was read, a sentence each
 
@@ -57,21 +57,21 @@ class TunedModel:
         """Put back what training began with: values of the base, and the seeded fresh ones."""
         wanted = set(names)
         self._remember(wanted)
-        self.write({name: self.fresh[name] for name in wanted})
+        self.write({name: self.initial_values[name] for name in wanted})
 
-    def ground(self, name: str) -> torch.Tensor:
+    def base_weight(self, name: str) -> torch.Tensor:
         """What the model stands on, to be changed in place: a frozen weight, or what a trained one is reset to, in
         float32 where the model itself has 16 bits."""
-        self.shifted.add(name)
+        self.journaled.add(name)
         if name in self.frozen:
             return self.frozen[name].data
         self._remember({name})
-        return self.fresh[name]
+        return self.initial_values[name]
 
     def shift(self, name: str, change: torch.Tensor) -> None:
         """Add to what the model stands on: in float64 on the CPU, so that every machine rounds alike, and once."""
-        ground = self.ground(name)
-        ground.copy_(ground.cpu().double() + change.cpu())
+        base_weights = self.base_weight(name)
+        base_weights.copy_(base_weights.cpu().double() + change.cpu())
 
     def shift_product(self, name: str, product: torch.Tensor) -> None:
         """Add an outputs x inputs matrix to a linear layer's weight that the model stands on, as `shift` does."""
@@ -88,9 +88,11 @@ class TunedModel:
 
     def _remember(self, names: set[str]) -> None:
         """Fresh values are copied, or built again where training has begun, when they are first asked for, and kept."""
-        if names - self.fresh.keys():
+        if names - self.initial_values.keys():
             built = self.trained if self.untouched else build(self.base, self.config, self.rank, "cpu").trained
-            self.fresh = {name: _master(tensor, self.device) for name, tensor in built.items()} | self.fresh
+            self.initial_values = {
+                name: _master(tensor, self.device) for name, tensor in built.items()
+            } | self.initial_values
 
 
 def _master(tensor: torch.Tensor, device: str) -> torch.Tensor:

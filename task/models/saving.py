@@ -146,7 +146,7 @@ def _named(folder: Path, name: str) -> str:
 
 def _ground(model: "TunedModel", folder: Path, base_name: str) -> str:
     """Where the base is: it is written beside where the frozen weights are no longer those of the base."""
-    if not (model.mark or model.changed):
+    if not (model.position or model.changed):
         return base_name
     place = folder / GROUND
     _plain(model, model.frozen).save_pretrained(place)  # type: ignore[operator]

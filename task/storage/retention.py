@@ -15,7 +15,7 @@ from task.storage import seal
 from task.storage.store import Store
 
 LOG = logging.getLogger("flwr")
-ROWS = ("data", "outlines", "splits")  # kinds that are made again from what is still there
+ROWS = ("data", "indexes", "splits")  # kinds that are made again from what is still there
 LIMIT = 64 * 10**9  # bytes of such rows in a store that has no limit of its own
 RECENT = 3600  # seconds for which what was used stays: another process may just be about to read it
 

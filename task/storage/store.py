@@ -24,7 +24,7 @@ from task.storage import seal
 from task.storage.room import is_full, sentence
 
 LOG = logging.getLogger("flwr")
-USED = ("bases", "data", "embedded", "outlines", "splits")  # kinds of which it is noted when they were last used
+USED = ("bases", "data", "embedded", "indexes", "splits")  # kinds of which it is noted when they were last used
 
 
 class StoreError(OSError):

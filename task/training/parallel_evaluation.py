@@ -13,7 +13,7 @@ Batch = TypeVar("Batch")
 Score = tuple[float, ...]
 
 
-def side_by_side(score: Callable[[Batch], Score], batches: Iterable[Batch], at_once: int) -> list[Score]:
+def evaluate_in_parallel(score: Callable[[Batch], Score], batches: Iterable[Batch], at_once: int) -> list[Score]:
     """The scores of all batches, in their order; `at_once` of them are computed at a time, without gradients.
 
     Every one is computed by as many torch threads as without the others, so that its bits are the same.

@@ -17,7 +17,7 @@ from task.device import kind
 from task.models.model import TunedModel
 from task.training.batches import batches, check_rows, least_rows, per_epoch
 from task.training.mixed_precision import Masters
-from task.training.parallel_evaluation import portion, side_by_side
+from task.training.parallel_evaluation import evaluate_in_parallel, portion
 from task.training.perplexity import score_tokens
 
 if TYPE_CHECKING:
@@ -163,5 +163,5 @@ def evaluate(model: TunedModel, rows: Rows, device: str, at_once: int = 1) -> di
         return float(output.loss) * len(positions), int((output.logits.argmax(-1) == batch["labels"]).sum())
 
     batches = torch.split(torch.arange(len(rows)), portion(EVALUATION_ROWS, device))
-    losses, correct = zip(*side_by_side(score, batches, at_once), strict=True)
+    losses, correct = zip(*evaluate_in_parallel(score, batches, at_once), strict=True)
     return {"loss": math.fsum(losses) / len(rows), "accuracy": sum(correct) / len(rows)}

@@ -6,7 +6,7 @@ import torch
 
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.strategy import Strategy
-from strategies.exchange.types import Metrics, Ticket
+from strategies.exchange.types import Assignment, Metrics
 from task.models.model import TunedModel
 from task.schema import option
 from task.training.trainer import Trainer
@@ -19,13 +19,13 @@ class Greedy(Strategy):
     """Ranks up to `fits` can be trained; a node of a larger one runs out of memory after it has trained."""
 
     tunings = frozenset({"lora"})
-    ragged = True
+    heterogeneous_ranks = True
     laws = frozenset()
 
     fits: int = option(2, low=0)
 
-    def train(self, model: TunedModel, trainer: Trainer, ticket: Ticket) -> tuple[Tensors, Metrics]:
-        learned = super().train(model, trainer, ticket)
-        if ticket.rank > self.fits:
+    def train(self, model: TunedModel, trainer: Trainer, assignment: Assignment) -> tuple[Tensors, Metrics]:
+        learned = super().train(model, trainer, assignment)
+        if assignment.rank > self.fits:
             torch.empty(IMPOSSIBLE)
         return learned

@@ -19,7 +19,7 @@ from task.schema import option
 class Median(Strategy):
     """`server_step` times the coordinate-wise median."""
 
-    mean = False
+    is_weighted_mean = False
     laws = frozenset({FIXED_POINT, ORDER, WEIGHTS})
 
     server_step: float = option(1.0, low=0.0)

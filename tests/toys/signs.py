@@ -13,7 +13,7 @@ import torch
 from strategies.algebra.mean import WeightedSum
 from strategies.algebra.tensors import Tensors, difference, snapshot
 from strategies.exchange.strategy import FIXED_POINT, ORDER, WEIGHTS, Strategy
-from strategies.exchange.types import Entry, Metrics, State, Ticket, Update
+from strategies.exchange.types import Assignment, Entry, Metrics, State, Update
 from task.models.model import TunedModel
 from task.seeds import derive
 from task.training.trainer import Trainer
@@ -31,7 +31,7 @@ class Signs(Strategy):
     def initial(self, model: TunedModel) -> State:
         return State({})
 
-    def expected(self, state: State, ticket: Ticket) -> Tensors:
+    def expected(self, state: State, assignment: Assignment) -> Tensors:
         return STEP
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
@@ -50,11 +50,11 @@ class Signs(Strategy):
         for name, sign in _signs(model, entry.seed):
             model.shift(name, sign * entry.tensors["step"])
 
-    def train(self, model: TunedModel, trainer: Trainer, ticket: Ticket) -> tuple[Tensors, Metrics]:
+    def train(self, model: TunedModel, trainer: Trainer, assignment: Assignment) -> tuple[Tensors, Metrics]:
         before = snapshot(model.trained)
         metrics = trainer.fit(model)
         learned = difference(model.trained, before)
-        along = sum(float((learned[name] * sign).sum()) for name, sign in _signs(model, _seed(ticket.round)))
+        along = sum(float((learned[name] * sign).sum()) for name, sign in _signs(model, _seed(assignment.round)))
         return {"step": torch.tensor(along / sum(t.numel() for t in learned.values()))}, metrics
 
 

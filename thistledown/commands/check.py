@@ -20,7 +20,7 @@ from strategies.rounds.handshake.ranks import MEMORY_SHARE, TIME_SHARE
 from task.config import AUTO, EMBEDDED_MODEL, TaskConfig
 from task.data.encoding.completions import CompletionEncoder
 from task.data.partition import Positions, SplitError, node_names, partition, table
-from task.data.prepared import DataError, Parts, holdout, outline, prepare
+from task.data.prepared import DataError, Parts, data_index, holdout, prepare
 from task.data.rows import Completions
 from task.data.stand_in import stand_in
 from task.device import DeviceError, found
@@ -80,7 +80,7 @@ def _explained(run: RunConfig, store: Store) -> Iterator[str]:
     if parts and isinstance(parts.train.inputs, Completions):
         yield from _tokens(CompletionEncoder.of(base.folder, task.data), parts.train.inputs)
     yield from _notices(run, task, base, parts, split)
-    called = node_names(task, outline(task, store), split) if split else []
+    called = node_names(task, data_index(task, store), split) if split else []
     yield from _costs(run, task, base, parts, split, called)
     if parts and split and parts.labels:
         yield table(split, parts.train.labels, parts.labels, called)
@@ -167,7 +167,7 @@ def _notices(
     """What is to be said of rate, data and base, after the model has run once."""
     rows = parts.train if parts else stand_in(task, base.folder)
     said = rehearse(run.strategy, task, base, rows, run.federation().device)
-    seen = noticed.of_run(task, outline(task, server_store()), split) if parts else filter(None, [unusual(task)])
+    seen = noticed.of_run(task, data_index(task, server_store()), split) if parts else filter(None, [unusual(task)])
     for sentence in (*(parts.notices if parts else ()), *said, *seen):
         yield f"notice    {sentence}"
 
@@ -176,7 +176,7 @@ def _split(run: RunConfig, task: TaskConfig, parts: Parts | None, store: Store) 
     """The rows of every simulated node; of none where nodes bring their own data."""
     if parts is None or task.data.partitioner == "none":
         return []
-    return partition(task, outline(task, store), run.server.simulation.num_supernodes, store)
+    return partition(task, data_index(task, store), run.server.simulation.num_supernodes, store)
 
 
 def _profiles(run: RunConfig, task: TaskConfig, split: Sequence[Positions]) -> list[Profile]:
@@ -205,12 +205,12 @@ def _costs(
     """What trains, and what a round and the run send."""
     profiles = _profiles(run, task, split)
     before = run.strategy.assign(profiles, 0, run.server.num_server_rounds, task.seed)
-    rank = max(ticket.rank for ticket in before.values())
+    rank = max(assignment.rank for assignment in before.values())
     model = tuned_model(base, task, rank, "cpu")
     total = sum(parameter.numel() for parameter in model.module.parameters())
     own = sum(tensor.numel() for tensor in model.trained.values())
     yield f"trains    {own:,} of {total:,} parameters ({own / total:.2%}) in {len(model.trained)} tensors"
-    if not run.strategy.ragged and len({profile.rank for profile in profiles}) > 1:
+    if not run.strategy.heterogeneous_ranks and len({profile.rank for profile in profiles}) > 1:
         yield f"ranks     {run.strategy.name} needs equal ranks: every node trains rank {rank}, the smallest budget"
     traffic = Traffic(run, task, base)
     legs = traffic.legs(profiles, run.strategy.initial(model))

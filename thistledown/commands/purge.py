@@ -13,7 +13,7 @@ from task.schema import ConfigError
 from task.storage.retention import Kept, inventory
 from task.storage.store import Store, node_store, server_store
 
-REMADE = ("bases", "data", "embedded", "fingerprints", "grounds", "journals", "outlines", "splits")
+REMADE = ("bases", "data", "embedded", "fingerprints", "grounds", "journals", "indexes", "splits")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}  # seconds
 ABANDONED = UNITS["d"]  # age of a draft that nobody is going to finish
 Say = Callable[[str], None]

@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
-from strategies.exchange.federation import Round
+from strategies.exchange.federation import RoundReport
 from strategies.exchange.types import State
 from strategies.protocol import checkpoint
 from strategies.rounds.run import Run
@@ -28,32 +28,32 @@ PULL = 1.5  # times what a node is behind on average
 MOST = 1  # collapses that a run, or a resumed one, goes back from
 
 
-def watched(run: Run, report: Round, state: State) -> State:
+def watched(run: Run, report: RoundReport, state: State) -> State:
     """Return the state to go on with: this one, or the last good one where the run has collapsed.
 
     Then the report says why, and has the scores of the state that it went back to.
     """
-    session = run.session
+    run_state = run.run_state
     value = score(run.opening.config, report)
     if report.failed or value is None or not run.federation.collapse_factor:
         return state
     config = run.opening.config
     guessing = None if config.causal else 1 / len(config.data.labels)
-    if not bad(value, session.usual, run.federation.collapse_factor, guessing):
-        session.sinking = 0
+    if not bad(value, run_state.usual, run.federation.collapse_factor, guessing):
+        run_state.sinking = 0
         if math.isfinite(value):
-            session.usual = [*session.usual, value][-USUAL:]
+            run_state.usual = [*run_state.usual, value][-USUAL:]
             keep(run, report, state)
         return state
-    session.sinking += 1
+    run_state.sinking += 1
     last = report.number == run.rounds or bool(report.stopped)
-    if math.isfinite(value) and session.sinking < PATIENCE and not last:
+    if math.isfinite(value) and run_state.sinking < PATIENCE and not last:
         LOG.warning("round %d: %s is %.4g; should it stay so, the run goes back", report.number, _metric(run), value)
         return state
     return _gone_back(run, report, state, value)
 
 
-def score(config: TaskConfig, report: Round) -> float | None:
+def score(config: TaskConfig, report: RoundReport) -> float | None:
     """Return what a run is judged by; None where nothing was measured. Of nodes it is the better of mean and median, so
     that one of them cannot make a collapse."""
     metric, better = ("loss", min) if config.causal else ("accuracy", max)
@@ -67,21 +67,21 @@ def score(config: TaskConfig, report: Round) -> float | None:
     return None
 
 
-def keep(run: Run, report: Round, state: State) -> None:
+def keep(run: Run, report: RoundReport, state: State) -> None:
     """Keep a good state beside the newest one."""
-    session, folder, count = run.session, run.federation.checkpoint, run.federation.keep_checkpoints
-    session.senders.clear()
+    run_state, folder, count = run.run_state, run.federation.checkpoint, run.federation.keep_checkpoints
+    run_state.senders.clear()
     if folder is None or not count:
         return
     checkpoint.save(folder / checkpoint.kept(report.number), state, {"round": report.number})
     scores = {"server": report.evaluated_by_server, "nodes": report.evaluated_by_nodes}
-    session.good = [*session.good, {"round": report.number, **scores}][-count:]
+    run_state.good = [*run_state.good, {"round": report.number, **scores}][-count:]
 
 
 def swept(run: Run) -> None:
     """Remove the states that are no longer kept; after the newest one, which says which are, is on the disk."""
     if (folder := run.federation.checkpoint) is not None:
-        names = {checkpoint.kept(good["round"]) for good in run.session.good}
+        names = {checkpoint.kept(good["round"]) for good in run.run_state.good}
         for path in folder.glob(checkpoint.kept("*")):
             if path.name not in names:
                 path.unlink()
@@ -89,10 +89,10 @@ def swept(run: Run) -> None:
 
 def hopeless(run: Run) -> str:
     """Return why a run that has collapsed cannot go on, "" where it can."""
-    session, left = run.session, len(run.roll.present)
-    if session.collapses > MOST:
-        return f"it collapsed {session.collapses} times"
-    if not session.good:
+    run_state, left = run.run_state, len(run.registry.present)
+    if run_state.collapses > MOST:
+        return f"it collapsed {run_state.collapses} times"
+    if not run_state.good:
         return "no good state was kept to go back to (keep-checkpoints)"
     steady = run.mechanism.steadfast and run.mechanism.poisson  # nobody may tell from the end of a run who is there
     if left < max(1, run.federation.min_train_nodes) and not steady:
@@ -112,24 +112,24 @@ def bad(value: float, usual: Sequence[float], factor: float, guessing: float | N
     return gained >= LEARNED * (1 - guessing) and value - guessing < factor * gained
 
 
-def _gone_back(run: Run, report: Round, state: State, value: float) -> State:
+def _gone_back(run: Run, report: RoundReport, state: State, value: float) -> State:
     """Return the last good state, with the suspects left out."""
-    session = run.session
-    session.sinking, session.usual = 0, []
-    session.collapses += 1
-    suspects, how = _suspects(session.senders)
+    run_state = run.run_state
+    run_state.sinking, run_state.usual = 0, []
+    run_state.collapses += 1
+    suspects, how = _suspects(run_state.senders)
     usual = f"{_metric(run)} fell to {value:.4g}"
     if not run.mechanism.silent:  # which nodes count, or were drawn at all, must not follow from what they sent
-        run.roll.leave_out(dict.fromkeys(suspects, f"left out after the collapse of round {report.number}"))
+        run.registry.leave_out(dict.fromkeys(suspects, f"left out after the collapse of round {report.number}"))
     names = "nobody" if run.mechanism.silent or not suspects else ", ".join(sorted(suspects))
-    if session.good and run.federation.checkpoint is not None:
-        good = session.good[-1]
+    if run_state.good and run.federation.checkpoint is not None:
+        good = run_state.good[-1]
         state, _ = checkpoint.load(run.federation.checkpoint / checkpoint.kept(good["round"]))
         report.evaluated_by_server, report.evaluated_by_nodes = good["server"], good["nodes"]
         report.rolled_back = f"{usual}: back to the state of round {good['round']}, without {names} ({how})"
     else:
         report.rolled_back = f"{usual}: collapsed, without a good state to go back to"
-    session.senders.clear()
+    run_state.senders.clear()
     LOG.error("[ROUND %d] %s", report.number, report.rolled_back)
     return state
 

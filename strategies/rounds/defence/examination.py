@@ -54,8 +54,8 @@ def examined(run: Run, number: int, state: State, new: State, updates: Spool, co
     if (probe := run.federation.probe(state)) is None:
         return Verdict(new)
     before, after = probe(state), probe(new)
-    risen = after - before >= RISE * run.session.learned(before, after)
-    suspected = any(tally.harmful for tally in run.session.tallies.values())
+    risen = after - before >= RISE * run.run_state.learned(before, after)
+    suspected = any(tally.harmful for tally in run.run_state.tallies.values())
     source = _source(run, number, before, after)
     if not (number <= EARLY or risen or suspected or source.random() < CHANCE):
         return Verdict(new)
@@ -85,9 +85,9 @@ class _Examination:
         losses, cohort = self._losses(before, after), len(self.updates)
         harm = losses.harm(cohort)
         for node, own in harm.items():
-            self.run.session.tallies.setdefault(node, Tally()).add(own, losses.good)
-        harmful = {node for node, own in harm.items() if own > 0 and self.run.session.tallies[node].harmful}
-        learned = self.run.session.learned(before, min(after, *losses.without.values()))
+            self.run.run_state.tallies.setdefault(node, Tally()).add(own, losses.good)
+        harmful = {node for node, own in harm.items() if own > 0 and self.run.run_state.tallies[node].harmful}
+        learned = self.run.run_state.learned(before, min(after, *losses.without.values()))
         risen = after - before if after - before >= RISE * learned > 0 else 0.0
         behind = {node for node, gain in relieved(after, losses.without).items() if cohort * gain >= risen > 0}
         by_harm = sorted(harmful | behind, key=lambda node: (node not in harmful, -harm[node]))
@@ -106,7 +106,7 @@ class _Examination:
 
     def _record(self, node: str) -> str:
         """What a harmful node has done before."""
-        tally = self.run.session.tallies[node]
+        tally = self.run.run_state.tallies[node]
         return f"; in {tally.rounds} rounds it undid {tally.share:.2f} of what they could gain" if tally.harmful else ""
 
     def _without(self, nodes: list[str]) -> Trial:

@@ -20,18 +20,18 @@ from strategies.protocol.trial import Trial
 from strategies.rounds import messaging, validation
 from strategies.rounds.handshake import names, profile_parsing, ranks
 from strategies.rounds.handshake.names import Names, shared
-from strategies.rounds.run_state import Session
+from strategies.rounds.run_state import RunState
 from task.config import TaskConfig
 from task.models.base import Base, files
 from task.models.versions import differing, versions, written
 
 LOG = logging.getLogger("flwr")
 Answers = Iterable[tuple[messaging.Sent, Message | None]]
-Greeting = Generator[list[messaging.Sent], Answers, "Meeting"]
+Greeting = Generator[list[messaging.Sent], Answers, "HandshakeResult"]
 
 
 @dataclass(frozen=True)
-class Meeting:
+class HandshakeResult:
     """What came of asking some nodes. `bytes_base` went into offers of the base."""
 
     profiles: dict[int, Profile]  # by Flower's node id
@@ -42,7 +42,7 @@ class Meeting:
     bytes_base: int = 0
     called: dict[int, str] = field(default_factory=dict)  # names of nodes that are left out, as far as they are known
 
-    def without(self, reasons: Mapping[int, str]) -> "Meeting":
+    def without(self, reasons: Mapping[int, str]) -> "HandshakeResult":
         """The meeting without these nodes, each for its reason."""
         for node_id, reason in reasons.items():
             LOG.warning("left out node %s: %s", self.profiles[node_id].name, reason)
@@ -50,7 +50,7 @@ class Meeting:
         called = self.called | {node_id: self.profiles[node_id].name for node_id in reasons}
         return replace(self, profiles=kept, left_out=self.left_out | dict(reasons), called=called)
 
-    def later(self, reasons: Mapping[int, str]) -> "Meeting":
+    def later(self, reasons: Mapping[int, str]) -> "HandshakeResult":
         """The meeting without these nodes for now."""
         kept = {node_id: profile for node_id, profile in self.profiles.items() if node_id not in reasons}
         called = self.called | {node_id: self.profiles[node_id].name for node_id in reasons}
@@ -66,36 +66,40 @@ class Host:
     config: TaskConfig
     base: Callable[[], Base]  # settled while nodes answer
     timeout: float
-    session: Session
+    run_state: RunState
     names: Names
 
     def greet(self, node_ids: Iterable[int]) -> Greeting:
         """Meet these nodes."""
         asked = self._ask(node_ids)
-        meeting = self._met((yield asked), sum(item.bytes for item in asked))
-        meeting = meeting.without(shared(meeting.profiles.values()))
-        meeting, offers = self._offers(meeting)
+        handshake = self._met((yield asked), sum(item.bytes for item in asked))
+        handshake = handshake.without(shared(handshake.profiles.values()))
+        handshake, offers = self._offers(handshake)
         if offers:
-            meeting = self._taken(meeting, list(offers), (yield list(offers.values())))
-        if self.config.data.partitioner == "none" and meeting.profiles:  # nodes have rows that the server has not seen
-            rehearsing = self._rehearse(meeting)
-            meeting = self._rehearsed(meeting, (yield rehearsing))
-        known = {node_id: replace(p, rank=self.session.budget(p)) for node_id, p in meeting.profiles.items()}
-        meeting = replace(meeting, profiles=known)
-        if trying := sorted((p for p in known.values() if p.automatic and not p.rank), key=lambda p: p.order):
+            handshake = self._taken(handshake, list(offers), (yield list(offers.values())))
+        if (
+            self.config.data.partitioner == "none" and handshake.profiles
+        ):  # nodes have rows that the server has not seen
+            rehearsing = self._rehearse(handshake)
+            handshake = self._rehearsed(handshake, (yield rehearsing))
+        known = {node_id: replace(p, rank=self.run_state.budget(p)) for node_id, p in handshake.profiles.items()}
+        handshake = replace(handshake, profiles=known)
+        if trying := sorted((p for p in known.values() if p.automatic and not p.rank), key=lambda p: p.sort_key):
             sent = self._try(trying)
-            meeting = self._ranked(meeting, trying, (yield sent), sum(item.bytes for item in sent))
-        return meeting
+            handshake = self._ranked(handshake, trying, (yield sent), sum(item.bytes for item in sent))
+        return handshake
 
     def _ask(self, node_ids: Iterable[int]) -> list[messaging.Sent]:
         """Ask every node what it is."""
         # all that will be asked of them, as a policy may refuse it; the base's fingerprint is not known yet
-        question = messaging.Parcel.of(RecordDict({"order": instructions.write(self.config, self.strategy, "")}))
+        question = messaging.Payload.of(
+            RecordDict({"instructions": instructions.write(self.config, self.strategy, "")})
+        )
         sent = [messaging.send(self.grid, node_id, "query.profile", "0", question) for node_id in node_ids]
         LOG.info("asked %d nodes for their profiles", len(sent))
         return sent
 
-    def _met(self, answers: Answers, down: int) -> Meeting:
+    def _met(self, answers: Answers, down: int) -> HandshakeResult:
         """Profiles of the nodes that answer and fit; the others are left out with a reason."""
         profiles: dict[int, Profile] = {}
         left_out: dict[int, str] = {}
@@ -116,81 +120,83 @@ class Host:
                 name = name or self.names.registered(item.node_id) or names.said_in(str(reason)) or str(item.node_id)
                 called[item.node_id] = name
                 LOG.warning("left out node %s: %s", name, reason)
-        return Meeting(profiles, left_out, bytes_up=up, bytes_down=down, called=called)
+        return HandshakeResult(profiles, left_out, bytes_up=up, bytes_down=down, called=called)
 
-    def _offers(self, meeting: Meeting) -> tuple[Meeting, dict[str, messaging.Sent]]:
+    def _offers(self, handshake: HandshakeResult) -> tuple[HandshakeResult, dict[str, messaging.Sent]]:
         """Send the base once to every store that lacks it, and say by store what was sent. A store, and a key, is sent
         it once an hour: a node that has a new store in every round would be sent it again and again."""
-        base, session = self.base(), self.session
-        lacking = {p.store: p for p in meeting.profiles.values() if base.fingerprint not in p.bases}
+        base, run_state = self.base(), self.run_state
+        lacking = {p.store: p for p in handshake.profiles.values() if base.fingerprint not in p.bases}
         if not lacking:
-            return meeting, {}
+            return handshake, {}
         if not self.config.model.offer:
             reason = f"it lacks the base '{base.name}' ({base.fingerprint}) and model.offer is false"
-            return _without(meeting, base, dict.fromkeys(lacking, reason)), {}
-        waits = {store: session.offered(*_paid(profile)) for store, profile in lacking.items()}
-        parcel = self._parcel(base) if not all(waits.values()) else None
+            return _without(handshake, base, dict.fromkeys(lacking, reason)), {}
+        waits = {store: run_state.offered(*_paid(profile)) for store, profile in lacking.items()}
+        payload = self._parcel(base) if not all(waits.values()) else None
         sent: dict[str, messaging.Sent] = {}
         for store, profile in lacking.items():
-            if parcel is not None and not waits[store]:
-                session.offer(*_paid(profile))
-                sent[store] = messaging.send(self.grid, profile.node_id, "query.base", "0", parcel)
+            if payload is not None and not waits[store]:
+                run_state.offer(*_paid(profile))
+                sent[store] = messaging.send(self.grid, profile.node_id, "query.base", "0", payload)
         late = {
             store: "it was sent the base and lacks it; it is not sent it again within an hour"
             for store, wait in waits.items()
             if wait
         }
-        meeting = meeting.later(_by_store(meeting, base, late))
+        handshake = handshake.later(_by_store(handshake, base, late))
         if sent:
             size = next(iter(sent.values())).bytes
             LOG.info("offered the base '%s' to %d stores that lack it, %d bytes each", base.name, len(sent), size)
-        return replace(meeting, bytes_base=meeting.bytes_base + sum(item.bytes for item in sent.values())), sent
+        return replace(handshake, bytes_base=handshake.bytes_base + sum(item.bytes for item in sent.values())), sent
 
-    def _parcel(self, base: Base) -> messaging.Parcel:
+    def _parcel(self, base: Base) -> messaging.Payload:
         contents = {
             name: torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
             for name, path in files(base.folder).items()
         }
         records = wire.pack(State(contents))
-        records["order"] = instructions.write(self.config, self.strategy, base.fingerprint)
-        return messaging.Parcel.of(records)
+        records["instructions"] = instructions.write(self.config, self.strategy, base.fingerprint)
+        return messaging.Payload.of(records)
 
-    def _taken(self, meeting: Meeting, stores: list[str], answers: Answers) -> Meeting:
+    def _taken(self, handshake: HandshakeResult, stores: list[str], answers: Answers) -> HandshakeResult:
         """Nodes that did not get the base are left out."""
         refused = {}
         for (_, reply), store in zip(answers, stores, strict=True):
             try:
-                validation.admit_metrics(reply)
+                validation.validate_metrics(reply)
             except Refused as reason:
                 refused[store] = f"it did not take the base: {reason}"
-        return _without(meeting, self.base(), refused)
+        return _without(handshake, self.base(), refused)
 
-    def _rehearse(self, meeting: Meeting) -> list[messaging.Sent]:
+    def _rehearse(self, handshake: HandshakeResult) -> list[messaging.Sent]:
         """Ask nodes to prepare their rows and to run the model once."""
         instruction = instructions.write(self.config, self.strategy, self.base().fingerprint)
-        parcel = messaging.Parcel.of(RecordDict({"order": instruction}))
-        LOG.info("%d nodes prepare their rows and run the model once", len(meeting.profiles))
-        return [messaging.send(self.grid, node_id, "query.rehearsal", "0", parcel) for node_id in meeting.profiles]
+        payload = messaging.Payload.of(RecordDict({"instructions": instruction}))
+        LOG.info("%d nodes prepare their rows and run the model once", len(handshake.profiles))
+        return [messaging.send(self.grid, node_id, "query.rehearsal", "0", payload) for node_id in handshake.profiles]
 
-    def _rehearsed(self, meeting: Meeting, answers: Answers) -> Meeting:
+    def _rehearsed(self, handshake: HandshakeResult, answers: Answers) -> HandshakeResult:
         """Nodes that could not take part in a round are left out."""
         reasons = {}
         for item, reply in answers:
             try:
-                validation.admit_metrics(reply)
+                validation.validate_metrics(reply)
             except Refused as reason:
                 reasons[item.node_id] = str(reason)
-        return meeting.without(reasons)
+        return handshake.without(reasons)
 
     def _try(self, automatic: list[Profile]) -> list[messaging.Sent]:
         """Ask nodes whose rank is automatic and new to the run for a trial."""
         instruction = instructions.write(self.config, self.strategy, self.base().fingerprint)
-        parcel = messaging.Parcel.of(RecordDict({"order": instruction}))
+        payload = messaging.Payload.of(RecordDict({"instructions": instruction}))
         candidates = self.config.lora.auto_ranks
         LOG.info("%d nodes try ranks %d to %d", len(automatic), candidates[0], candidates[-1])
-        return [messaging.send(self.grid, profile.node_id, "query.trial", "0", parcel) for profile in automatic]
+        return [messaging.send(self.grid, profile.node_id, "query.trial", "0", payload) for profile in automatic]
 
-    def _ranked(self, meeting: Meeting, automatic: list[Profile], answers: Answers, down: int) -> Meeting:
+    def _ranked(
+        self, handshake: HandshakeResult, automatic: list[Profile], answers: Answers, down: int
+    ) -> HandshakeResult:
         """The ranks that follow from trials."""
         lines, found, up = [], {}, 0
         for (_, reply), profile in zip(answers, automatic, strict=True):
@@ -200,8 +206,8 @@ class Host:
             up += wire.size(reply.content) if reply is not None and not reply.has_error() else 0
         for line in ranks.table(lines).splitlines():
             LOG.info("%s", line)
-        up, down = meeting.bytes_up + up, meeting.bytes_down + down
-        return replace(meeting, profiles=meeting.profiles | found, bytes_up=up, bytes_down=down)
+        up, down = handshake.bytes_up + up, handshake.bytes_down + down
+        return replace(handshake, profiles=handshake.profiles | found, bytes_up=up, bytes_down=down)
 
 
 def _check_fits(profile: Profile, config: TaskConfig) -> None:
@@ -224,18 +230,18 @@ def _paid(profile: Profile) -> tuple[str, str]:
     return f"store {profile.store}", f"node {profile.key or profile.node_id}"
 
 
-def _by_store(meeting: Meeting, base: Base, reasons: Mapping[str, str]) -> dict[int, str]:
+def _by_store(handshake: HandshakeResult, base: Base, reasons: Mapping[str, str]) -> dict[int, str]:
     """Reasons by node, of nodes that lack the base; the reasons are by store."""
     return {
         node_id: reasons[profile.store]
-        for node_id, profile in meeting.profiles.items()
+        for node_id, profile in handshake.profiles.items()
         if profile.store in reasons and base.fingerprint not in profile.bases
     }
 
 
-def _without(meeting: Meeting, base: Base, reasons: Mapping[str, str]) -> Meeting:
+def _without(handshake: HandshakeResult, base: Base, reasons: Mapping[str, str]) -> HandshakeResult:
     """The meeting without the nodes that lack the base and will not get it; the reasons are by store."""
-    return meeting.without(_by_store(meeting, base, reasons))
+    return handshake.without(_by_store(handshake, base, reasons))
 
 
 def _choice(

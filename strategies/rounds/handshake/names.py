@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 
 from strategies.exchange.federation import FIRST_KEY, REGISTERED
 from strategies.exchange.types import Profile, Refused
-from strategies.rounds.run_state import Session
+from strategies.rounds.run_state import RunState
 
 LOG = logging.getLogger("flwr")
 SAID = re.compile(r" \(node '([^']{1,80})'\)$")  # at the end of what `client_app.public_errors` tells
@@ -56,13 +56,13 @@ class Names:
     """Which names the nodes of a run may have; `rule` is `node-names`."""
 
     rule: str
-    session: Session
+    run_state: RunState
     nodes: dict[int, Identity]  # that are connected, or were when they were last looked at
 
     def see(self, nodes: dict[int, Identity]) -> None:
         """Take note of who is connected. As soon as one node has a registered name, all must have one."""
         self.nodes = nodes
-        self.session.named = self.session.named or any(identity.name for identity in nodes.values())
+        self.run_state.named = self.run_state.named or any(identity.name for identity in nodes.values())
 
     def warn(self) -> None:
         """Say once where names are not bound to keys. Simulated nodes have no keys."""
@@ -79,7 +79,7 @@ class Names:
             raise Refused(
                 f"it says it is '{profile.name}', but its key ({key}) is registered without a name: {REGISTER}"
             )
-        owner = self.session.keys.get(profile.name, "")
+        owner = self.run_state.keys.get(profile.name, "")
         if self.rule == FIRST_KEY and owner and owner != identity.key:
             raise Refused(f"it says it is '{profile.name}', but its key ({key}) is not the first that said so: {owner}")
         return replace(profile, key=identity.key)
@@ -90,15 +90,15 @@ class Names:
 
     def bind(self, profile: Profile) -> None:
         """Remember the key that has a name now."""
-        before = self.session.keys.get(profile.name, "")
+        before = self.run_state.keys.get(profile.name, "")
         if before and profile.key and before != profile.key:
             LOG.warning("node %s is here with another key: %s, before it was %s", profile.name, profile.key, before)
         if profile.key:
-            self.session.keys[profile.name] = profile.key
+            self.run_state.keys[profile.name] = profile.key
 
     @property
     def _all_registered(self) -> bool:
-        return self.rule == REGISTERED or self.session.named
+        return self.rule == REGISTERED or self.run_state.named
 
 
 def said_in(reason: str) -> str:

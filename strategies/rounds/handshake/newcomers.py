@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from flwr.app import Message
 
 from strategies.rounds import messaging
-from strategies.rounds.handshake.handshake import Greeting, Host, Meeting
+from strategies.rounds.handshake.handshake import Greeting, HandshakeResult, Host
 
 POLL = 0.2  # seconds between looks, where there is nothing else to do
 
@@ -37,16 +37,16 @@ class Newcomers:
                 greeting = self.host.greet([node_id])
                 self.guests[node_id] = _Guest(greeting, next(greeting), time.monotonic() + self.host.timeout)
 
-    def met(self, wait: bool) -> Iterator[Meeting]:
+    def met(self, wait: bool) -> Iterator[HandshakeResult]:
         """What came of the conversations that are over by now; `wait`: until one is, or none is left."""
         while True:
-            found = [meeting for node_id in list(self.guests) if (meeting := self._goes_on(node_id)) is not None]
+            found = [handshake for node_id in list(self.guests) if (handshake := self._goes_on(node_id)) is not None]
             yield from found
             if found or not wait or not self.guests:
                 return
             time.sleep(POLL)
 
-    def _goes_on(self, node_id: int) -> Meeting | None:
+    def _goes_on(self, node_id: int) -> HandshakeResult | None:
         """Go on with one node while it has answered, or is too late; what came of it where that is the end."""
         guest = self.guests[node_id]
         while True:
@@ -59,5 +59,5 @@ class Newcomers:
                 guest.deadline = time.monotonic() + self.host.timeout
             except StopIteration as end:
                 del self.guests[node_id]
-                meeting: Meeting = end.value
-                return meeting
+                handshake: HandshakeResult = end.value
+                return handshake

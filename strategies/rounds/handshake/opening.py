@@ -12,12 +12,12 @@ from strategies.exchange.federation import Federation
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import RunFailed
 from strategies.rounds import messaging
-from strategies.rounds.handshake.handshake import Answers, Host, Meeting
+from strategies.rounds.handshake.handshake import Answers, HandshakeResult, Host
 from strategies.rounds.handshake.names import Identity, Names, identities
-from strategies.rounds.run_state import Session
+from strategies.rounds.run_state import RunState
 from task.config import TaskConfig
 from task.data.partition import node_names, partition, table
-from task.data.prepared import DataError, Outline, outline
+from task.data.prepared import DataError, DataIndex, data_index
 from task.models.base import Base, server_base
 from task.models.loading import warm_up
 from task.storage.store import Store, server_store
@@ -33,12 +33,12 @@ class Opening:
 
     config: TaskConfig
     base: Base
-    meeting: Meeting
+    handshake: HandshakeResult
     host: Host  # meets those that come later
 
 
 def open_run(
-    strategy: Strategy, grid: Grid, config: TaskConfig, federation: Federation, timeout: float, session: Session
+    strategy: Strategy, grid: Grid, config: TaskConfig, federation: Federation, timeout: float, run_state: RunState
 ) -> Opening:
     """Everything up to the first round. Raises ConfigError, RunFailed and the task's own errors.
 
@@ -46,20 +46,20 @@ def open_run(
     overlap with the start of their processes.
     """
     nodes = wait_for_nodes(grid, federation)
-    names = Names(federation.node_names, session, nodes)
+    names = Names(federation.node_names, run_state, nodes)
     names.see(nodes)
     names.warn()
     if not config.data.labels:
         config = settled(config, server_store(), len(nodes))
     base = functools.cache(lambda: federation.base or server_base(config.model, server_store()))
-    host = Host(grid, strategy, config, base, timeout, session, names)
-    meeting = _met(host, list(nodes))
-    _check_enough(meeting, federation)
-    LOG.info("%d nodes take part", len(meeting.profiles))
-    return Opening(config, base(), meeting, host)
+    host = Host(grid, strategy, config, base, timeout, run_state, names)
+    handshake = _met(host, list(nodes))
+    _check_enough(handshake, federation)
+    LOG.info("%d nodes take part", len(handshake.profiles))
+    return Opening(config, base(), handshake, host)
 
 
-def _met(host: Host, node_ids: list[int]) -> Meeting:
+def _met(host: Host, node_ids: list[int]) -> HandshakeResult:
     """Meet nodes and wait for them; the base is settled while they say what they are."""
     greeting = host.greet(node_ids)
     sent = next(greeting)
@@ -70,19 +70,19 @@ def _met(host: Host, node_ids: list[int]) -> Meeting:
         try:
             sent = greeting.send(answers)
         except StopIteration as end:
-            meeting: Meeting = end.value
-            return meeting
+            handshake: HandshakeResult = end.value
+            return handshake
 
 
-def _check_enough(meeting: Meeting, federation: Federation) -> None:
+def _check_enough(handshake: HandshakeResult, federation: Federation) -> None:
     """Raise RunFailed, with the reason of every node that does not fit, where too few do."""
-    out = meeting.left_out | meeting.postponed
-    fit, asked = len(meeting.profiles), len(meeting.profiles) + len(out)
+    out = handshake.left_out | handshake.postponed
+    fit, asked = len(handshake.profiles), len(handshake.profiles) + len(out)
     limits = {"min-available-nodes": federation.min_available_nodes, "min-train-nodes": federation.min_train_nodes}
     key, needed = max(limits.items(), key=lambda item: item[1])
     if fit >= needed:
         return
-    reasons = [f"node {meeting.called.get(node_id, node_id)}: {reason}" for node_id, reason in out.items()]
+    reasons = [f"node {handshake.called.get(node_id, node_id)}: {reason}" for node_id, reason in out.items()]
     more = [f"and {len(reasons) - SHOWN} more"] if len(reasons) > SHOWN else []
     said = "; ".join([*reasons[:SHOWN], *more]) or "no more are connected"
     raise RunFailed(f"{fit} of {asked} nodes can take part, {key} is {needed}: {said}")
@@ -119,14 +119,14 @@ def settled(config: TaskConfig, store: Store, num_nodes: int) -> TaskConfig:
         config = replace(config, data=replace(config.data, date=date.today().isoformat()))
     if needs_no_data(config):
         return config
-    plan = outline(config, store)
+    plan = data_index(config, store)
     _check_scored(config, plan)
     if config.data.partitioner != "none":
         _check_split(config, plan, store, num_nodes)
     return replace(config, data=replace(config.data, labels=plan.labels))
 
 
-def _check_scored(config: TaskConfig, plan: Outline) -> None:
+def _check_scored(config: TaskConfig, plan: DataIndex) -> None:
     """Raise DataError where the server shall score a part that has no rows."""
     for name in ("validation", "test") if config.evaluate != "nodes" else ():
         if not len(plan.parts[name]):
@@ -136,7 +136,7 @@ def _check_scored(config: TaskConfig, plan: Outline) -> None:
             )
 
 
-def _check_split(config: TaskConfig, plan: Outline, store: Store, num_nodes: int) -> None:
+def _check_split(config: TaskConfig, plan: DataIndex, store: Store, num_nodes: int) -> None:
     split = partition(config, plan, num_nodes, store)
     nodes = node_names(config, plan, split)
     for line in table(split, plan.train.labels, plan.labels, nodes).splitlines():
