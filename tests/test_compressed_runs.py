@@ -50,7 +50,7 @@ def test_a_federation_learns(strategy: str, options: dict[str, Any], share: floa
 
 def errors_of(grid: InProcessGrid, partition: int, name: str) -> Tensors:
     last = [exchange for exchange in grid.of("train") if exchange.partition == partition][-1]
-    return ClientStore(local(grid, last), 3, after=True).kept().get(f"wrapper-{name}", {})
+    return ClientStore(local(grid, last), 3, after=True).client_state().get(f"wrapper-{name}", {})
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ def test_a_checkpoint_of_an_earlier_version_is_read_and_that_is_said_once(
 ) -> None:
     path = tmp_path / "old" / checkpoint.LAST
     path.parent.mkdir()
-    save_file({"w": torch.ones(2)}, path, metadata={"about": json.dumps({checkpoint.MARK: "", "round": 3})})
+    save_file({"w": torch.ones(2)}, path, metadata={"about": json.dumps({checkpoint.POSITION: "", "round": 3})})
     with caplog.at_level(logging.WARNING, "flwr"):
         for _ in range(2):
             assert checkpoint.load(path)[1] == {"round": 3}
@@ -214,7 +214,7 @@ def test_what_a_node_keeps_is_checked(tmp_path: Path, caplog: pytest.LogCaptureF
         ClientStore(node, round).keep({"private": {"w": torch.full((3,), float(round))}})
     [newest] = tmp_path.glob("own/*/2.safetensors")
     flip(newest, newest.stat().st_size - 1)
-    assert ClientStore(node, 3).kept()["private"]["w"].tolist() == [1.0] * 3
+    assert ClientStore(node, 3).client_state()["private"]["w"].tolist() == [1.0] * 3
     assert f"{newest} is damaged" in caplog.text
     assert not newest.exists()
 

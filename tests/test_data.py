@@ -77,12 +77,12 @@ def test_prepared_rows_are_read_without_heavy_imports(store: Store, vision: Path
     code = f"""
 import sys
 from pathlib import Path
-from task import data
+from task.data import prepared
 from task.config import TaskConfig
-from task.store import Store
+from task.storage.store import Store
 store = Store(Path({str(store.root)!r}))
-assert len(data.prepare(TaskConfig.read({{}}), Path({str(vision)!r}), store).train) == 750
-assert len(data.prepare(TaskConfig.read({text!r}), Path({str(words)!r}), store).train) > 5
+assert len(prepared.prepare(TaskConfig.read({{}}), Path({str(vision)!r}), store).train) == 750
+assert len(prepared.prepare(TaskConfig.read({text!r}), Path({str(words)!r}), store).train) > 5
 heavy = {{"datasets", "transformers", "sklearn", "flwr_datasets", "torch", "pandas", "pyarrow", "PIL"}}
 print(sorted(heavy & set(sys.modules)))
 """
@@ -94,10 +94,10 @@ def test_digits_need_no_tables_or_models_the_first_time(store: Store, vision: Pa
     code = f"""
 import sys
 from pathlib import Path
-from task import data
+from task.data import prepared
 from task.config import TaskConfig
-from task.store import Store
-data.prepare(TaskConfig.read({{}}), Path({str(vision)!r}), Store(Path({str(store.root)!r})))
+from task.storage.store import Store
+prepared.prepare(TaskConfig.read({{}}), Path({str(vision)!r}), Store(Path({str(store.root)!r})))
 print(sorted({{"datasets", "transformers", "flwr_datasets", "torch"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -211,7 +211,7 @@ def test_only_these_wrappers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "instructions", "cohort", "refused"),
+    ("policy", "assignment", "cohort", "refused"),
     [
         (Policy(), Assignment(1, 2, 0, 8), 0, ""),
         (Policy(min_cohort=3), Assignment(1, 2, 0, 8), 2, "cohort"),

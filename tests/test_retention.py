@@ -96,8 +96,8 @@ def test_a_base_has_room_made_for_it(tmp_path: Path) -> None:
 READER = """
 import sys
 from pathlib import Path
-from task.rows import mapped
-from task.store import Store
+from task.data.rows import mapped
+from task.storage.store import Store
 
 store = Store(Path(sys.argv[1]))
 for number in range(300):

@@ -77,7 +77,7 @@ def test_the_first_of_two_makers_wins(store):
 MAKER = """
 import sys, time
 from pathlib import Path
-from task.store import Store
+from task.storage.store import Store
 
 store = Store(Path(sys.argv[1]))
 sys.stdin.readline()

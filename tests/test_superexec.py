@@ -24,7 +24,7 @@ import numpy as np
 from flwr.supercore.constant import TaskType
 from flwr.supercore.exit import exit_handler
 from flwr.supercore.superexec.executor import ExecutionSpec, SubprocessExecutor
-from thistledown import superexec
+from thistledown.processes import superexec
 
 folder = sys.argv[1]
 exit_handler.add_exit_handler(lambda: open(folder + "/parents", "w").close())
@@ -140,7 +140,7 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.runtime import run_clientapp as flowers
-from thistledown.pins import Pins, enforce
+from thistledown.processes.pins import Pins, enforce
 folder, fab, said, *pinned = sys.argv[1:]
 TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 7, 7, 1
 message = Message(RecordDict(), dst_node_id=1, message_type="train")

@@ -60,9 +60,7 @@ def replaces(wrapper: Wrapper, method: str) -> bool:
 
 def guards_on_node(wrapper: type[Wrapper]) -> bool:
     """Does a node keep its own privacy by it, whatever the server does?"""
-    own = {
-        name for name in ("mechanism", "training", "outgoing") if getattr(wrapper, name) is not getattr(Wrapper, name)
-    }
+    own = {name for name in ("mechanism", "training", "encode") if getattr(wrapper, name) is not getattr(Wrapper, name)}
     return "mechanism" in own and len(own) > 1
 
 
@@ -87,4 +85,4 @@ def _guards(wrapper: Wrapper) -> bool:
 
 def _changes(wrapper: Wrapper) -> bool:
     """Does it change what is sent?"""
-    return replaces(wrapper, "outgoing")
+    return replaces(wrapper, "encode")

@@ -78,7 +78,8 @@ class Wrapper:
 
     def decode(self, sent: Tensors, like: Mapping[str, torch.Tensor]) -> Tensors:
         """On the server: an update like `like` again. Undo `encode` as far as it can be
-        undone. `sent` is known to have the names, shapes and dtypes of `encoded_spec(like)` and to be finite. Raise Refused for anything else that is wrong."""
+        undone. `sent` is known to have the names, shapes and dtypes of `encoded_spec(like)` and to be finite. Raise
+        Refused for anything else that is wrong."""
         return sent
 
     def admitted(self, strategy: Algorithm, update: Update) -> Update:

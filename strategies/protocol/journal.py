@@ -57,8 +57,8 @@ def installed_from(
     `path` gives the marks from where the model is to the end of the journal, so that a round costs the same however
     long the journal is; where the model is not on the way, those from the base, or from the weights that
     `base_weights` gives for the first of them. `entry` gives the entry that leads to a mark; what the
-    model has seen is not asked for. A model that is elsewhere (another run's journal, a later place in this one, weights that a round changed and this
-    start leaves alone) is built again from the base.
+    model has seen is not asked for. A model that is elsewhere (another run's journal, a later place in this one,
+    weights that a round changed and this start leaves alone) is built again from the base.
     """
     here = NOWHERE if model.changed - start.tensors.keys() else model.position
     first, *following = path(here)
