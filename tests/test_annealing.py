@@ -195,7 +195,7 @@ def test_nodes_replay_hand_over_and_remainders_to_what_the_server_has(merging: W
     for exchange in trainings(merging, 2) + trainings(merging, 3) + trainings(merging, 4):
         if exchange.partition == 2:
             node = local(merging[0], exchange)
-            model = tuned_model(node.base, node.config, int(node.sort_key[RANK]), "cpu")  # type: ignore[arg-type]
+            model = tuned_model(node.base, node.config, int(node.instructions[RANK]), "cpu")  # type: ignore[arg-type]
             model = ClientStore(node, 1).installed(MERGING, model, wire.unpack(exchange.request))
     begun = MERGING.begin(merging[1][3][1], 4, 2)
     own = snapshot({**model.frozen, **model.trained})

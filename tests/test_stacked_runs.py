@@ -188,7 +188,7 @@ def replayed(outcome: Outcome, partition: int) -> Tensors:
     for exchange in outcome.grid.of("train"):
         if exchange.partition == partition and exchange.reply is not None:
             node = local(outcome.grid, exchange)
-            model = tuned_model(node.base, node.config, int(node.sort_key[RANK]), "cpu")  # type: ignore[arg-type]
+            model = tuned_model(node.base, node.config, int(node.instructions[RANK]), "cpu")  # type: ignore[arg-type]
             model = ClientStore(node, 1).installed(outcome.run.strategy, model, wire.unpack(exchange.request))
     return snapshot({**model.frozen, **model.trained})
 
