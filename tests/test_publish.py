@@ -15,7 +15,7 @@ from clones import ROOT, SECRETS, clone
 from flwr.supercore.constant import MAX_FILE_BYTES, MAX_FILE_COUNT, MAX_TOTAL_BYTES
 from hub import Hub, logged_in
 
-from thistledown.bundle import app_hash
+from thistledown.processes.bundle import app_hash
 
 FLWR = str(Path(sys.executable).with_name("flwr"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
