@@ -77,7 +77,7 @@ def test_prepared_rows_are_read_without_heavy_imports(store: Store, vision: Path
     code = f"""
 import sys
 from pathlib import Path
-from task.data.prepared import prepared
+from task.data import prepared
 from task.config import TaskConfig
 from task.storage.store import Store
 store = Store(Path({str(store.root)!r}))
@@ -94,7 +94,7 @@ def test_digits_need_no_tables_or_models_the_first_time(store: Store, vision: Pa
     code = f"""
 import sys
 from pathlib import Path
-from task.data.prepared import prepared
+from task.data import prepared
 from task.config import TaskConfig
 from task.storage.store import Store
 prepared.prepare(TaskConfig.read({{}}), Path({str(vision)!r}), Store(Path({str(store.root)!r})))
