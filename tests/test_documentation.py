@@ -28,6 +28,7 @@ from PIL import Image
 
 import client_app
 from server_app.config import keys
+from thistledown.main import main
 from thistledown.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -229,6 +230,27 @@ def test_links_lead_somewhere(page: Path) -> None:
         if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
             broken.append(link)
     assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    folders = "task|strategies|server_app|client_app|thistledown|tests|deploy|benchmarks|presets|examples|docs"
+    named = re.findall(rf"`((?:{folders})/[\w./-]*)`", page.read_text(encoding="utf-8"))
+    shown = re.findall(r"^# ([\w/]+\.py)$", page.read_text(encoding="utf-8"), re.M)  # files of an example
+    assert [name for name in named if not (ROOT / name).exists() and name not in shown] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_keys_commands_and_targets_that_a_page_names_are_there(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    groups = {key.split(".")[0] for key in keys() if "." in key}
+    named = re.findall(rf"`((?:{'|'.join(groups)})\.[a-z][a-z-]*)(?: = [^`]*|=[^`]*)?`", text)
+    assert [key for key in named if key not in keys()] == []
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert set(re.findall(r"`thistledown ([a-z]+)", text)) <= set(capsys.readouterr().out.split())
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    assert set(re.findall(r"`make ([a-z-]+)", text)) <= set(targets)
 
 
 # ------------------------------------------------------------------------------- keys
