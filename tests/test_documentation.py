@@ -12,6 +12,7 @@ What happens to a block is decided by its language, or by an HTML comment in the
 A comment that starts with `<!-- blocks:` at the top of a page is that of all blocks without one.
 """
 
+import inspect
 import os
 import re
 import subprocess
@@ -28,6 +29,8 @@ from PIL import Image
 
 import client_app
 from server_app.config import keys
+from strategies.exchange.algorithm import Algorithm
+from strategies.exchange.wrapper import Wrapper
 from thistledown.main import main
 from thistledown.settings import Settings
 
@@ -251,6 +254,18 @@ def test_keys_commands_and_targets_that_a_page_names_are_there(page: Path, capsy
     assert set(re.findall(r"`thistledown ([a-z]+)", text)) <= set(capsys.readouterr().out.split())
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     assert set(re.findall(r"`make ([a-z-]+)", text)) <= set(targets)
+
+
+@pytest.mark.parametrize(("kind", "heading"), [(Algorithm, "## Add a strategy"), (Wrapper, "## Add a wrapper")])
+def test_contributing_has_every_method_and_declaration(kind: type, heading: str) -> None:
+    section = re.split(r"\n(?=## )", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    (text,) = [part for part in section if part.startswith(heading)]
+    named = dict(re.findall(r"^\| `(\w+)(\(.*?\))?` \|", text, re.M))
+    assert named.keys() == {name for name in vars(kind) if name[0] != "_"} - {"name"}
+    for name, arguments in named.items():
+        own = getattr(kind, name)
+        if callable(own):
+            assert arguments == f"({', '.join(list(inspect.signature(own).parameters)[1:])})", name
 
 
 # ------------------------------------------------------------------------------- keys
