@@ -78,7 +78,7 @@ def test_options_of_another_strategy_are_idle(tmp_path: Path) -> None:
 
 def test_app_is_the_clone_that_was_installed() -> None:
     assert app_folder(None) == APP
-    with pytest.raises(ConfigError, match="is no Flower app"):
+    with pytest.raises(ConfigError, match="is not a Flower app"):
         app_folder(APP / "tests")
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import thistledown
 from server_app.config import RunConfig, Simulation, keys
 from server_app.resuming import RESUME, continued, flat
 from task.config import EMBEDDED_DATA, EMBEDDED_MODEL
@@ -24,6 +23,7 @@ from task.schema import ConfigError
 Values = dict[str, object]  # run-config keys with dots, as they came
 
 PLACES = {"data.name": EMBEDDED_DATA, "model.name": EMBEDDED_MODEL}  # keys that may be paths: the word that is none
+INSTALLED = Path(__file__).parent / "app"  # in an installed package: the files of the app that are no modules
 LATEST = "latest"  # instead of a results folder: the newest
 PAIR = re.compile(r"""\s*([\w.\-]+)=('[^']*'|"[^"]*"|\[[^\]]*\]|\S+)(?=\s|$)""")
 
@@ -65,17 +65,27 @@ class Settings:
 
 
 def app_folder(given: Path | None) -> Path:
-    """The Flower app: `given`, else the clone that this package was installed from. Raises ConfigError."""
-    folder = (given or Path(thistledown.__file__).parent.parent).expanduser().resolve()
-    try:
-        project = _toml(folder / "pyproject.toml")
-    except ConfigError:
-        project = {}
-    if "app" in project.get("tool", {}).get("flwr", {}):
-        return folder
+    """Return the folder of the Flower app: `given`, else the clone that this package lies in, else INSTALLED.
+
+    Raises ConfigError.
+    """
     if given is not None:
-        raise ConfigError([f"--app {given} is no Flower app: its pyproject.toml has no [tool.flwr.app]"])
-    raise ConfigError(["thistledown was not installed from a clone (pip install --editable); give one: --app DIR"])
+        if is_app(given):
+            return given.expanduser().resolve()
+        raise ConfigError([f"--app {given} is not a Flower app: its pyproject.toml has no [tool.flwr.app]"])
+    for folder in (INSTALLED.parents[1], INSTALLED):
+        if is_app(folder):
+            return folder.resolve()
+    raise ConfigError([f"{INSTALLED} is not there; install thistledown again, or give a clone of it: --app DIR"])
+
+
+def is_app(folder: Path) -> bool:
+    """Return whether Flower would find an app in the folder."""
+    try:
+        project = _toml(folder.expanduser() / "pyproject.toml")
+    except ConfigError:
+        return False
+    return "app" in project.get("tool", {}).get("flwr", {})
 
 
 def defaults(app: Path) -> Values:

@@ -9,11 +9,15 @@ import os
 import shutil
 import tempfile
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 from flwr.cli.build import build_fab_from_disk, get_user_fab_patterns
 from flwr.cli.utils import build_pathspec, filter_paths_for_publish, load_gitignore_patterns
 from flwr.common.constant import FAB_CONFIG_FILE, FAB_EXCLUDE_PATTERNS
+
+from thistledown.processes.environment import PACKAGES
+from thistledown.settings import INSTALLED
 
 ANY = "any"  # a name of a file that no pattern asks for
 
@@ -43,13 +47,25 @@ def app_hash(app: Path) -> str:
 
 
 def candidates(app: Path) -> dict[str, Path | bytes]:
-    """Files of the app by relative path, as Flower collects them: links are left out. Folders of which Flower takes
-    nothing, or which git ignores, are not entered."""
-    ignored = build_pathspec([*FAB_EXCLUDE_PATTERNS, *load_gitignore_patterns(app / ".gitignore")])
+    """Return the files of the app by relative path, as Flower collects them: without links.
+
+    Folders of which Flower takes nothing, or which git ignores, are not entered. The modules of the installed app lie
+    where Python imports them from.
+    """
+    ignored = build_pathspec([*FAB_EXCLUDE_PATTERNS, *load_gitignore_patterns(app / ".gitignore")]).match_file
+    files = _below(app, app, ignored)
+    if app == INSTALLED:
+        for name in PACKAGES:
+            files |= _below(INSTALLED.parents[1] / name, INSTALLED.parents[1], ignored)
+    return files
+
+
+def _below(folder: Path, root: Path, ignored: Callable[[str], bool]) -> dict[str, Path | bytes]:
+    """Return the files below the folder by path relative to `root`."""
     files: dict[str, Path | bytes] = {}
-    for folder, below, names in os.walk(app):
-        inside = Path(folder).relative_to(app)
-        below[:] = [name for name in below if not ignored.match_file((inside / name / ANY).as_posix())]
-        found = {(inside / name).as_posix(): Path(folder, name) for name in names}
+    for place, below, names in os.walk(folder):
+        inside = Path(place).relative_to(root)
+        below[:] = [name for name in below if not ignored((inside / name / ANY).as_posix())]
+        found = {(inside / name).as_posix(): Path(place, name) for name in names}
         files |= {name: path for name, path in found.items() if not path.is_symlink()}
     return files
