@@ -3,7 +3,6 @@
 mkdocs calls the two functions `on_files` and `on_page_markdown`. Nothing is downloaded.
 """
 
-import re
 import typing
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from task.schema import Option, Schema
 ROOT = Path(__file__).parent.parent
 OUTSIDE = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}  # page of the site: file of the clone
 MARKER = "<!-- keys -->"
-TABLE = re.compile(r"^\[tool\.flwr\.app\.config(?:\.([\w-]+))?\]$")
-LINE = re.compile(r"^([\w-]+) = .*?\s#\s(.+)$")
 WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text"}
 
 
@@ -38,27 +35,15 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     markdown = markdown.replace("](../deploy/", "](files/")
     for name, source in OUTSIDE.items():
         markdown = markdown.replace(f"](../{source}", f"]({name}")
-    return markdown.replace(MARKER, key_tables(keys(), meanings()))
+    return markdown.replace(MARKER, key_tables(keys()))
 
 
-def meanings() -> dict[str, str]:
-    """Return what pyproject.toml says of every run-config key, by key, in its order."""
-    found, group = {}, None
-    for line in (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines():
-        if line.startswith("["):
-            table = TABLE.match(line)
-            group = (f"{table[1]}." if table[1] else "") if table else None
-        elif group is not None and (entry := LINE.match(line)):
-            found[group + entry[1]] = entry[2]
-    return found
-
-
-def key_tables(schema: Schema, meaning: dict[str, str]) -> str:
+def key_tables(schema: Schema) -> str:
     """Return a heading and a table for every group of keys: key, default, what it accepts, what it means."""
     groups: dict[str, list[str]] = {}
-    for key in [key for key in meaning if key in schema]:
+    for key in schema:
         group = key.rpartition(".")[0]
-        row = f"| `{key}` | {shown_default(schema[key])} | {accepted(schema[key])} | {_cell(meaning[key])} |"
+        row = f"| `{key}` | {shown_default(schema[key])} | {accepted(schema[key])} | {_cell(schema[key].doc)} |"
         groups.setdefault(group, []).append(row)
     head = "| key | default | accepts | meaning |\n|---|---|---|---|\n"
     return "\n\n".join(f"### {group or 'the run'}\n\n{head}" + "\n".join(rows) for group, rows in groups.items())

@@ -23,38 +23,77 @@ from task.schema import ConfigError, Flat, Schema, build, flatten, group, option
 class Simulation:
     """How `thistledown run` simulates; Flower itself does not read these."""
 
-    num_supernodes: int = option(10, low=1)
-    num_cpus: int = option(1, low=1)
-    num_gpus: float = option(0.0, low=0.0)
-    dropout: float = option(0.0, low=0.0, high=1.0)
+    num_supernodes: int = option(
+        10, low=1, doc="nodes that `thistledown run` simulates; plain `flwr run` has --federation-config"
+    )
+    num_cpus: int = option(
+        1, low=1, doc="CPUs a simulated node is given: nodes at work at once = CPUs of the machine / num-cpus"
+    )
+    num_gpus: float = option(0.0, low=0.0, doc="GPUs a simulated node is given; fractions share one")
+    dropout: float = option(
+        0.0, low=0.0, high=1.0, doc="share of nodes that train in a round and then drop out: their replies are let go"
+    )
 
 
 @dataclass(frozen=True)
 class ServerConfig:
     """What only the server needs to know."""
 
-    strategy: str = option("fedavg")
-    wrappers: tuple[str, ...] = option(())
-    num_server_rounds: int = option(15, low=1)
-    fraction_train: float = option(1.0, low=1e-6, high=1.0)
-    fraction_evaluate: float = option(1.0, low=1e-6, high=1.0)
-    min_train_nodes: int = option(1, low=1)
-    min_available_nodes: int = option(1, low=1)
-    node_wait_timeout: float = option(120.0, low=0.0)
-    node_names: str = option(AUTO_NAMES, choices=(AUTO_NAMES, REGISTERED, FIRST_KEY))
-    round_timeout: float = option(3600.0, low=0.1)
-    min_success_fraction: float = option(0.5, low=0.0, high=1.0)
-    max_failed_rounds: int = option(3, low=1)
-    evaluate_every: int = option(1, low=1)
-    max_weight_ratio: float = option(5.0, low=0.0)
-    outlier_factor: float = option(5.0, low=0.0)
-    collapse_factor: float = option(0.65, low=0.0, high=1.0)
-    keep_checkpoints: int = option(2, low=0)
-    examine_rows: int = option(64, low=0)
-    server_device: str = option("auto", choices=DEVICES)
-    output_dir: str = option("")
-    resume: str = option("")
-    resume_from: str = option("last")
+    strategy: str = option("fedavg", doc="how a round exchanges and combines: the name of a file in strategies/")
+    wrappers: tuple[str, ...] = option(
+        (), doc="round every update, first on the node: comma-separated names of files in strategies/wrappers/"
+    )
+    num_server_rounds: int = option(15, low=1, doc="rounds of training")
+    fraction_train: float = option(1.0, low=1e-6, high=1.0, doc="share of the nodes that train in a round")
+    fraction_evaluate: float = option(
+        1.0, low=1e-6, high=1.0, doc="share of the nodes that evaluate, where `evaluate` asks nodes"
+    )
+    min_train_nodes: int = option(1, low=1, doc="never train on fewer nodes than this")
+    min_available_nodes: int = option(1, low=1, doc="wait for this many nodes before the first round")
+    node_wait_timeout: float = option(120.0, low=0.0, doc="seconds to wait for them")
+    node_names: str = option(
+        AUTO_NAMES,
+        choices=(AUTO_NAMES, REGISTERED, FIRST_KEY),
+        doc="whose a node's name is: registered (its key's), first-key, or auto (registered as soon as any is)",
+    )
+    round_timeout: float = option(3600.0, low=0.1, doc="seconds a round may take; replies later than that are dropped")
+    min_success_fraction: float = option(
+        0.5, low=0.0, high=1.0, doc="share of a cohort that must answer well, else the round fails and the state stays"
+    )
+    max_failed_rounds: int = option(3, low=1, doc="failed rounds in a row that fail the run")
+    evaluate_every: int = option(
+        1, low=1, doc="rounds from one measurement to the next; the untrained and the last state are always measured"
+    )
+    max_weight_ratio: float = option(
+        5.0,
+        low=0.0,
+        doc="a node that claims more rows than this many times the median claim counts as the median; 0: believe all",
+    )
+    outlier_factor: float = option(
+        5.0,
+        low=0.0,
+        doc="an update longer than this many times the median of the cohort and the newest rounds is refused; 0: none",
+    )
+    collapse_factor: float = option(
+        0.65,
+        low=0.0,
+        high=1.0,
+        doc="a run that scores less than this share of what was usual goes back to its last good state; 0: never",
+    )
+    keep_checkpoints: int = option(2, low=0, doc="good states that are kept beside the newest one, to go back to")
+    examine_rows: int = option(
+        64,
+        low=0,
+        doc="validation rows that the server judges single updates by, to leave out those that do harm; 0: it does not",
+    )
+    server_device: str = option("auto", choices=DEVICES, doc="where the server scores: auto, cpu, cuda, mps or xpu")
+    output_dir: str = option("", doc="absolute folder for results; empty: outputs/ where the command was given")
+    resume: str = option(
+        "", doc='results folder of an earlier run to go on with, absolute; `thistledown run`: any path, or "latest"'
+    )
+    resume_from: str = option(
+        "last", doc="with resume: last, best, or the number of a round that is kept (keep-checkpoints)"
+    )
     simulation: Simulation = group(Simulation)
 
 

@@ -44,11 +44,15 @@ TINY = 1e-300
 class FedKSeed(Strategy):
     """Federated averaging of totals along seeded directions."""
 
-    directions: int = option(4096, low=1, high=2**24)
-    block: int = option(65536, low=256, high=2**26)
-    basis: str = option("hadamard", choices=tuple(sorted(BASES)))
-    epsilon: float = option(0.0005, low=1e-9)
-    pro: bool = option(False)
+    directions: int = option(
+        4096, low=1, high=2**24, doc="seeded directions that the model can move in; one scalar each is exchanged"
+    )
+    block: int = option(65536, low=256, high=2**26, doc="elements that have a direction together; a power of two")
+    basis: str = option(
+        "hadamard", choices=tuple(sorted(BASES)), doc="of the directions: hadamard (signs, fast), truncated-normal"
+    )
+    epsilon: float = option(0.0005, low=1e-9, doc="how far aside the loss is looked at")
+    pro: bool = option(False, doc="draw directions by how steep the loss was along them")
 
     tunings = frozenset({"full", "bias", "head"})  # a state without factors has rank 0, which builds no adapters
     gradients = False

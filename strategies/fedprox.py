@@ -20,7 +20,7 @@ from task.training.trainer import Trainer
 class FedProx(Strategy):
     """`mu` weighs the proximal term; the server's half is FedAvg's."""
 
-    mu: float = option(0.01, low=0.0)
+    mu: float = option(0.01, low=0.0, doc="weight of the proximal term")
 
     def train(self, model: TunedModel, trainer: Trainer, assignment: Assignment) -> tuple[Tensors, Metrics]:
         return super().train(model, trainer.regularised(partial(proximal, mu=self.mu)), assignment)

@@ -26,7 +26,11 @@ from task.training.trainer import Trainer
 class FedSALora(Strategy):
     """FedAvg of A."""
 
-    head: str = option("private", choices=("private", "shared"))
+    head: str = option(
+        "private",
+        choices=("private", "shared"),
+        doc="does the head stay on the node too (private), or is it averaged (shared)?",
+    )
 
     tunings = frozenset({"lora"})
     personalized = True

@@ -63,15 +63,27 @@ EXACT, VELOCITY = "exact", "velocity"  # of a pool, which the server keeps to it
 class Ferret(Strategy):
     """Coordinates in seeded bases, and a journal of them."""
 
-    coordinates: int = option(4096, low=1, high=2**26)
-    block: int = option(65536, low=256, high=2**26)
-    basis: str = option("hadamard", choices=tuple(sorted(BASES)))
-    scale: str = option("paper", choices=("paper", "code"))
-    seeds: str = option("fresh", choices=("fresh", "shared", "pool"))
-    step: float = option(1.0, low=0.0)
-    schedule: str = option("constant", choices=SCHEDULES)
-    final_step: float = option(0.0, low=0.0)
-    momentum: float = option(0.0, low=0.0, high=0.999)
+    coordinates: int = option(4096, low=1, high=2**26, doc="16-bit integers that a node sends in a round")
+    block: int = option(65536, low=256, high=2**26, doc="elements that are projected together; a power of two")
+    basis: str = option(
+        "hadamard",
+        choices=tuple(sorted(BASES)),
+        doc="of the random directions: hadamard (fast), truncated-normal (the paper's)",
+    )
+    scale: str = option(
+        "paper",
+        choices=("paper", "code"),
+        doc="of a rebuilt update: paper (unbiased) or code (the published code's, for truncated-normal)",
+    )
+    seeds: str = option(
+        "fresh",
+        choices=("fresh", "shared", "pool"),
+        doc="a basis for every node and round (fresh), for every round (shared), for the run (pool)",
+    )
+    step: float = option(1.0, low=0.0, doc="the server's step in the first round")
+    schedule: str = option("constant", choices=SCHEDULES, doc="how it goes on: constant, linear, cosine")
+    final_step: float = option(0.0, low=0.0, doc="the server's step in the last round, where it is not constant")
+    momentum: float = option(0.0, low=0.0, high=0.999, doc="of the server")
 
     tunings = frozenset({"full", "bias", "head"})  # a state without factors has rank 0, which builds no adapters
     is_weighted_mean = False

@@ -33,8 +33,8 @@ from task.training.trainer import Trainer
 class HetLora(Strategy):
     """`gamma` is the share of ranks that stay when a node prunes, `penalty` is lambda."""
 
-    gamma: float = option(0.99, low=0.01, high=1.0)
-    penalty: float = option(1e-3, low=0.0)
+    gamma: float = option(0.99, low=0.01, high=1.0, doc="share of its ranks that a node keeps when it prunes")
+    penalty: float = option(1e-3, low=0.0, doc="weight of the norms of the ranks that would go")
 
     tunings = frozenset({"lora"})
     heterogeneous_ranks = True

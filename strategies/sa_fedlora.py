@@ -48,14 +48,16 @@ WAITING = "waiting "  # in front of names: what adapters will train once the ini
 class SAFedLora(Strategy):
     """FedAvg of all weights, then of adapters of falling rank."""
 
-    initiating_rounds: int = option(1, low=0)
-    mu: float = option(0.01, low=0.0)
-    initiating_rate: float = option(0.0, low=0.0)
-    final_rank: int = option(2, low=1)
-    schedule: str = option("cubic", choices=SCHEDULES)
-    heating: float = option(0.2, low=0.0, high=1.0)
-    cooling: float = option(0.2, low=0.0, high=1.0)
-    remainder: str = option("merge", choices=("merge", "drop"))
+    initiating_rounds: int = option(1, low=0, doc="rounds that train and exchange the whole model before the adapters")
+    mu: float = option(0.01, low=0.0, doc="weight of the regularisation in these rounds")
+    initiating_rate: float = option(0.0, low=0.0, doc="learning rate of all these rounds; 0: learning-rate")
+    final_rank: int = option(2, low=1, doc="rank at the end; at the start it is the largest of lora.ranks")
+    schedule: str = option("cubic", choices=SCHEDULES, doc="how the rank falls: cubic, linear, cosine, exponential")
+    heating: float = option(0.2, low=0.0, high=1.0, doc="share of the other rounds that keep the first rank")
+    cooling: float = option(0.2, low=0.0, high=1.0, doc="share of the other rounds that keep the final rank")
+    remainder: str = option(
+        "merge", choices=("merge", "drop"), doc="what a shrinking rank cuts off: merge into the base, or drop"
+    )
 
     tunings = frozenset({"lora"})
     heterogeneous_ranks = True

@@ -40,80 +40,134 @@ def is_date(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Kind:
-    kind: str = option("image-classification", choices=KINDS)
+    kind: str = option(
+        "image-classification", choices=KINDS, doc="image-classification, text-classification or causal-lm"
+    )
 
 
 @dataclass(frozen=True)
 class Model:
-    name: str = option(EMBEDDED_MODEL)
-    dtype: str = option("float32", choices=("float32", "bfloat16", "float16"))
-    offer: bool = option(True)
-    trust_remote_code: bool = option(False)
+    name: str = option(
+        EMBEDDED_MODEL, doc='a hub id, a local folder, or "embedded": the small ViT that comes without a download'
+    )
+    dtype: str = option(
+        "float32",
+        choices=("float32", "bfloat16", "float16"),
+        doc="the precision that weights are kept and trained in: float32, bfloat16, float16",
+    )
+    offer: bool = option(True, doc="may the server send its copy of the base to nodes that lack it?")
+    trust_remote_code: bool = option(False, doc="run code that comes with a hub model? only if you have read it")
 
 
 @dataclass(frozen=True)
 class Data:
-    name: str = option(EMBEDDED_DATA)
-    subset: str = option("")
-    train_split: str = option("train")
-    validation_split: str = option("")
-    test_split: str = option("test")
-    validation_fraction: float = option(0.1, low=0.0, high=0.9)
-    test_fraction: float = option(0.1, low=0.0, high=0.9)
-    train_rows: int = option(0, low=0)
-    validation_rows: int = option(0, low=0)
-    test_rows: int = option(0, low=0)
-    image_column: str = option("image")
-    text_column: str = option("text")
-    instruction_column: str = option("instruction")
-    input_column: str = option("input")
-    output_column: str = option("output")
-    template: str = option("auto", choices=TEMPLATES)
-    date: str = option("")
-    label_column: str = option("label")
-    delimiter: str = option("")
-    encoding: str = option("")
-    skip_empty: bool = option(True)
-    labels: tuple[str, ...] = option((), separator="|")
-    max_length: int = option(128, low=2, high=MANY)
-    max_completion_length: int = option(0, low=0, high=MANY)
-    holdout: float = option(0.1, low=0.0, high=0.9)
-    partitioner: str = option("dirichlet", choices=PARTITIONERS)
-    alpha: float = option(0.5, low=1e-3)
-    min_partition_size: int = option(5, low=1)
-    shards_per_node: int = option(2, low=1)
-    id_column: str = option("")
+    name: str = option(
+        EMBEDDED_DATA,
+        doc='a hub id, a folder, a file (csv, tsv, txt, json, jsonl, parquet, arrow, xlsx, npz, images), or "digits"',
+    )
+    subset: str = option("", doc="configuration name of a hub dataset")
+    train_split: str = option("train", doc="split that is divided among simulated nodes")
+    validation_split: str = option(
+        "", doc="split that chooses the best round; empty: cut from train by validation-fraction"
+    )
+    test_split: str = option("test", doc="split that is reported; empty: cut from train by test-fraction")
+    validation_fraction: float = option(
+        0.1, low=0.0, high=0.9, doc="of the train split, where there is no validation split"
+    )
+    test_fraction: float = option(0.1, low=0.0, high=0.9, doc="of the train split, where there is no test split")
+    train_rows: int = option(0, low=0, doc="use only this many rows, drawn at random; 0: all")
+    validation_rows: int = option(0, low=0, doc="likewise")
+    test_rows: int = option(0, low=0, doc="likewise")
+    image_column: str = option("image", doc="column with images: bytes, paths or arrays")
+    text_column: str = option("text", doc="column with text")
+    instruction_column: str = option(
+        "instruction", doc="causal-lm: column with what is asked; empty: no prompts, outputs are learned whole"
+    )
+    input_column: str = option(
+        "input", doc="causal-lm: column with what an instruction is about; may be absent, or empty in a row"
+    )
+    output_column: str = option("output", doc="causal-lm: column with what the model shall write")
+    template: str = option(
+        "auto",
+        choices=TEMPLATES,
+        doc="causal-lm, of prompts: the tokenizer's own (chat), ours (plain), or chat where there is one",
+    )
+    date: str = option(
+        "", doc='causal-lm: the day that chat templates are told, such as "2026-01-31"; empty: when the run starts'
+    )
+    label_column: str = option(
+        "label", doc="column with labels: integers or strings; causal-lm: categories, for splits by label"
+    )
+    delimiter: str = option("", doc='of csv files, such as ";" or "tab"; empty: detected')
+    encoding: str = option(
+        "", doc='of files of text, such as "cp1252"; empty: by their first bytes, UTF-8, or Windows-1252, which is said'
+    )
+    skip_empty: bool = option(True, doc="leave out rows without a text; false: refuse them")
+    labels: tuple[str, ...] = option(
+        (), separator="|", doc="label names in order, separated by |; empty: read from the data"
+    )
+    max_length: int = option(
+        128, low=2, high=MANY, doc="tokens of a text that are kept; causal-lm: of prompt and completion together"
+    )
+    max_completion_length: int = option(
+        0, low=0, high=MANY, doc="causal-lm: tokens of it that a completion may take; 0: half of them"
+    )
+    holdout: float = option(
+        0.1, low=0.0, high=0.9, doc="share of its rows that a node keeps for evaluation, where `evaluate` asks nodes"
+    )
+    partitioner: str = option(
+        "dirichlet",
+        choices=PARTITIONERS,
+        doc="iid, dirichlet, shards, natural, linear, square, exponential, staircase; none (`data-path`)",
+    )
+    alpha: float = option(0.5, low=1e-3, doc="concentration of the Dirichlet split; smaller is more skewed")
+    min_partition_size: int = option(5, low=1, doc="rows that every node must get from the Dirichlet split")
+    shards_per_node: int = option(2, low=1, doc="shards of equal labels that a node gets from the shards split")
+    id_column: str = option("", doc="column that names the natural client of a row")
 
 
 @dataclass(frozen=True)
 class Lora:
-    ranks: tuple[int, ...] = option((8,), low=1, high=MAX_RANK, empty=AUTO)
-    auto_ranks: tuple[int, ...] = option((2, 4, 8, 16, 32, 64), low=1, high=MAX_RANK)
-    scaling: float = option(2.0, low=1e-6)
-    dropout: float = option(0.0, low=0.0, high=0.9)
-    targets: tuple[str, ...] = option(("all-linear",))
+    ranks: tuple[int, ...] = option(
+        (8,),
+        low=1,
+        high=MAX_RANK,
+        empty=AUTO,
+        doc='rank budgets of nodes without their own, dealt in turn: "8", "2,4,8"; "auto": by a trial; dora: one',
+    )
+    auto_ranks: tuple[int, ...] = option(
+        (2, 4, 8, 16, 32, 64), low=1, high=MAX_RANK, doc='candidates for a rank that is "auto", ascending'
+    )
+    scaling: float = option(2.0, low=1e-6, doc="factor of the low-rank product: alpha over the global rank")
+    dropout: float = option(0.0, low=0.0, high=0.9, doc="on the input of the adapters")
+    targets: tuple[str, ...] = option(("all-linear",), doc="module name endings that get adapters, separated by commas")
 
 
 @dataclass(frozen=True)
 class Ia3:
-    attention: tuple[str, ...] = option(("auto",))
-    feedforward: tuple[str, ...] = option(("auto",))
+    attention: tuple[str, ...] = option(
+        ("auto",),
+        doc="module name endings of the layers whose output is scaled; auto: keys and values, as commonly named",
+    )
+    feedforward: tuple[str, ...] = option(
+        ("auto",), doc="of those whose input is scaled; auto: the last layer of each feed-forward network"
+    )
 
 
 @dataclass(frozen=True)
 class Prompt:
-    tokens: int = option(10, low=1, high=4096)
-    deep: bool = option(True)
+    tokens: int = option(10, low=1, high=4096, doc="learned tokens in front of a text, or of the patches of an image")
+    deep: bool = option(True, doc="of images: in front of every block, not of the first alone")
 
 
 @dataclass(frozen=True)
 class Prefix:
-    tokens: int = option(10, low=1, high=4096)
+    tokens: int = option(10, low=1, high=4096, doc="learned keys and values in every attention layer")
 
 
 @dataclass(frozen=True)
 class Adapter:
-    width: int = option(16, low=1, high=8192)
+    width: int = option(16, low=1, high=8192, doc="features in the middle of an adapter")
 
 
 @dataclass(frozen=True)
@@ -128,20 +182,30 @@ class TaskConfig:
     prompt: Prompt = group(Prompt)
     prefix: Prefix = group(Prefix)
     adapter: Adapter = group(Adapter)
-    tuning: str = option("lora", choices=TUNINGS)
-    seed: int = option(0, low=0)
-    threads: int = option(1, low=1, high=1024)
-    device: str = option("auto", choices=DEVICES)
-    evaluate: str = option("server", choices=("server", "nodes", "both"))
-    learning_rate: float = option(0.005, low=0.0)
-    learning_rate_min: float = option(0.0, low=0.0)
-    local_epochs: int = option(3, low=1, high=MANY)
-    local_steps: int = option(0, low=0, high=1000 * MANY)
-    batch_size: int = option(16, low=1, high=MANY)
-    optimizer: str = option("adamw", choices=("adamw", "sgd"))
-    momentum: float = option(0.0, low=0.0, high=0.999)
-    weight_decay: float = option(0.0, low=0.0)
-    max_grad_norm: float = option(0.0, low=0.0)
+    tuning: str = option(
+        "lora",
+        choices=TUNINGS,
+        doc="what trains: full, lora, bias, head, norm, dora, ia3, prompt, prefix, adapter, ssf",
+    )
+    seed: int = option(0, low=0, doc="everything random that is public follows from it")
+    threads: int = option(1, low=1, high=1024, doc="torch threads of every process; equal counts give equal bits")
+    device: str = option(
+        "auto", choices=DEVICES, doc="auto, cpu, cuda, mps or xpu; a node's own `device` in its node config goes first"
+    )
+    evaluate: str = option(
+        "server", choices=("server", "nodes", "both"), doc="who measures quality: server, nodes or both"
+    )
+    learning_rate: float = option(0.005, low=0.0, doc="of the local optimiser")
+    learning_rate_min: float = option(
+        0.0, low=0.0, doc="of the last round, to which the rate falls by a cosine; 0: all rounds have the same"
+    )
+    local_epochs: int = option(3, low=1, high=MANY, doc="passes over a node's data in a round")
+    local_steps: int = option(0, low=0, high=1000 * MANY, doc="steps in a round instead of epochs; 0: use local-epochs")
+    batch_size: int = option(16, low=1, high=MANY, doc="rows in a local step")
+    optimizer: str = option("adamw", choices=("adamw", "sgd"), doc="adamw or sgd")
+    momentum: float = option(0.0, low=0.0, high=0.999, doc="of sgd")
+    weight_decay: float = option(0.0, low=0.0, doc="of the local optimiser")
+    max_grad_norm: float = option(0.0, low=0.0, doc="clip the gradient to this norm; 0: do not clip")
 
     @classmethod
     def read(cls, flat: Mapping[str, object]) -> "TaskConfig":

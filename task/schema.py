@@ -34,7 +34,8 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Option:
-    """One run-config key: its type, its default and what it accepts; `empty` is the word for a list without items."""
+    """One run-config key: its type, its default what it accepts and what it
+    means (`doc`); `empty` is the word for a list without items."""
 
     type: Any
     default: Any
@@ -43,6 +44,7 @@ class Option:
     high: float | None = None
     separator: str = ","
     empty: str = ""
+    doc: str = ""
 
     def parse(self, value: object) -> Any:
         """The value in this option's type; ValueError says what would be accepted instead."""
@@ -122,9 +124,11 @@ def option(
     high: float | None = None,
     separator: str = ",",
     empty: str = "",
+    doc: str = "",
 ) -> Any:
-    """A dataclass field that is a run-config key."""
-    limits = {"choices": choices, "low": low, "high": high, "separator": separator, "empty": empty}
+    """Return a dataclass field that is a run-config key. `doc` says what it means, in which unit and range: it is the
+    comment of the key in pyproject.toml, and its line in the documentation."""
+    limits = {"choices": choices, "low": low, "high": high, "separator": separator, "empty": empty, "doc": doc}
     return field(default=default, metadata={"option": limits})
 
 

@@ -1,6 +1,7 @@
 """Options: what pyproject.toml says is what the code reads, values survive the trip, problems are all named."""
 
 import math
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,21 @@ WRITTEN = flat(APP["config"])
 # ---------------------------------------------------------------------- pyproject.toml
 
 
+def comments() -> dict[str, str]:
+    """Return the comment of every key of the app's table."""
+    found, table = {}, ""
+    for line in PYPROJECT.read_text().partition("[tool.flwr.app.config]")[2].partition("# ----")[0].splitlines():
+        if heading := re.fullmatch(r"\[tool\.flwr\.app\.config\.(.+)\]", line):
+            table = f"{heading[1]}."
+        elif line:
+            key, _, comment = line.partition("  # ")
+            found[table + key.split(" = ")[0]] = comment
+    return found
+
+
+COMMENTS = {key: comment.strip() for key, comment in comments().items()}
+
+
 def test_pyproject_has_exactly_the_keys_that_are_read():
     assert sorted(WRITTEN) == sorted(keys())
 
@@ -61,9 +77,10 @@ def test_groups_of_keys_do_not_overlap():
     assert sum(len(part) for part in own) == len(keys())
 
 
-def test_every_key_has_a_comment():
-    for line in PYPROJECT.read_text().partition("[tool.flwr.app.config]")[2].partition("# ----")[0].splitlines():
-        assert not line or line.startswith("[") or "  # " in line, line
+@pytest.mark.parametrize("key", sorted(WRITTEN))
+def test_comments_in_pyproject_are_those_of_the_code(key):
+    assert keys()[key].doc
+    assert COMMENTS[key] == keys()[key].doc
 
 
 # ---------------------------------------------------------------------- one option

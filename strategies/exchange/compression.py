@@ -24,7 +24,7 @@ class Compression(Wrapper):
     `decode`.
     """
 
-    feedback: bool = option(True)
+    feedback: bool = option(True, doc="add what a message left out to the node's next update")
 
     def problems(self, strategy: "Algorithm", inner: Sequence[Wrapper]) -> list[str]:
         if not self.feedback:

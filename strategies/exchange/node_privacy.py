@@ -15,10 +15,18 @@ class NodePrivacy(Wrapper):
     """`noise` in clips; 0: what lets a node take part in all rounds within `epsilon` (0: no budget). A subclass has
     `release`, and a `mechanism` that counts on the server."""
 
-    epsilon: float = option(8.0, low=0.0)
-    delta: float = option(1e-5, low=1e-12, high=0.5)
-    noise: float = option(0.0, low=0.0)
-    clip: float = option(1.0, low=0.0)
+    epsilon: float = option(8.0, low=0.0, doc="budget of every node, by its own count; 0: none")
+    delta: float = option(1e-5, low=1e-12, high=0.5, doc="at which epsilon holds")
+    noise: float = option(
+        0.0,
+        low=0.0,
+        doc="standard deviation of the noise, in clips; 0: the least that lets a node take part in all rounds",
+    )
+    clip: float = option(
+        1.0,
+        low=0.0,
+        doc="largest norm before noise, of an update or of a row's gradient; 0: any, which is for runs without noise",
+    )
 
     @property
     def silent(self) -> bool:

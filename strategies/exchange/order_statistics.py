@@ -23,7 +23,9 @@ class OrderStatistic(Wrapper):
     """A subclass has `rule`. What fewer than `min_owners` nodes of a cohort hold, such as the last ranks of an adapter,
     is not changed: one or two have no middle, and a node could be alone there by claiming the largest rank."""
 
-    min_owners: int = option(3, low=1)
+    min_owners: int = option(
+        3, low=1, doc="nodes of a cohort that must hold a rank for it to change (all, where they are fewer)"
+    )
 
     def rule(self, columns: Columns) -> Columns:
         """Columns (nodes, places) to what stands for each (places,)."""

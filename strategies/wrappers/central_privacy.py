@@ -60,13 +60,21 @@ class CentralPrivacy(Wrapper):
     With `quantile` the clip moves to this quantile of the updates' norms, as fast as `clip_rate` says.
     """
 
-    epsilon: float = option(8.0, low=0.0)
-    delta: float = option(1e-5, low=1e-12, high=0.5)
-    noise: float = option(0.0, low=0.0)
-    clip: float = option(1.0, low=0.0)
-    quantile: float = option(0.0, low=0.0, high=1.0)
-    clip_rate: float = option(0.2, low=0.0)
-    sampling: str = option("poisson", choices=("poisson", "fixed"))
+    epsilon: float = option(8.0, low=0.0, doc="budget: the run ends before a round that would exceed it; 0: none")
+    delta: float = option(1e-5, low=1e-12, high=0.5, doc="at which epsilon holds; well below 1 / nodes")
+    noise: float = option(
+        0.0, low=0.0, doc="on the sum of a round's updates, in clips; 0: the least that the budget allows"
+    )
+    clip: float = option(1.0, low=0.0, doc="largest norm of a node's update; 0: any, which is for runs without noise")
+    quantile: float = option(
+        0.0, low=0.0, high=1.0, doc="let the clip follow this quantile of the updates' norms; 0: it stays"
+    )
+    clip_rate: float = option(0.2, low=0.0, doc="how fast it follows")
+    sampling: str = option(
+        "poisson",
+        choices=("poisson", "fixed"),
+        doc="each node is drawn by itself with fraction-train (poisson), or a fixed number of them (fixed)",
+    )
 
     averaged = nearest = True
 

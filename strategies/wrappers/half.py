@@ -20,7 +20,9 @@ class Half(Wrapper):
     float16 is finer (2^-11) but overflows beyond 65,504; such an update is refused as infinite.
     """
 
-    dtype: str = option("bfloat16", choices=("bfloat16", "float16"))
+    dtype: str = option(
+        "bfloat16", choices=("bfloat16", "float16"), doc="16-bit type that updates travel in: bfloat16 or float16"
+    )
 
     def encode(self, update: Tensors, assignment: Assignment, client_state: Tensors) -> Tensors:
         return {name: t.to(self._narrow) if t.dtype in WIDE else t for name, t in update.items()}

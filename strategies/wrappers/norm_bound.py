@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 class NormBound(Wrapper):
     """`bound` is the largest norm; a longer update is scaled down (`clip`) or refused (`refuse`)."""
 
-    bound: float = option(1.0, low=1e-12)
-    action: str = option("clip", choices=("clip", "refuse"))
+    bound: float = option(1.0, low=1e-12, doc="largest Euclidean norm of an update")
+    action: str = option(
+        "clip",
+        choices=("clip", "refuse"),
+        doc="what becomes of a longer one: clip (scaled down to the bound) or refuse (dropped)",
+    )
 
     def admitted(self, strategy: "Algorithm", update: Update) -> Update:
         length = strategy.length(update.delta)

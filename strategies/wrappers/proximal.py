@@ -18,7 +18,7 @@ from task.schema import option
 class Proximal(Wrapper):
     """`mu` weighs the term; updates pass as they are."""
 
-    mu: float = option(0.01, low=0.0)
+    mu: float = option(0.01, low=0.0, doc="weight of the proximal term")
 
     def penalty(self, live: Mapping[str, torch.Tensor]) -> Callable[[], torch.Tensor]:
         return proximal(live, self.mu)

@@ -33,9 +33,9 @@ LARGEST = {8: 127, 4: 7}  # level, by bits
 class Quantize(Compression):
     """`bits` a number (8 or 4), `block` numbers a scale, `rounding` at random or to the nearest level."""
 
-    bits: int = option(8, low=4, high=8)
-    block: int = option(128, low=MULTIPLE, high=2**20)
-    rounding: str = option("stochastic", choices=("stochastic", "nearest"))
+    bits: int = option(8, low=4, high=8, doc="that a number of an update travels in: 8 or 4")
+    block: int = option(128, low=MULTIPLE, high=2**20, doc="consecutive numbers that share a scale; a multiple of 8")
+    rounding: str = option("stochastic", choices=("stochastic", "nearest"), doc="stochastic (unbiased) or nearest")
 
     coded = True
 

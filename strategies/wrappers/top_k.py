@@ -28,7 +28,9 @@ ROUNDING = 1e-9  # of a share: 0.1 of 30 is 3, not a little more
 class TopK(Compression):
     """`fraction` of the numbers of an update are sent, rounded up; 1 sends it as it is."""
 
-    fraction: float = option(0.1, low=1e-6, high=1.0)
+    fraction: float = option(
+        0.1, low=1e-6, high=1.0, doc="of the numbers of an update, those of largest magnitude, that are sent"
+    )
 
     additive_across_rounds = False
 

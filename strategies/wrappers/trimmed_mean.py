@@ -21,7 +21,12 @@ class TrimmedMean(OrderStatistic):
     """`trim` is the share of the nodes that is left out at each end, rounded up; `min_owners` the least number of nodes
     that must hold a number for it to change."""
 
-    trim: float = option(0.1, low=0.0, high=0.5)
+    trim: float = option(
+        0.1,
+        low=0.0,
+        high=0.5,
+        doc="share of the nodes left out at each end of every number, rounded up; all others count alike",
+    )
 
     def rule(self, columns: Columns) -> Columns:
         return trimmed_mean(columns, self.trim)
