@@ -18,7 +18,7 @@ BY_ROUND = (
     "accuracy",
     "chosen-by",
     "loss",
-    "inexactness",
+    "aggregation-error",
     "bytes_up",
     "bytes_down",
     "parameters_up",
@@ -82,7 +82,9 @@ class Federation:
 
 def _by_round(lines: list[dict[str, Any]], name: str) -> list[float | None]:
     """The value of every round, the state before training first; None for what is not finite or does not apply."""
-    values = [line["aggregation-error"].get("overall") if name == "inexactness" else line.get(name) for line in lines]
+    values = [
+        line["aggregation-error"].get("overall") if name == "aggregation-error" else line.get(name) for line in lines
+    ]
     return [round(v, DIGITS) if v is not None and math.isfinite(v) else None for v in values]
 
 

@@ -137,11 +137,11 @@ STUDY = Study(
         "Sun et al. (arXiv 2210.01708) exchange only the parameters of an efficient tuning, and a head. Claims that "
         "are tested: accuracy near that of full tuning at a small fraction of its bytes, over few participants and "
         "skewed rows, and better than a head alone.",
-        "Every tuning is FedAvg of what it trains, the new head of the classifier always along. Each has a grid of "
-        "three learning rates, searched on IID rows, with all nodes and with two a round: the mean of two nodes does "
-        "not take every rate that the mean of sixteen does. On skewed rows MiniLM has the choice between what was best "
-        "and a third of it, and with all nodes, whose updates cancel in the mean, three times of it too; the vision "
-        "transformer keeps what was best.",
+        "Every tuning is FedAvg of what it trains and of the new classifier head; both share one learning rate. Each "
+        "tuning has a grid of three learning rates, searched on IID rows, with all nodes and with two a round: the "
+        "mean of two nodes does not tolerate every rate that the mean of sixteen does. On skewed rows MiniLM chooses "
+        "between the best rate and a third of it. With all nodes, whose updates cancel in the mean, it may choose "
+        "three times the best rate, too. The vision transformer keeps the best rate.",
     ),
     (
         "ViT-B/16 on CIFAR-100, 64 nodes: 328 MB a node and direction for full tuning, 0.68 MB for biases and head, "

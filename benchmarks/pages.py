@@ -32,7 +32,7 @@ def page(content: Content) -> str:
 
 def _head(content: Content) -> str:
     facts = (
-        f"`{content['command']}` repeats it and goes on where it was interrupted; the numbers are in "
+        f"`{content['command']}` repeats it and resumes where it was interrupted; the numbers are in "
         f"[{content['study']}.json]({content['study']}.json), one run a line; "
         f"`.venv/bin/python -m benchmarks.derived {content['study']}` prints the command of every run. Seeds "
         f"{', '.join(map(str, content['seeds']))}."
@@ -40,9 +40,9 @@ def _head(content: Content) -> str:
     reading = (
         "± is the standard deviation over seeds. Accuracy or loss is that of the test part. Tables are sorted by the "
         "mean of the last five rounds; the best value of a column is bold. The first round at the target is given for "
-        "every seed; `> N` did not get there in N rounds. Inexactness is the distance of the aggregate from the mean "
-        "of the nodes' products, relative to the latter, mean over rounds and seeds. Bytes are those of all nodes and "
-        "rounds, without offers of the base."
+        "every seed; `> N`: not reached in N rounds. The aggregation error is the distance of the aggregate from the "
+        "mean of the nodes' products, relative to the latter, mean over rounds and seeds. Bytes are those of all nodes "
+        "and rounds, without offers of the base."
     )
     return "\n\n".join([f"# {content['title']}", *content["about"], facts, reading])
 
@@ -70,7 +70,7 @@ def _section(content: Content, setting: Content) -> str:
 
 
 def _rates(setting: Content) -> str:
-    """How rates hang on another setting."""
+    """Return which rates a setting takes from another."""
     found = f"those that were found best in {setting['rates-of']}"
     if not _searches(setting):
         return f"Learning rates are {found}."
@@ -109,7 +109,7 @@ def _results(found: list[Outcome], ran: list[Outcome], setting: Content) -> str:
     heads = ["method", f"first round at {_share(setting['target'], 2)}", "mean of last 5", "last round"]
     by_loss = ran[0].metric == LOSS
     heads += ["accuracy, last 5"] if by_loss else []  # it can rank two methods otherwise
-    heads += ["MB up", "MB down", "inexactness", "rate", "runs"]
+    heads += ["MB up", "MB down", "aggregation error", "rate", "runs"]
     rows = []
     for outcome in found:
         if not outcome.runs:
@@ -125,7 +125,7 @@ def _results(found: list[Outcome], ran: list[Outcome], setting: Content) -> str:
                 *([_spread(outcome.last("accuracy"))] if by_loss else []),
                 f"{outcome.total('bytes_up') / 1e6:.1f}",
                 f"{outcome.total('bytes_down') / 1e6:.1f}",
-                _inexactness(outcome),
+                _aggregation_error(outcome),
                 f"{outcome.rate:g}",
                 _count(outcome),
             ]
@@ -230,8 +230,8 @@ def _rounds(outcome: Outcome) -> str:
     return f"{mean:.1f} ({by_seed})" if math.isfinite(mean) and len(reached) > 1 else by_seed
 
 
-def _inexactness(outcome: Outcome) -> str:
-    values = [value for run in outcome.lists("inexactness") for value in run if value is not None]
+def _aggregation_error(outcome: Outcome) -> str:
+    values = [value for run in outcome.lists("aggregation-error") for value in run if value is not None]
     return f"{statistics.mean(values):.2f}" if values else ""
 
 

@@ -61,7 +61,8 @@ STUDY = Study(
         "Chen et al. (arXiv 2408.08699) average every slice of rank over the nodes that have it, instead of filling "
         "missing slices with zeros. That gives the slices of few nodes their full length, where zero-padding shrinks "
         "them. The claim that is tested: fewer rounds to a target accuracy than zero-padding.",
-        "The column inexactness tells what a rule pays: a slice that few nodes own acts at full length in everybody's "
+        "The column aggregation error shows what a rule pays: a slice that few nodes own acts at full length in "
+        "everybody's "
         "product, so that product is off the mean of what the nodes learned. Where the owners of these slices have "
         "rows of most labels, as in the staircase, that is a gain; where rows are skewed over nodes whatever their "
         "ranks, the slices carry the labels of their few owners.",

@@ -30,7 +30,7 @@ def measured(accuracy: float = 0.5, *, chosen_by: float | None = None, error: st
         "accuracy": by_round,
         "chosen-by": chosen,
         "loss": [1.0] * len(by_round),
-        "inexactness": aggregation_error,
+        "aggregation-error": aggregation_error,
     }
     return {"error": error, "seconds": 3.0, "on": HERE, **quality, **numbers}
 

@@ -1,6 +1,5 @@
-"""The page of a study: its tables, its plots, and that those in the repository are of the numbers beside them."""
+"""The page of a study: its tables and its plots. `test_published_results.py` has those in the repository."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import pytest
 from studies import HEAD, HERE, OURS, STUDY, TINY, completed, measured
 
 from benchmarks import pages, records
+from benchmarks.derived import derive
 from benchmarks.figures import difference, verdict
 from benchmarks.savings import INITIATING
 from benchmarks.study import Measured, Run, Study
@@ -20,8 +20,7 @@ from benchmarks.study import Measured, Run, Study
 def content(study: Study, result: Callable[[Run], Measured], folder: Path) -> dict[str, Any]:
     path = folder / "some.json"
     records.save(path, study, completed(study, result))
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    return derive(*records.read(path))
 
 
 def row(page: str, start: str) -> list[str]:
@@ -160,12 +159,3 @@ def test_no_two_of_many_methods_are_drawn_alike(tmp_path: Path) -> None:
     lines = Counter(style for style in styles if "stroke-width: 1.5" in style)
     assert len(lines) == 12
     assert set(lines.values()) == {3}  # two panels and the legend
-
-
-COMMITTED = sorted(records.RESULTS.glob("*.json"))
-
-
-@pytest.mark.skipif(not COMMITTED, reason="docs/results has no study")
-@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
-def test_pages_are_those_of_their_numbers(path: Path) -> None:
-    assert path.with_suffix(".md").read_text() == pages.page(json.loads(path.read_text()))
