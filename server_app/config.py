@@ -4,7 +4,7 @@ Flower hands it over as one flat dictionary, already merged with the defaults in
 parsed once, here; all problems are reported together before any node is contacted.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -168,12 +168,10 @@ def _problems(server: ServerConfig) -> list[str]:
 def _strategy(server: ServerConfig, values: Mapping[str, Any], problems: list[str]) -> Strategy | None:
     """The strategy, or None with the reasons added to `problems`."""
     before = len(problems)
-    for what, name, there in [
-        ("strategy", server.strategy, strategies.names()),
-        *(("wrapper", wrapper, strategies.wrapper_names()) for wrapper in server.wrappers),
-    ]:
+    find: list[tuple[Callable[[str], type], str]] = [(strategies.strategy_class, server.strategy)]
+    for class_named, name in [*find, *((strategies.wrapper_class, name) for name in server.wrappers)]:
         try:
-            strategies.require(what, name, there)
+            class_named(name)
         except ConfigError as error:
             problems += error.problems
     return strategies.from_values(values) if len(problems) == before else None

@@ -1,26 +1,27 @@
 """Strategies and wrappers by name: each is one file, and the file's name is its key."""
 
-import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from importlib import import_module
 from typing import Any, TypeVar
 
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.wrapper import Wrapper
-from task.schema import ConfigError, Schema, build, key_of, read, schema, unknown
+from task import extensions
+from task.schema import ConfigError, Schema, build, key_of, read, schema
 
+STRATEGIES = "strategies"
+WRAPPERS = "strategies.wrappers"
 T = TypeVar("T")
 
 
 def names() -> list[str]:
-    """Keys of all strategies: every module of this package."""
-    return _modules("strategies")
+    """Return the names of all strategies."""
+    return extensions.names(STRATEGIES)
 
 
 def wrapper_names() -> list[str]:
-    """Keys of all wrappers."""
-    return _modules("strategies.wrappers")
+    """Return the names of all wrappers."""
+    return extensions.names(WRAPPERS)
 
 
 def load(name: str, wrappers: str | Iterable[str | Wrapper] = (), **options: object) -> Strategy:
@@ -29,7 +30,6 @@ def load(name: str, wrappers: str | Iterable[str | Wrapper] = (), **options: obj
     `wrappers` are wrappers, or names of wrappers with their default options; a string is read as the run config's key
     is: "norm-bound,quantize". Raises ConfigError.
     """
-    require("strategy", name, names())
     given = [part.strip() for part in wrappers.split(",") if part.strip()] if isinstance(wrappers, str) else wrappers
     chain = [load_wrapper(wrapper) if isinstance(wrapper, str) else wrapper for wrapper in given]
     return _with_wrappers(_with_options(name, strategy_class(name), options), chain)
@@ -37,18 +37,17 @@ def load(name: str, wrappers: str | Iterable[str | Wrapper] = (), **options: obj
 
 def load_wrapper(name: str, **options: object) -> Wrapper:
     """The wrapper `name` with `options`. Raises ConfigError."""
-    require("wrapper", name, wrapper_names())
     return _with_options(name, wrapper_class(name), options)
 
 
 def strategy_class(name: str) -> type[Strategy]:
-    """The class in the file of a strategy."""
-    return _class_in(f"strategies.{name.replace('-', '_')}", Strategy)
+    """Return the class in the file of a strategy. Raises ConfigError where there is none."""
+    return extensions.load(STRATEGIES, name, Strategy)
 
 
 def wrapper_class(name: str) -> type[Wrapper]:
-    """The class in the file of a wrapper."""
-    return _class_in(f"strategies.wrappers.{name.replace('-', '_')}", Wrapper)
+    """Return the class in the file of a wrapper. Raises ConfigError where there is none."""
+    return extensions.load(WRAPPERS, name, Wrapper)
 
 
 def option_keys(strategy: str | None = None, wrappers: Iterable[str] | None = None) -> Schema:
@@ -79,25 +78,3 @@ def _with_options(name: str, cls: type[T], options: Mapping[str, object]) -> T:
 def _with_wrappers(strategy: Strategy, wrappers: Iterable[Wrapper]) -> Strategy:
     chain = tuple(wrappers)
     return replace(strategy, wrappers=chain) if chain else strategy
-
-
-def _modules(package: str) -> list[str]:
-    found = (f"{package}.{m.name}" for m in pkgutil.iter_modules(import_module(package).__path__) if not m.ispkg)
-    return sorted(name.rsplit(".", 1)[-1].replace("_", "-") for name in found if name != __name__)
-
-
-def require(what: str, name: str, there: list[str]) -> None:
-    """Raise ConfigError, with the nearest name, unless `name` is there."""
-    if name not in there:
-        problem = unknown(name, dict.fromkeys(there))  # type: ignore[arg-type]
-        raise ConfigError([problem.replace("key", what, 1) + f" (there are {', '.join(there)})"])
-
-
-def _class_in(module: str, base: type[T]) -> type[T]:
-    """The one subclass of `base` that the module defines."""
-    loaded = import_module(module)
-    classes = [c for c in vars(loaded).values() if isinstance(c, type) and c.__module__ == module]
-    own = [c for c in classes if issubclass(c, base)]
-    if len(own) != 1:
-        raise TypeError(f"{module} must define exactly one {base.__name__}, it defines {len(own)}")
-    return own[0]

@@ -40,9 +40,6 @@ def strategy_of(record: ConfigRecord) -> Strategy:
     task = schema(TaskConfig)
     rest = {k: v for k, v in record.items() if k not in task and k not in (BASE, RANK, RUN)}
     values, problems = read({key: rest[key] for key in CHOICE if key in rest}, CHOICE)
-    registry.require("strategy", values["strategy"], registry.names())
-    for name in values["wrappers"]:
-        registry.require("wrapper", name, registry.wrapper_names())
     keys = CHOICE | registry.option_keys(values["strategy"], values["wrappers"])
     values, problems = read(rest, keys)
     if problems:

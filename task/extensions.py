@@ -1,0 +1,55 @@
+"""Extensions: one file each, found by its name.
+
+A package is an axis (`strategies`, `strategies.wrappers`, `task.tunings`), a public module of it is an extension, and
+the module's name in kebab-case is the extension's name. The module defines one subclass of the axis's base class; its
+fields made by `task.schema.option` are the keys `<name>.<option>`.
+"""
+
+import pkgutil
+import re
+from collections.abc import Iterable
+from importlib import import_module
+from typing import TypeVar
+
+from task.foreign import meant
+from task.schema import ConfigError
+
+NOT_EXTENSIONS = ("base", "registry")  # what a package may hold beside its extensions, apart from subpackages
+T = TypeVar("T")
+
+
+def names(package: str) -> list[str]:
+    """Return the names of a package's extensions, sorted. Imports none of them."""
+    found = [m.name for m in pkgutil.iter_modules(import_module(package).__path__) if not m.ispkg]
+    return sorted(name.replace("_", "-") for name in found if name not in NOT_EXTENSIONS and not name.startswith("_"))
+
+
+def load(package: str, name: str, base: type[T]) -> type[T]:
+    """Return the class of an extension: the one subclass of `base` that its module defines.
+
+    Raises ConfigError, with the nearest name, where there is no such extension, and TypeError for a module that defines
+    none or several.
+    """
+    require(_noun(base), name, names(package))
+    return _class_in(import_module(f"{package}.{name.replace('-', '_')}"), base)
+
+
+def require(noun: str, name: str, there: Iterable[str]) -> None:
+    """Raise ConfigError, with the nearest name, unless `name` is there."""
+    known = tuple(there)
+    if name not in known:
+        raise ConfigError([f"there is no {noun} '{name}'{meant(name, known)} (there are {', '.join(known)})"])
+
+
+def _class_in(module: object, base: type[T]) -> type[T]:
+    where = module.__name__  # type: ignore[attr-defined]
+    classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == where]
+    own = [c for c in classes if issubclass(c, base)]
+    if len(own) != 1:
+        raise TypeError(f"{where} must define exactly one {base.__name__}, it defines {len(own)}")
+    return own[0]
+
+
+def _noun(base: type) -> str:
+    """Return the words of a class's name: "ServerOptimizer" is a server optimizer."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", base.__name__).lower()
