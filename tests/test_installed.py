@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import venv
 import zipfile
 from dataclasses import dataclass
@@ -99,6 +100,12 @@ def test_a_preset_is_checked_with_the_embedded_base_and_its_data(installed: Inst
     said = installed.run("thistledown", "check", "mixed-ranks")
     assert "strategy  rbla" in said
     assert "ranks 2,4,8" in said
+    assert "%" not in said.split("data ")[0]  # no library's progress bar while the embedded base is made
+
+
+def test_it_knows_its_version(installed: Installed) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert installed.run("thistledown", "--version") == f"thistledown {version}\n"
 
 
 def test_an_unknown_preset_is_answered_with_those_there_are(installed: Installed) -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="thistledown",
         description="Federated fine-tuning of pretrained models where almost nothing crosses the wire.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('thistledown')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     run = commands.add_parser("run", help="simulate a federation and leave its results in outputs/")
     run.add_argument("--verbose", action="store_true", help="show the whole log, Flower's and Ray's too")

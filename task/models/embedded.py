@@ -56,9 +56,11 @@ def _fitted() -> Any:
     """The model, after it has learned the upright digits."""
     import torch
     from transformers import ViTConfig, ViTForImageClassification
+    from transformers.utils.logging import disable_progress_bar
 
     from task.data.sources.digits import digits_part
 
+    disable_progress_bar()
     images, labels = digits_part("public")
     pixels = torch.from_numpy(images).float().div_(16.0).sub_(0.5).div_(0.5)
     targets = torch.from_numpy(labels)
