@@ -268,6 +268,15 @@ def test_contributing_has_every_method_and_declaration(kind: type, heading: str)
             assert arguments == f"({', '.join(list(inspect.signature(own).parameters)[1:])})", name
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/choose.md", "docs/results.md"])
+def test_figures_are_those_of_the_pages_of_results(page: str) -> None:
+    """A mean with its spread is quoted from a page that is computed from runs, or from the one of what was measured."""
+    figure = re.compile(r"\.\d{2,3} ± \.\d{2,3}")
+    sources = [ROOT / "docs" / "measured.md", *(ROOT / "docs" / "results").glob("*.md")]
+    there = {found for path in sources for found in figure.findall(path.read_text(encoding="utf-8"))}
+    assert set(figure.findall((ROOT / page).read_text(encoding="utf-8"))) <= there
+
+
 # ------------------------------------------------------------------------------- keys
 def test_the_page_of_keys_has_every_key_with_default_range_and_meaning() -> None:
     generate = pytest.importorskip("docs.generate", reason="mkdocs is not installed")
