@@ -11,7 +11,7 @@ whichever is smaller: a node is sent it once and keeps it.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from strategies.algebra.lowrank import FLOAT32, ProductSum, modules, pair
 from strategies.algebra.tensors import Tensors, added
@@ -59,7 +59,7 @@ class FedExLora(Strategy):
     def apply(self, state: State, combined: Tensors, round: int) -> State:
         residual = {n.removeprefix(RESIDUAL): t for n, t in combined.items() if n.startswith(RESIDUAL)}
         entries = (Entry(round, 0, residual),) if residual else ()
-        return State(added(state.tensors, combined), state.journal + entries)
+        return replace(state, tensors=added(state.tensors, combined), journal=state.journal + entries)
 
     def replay(self, model: TunedModel, entry: Entry) -> None:
         merge_products(model, entry)

@@ -56,7 +56,8 @@ SCHEDULES = ("constant", "linear", "cosine")
 ROW = NUMBERS, COUNTS, SCALES = "numbers", "counts", "scales"
 SEEDS = "seeds"  # of an entry's rows
 LENGTHS = "lengths"  # of blocks: no block has more coordinates
-EXACT, VELOCITY = "exact", "velocity"  # of a pool, which the server keeps to itself
+EXACT = "exact"  # coordinates of a pool, of which nodes are sent integers
+VELOCITY = "velocity"  # of a pool: the server's alone
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Ferret(Strategy):
         nothing = torch.zeros(projection.total, dtype=torch.float64)
         counts = torch.from_numpy(projection.counts())
         if self._pooled:
-            return State({EXACT: nothing, VELOCITY: nothing, COUNTS: counts})
+            return State({EXACT: nothing, COUNTS: counts}, server={VELOCITY: nothing})
         lengths = torch.tensor(projection.layout.lengths, dtype=torch.int32)
         return State(_row(from_exact(nothing, counts)) | {LENGTHS: lengths})
 
@@ -190,9 +191,11 @@ class Ferret(Strategy):
 
     def apply(self, state: State, combined: Tensors, round: int) -> State:
         if not self._pooled:
-            return State(state.tensors, (*state.journal, Entry(round, 0, combined)))
-        velocity = self.momentum * state.tensors[VELOCITY] + combined[EXACT]
-        return State(state.tensors | {EXACT: state.tensors[EXACT] + velocity, VELOCITY: velocity})
+            return replace(state, journal=(*state.journal, Entry(round, 0, combined)))
+        before = state.server.get(VELOCITY, torch.zeros_like(combined[EXACT]))  # none comes with initial arrays
+        velocity = self.momentum * before + combined[EXACT]
+        exact = state.tensors | {EXACT: state.tensors[EXACT] + velocity}
+        return replace(state, tensors=exact, server=state.server | {VELOCITY: velocity})
 
     # ------------------------------------------------------------------ the node's half
 

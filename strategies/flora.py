@@ -13,7 +13,7 @@ are no factors are averaged as in FedAvg.
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -54,7 +54,8 @@ class Flora(Strategy):
                 merged |= ProductSum.of(b, a).parts(module)
         if not merged:
             return state
-        return State(zero_ranks_above(state.tensors, 0), (*state.journal, Entry(round - 1, 0, merged)))
+        journal = (*state.journal, Entry(round - 1, 0, merged))
+        return replace(state, tensors=zero_ranks_above(state.tensors, 0), journal=journal)
 
     def start_of(self, state: State, assignment: Assignment) -> State:
         return State(non_lora(state.tensors), state.journal)  # the factors in the state only say what shape they have
@@ -97,7 +98,7 @@ class Flora(Strategy):
         rest = non_lora(state.tensors)
         merged = {name: tensor for name, tensor in combined.items() if name not in rest}
         entries = (Entry(round, 0, merged),) if merged else ()
-        return State(state.tensors | added(rest, combined), state.journal + entries)
+        return replace(state, tensors=state.tensors | added(rest, combined), journal=state.journal + entries)
 
     # ------------------------------------------------------------------ the node's half
 

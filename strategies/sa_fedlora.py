@@ -41,7 +41,7 @@ from task.training.trainer import Trainer
 
 SCHEDULES = ("cubic", "linear", "cosine", "exponential")
 ROUNDING = 1e-9  # of a number of rounds: 0.28 of 25 is 7, not a little more
-WAITING = "waiting "  # in front of names: what adapters will train once the initiating rounds are over
+WAITING = "waiting "  # in front of names on the server: what adapters will train once the initiating rounds are over
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ class SAFedLora(Strategy):
     def initial(self, model: TunedModel) -> State:
         """What the adapters train; and where there are initiating rounds, all weights, while the former waits."""
         tensors = dict(model.trained)
-        if self.initiating_rounds:
-            waiting = {WAITING + name: tensor for name, tensor in tensors.items()}
-            tensors = model.frozen | non_lora(tensors) | waiting
-        return State(snapshot(tensors))
+        if not self.initiating_rounds:
+            return State(snapshot(tensors))
+        waiting = {WAITING + name: tensor for name, tensor in tensors.items()}
+        return State(snapshot(model.frozen | non_lora(tensors)), server=snapshot(waiting))
 
     def assign(self, profiles: list[Profile], round: int, rounds: int, seed: int) -> dict[str, Assignment]:
         assignments = super().assign(profiles, round, rounds, seed)
@@ -115,9 +115,10 @@ class SAFedLora(Strategy):
     def begin(self, state: State, round: int, rank: int) -> State:
         """The hand-over, once, and the shrink to this round's rank."""
         if self.initiates(round):
-            if not _weights(state):
+            if not _waiting(state):
                 raise RunFailed(
-                    "the state holds adapters only: set sa-fedlora.initiating-rounds = 0 to go on with them"
+                    "the state that was handed over has no adapters for after the initiating rounds: set "
+                    "sa-fedlora.initiating-rounds = 0 to go on with adapters, or resume the run from its checkpoint"
                 )
             return state
         state = _handed_over(state, min(round - 1, self.initiating_rounds))  # a run may go back to before it
@@ -125,11 +126,10 @@ class SAFedLora(Strategy):
             return state
         small = shrunk(state.tensors, rank)
         rest = remainder(state.tensors, small) if self.remainder == "merge" else {}
-        return State(small, state.journal + ((Entry(round, 0, rest),) if rest else ()))
+        return replace(state, tensors=small, journal=state.journal + ((Entry(round, 0, rest),) if rest else ()))
 
     def start_of(self, state: State, assignment: Assignment) -> State:
-        weights = _weights(state)
-        return State(weights) if weights else super().start_of(state, assignment)
+        return State(state.tensors) if _waiting(state) else super().start_of(state, assignment)
 
     # ------------------------------------------------------------------ the node's half
 
@@ -151,21 +151,20 @@ class SAFedLora(Strategy):
         return super().train(model, trainer, assignment)
 
 
-def _weights(state: State) -> Tensors:
-    """All weights of the model, while initiating rounds train them; nothing after the hand-over."""
-    weights = {name: tensor for name, tensor in state.tensors.items() if not name.startswith(WAITING)}
-    return weights if len(weights) < len(state.tensors) else {}
+def _waiting(state: State) -> Tensors:
+    """What adapters will train, while initiating rounds train all weights; nothing after the hand-over."""
+    return {n.removeprefix(WAITING): tensor for n, tensor in state.server.items() if n.startswith(WAITING)}
 
 
 def _handed_over(state: State, round: int) -> State:
     """The weights of a round as the base, and what adapters train in the state; the head goes on as it is."""
-    weights = _weights(state)
-    if not weights:
+    waiting, weights = _waiting(state), state.tensors
+    if not waiting:
         return state
-    waiting = {n.removeprefix(WAITING): t for n, t in state.tensors.items() if n.startswith(WAITING)}
     base = {name: tensor for name, tensor in weights.items() if name not in waiting}
     tensors = {name: weights.get(name, tensor) for name, tensor in waiting.items()}
-    return State(tensors, (*state.journal, Entry(round, 0, base)))
+    rest = {name: tensor for name, tensor in state.server.items() if not name.startswith(WAITING)}
+    return replace(state, tensors=tensors, journal=(*state.journal, Entry(round, 0, base)), server=rest)
 
 
 def shrunk(tensors: Tensors, rank: int) -> Tensors:

@@ -73,7 +73,8 @@ def _left(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
 def _read(outcome: Any) -> dict[str, Any]:
     state = outcome.state()
     hashed = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(state.tensors.items()):
+    whole = state.tensors | state.server  # as one table, as in files from before the server had tensors of its own
+    for name, tensor in sorted(whole.items()):
         hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         hashed.update(tensor.contiguous().view(-1).numpy().tobytes())
     for entry in state.journal:

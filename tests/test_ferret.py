@@ -192,7 +192,7 @@ def test_a_pool_is_the_sum_of_all_rounds(momentum):
         velocity = momentum * velocity + change
         exact = exact + velocity
         state = strategy.apply(state, strategy.combine(state, updates), n)
-    np.testing.assert_allclose(state.tensors[VELOCITY].numpy(), velocity, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(state.server[VELOCITY].numpy(), velocity, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(state.tensors[EXACT].numpy(), exact, rtol=1e-3, atol=1e-3)
     assert not state.journal
     model = toy(strategy)

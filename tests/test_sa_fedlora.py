@@ -19,7 +19,7 @@ from server_app.config import RunConfig
 from strategies.algebra.tensors import Tensors, raw, snapshot
 from strategies.exchange.compatibility import problems as incompatibilities
 from strategies.exchange.types import Assignment, Entry, Profile, RunFailed, State
-from strategies.protocol import checkpoint, wire
+from strategies.protocol import checkpoint
 from strategies.sa_fedlora import SCHEDULES, WAITING, remainder, shrunk
 from task.config import TaskConfig
 from task.schema import ConfigError
@@ -261,13 +261,14 @@ def test_what_adapters_train_waits_and_comes_back_as_it_was():
     drawn = scene(annealing(), Plan((3, 2), (0, 1), (1, 4), 8))
     after = drawn.next()
     fresh = toy_model(drawn.strategy, 3, seed=8).initial_values
-    assert {name for name in after.tensors if name.startswith(WAITING)} == {WAITING + name for name in fresh}
+    assert after.server.keys() == {WAITING + name for name in fresh}
     begun = drawn.strategy.begin(after, 2, 3)
     (entry,) = begun.journal
     assert entry.round == 1
     assert entry.tensors.keys() == {"m0.weight", "m0.bias"}
     assert all(torch.equal(tensor, after.tensors[name]) for name, tensor in entry.tensors.items())
     assert begun.tensors.keys() == fresh.keys()
+    assert not begun.server
     assert all(torch.equal(begun.tensors[name], fresh[name]) for name in FACTORS)
     assert torch.equal(begun.tensors["classifier.weight"], after.tensors["classifier.weight"])
     assert drawn.strategy.begin(begun, 3, 3) is begun  # once
@@ -310,11 +311,10 @@ def test_a_checkpoint_keeps_all_of_the_state(begun: bool, tmp_path: Path):
     if begun:
         state = drawn.strategy.begin(state, 2, 2)
     checkpoint.save(tmp_path / "state.safetensors", state, {})
-    kept, _ = checkpoint.load(tmp_path / "state.safetensors")
-    carried = wire.from_arrays(wire.to_arrays(state))
-    for again in (kept, carried):
-        assert {n: raw(t) for n, t in again.tensors.items()} == {n: raw(t) for n, t in state.tensors.items()}
-        assert again.positions == state.positions
-        one, other = (drawn.strategy.begin(which, 2, 2) for which in (replace(again), state))
-        assert one.positions == other.positions
-        assert all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())
+    again, _ = checkpoint.load(tmp_path / "state.safetensors")
+    for mine, theirs in ((again.tensors, state.tensors), (again.server, state.server)):
+        assert {n: raw(t) for n, t in mine.items()} == {n: raw(t) for n, t in theirs.items()}
+    assert again.positions == state.positions
+    one, other = (drawn.strategy.begin(which, 2, 2) for which in (replace(again), state))
+    assert one.positions == other.positions
+    assert all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())

@@ -4,7 +4,7 @@ Torch and words: nothing here, nor in the files that derive from it, knows of me
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -74,11 +74,9 @@ class Algorithm:
 
         Where ranks are equal, the slices beyond it are silenced, for everybody trains without them.
         """
-        return (
-            state
-            if self.heterogeneous_ranks or not rank
-            else State(zero_ranks_above(state.tensors, rank), state.journal)
-        )
+        if self.heterogeneous_ranks or not rank:
+            return state
+        return replace(state, tensors=zero_ranks_above(state.tensors, rank))
 
     def start_of(self, state: State, assignment: Assignment) -> State:
         """What the node of this ticket starts from. Pure: the server calls it again to check an update."""
@@ -136,8 +134,9 @@ class Algorithm:
         return total.mean()
 
     def apply(self, state: State, combined: Tensors, round: int) -> State:
-        """The state of the next round."""
-        return State(added(state.tensors, combined), state.journal)
+        """The state of the next round. Tensors that only the server has (`State.server`) are the strategy's to keep or
+        to change: start from `state`, by `dataclasses.replace`."""
+        return replace(state, tensors=added(state.tensors, combined))
 
     # ------------------------------------------------------------------ both halves
 

@@ -31,7 +31,8 @@ def problems(strategy: Strategy, config: TaskConfig, federation: Federation | No
 def rule(strategy: Strategy) -> Rule:
     """How the updates of a round combine: by the wrapper that has a rule of its own, else by the strategy's."""
     own = [wrapper for wrapper in strategy.wrappers if replaces(wrapper, "combine")]
-    return partial(own[0].combine, strategy) if own else strategy.combine
+    combine: Rule = partial(own[0].combine, strategy) if own else strategy.combine
+    return lambda state, updates: combine(state.without_server(), updates)
 
 
 def _wrapper_problems(strategy: Strategy) -> list[str]:

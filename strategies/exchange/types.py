@@ -4,7 +4,7 @@ appends entries to a journal that everyone replays. A node answers with an addit
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from strategies.algebra.lowrank import rank_axis
@@ -120,17 +120,22 @@ BASE_POSITION = ""  # before the first entry; equal marks mean equal entries, fr
 
 @dataclass(frozen=True)
 class State:
-    """The server's whole memory of the model; resized and cut, it is what goes down to a node."""
+    """The server's whole memory of the model; resized and cut, it is what goes down to a node.
+
+    `server` holds tensors that only the server has, such as the moments of an optimizer: a checkpoint keeps them, no
+    message does, and they count as neither parameters nor bytes. Only the strategy and the server optimizer see them.
+    """
 
     tensors: Tensors
     journal: tuple[Entry, ...] = ()
     since: str = BASE_POSITION  # the mark of entries that were cut off in front, because the receiver has them
     base_weights: Tensors = field(default_factory=dict)  # or the weights at that mark, for a receiver that lacks them
+    server: Tensors = field(default_factory=dict)
 
     @property
     def rank(self) -> int:
-        """Largest rank among the factors; 0 without adapters."""
-        axes = ((tensor, rank_axis(name)) for name, tensor in self.tensors.items())
+        """Largest rank among the factors, those that wait on the server included; 0 without adapters."""
+        axes = ((tensor, rank_axis(name)) for name, tensor in (*self.tensors.items(), *self.server.items()))
         return max((tensor.shape[axis] for tensor, axis in axes if axis is not None), default=0)
 
     @property
@@ -152,12 +157,16 @@ class State:
             positions.append(entry.position_after(positions[-1]))
         return tuple(positions)
 
+    def without_server(self) -> "State":
+        """Return the state as wrappers and rules of combination see it."""
+        return replace(self, server={}) if self.server else self
+
     def after(self, position: str) -> "State":
         """Without the entries up to `mark`; whole where the journal does not know that mark."""
         positions = self.positions
-        return (
-            State(self.tensors, self.journal[positions.index(position) :], position) if position in positions else self
-        )
+        if position not in positions:
+            return self
+        return replace(self, journal=self.journal[positions.index(position) :], since=position, base_weights={})
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,9 @@
 The entries of a journal lie beside the tensors, a file each, under the mark that they lead to, and are written once:
 what it costs to keep a round does not grow with the number of rounds, and states of one run share their entries.
 
+Tensors that only the server has (`State.server`) lie in the same file, under names that begin with "server/". A state
+of version 0.1 kept them among the others; they are told apart by their names when it is read.
+
 Every file has two hashes in its header, of what is said of the tensors and of the tensors. They find flipped bits, not
 an adversary, who could write hashes of his own.
 """
@@ -10,6 +13,7 @@ an adversary, who could write hashes of his own.
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -29,6 +33,8 @@ from task.storage.room import room
 LAST, BEST = "last.safetensors", "best.safetensors"
 JOURNAL = "journal"  # the folder of entries, beside the files of states
 POSITION = "journal-mark"  # of a state: where its journal ends
+SERVER = "server/"  # in front of names in the file of a state; in what it says, how many such tensors it has
+FORMER = re.compile("waiting .+|velocity")  # what version 0.1 kept of them: sa-fedlora's, and ferret's beside a pool
 ABOUT, ABOUT_HASH, TENSORS_HASH = "about", "about-xxh3", "tensors-xxh3"  # keys of a file's header
 OTHERS = "the best state or an earlier checkpoint may still be whole"
 LOG = logging.getLogger("flwr")
@@ -46,12 +52,15 @@ def kept(round: int | str) -> str:
 def save(path: Path, state: State, about: dict[str, Any]) -> None:
     """Write `state` and what `about` says of it (anything JSON can hold) to `path`, in place of what was there.
 
-    A failure leaves that as it was. Raises TypeError for what JSON cannot hold.
+    A failure leaves that as it was. Raises TypeError for what JSON cannot hold, ValueError for a tensor with a name
+    that the server's own have in the file.
     """
-    text = json.dumps(about | {POSITION: state.positions[-1]})
+    if taken := [name for name in state.tensors if name.startswith(SERVER)]:
+        raise ValueError(f"the tensor '{taken[0]}' must not have a name that begins with '{SERVER}': rename it")
+    text = json.dumps(about | {POSITION: state.positions[-1], SERVER: len(state.server)})
     for number in range(_written(path, state), len(state.journal)):
         write_entry(_place(path, state.positions[number + 1]), state.journal[number], state.positions[number])
-    _write(path, state.tensors, text)
+    _write(path, state.tensors | {SERVER + name: tensor for name, tensor in state.server.items()}, text)
 
 
 def _written(path: Path, state: State) -> int:
@@ -62,12 +71,25 @@ def _written(path: Path, state: State) -> int:
 
 def load(path: Path) -> tuple[State, dict[str, Any]]:
     """The state at `path` and what was said of it. Raises OSError, and Damaged with the file that is not whole."""
-    tensors, about = _read(path)
+    named, about = _read(path)
+    tensors, server = _parted(named) if SERVER in about else _parted_of_version_0_1(named)
+    about.pop(SERVER, None)
     position, journal = about.pop(POSITION), []
     while position != BASE_POSITION:
         entry, position = read_entry(_place(path, position))
         journal.append(entry)
-    return State(tensors, tuple(reversed(journal))), about
+    return State(tensors, tuple(reversed(journal)), server=server), about
+
+
+def _parted(named: Tensors) -> tuple[Tensors, Tensors]:
+    """The tensors of a state, and those that only the server has."""
+    server = {name.removeprefix(SERVER): tensor for name, tensor in named.items() if name.startswith(SERVER)}
+    return {name: tensor for name, tensor in named.items() if not name.startswith(SERVER)}, server
+
+
+def _parted_of_version_0_1(named: Tensors) -> tuple[Tensors, Tensors]:
+    server = {name: tensor for name, tensor in named.items() if FORMER.fullmatch(name)}
+    return {name: tensor for name, tensor in named.items() if name not in server}, server
 
 
 def write_entry(path: Path, entry: Entry, before: str) -> None:
