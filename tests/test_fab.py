@@ -19,7 +19,7 @@ from flwr.supercore.constant import APP_VERSION_PATTERN
 
 PACKAGES = ("task", "strategies", "client_app", "server_app")
 BESIDE = {"pyproject.toml", "README.md", "LICENSE"}
-LIMIT = 10**6  # bytes
+LIMIT = FAB_MAX_SIZE // 5  # bytes; every node is sent it
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_every_module_is_in(fab: Path) -> None:
 
 
 def test_it_is_small(fab: Path) -> None:
-    assert fab.stat().st_size < LIMIT < FAB_MAX_SIZE
+    assert fab.stat().st_size < LIMIT
 
 
 def test_it_holds_no_secrets(unpacked: Path) -> None:
