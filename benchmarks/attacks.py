@@ -33,7 +33,7 @@ from server_app.config import RunConfig
 from server_app.evaluation import Evaluator
 from strategies.exchange.types import RunFailed
 from strategies.protocol import checkpoint
-from strategies.rounds.handshake.opening import settled
+from strategies.rounds.handshake.resolve import resolve
 from task.storage.store import server_store
 
 NODES, LIARS, ROUNDS = 10, (1, 4), 12  # the two have one rank where ranks differ
@@ -82,7 +82,7 @@ def run(strategy: str, seed: int, kind: str, options: dict[str, Any]) -> End:
         _, rounds = left(Path(folder))
         state, _ = checkpoint.load(Path(folder) / "latest" / "checkpoints" / checkpoint.LAST)
         config = RunConfig.read(chosen)
-        task = settled(config.task, server_store(), NODES)
+        task = resolve(config.task, server_store(), NODES)
         accuracy = float(Evaluator(config.strategy, task, "cpu")(state)["test-accuracy"])
     back = sum("rolled-back" in line for line in rounds)
     refused = sum(bool(node["refused"]) for line in rounds for node in line["nodes"])

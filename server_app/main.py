@@ -20,7 +20,8 @@ from server_app.outputs import output_folder
 from server_app.results.endings import hint, interrupted_in
 from server_app.resuming import alone, continued, given
 from strategies.exchange.dry_run import rehearse
-from strategies.rounds.handshake.opening import needs_no_data, settled, wait_for_nodes
+from strategies.rounds.handshake.resolve import needs_no_data, resolve
+from strategies.rounds.handshake.start import wait_for_nodes
 from task.config import TaskConfig
 from task.data.partition import partition
 from task.data.prepared import data_index, prepare
@@ -57,7 +58,7 @@ def federate(grid: Grid, run: RunConfig, results: Results) -> None:
     federation = run.federation()
     nodes = wait_for_nodes(grid, federation)
     LOG.info("preparing data '%s'", run.task.data.name)
-    task = settled(run.task, server_store(), len(nodes))
+    task = resolve(run.task, server_store(), len(nodes))
     results.begin(task)
     results.notice(_noticed(run, task, len(nodes), federation.device))
     evaluator = None

@@ -15,7 +15,7 @@ from strategies.algebra.tensors import Tensors
 from strategies.exchange.federation import NodeReport, RoundReport
 from strategies.exchange.types import State
 from strategies.protocol import journal
-from strategies.rounds.handshake.opening import settled
+from strategies.rounds.handshake.resolve import resolve
 from task.config import TaskConfig
 from task.models.base import server_base
 from task.models.model import TunedModel, kept_model, pristine
@@ -66,7 +66,7 @@ class Run:
         """The server's own model before a round, in a process that has done nothing else."""
         kept_model.cache_clear()
         base = server_base(TaskConfig().model, server_store())
-        task = settled(TaskConfig.read(TASK), server_store(), self.nodes)
+        task = resolve(TaskConfig.read(TASK), server_store(), self.nodes)
         return journal.held(self.strategy, base, task, self.seen[round_ - 1][1])
 
     def last_stood(self) -> dict[str, Tensors]:

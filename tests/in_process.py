@@ -32,7 +32,7 @@ from strategies.exchange.federation import Federation, RoundReport
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import State, Tensors
 from strategies.protocol import checkpoint, wire
-from strategies.rounds.handshake.opening import settled
+from strategies.rounds.handshake.resolve import resolve
 from task.config import TaskConfig
 from task.models.base import Base, server_base
 from task.models.model import kept_model
@@ -230,7 +230,7 @@ class Outcome:
     @property
     def task(self) -> TaskConfig:
         """The settings with label names, as the nodes got them."""
-        return settled(self.run.task, server_store(), len(self.grid.contexts))
+        return resolve(self.run.task, server_store(), len(self.grid.contexts))
 
 
 def hold(

@@ -7,7 +7,7 @@ import pytest
 from samples import language_base, write_table
 from tuned import ROWS
 
-from strategies.rounds.handshake.opening import settled
+from strategies.rounds.handshake.resolve import resolve
 from task.config import TaskConfig
 from task.data.encoding.completions import CompletionEncoder
 from task.data.encoding.templates import filled_in
@@ -51,19 +51,19 @@ def test_rows_are_those_of_their_day(template: str, kinds: int, tmp_path: Path, 
 def test_a_run_has_a_day(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     from datetime import date
 
-    from strategies.rounds.handshake import opening
+    from strategies.rounds.handshake import resolve as resolving
 
     class Fixed(date):
         @classmethod
         def today(cls) -> date:
             return date(2026, 3, 4)
 
-    monkeypatch.setattr(opening, "date", Fixed)
+    monkeypatch.setattr(resolving, "date", Fixed)
     file = write_table(tmp_path / "rows.jsonl", ROWS)
-    begun = settled(config(file), store, 2)
+    begun = resolve(config(file), store, 2)
     assert begun.data.date == "2026-03-04"
     assert CompletionEncoder.of(tmp_path, begun.data).day == "2026-03-04"
-    assert settled(config(file, **{"data.date": "2026-01-31"}), store, 2).data.date == "2026-01-31"
+    assert resolve(config(file, **{"data.date": "2026-01-31"}), store, 2).data.date == "2026-01-31"
 
 
 @pytest.mark.parametrize("day", ["yesterday", "2026-02-30", "31.1.2026", "20260131", "2026-01-31T10:00"])

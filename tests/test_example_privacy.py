@@ -16,7 +16,7 @@ import strategies
 from server_app.config import RunConfig
 from strategies.algebra.accountant import Release
 from strategies.exchange.types import Assignment
-from strategies.rounds.handshake.opening import settled
+from strategies.rounds.handshake.resolve import resolve
 from task.data.prepared import prepare
 from task.models.base import server_base
 from task.models.model import tuned_model
@@ -127,7 +127,7 @@ def test_rows_that_see_each_other_are_refused() -> None:
 def _check_gradients(options: dict[str, Any], count: int) -> None:
     """Every row's gradient is that of a batch of this row."""
     run, store = RunConfig.read(SMALL | options), server_store()
-    task, base = settled(run.task, store, 3), server_base(run.task.model, store)
+    task, base = resolve(run.task, store, 3), server_base(run.task.model, store)
     model = tuned_model(base, task, 4, "cpu")
     model.module.eval()  # dropout would differ
     generator = torch.Generator().manual_seed(0)

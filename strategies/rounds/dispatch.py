@@ -1,20 +1,16 @@
 """What each node is sent in a round: its start, with the part of the journal that it lacks, or the weights."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from flwr.app import RecordDict
-from flwr.serverapp import Grid
 
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.federation import NodeReport, RoundReport
-from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Assignment, Profile, State
 from strategies.protocol import install_hash, instructions, journal, wire
 from strategies.rounds import messaging
+from strategies.rounds.context import RunContext
 from strategies.rounds.handshake.node_registry import NodeRegistry
-from strategies.rounds.handshake.opening import Opening
-from strategies.rounds.run_state import RunState
 from task.config import TaskConfig
 from task.models.model import TunedModel
 from task.schema import flatten
@@ -24,12 +20,8 @@ from task.schema import flatten
 class Dispatch:
     """Sends the messages of a run."""
 
-    strategy: Strategy
-    grid: Grid
-    opening: Opening
+    context: RunContext
     registry: NodeRegistry
-    evaluate_config: Mapping[str, object]
-    run_state: RunState
     base_weight_bytes: int = 0  # of the weights that the journal changes, once it has an entry
     fingerprints: dict[str, str] = field(default_factory=dict)  # of the newest weights, by their mark
     weights: dict[str, Tensors] = field(default_factory=dict)  # while they are sent, by their mark
@@ -47,8 +39,10 @@ class Dispatch:
         """One message a node, encoded once per distinct content; fills in the lines of the report. `cohort` is how many
         nodes they are told take part."""
         packed: dict[tuple[int, str, bool], messaging.Payload] = {}
-        base, run_state = self.opening.base.fingerprint, self.run_state
-        instruction = instructions.write(self._config(kind), self.strategy, base, run_state.rank, run_state.token)
+        base, run_state = self.context.base.fingerprint, self.context.run_state
+        instruction = instructions.write(
+            self._config(kind), self.context.strategy, base, run_state.rank, run_state.token
+        )
         sent, by_rank = [], dict[int, int]()
         self.install_hashes = {}
         for profile, assignment in pairs:
@@ -62,7 +56,7 @@ class Dispatch:
             line = NodeReport(profile.name, assignment.rank, journal=-1 if share.base_weights else len(share.journal))
             written = instructions.write_assignment(assignment, prove=line.catches_up, cohort=cohort)
             own = RecordDict({"instructions": instruction, "assignment": written})
-            item = messaging.send(self.grid, profile.node_id, kind, str(number), packed[content], own)
+            item = messaging.send(self.context.grid, profile.node_id, kind, str(number), packed[content], own)
             line.bytes_down = item.bytes
             report.nodes.append(line)
             report.bytes_down += item.bytes
@@ -79,10 +73,10 @@ class Dispatch:
         return self.fingerprints[position]
 
     def _config(self, kind: str) -> TaskConfig:
-        config = self.opening.config
+        config = self.context.config
         if kind != "evaluate":
             return config
-        return replace(TaskConfig.read({**flatten(config), **self.evaluate_config}), data=config.data)
+        return replace(TaskConfig.read({**flatten(config), **self.context.evaluate_config}), data=config.data)
 
     def _share(self, profile: Profile, assignment: Assignment, state: State) -> State:
         """What this node is sent: the part of the journal that it lacks, or the weights, whichever is smaller."""
@@ -101,5 +95,5 @@ class Dispatch:
         return self.base_weight_bytes
 
     def _held(self, state: State) -> TunedModel:
-        opening, device = self.opening, self.registry.federation.device
-        return journal.held(self.strategy, opening.base, opening.config, state, device)
+        context = self.context
+        return journal.held(context.strategy, context.base, context.config, state, context.federation.device)

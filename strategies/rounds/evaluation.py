@@ -19,12 +19,12 @@ LOG = logging.getLogger("flwr")
 
 def by_server(run: Run, report: RoundReport, state: State, result: Result) -> None:
     """Evaluate the state here, where somebody said how."""
-    if run.federation.score is not None:
-        report.evaluated_by_server = run.federation.score(state)
+    if run.context.federation.score is not None:
+        report.evaluated_by_server = run.context.federation.score(state)
         scores = MetricRecord(dict(report.evaluated_by_server))
         result.evaluate_metrics_serverapp[report.number] = scores
-    if run.evaluate_fn is not None:
-        scored = run.evaluate_fn(report.number, wire.to_arrays(state))
+    if run.context.evaluate_fn is not None:
+        scored = run.context.evaluate_fn(report.number, wire.to_arrays(state))
         if scored is not None:
             # a report has numbers; lists that somebody computes stay in the result, which gets the whole record
             numbers = {name: value for name, value in scored.items() if not isinstance(value, list)}
@@ -34,18 +34,18 @@ def by_server(run: Run, report: RoundReport, state: State, result: Result) -> No
 
 def by_nodes(run: Run, report: RoundReport, state: State) -> None:
     """Ask nodes to score the state, where the settings say so and it is time to."""
-    if run.opening.config.evaluate == "server" or not run.due(report.number):
+    if run.context.config.evaluate == "server" or not run.due(report.number):
         return
-    assignments = run.registry.assignments(report.number, run.rounds, state)
-    chosen = run.registry.cohort("evaluate", run.federation.fraction_evaluate, 1, report.number)
+    assignments = run.registry.assignments(report.number, run.context.rounds, state)
+    chosen = run.registry.cohort("evaluate", run.context.federation.fraction_evaluate, 1, report.number)
     pairs = [(profile, assignments[profile.name]) for profile in chosen]
     scratch = RoundReport(report.number)
     sent = run.dispatch.send("evaluate", report.number, state, pairs, scratch, len(pairs))
     answers: dict[str, Metrics] = {}
-    arrivals = messaging.replies(run.grid, sent, time.monotonic() + run.timeout)
+    arrivals = messaging.replies(run.context.grid, sent, time.monotonic() + run.context.timeout)
     for profile, line, (_, reply) in zip(chosen, scratch.nodes, arrivals, strict=True):
         try:
-            metrics = validation.validate_scores(reply, run.opening.config.metrics, report.number, profile.num_examples)
+            metrics = validation.validate_scores(reply, run.context.config.metrics, report.number, profile.num_examples)
             run.check(reply, line, state)
         except Refused as reason:
             run.registry.failed(profile, report.number, reason)

@@ -18,8 +18,9 @@ from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import RunFailed, State
 from strategies.protocol import checkpoint, wire
 from strategies.rounds import evaluation
+from strategies.rounds.context import RunContext
 from strategies.rounds.defence import collapse
-from strategies.rounds.handshake.opening import open_run
+from strategies.rounds.handshake.start import start
 from strategies.rounds.run import Run
 from strategies.rounds.run_state import RunState, resumed
 from strategies.rounds.training import train
@@ -54,8 +55,10 @@ def run_federation(
     if federation.resume and initial_arrays is not None:
         raise RunFailed("initial_arrays were given to a run that is resumed: it goes on from its own state")
     kept, run_state = resumed(strategy.name, federation, num_rounds) if federation.resume else (None, RunState())
-    opening = open_run(strategy, grid, config, federation, timeout, run_state)
-    run = Run(strategy, grid, opening, federation, run_state, num_rounds, timeout, evaluate_config, evaluate_fn)
+    context = RunContext(
+        strategy, grid, config, federation, run_state, num_rounds, timeout, evaluate_config, evaluate_fn
+    )
+    run = Run(*start(context))
     if kept is None:
         state = _initial(run, initial_arrays)
         run_state.rank = state.rank
@@ -77,28 +80,28 @@ def _initial(run: Run, arrays: ArrayRecord | None) -> State:
     """The state that somebody handed over, or the strategy's own at the largest rank that anyone trains."""
     if arrays is not None:
         return wire.from_arrays(arrays)
-    rank = max(assignment.rank for assignment in run.registry.assignments(0, run.rounds).values())
-    model = build(run.opening.base, run.opening.config, rank, "cpu")
-    return run.strategy.initial(model)
+    rank = max(assignment.rank for assignment in run.registry.assignments(0, run.context.rounds).values())
+    model = build(run.context.base, run.context.config, rank, "cpu")
+    return run.context.strategy.initial(model)
 
 
 def _rounds(run: Run, state: State) -> Result:
     """From the first round of this process to the last, or to where the run has to end. Raises RunFailed."""
-    run_state, result = run.run_state, Result()
-    limit = min(run.federation.max_failed_rounds, run.rounds)
+    run_state, result = run.context.run_state, Result()
+    limit = min(run.context.federation.max_failed_rounds, run.context.rounds)
     if run_state.failures >= limit:  # it ended by them, and may now fail as often again
         run_state.failures = 0
-    for number in range(run.first, run.rounds + 1):
+    for number in range(run.first, run.context.rounds + 1):
         state, report = _round(run, number, state)
         state = _close(run, report, state, result)
         if report.rolled_back and (reason := collapse.hopeless(run)):
             raise RunFailed(f"round {number}: {report.rolled_back}; the run cannot go on: {reason}")
-        over = bool(report.stopped) or number == run.rounds
+        over = bool(report.stopped) or number == run.context.rounds
         if run_state.failures and (over or run_state.failures >= limit):
             raise RunFailed(f"{run_state.failures} failed rounds in a row, the last because {report.failed}")
         if over:
             break
-    if report.stopped and number < run.rounds:
+    if report.stopped and number < run.context.rounds:
         LOG.info("the run ends after round %d: %s", number, report.stopped)
     result.arrays = wire.to_arrays(state)
     return result
@@ -126,20 +129,20 @@ def _close(run: Run, report: RoundReport, state: State, result: Result) -> State
     if report.evaluated_by_nodes:
         result.evaluate_metrics_clientapp[report.number] = MetricRecord(dict(report.evaluated_by_nodes))
     run.remember_privacy()
-    if run.federation.on_round is not None:
-        run.federation.on_round(report, state)
+    if run.context.federation.on_round is not None:
+        run.context.federation.on_round(report, state)
     _keep(run, report, state)
-    if run.federation.on_kept is not None:
-        run.federation.on_kept(report, state)
+    if run.context.federation.on_kept is not None:
+        run.context.federation.on_kept(report, state)
     return state
 
 
 def _keep(run: Run, report: RoundReport, state: State) -> None:
     """What the next round, or another process, goes on with."""
-    run_state, folder = run.run_state, run.federation.checkpoint
+    run_state, folder = run.context.run_state, run.context.federation.checkpoint
     run_state.round = report.number
     run_state.failures = run_state.failures + 1 if report.failed else 0
     if folder is not None:
-        about = {"round": report.number, "seed": run.federation.seed, "strategy": run.strategy.name}
+        about = {"round": report.number, "seed": run.context.federation.seed, "strategy": run.context.strategy.name}
         checkpoint.save(folder / checkpoint.LAST, state, about | run_state.about())
         collapse.swept(run)

@@ -31,16 +31,18 @@ LOG = logging.getLogger("flwr")
 
 def train(run: Run, number: int, state: State) -> tuple[State, RoundReport]:
     """The new state and what happened. The state stays where too few replies are good. Raises RunFailed."""
-    LOG.info("[ROUND %d/%d]", number, run.rounds)
+    LOG.info("[ROUND %d/%d]", number, run.context.rounds)
     report = run.report(number)
     run.registry.call(report)
     report.resting = run.registry.resting(number)
-    assignments = run.registry.assignments(number, run.rounds, state)
-    lonely = Assignment(number, run.rounds, 0, state.rank)  # where nobody is there, a round may still be noise alone
+    assignments = run.registry.assignments(number, run.context.rounds, state)
+    lonely = Assignment(
+        number, run.context.rounds, 0, state.rank
+    )  # where nobody is there, a round may still be noise alone
     widest = max(assignments.values(), key=lambda assignment: assignment.rank, default=lonely)
     rank = widest.rank
-    state = run.strategy.begin(state, number, rank)
-    minimum, there = run.federation.min_train_nodes, len(run.registry.present)
+    state = run.context.strategy.begin(state, number, rank)
+    minimum, there = run.context.federation.min_train_nodes, len(run.registry.present)
     if there < minimum and not (run.mechanism.steadfast and run.mechanism.poisson):
         report.failed = f"{there} nodes are there, min-train-nodes is {minimum}"
         return state, report
@@ -64,7 +66,7 @@ def _drawn(run: Run, number: int) -> list[Profile]:
     Where nodes are drawn by themselves those that rest are never drawn: that they were, because too few others are
     there, would tell who is not.
     """
-    held = run.federation
+    held = run.context.federation
     awake = run.registry.awake(number, 0 if run.mechanism.poisson else held.min_train_nodes)
     able = run.mechanism.able(awake, number)
     chosen = run.mechanism.cohort(able, number)
@@ -80,8 +82,8 @@ def _drawn(run: Run, number: int) -> list[Profile]:
 def _plausible(run: Run) -> outliers.Plausible:
     """Under noise on the mean nothing is refused for its length: updates are clipped, and whether one counts must not
     depend on those of other nodes, which is what the account of privacy goes by."""
-    factor = 0.0 if run.mechanism.silent else run.federation.outlier_factor
-    return outliers.Plausible(factor, run.run_state.lengths)
+    factor = 0.0 if run.mechanism.silent else run.context.federation.outlier_factor
+    return outliers.Plausible(factor, run.context.run_state.lengths)
 
 
 @dataclass
@@ -107,7 +109,7 @@ class _Turn:
         pairs = [(profile, self.assignments[profile.name]) for profile in chosen]
         told = run.mechanism.announced(len(pairs))
         sent = run.dispatch.send("train", report.number, self.state, pairs, report, told)
-        arrivals = messaging.replies(run.grid, sent, time.monotonic() + run.timeout)
+        arrivals = messaging.replies(run.context.grid, sent, time.monotonic() + run.context.timeout)
         doubtful: list[tuple[Profile, NodeReport, outliers.Lengths]] = []
         with Spool() as waiting:
             for profile, line, (_, reply) in zip(chosen, report.nodes, arrivals, strict=True):
@@ -133,7 +135,7 @@ class _Turn:
         """How long an update is, by the root of how many numbers it has, for others of the same tensors."""
         root = math.sqrt(max(1, sum(delta.numel() for delta in update.delta.values())))
         moved = hashlib.blake2b("\n".join(sorted(update.delta)).encode(), digest_size=4).hexdigest()
-        lengths = self.run.strategy.lengths(self.state, update)
+        lengths = self.run.context.strategy.lengths(self.state, update)
         return {f"{name}/{moved}": length / root for name, length in lengths.items()}
 
     def _dropped(self, profile: Profile, line: NodeReport, reason: Refused) -> None:
@@ -150,14 +152,14 @@ class _Turn:
     def _admitted(self, profile: Profile, line: NodeReport, reply: Message | None) -> Update:
         """The update in a reply. Raises Refused."""
         run, report = self.run, self.report
-        if cohort.drops_out(profile, run.federation.dropout, run.federation.seed, report.number):
+        if cohort.drops_out(profile, run.context.federation.dropout, run.context.federation.seed, report.number):
             raise Refused("it dropped out (simulation.dropout)")
         if reply is not None and not reply.has_error():
             line.bytes_up = wire.size(reply.content)
             report.bytes_up += line.bytes_up
         assignment = self.assignments[profile.name]
         update = validation.validate_update(
-            run.strategy, reply, profile.name, assignment, self.state, profile.num_examples
+            run.context.strategy, reply, profile.name, assignment, self.state, profile.num_examples
         )
         run.check(reply, line, self.state)
         metrics = row_limits.counted(update.metrics, self.rows[profile.name])
@@ -171,8 +173,8 @@ class _Turn:
         run.registry.answered(profile, self.state)
         if update.assignment.rank != self.assignments[profile.name].rank:
             run.registry.lower(profile, update.assignment.rank)
-        if not silent and run.federation.collapse_factor:
-            view = run.strategy.comparable(self.state, update)
+        if not silent and run.context.federation.collapse_factor:
+            view = run.context.strategy.comparable(self.state, update)
             self.pulls.see(profile.name, update.weight, view, self._shapes)
         self._metered(update)
 
@@ -194,7 +196,7 @@ class _Turn:
         left_out = {line.node for line in report.nodes if line.refused}
         for node, pull in self.pulls.read().items():
             if node not in left_out:
-                self.run.run_state.pulled(node, pull)
+                self.run.context.run_state.pulled(node, pull)
         return new
 
     def _followed(self, updates: Iterator[Update]) -> State:
@@ -214,13 +216,13 @@ class _Turn:
         return new
 
     def _rule(self, updates: Iterable[Update]) -> Tensors:
-        return compatibility.rule(self.run.strategy)(self.state, updates)
+        return compatibility.rule(self.run.context.strategy)(self.state, updates)
 
     def _applied(self, combined: Tensors, good: int) -> State:
         """The state that comes of the combination of so many good updates."""
         run, state = self.run, self.state
-        like = truncated(run.strategy.expected(state, self.widest), self.widest.rank)
-        return run.strategy.apply(state, run.mechanism.combined(combined, good, like), self.report.number)
+        like = truncated(run.context.strategy.expected(state, self.widest), self.widest.rank)
+        return run.context.strategy.apply(state, run.mechanism.combined(combined, good, like), self.report.number)
 
     def _examined(self, new: State, kept: Spool) -> State:
         """The new state, or the one without updates that do harm."""
@@ -244,8 +246,8 @@ class _Turn:
         return verdict.state
 
     def _metered(self, update: Update) -> None:
-        if self.state.rank and not self.run.strategy.personalized and not self.run.mechanism.silent:
-            self.meter.see(self.run.strategy.trained(self.state, update), update.weight)
+        if self.state.rank and not self.run.context.strategy.personalized and not self.run.mechanism.silent:
+            self.meter.see(self.run.context.strategy.trained(self.state, update), update.weight)
 
     def _shortage(self, good: int) -> str:
         """Why so many good replies are too few, if they are. They never are where noise hides who was drawn: a state
@@ -256,7 +258,7 @@ class _Turn:
                 said = "round %d: %d of %d replies were good; the noise is that of a whole cohort"
                 LOG.warning(said, self.report.number, good, sampled)
             return ""
-        needed = max(min(1, sampled), math.ceil(self.run.federation.min_success_fraction * sampled - 1e-9))
+        needed = max(min(1, sampled), math.ceil(self.run.context.federation.min_success_fraction * sampled - 1e-9))
         if good >= needed:
             return ""
         reasons = sorted({line.refused for line in self.report.nodes if line.refused})

@@ -15,8 +15,8 @@ from strategies.exchange import compatibility
 from strategies.exchange.dry_run import rehearse
 from strategies.exchange.federation import evaluated
 from strategies.exchange.types import Profile, RunFailed
-from strategies.rounds.handshake.opening import needs_no_data, settled
 from strategies.rounds.handshake.ranks import MEMORY_SHARE, TIME_SHARE
+from strategies.rounds.handshake.resolve import needs_no_data, resolve
 from task.config import AUTO, EMBEDDED_MODEL, TaskConfig
 from task.data.encoding.completions import CompletionEncoder
 from task.data.partition import Positions, SplitError, node_names, partition, table
@@ -94,7 +94,7 @@ def _base_and_task(run: RunConfig, store: Store) -> tuple[Base, TaskConfig]:
     except (BaseError, StoreError) as error:
         problems.append(str(error))
     try:
-        task = settled(run.task, store, run.server.simulation.num_supernodes)
+        task = resolve(run.task, store, run.server.simulation.num_supernodes)
     except (DataError, SplitError, StoreError) as error:
         problems.append(str(error))
     if base is None or task is None:

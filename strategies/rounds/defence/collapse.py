@@ -33,20 +33,20 @@ def watched(run: Run, report: RoundReport, state: State) -> State:
 
     Then the report says why, and has the scores of the state that it went back to.
     """
-    run_state = run.run_state
-    value = score(run.opening.config, report)
-    if report.failed or value is None or not run.federation.collapse_factor:
+    run_state = run.context.run_state
+    value = score(run.context.config, report)
+    if report.failed or value is None or not run.context.federation.collapse_factor:
         return state
-    config = run.opening.config
+    config = run.context.config
     guessing = None if config.causal else 1 / len(config.data.labels)
-    if not bad(value, run_state.usual, run.federation.collapse_factor, guessing):
+    if not bad(value, run_state.usual, run.context.federation.collapse_factor, guessing):
         run_state.sinking = 0
         if math.isfinite(value):
             run_state.usual = [*run_state.usual, value][-USUAL:]
             keep(run, report, state)
         return state
     run_state.sinking += 1
-    last = report.number == run.rounds or bool(report.stopped)
+    last = report.number == run.context.rounds or bool(report.stopped)
     if math.isfinite(value) and run_state.sinking < PATIENCE and not last:
         LOG.warning("round %d: %s is %.4g; should it stay so, the run goes back", report.number, _metric(run), value)
         return state
@@ -69,7 +69,11 @@ def score(config: TaskConfig, report: RoundReport) -> float | None:
 
 def keep(run: Run, report: RoundReport, state: State) -> None:
     """Keep a good state beside the newest one."""
-    run_state, folder, count = run.run_state, run.federation.checkpoint, run.federation.keep_checkpoints
+    run_state, folder, count = (
+        run.context.run_state,
+        run.context.federation.checkpoint,
+        run.context.federation.keep_checkpoints,
+    )
     run_state.senders.clear()
     if folder is None or not count:
         return
@@ -80,8 +84,8 @@ def keep(run: Run, report: RoundReport, state: State) -> None:
 
 def swept(run: Run) -> None:
     """Remove the states that are no longer kept; after the newest one, which says which are, is on the disk."""
-    if (folder := run.federation.checkpoint) is not None:
-        names = {checkpoint.kept(good["round"]) for good in run.run_state.good}
+    if (folder := run.context.federation.checkpoint) is not None:
+        names = {checkpoint.kept(good["round"]) for good in run.context.run_state.good}
         for path in folder.glob(checkpoint.kept("*")):
             if path.name not in names:
                 path.unlink()
@@ -89,14 +93,14 @@ def swept(run: Run) -> None:
 
 def hopeless(run: Run) -> str:
     """Return why a run that has collapsed cannot go on, "" where it can."""
-    run_state, left = run.run_state, len(run.registry.present)
+    run_state, left = run.context.run_state, len(run.registry.present)
     if run_state.collapses > MOST:
         return f"it collapsed {run_state.collapses} times"
     if not run_state.good:
         return "no good state was kept to go back to (keep-checkpoints)"
     steady = run.mechanism.steadfast and run.mechanism.poisson  # nobody may tell from the end of a run who is there
-    if left < max(1, run.federation.min_train_nodes) and not steady:
-        return f"{left} nodes are left, min-train-nodes is {run.federation.min_train_nodes}"
+    if left < max(1, run.context.federation.min_train_nodes) and not steady:
+        return f"{left} nodes are left, min-train-nodes is {run.context.federation.min_train_nodes}"
     return ""
 
 
@@ -114,7 +118,7 @@ def bad(value: float, usual: Sequence[float], factor: float, guessing: float | N
 
 def _gone_back(run: Run, report: RoundReport, state: State, value: float) -> State:
     """Return the last good state, with the suspects left out."""
-    run_state = run.run_state
+    run_state = run.context.run_state
     run_state.sinking, run_state.usual = 0, []
     run_state.collapses += 1
     suspects, how = _suspects(run_state.senders)
@@ -122,9 +126,9 @@ def _gone_back(run: Run, report: RoundReport, state: State, value: float) -> Sta
     if not run.mechanism.silent:  # which nodes count, or were drawn at all, must not follow from what they sent
         run.registry.leave_out(dict.fromkeys(suspects, f"left out after the collapse of round {report.number}"))
     names = "nobody" if run.mechanism.silent or not suspects else ", ".join(sorted(suspects))
-    if run_state.good and run.federation.checkpoint is not None:
+    if run_state.good and run.context.federation.checkpoint is not None:
         good = run_state.good[-1]
-        state, _ = checkpoint.load(run.federation.checkpoint / checkpoint.kept(good["round"]))
+        state, _ = checkpoint.load(run.context.federation.checkpoint / checkpoint.kept(good["round"]))
         report.evaluated_by_server, report.evaluated_by_nodes = good["server"], good["nodes"]
         report.rolled_back = f"{usual}: back to the state of round {good['round']}, without {names} ({how})"
     else:
@@ -144,4 +148,4 @@ def _suspects(senders: dict[str, list[float | None]]) -> tuple[set[str], str]:
 
 
 def _metric(run: Run) -> str:
-    return "loss" if run.opening.config.causal else "accuracy"
+    return "loss" if run.context.config.causal else "accuracy"

@@ -42,20 +42,20 @@ class Verdict:
 def room(run: Run) -> int:
     """Return how many bytes of updates are kept to be examined; 0 where no round is. Under noise on the mean, whether
     an update counts must not depend on the others."""
-    return 0 if run.federation.probe is None or run.mechanism.silent else ROOM
+    return 0 if run.context.federation.probe is None or run.mechanism.silent else ROOM
 
 
 def examined(run: Run, number: int, state: State, new: State, updates: Spool, combine: Combine) -> Verdict:
     """Return what becomes of a round that leads from `state` to `new`, by `combine` of all `updates`."""
     if updates.full and room(run) and number == max(1, run.first):  # in round 0 nothing is trained
         LOG.warning("round %d: single updates are not examined: they are more than %d bytes", number, ROOM)
-    if run.federation.probe is None or updates.full or len(updates) < FEW:
+    if run.context.federation.probe is None or updates.full or len(updates) < FEW:
         return Verdict(new)
-    if (probe := run.federation.probe(state)) is None:
+    if (probe := run.context.federation.probe(state)) is None:
         return Verdict(new)
     before, after = probe(state), probe(new)
-    risen = after - before >= RISE * run.run_state.learned(before, after)
-    suspected = any(tally.harmful for tally in run.run_state.tallies.values())
+    risen = after - before >= RISE * run.context.run_state.learned(before, after)
+    suspected = any(tally.harmful for tally in run.context.run_state.tallies.values())
     source = _source(run, number, before, after)
     if not (number <= EARLY or risen or suspected or source.random() < CHANCE):
         return Verdict(new)
@@ -68,7 +68,7 @@ def examined(run: Run, number: int, state: State, new: State, updates: Spool, co
 def _source(run: Run, number: int, before: float, after: float) -> random.Random:
     """Return what chance is drawn from: the same when a run is repeated or resumed, and foretold by nobody who lacks
     the rows that the two losses were measured on."""
-    return random.Random(derive(run.federation.seed, "examination", number, before.hex(), after.hex()))
+    return random.Random(derive(run.context.federation.seed, "examination", number, before.hex(), after.hex()))
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ class _Examination:
         losses, cohort = self._losses(before, after), len(self.updates)
         harm = losses.harm(cohort)
         for node, own in harm.items():
-            self.run.run_state.tallies.setdefault(node, Tally()).add(own, losses.good)
-        harmful = {node for node, own in harm.items() if own > 0 and self.run.run_state.tallies[node].harmful}
-        learned = self.run.run_state.learned(before, min(after, *losses.without.values()))
+            self.run.context.run_state.tallies.setdefault(node, Tally()).add(own, losses.good)
+        harmful = {node for node, own in harm.items() if own > 0 and self.run.context.run_state.tallies[node].harmful}
+        learned = self.run.context.run_state.learned(before, min(after, *losses.without.values()))
         risen = after - before if after - before >= RISE * learned > 0 else 0.0
         behind = {node for node, gain in relieved(after, losses.without).items() if cohort * gain >= risen > 0}
         by_harm = sorted(harmful | behind, key=lambda node: (node not in harmful, -harm[node]))
@@ -106,7 +106,7 @@ class _Examination:
 
     def _record(self, node: str) -> str:
         """What a harmful node has done before."""
-        tally = self.run.run_state.tallies[node]
+        tally = self.run.context.run_state.tallies[node]
         return f"; in {tally.rounds} rounds it undid {tally.share:.2f} of what they could gain" if tally.harmful else ""
 
     def _without(self, nodes: list[str]) -> Trial:
@@ -129,7 +129,7 @@ class _Examination:
         for update in self.updates:
             share = own.get(update.node, others)
             if share != 1.0:
-                update = replace(update, delta=self.run.strategy.shortened(update.delta, share))
+                update = replace(update, delta=self.run.context.strategy.shortened(update.delta, share))
             yield update
 
 

@@ -1,26 +1,24 @@
 """How the server and a node meet: the node says what it is, is given the base if it lacks it, and tries ranks where
 nobody has said its own.
 
-`Host.greet` is that conversation, without the waiting: it yields the messages that it has sent and is handed the
-replies. The opening waits for them, with all nodes at once; `newcomers.py` does not.
+`Handshake.greet` is that conversation, without the waiting: it yields the messages that it has sent and is handed the
+replies. `start.py` waits for them, with all nodes at once; `newcomers.py` does not.
 """
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
 
-from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Profile, Refused, State
 from strategies.protocol import instructions, wire
 from strategies.protocol.trial import Trial
 from strategies.rounds import messaging, validation
+from strategies.rounds.context import RunContext
 from strategies.rounds.handshake import names, profile_parsing, ranks
 from strategies.rounds.handshake.names import Names, shared
-from strategies.rounds.run_state import RunState
 from task.config import TaskConfig
 from task.models.base import Base, files
 from task.models.versions import differing, versions, written
@@ -58,44 +56,39 @@ class HandshakeResult:
 
 
 @dataclass(frozen=True)
-class Host:
-    """Who meets nodes, and what is known before they are asked. `timeout`: seconds that a round may take."""
+class Handshake:
+    """The conversation with a node before it takes part."""
 
-    grid: Grid
-    strategy: Strategy
-    config: TaskConfig
-    base: Callable[[], Base]  # settled while nodes answer
-    timeout: float
-    run_state: RunState
+    context: RunContext
     names: Names
 
     def greet(self, node_ids: Iterable[int]) -> Greeting:
-        """Meet these nodes."""
+        """Greet these nodes."""
         asked = self._ask(node_ids)
-        handshake = self._met((yield asked), sum(item.bytes for item in asked))
-        handshake = handshake.without(shared(handshake.profiles.values()))
-        handshake, offers = self._offers(handshake)
+        result = self._met((yield asked), sum(item.bytes for item in asked))
+        result = result.without(shared(result.profiles.values()))
+        result, offers = self._offers(result)
         if offers:
-            handshake = self._taken(handshake, list(offers), (yield list(offers.values())))
+            result = self._taken(result, list(offers), (yield list(offers.values())))
         if (
-            self.config.data.partitioner == "none" and handshake.profiles
+            self.context.config.data.partitioner == "none" and result.profiles
         ):  # nodes have rows that the server has not seen
-            rehearsing = self._rehearse(handshake)
-            handshake = self._rehearsed(handshake, (yield rehearsing))
-        known = {node_id: replace(p, rank=self.run_state.budget(p)) for node_id, p in handshake.profiles.items()}
-        handshake = replace(handshake, profiles=known)
+            rehearsing = self._rehearse(result)
+            result = self._rehearsed(result, (yield rehearsing))
+        known = {node_id: replace(p, rank=self.context.run_state.budget(p)) for node_id, p in result.profiles.items()}
+        result = replace(result, profiles=known)
         if trying := sorted((p for p in known.values() if p.automatic and not p.rank), key=lambda p: p.sort_key):
             sent = self._try(trying)
-            handshake = self._ranked(handshake, trying, (yield sent), sum(item.bytes for item in sent))
-        return handshake
+            result = self._ranked(result, trying, (yield sent), sum(item.bytes for item in sent))
+        return result
 
     def _ask(self, node_ids: Iterable[int]) -> list[messaging.Sent]:
         """Ask every node what it is."""
         # all that will be asked of them, as a policy may refuse it; the base's fingerprint is not known yet
         question = messaging.Payload.of(
-            RecordDict({"instructions": instructions.write(self.config, self.strategy, "")})
+            RecordDict({"instructions": instructions.write(self.context.config, self.context.strategy, "")})
         )
-        sent = [messaging.send(self.grid, node_id, "query.profile", "0", question) for node_id in node_ids]
+        sent = [messaging.send(self.context.grid, node_id, "query.profile", "0", question) for node_id in node_ids]
         LOG.info("asked %d nodes for their profiles", len(sent))
         return sent
 
@@ -113,7 +106,7 @@ class Host:
                 name = str(item.node_id)  # until it is its own
                 profile = self.names.checked(profile)
                 name = profile.name
-                _check_fits(profile, self.config)
+                _check_fits(profile, self.context.config)
                 profiles[item.node_id] = profile
             except Refused as reason:
                 left_out[item.node_id] = str(reason)
@@ -122,33 +115,33 @@ class Host:
                 LOG.warning("left out node %s: %s", name, reason)
         return HandshakeResult(profiles, left_out, bytes_up=up, bytes_down=down, called=called)
 
-    def _offers(self, handshake: HandshakeResult) -> tuple[HandshakeResult, dict[str, messaging.Sent]]:
+    def _offers(self, result: HandshakeResult) -> tuple[HandshakeResult, dict[str, messaging.Sent]]:
         """Send the base once to every store that lacks it, and say by store what was sent. A store, and a key, is sent
         it once an hour: a node that has a new store in every round would be sent it again and again."""
-        base, run_state = self.base(), self.run_state
-        lacking = {p.store: p for p in handshake.profiles.values() if base.fingerprint not in p.bases}
+        base, run_state = self.context.base, self.context.run_state
+        lacking = {p.store: p for p in result.profiles.values() if base.fingerprint not in p.bases}
         if not lacking:
-            return handshake, {}
-        if not self.config.model.offer:
+            return result, {}
+        if not self.context.config.model.offer:
             reason = f"it lacks the base '{base.name}' ({base.fingerprint}) and model.offer is false"
-            return _without(handshake, base, dict.fromkeys(lacking, reason)), {}
+            return _without(result, base, dict.fromkeys(lacking, reason)), {}
         waits = {store: run_state.offered(*_paid(profile)) for store, profile in lacking.items()}
         payload = self._parcel(base) if not all(waits.values()) else None
         sent: dict[str, messaging.Sent] = {}
         for store, profile in lacking.items():
             if payload is not None and not waits[store]:
                 run_state.offer(*_paid(profile))
-                sent[store] = messaging.send(self.grid, profile.node_id, "query.base", "0", payload)
+                sent[store] = messaging.send(self.context.grid, profile.node_id, "query.base", "0", payload)
         late = {
             store: "it was sent the base and lacks it; it is not sent it again within an hour"
             for store, wait in waits.items()
             if wait
         }
-        handshake = handshake.later(_by_store(handshake, base, late))
+        result = result.later(_by_store(result, base, late))
         if sent:
             size = next(iter(sent.values())).bytes
             LOG.info("offered the base '%s' to %d stores that lack it, %d bytes each", base.name, len(sent), size)
-        return replace(handshake, bytes_base=handshake.bytes_base + sum(item.bytes for item in sent.values())), sent
+        return replace(result, bytes_base=result.bytes_base + sum(item.bytes for item in sent.values())), sent
 
     def _parcel(self, base: Base) -> messaging.Payload:
         contents = {
@@ -156,10 +149,10 @@ class Host:
             for name, path in files(base.folder).items()
         }
         records = wire.pack(State(contents))
-        records["instructions"] = instructions.write(self.config, self.strategy, base.fingerprint)
+        records["instructions"] = instructions.write(self.context.config, self.context.strategy, base.fingerprint)
         return messaging.Payload.of(records)
 
-    def _taken(self, handshake: HandshakeResult, stores: list[str], answers: Answers) -> HandshakeResult:
+    def _taken(self, result: HandshakeResult, stores: list[str], answers: Answers) -> HandshakeResult:
         """Nodes that did not get the base are left out."""
         refused = {}
         for (_, reply), store in zip(answers, stores, strict=True):
@@ -167,16 +160,18 @@ class Host:
                 validation.validate_metrics(reply)
             except Refused as reason:
                 refused[store] = f"it did not take the base: {reason}"
-        return _without(handshake, self.base(), refused)
+        return _without(result, self.context.base, refused)
 
-    def _rehearse(self, handshake: HandshakeResult) -> list[messaging.Sent]:
+    def _rehearse(self, result: HandshakeResult) -> list[messaging.Sent]:
         """Ask nodes to prepare their rows and to run the model once."""
-        instruction = instructions.write(self.config, self.strategy, self.base().fingerprint)
+        instruction = instructions.write(self.context.config, self.context.strategy, self.context.base.fingerprint)
         payload = messaging.Payload.of(RecordDict({"instructions": instruction}))
-        LOG.info("%d nodes prepare their rows and run the model once", len(handshake.profiles))
-        return [messaging.send(self.grid, node_id, "query.rehearsal", "0", payload) for node_id in handshake.profiles]
+        LOG.info("%d nodes prepare their rows and run the model once", len(result.profiles))
+        return [
+            messaging.send(self.context.grid, node_id, "query.rehearsal", "0", payload) for node_id in result.profiles
+        ]
 
-    def _rehearsed(self, handshake: HandshakeResult, answers: Answers) -> HandshakeResult:
+    def _rehearsed(self, result: HandshakeResult, answers: Answers) -> HandshakeResult:
         """Nodes that could not take part in a round are left out."""
         reasons = {}
         for item, reply in answers:
@@ -184,30 +179,32 @@ class Host:
                 validation.validate_metrics(reply)
             except Refused as reason:
                 reasons[item.node_id] = str(reason)
-        return handshake.without(reasons)
+        return result.without(reasons)
 
     def _try(self, automatic: list[Profile]) -> list[messaging.Sent]:
         """Ask nodes whose rank is automatic and new to the run for a trial."""
-        instruction = instructions.write(self.config, self.strategy, self.base().fingerprint)
+        instruction = instructions.write(self.context.config, self.context.strategy, self.context.base.fingerprint)
         payload = messaging.Payload.of(RecordDict({"instructions": instruction}))
-        candidates = self.config.lora.auto_ranks
+        candidates = self.context.config.lora.auto_ranks
         LOG.info("%d nodes try ranks %d to %d", len(automatic), candidates[0], candidates[-1])
-        return [messaging.send(self.grid, profile.node_id, "query.trial", "0", payload) for profile in automatic]
+        return [
+            messaging.send(self.context.grid, profile.node_id, "query.trial", "0", payload) for profile in automatic
+        ]
 
     def _ranked(
-        self, handshake: HandshakeResult, automatic: list[Profile], answers: Answers, down: int
+        self, result: HandshakeResult, automatic: list[Profile], answers: Answers, down: int
     ) -> HandshakeResult:
         """The ranks that follow from trials."""
         lines, found, up = [], {}, 0
         for (_, reply), profile in zip(answers, automatic, strict=True):
-            trial, choice = _choice(profile, reply, self.config.lora.auto_ranks, self.timeout)
+            trial, choice = _choice(profile, reply, self.context.config.lora.auto_ranks, self.context.timeout)
             lines.append((profile, trial, choice))
             found[profile.node_id] = replace(profile, rank=choice.rank)
             up += wire.size(reply.content) if reply is not None and not reply.has_error() else 0
         for line in ranks.table(lines).splitlines():
             LOG.info("%s", line)
-        up, down = handshake.bytes_up + up, handshake.bytes_down + down
-        return replace(handshake, profiles=handshake.profiles | found, bytes_up=up, bytes_down=down)
+        up, down = result.bytes_up + up, result.bytes_down + down
+        return replace(result, profiles=result.profiles | found, bytes_up=up, bytes_down=down)
 
 
 def _check_fits(profile: Profile, config: TaskConfig) -> None:
@@ -230,18 +227,18 @@ def _paid(profile: Profile) -> tuple[str, str]:
     return f"store {profile.store}", f"node {profile.key or profile.node_id}"
 
 
-def _by_store(handshake: HandshakeResult, base: Base, reasons: Mapping[str, str]) -> dict[int, str]:
+def _by_store(result: HandshakeResult, base: Base, reasons: Mapping[str, str]) -> dict[int, str]:
     """Reasons by node, of nodes that lack the base; the reasons are by store."""
     return {
         node_id: reasons[profile.store]
-        for node_id, profile in handshake.profiles.items()
+        for node_id, profile in result.profiles.items()
         if profile.store in reasons and base.fingerprint not in profile.bases
     }
 
 
-def _without(handshake: HandshakeResult, base: Base, reasons: Mapping[str, str]) -> HandshakeResult:
+def _without(result: HandshakeResult, base: Base, reasons: Mapping[str, str]) -> HandshakeResult:
     """The meeting without the nodes that lack the base and will not get it; the reasons are by store."""
-    return handshake.without(_by_store(handshake, base, reasons))
+    return result.without(_by_store(result, base, reasons))
 
 
 def _choice(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from flwr.app import Message
 
 from strategies.rounds import messaging
-from strategies.rounds.handshake.handshake import Greeting, HandshakeResult, Host
+from strategies.rounds.handshake.handshake import Greeting, Handshake, HandshakeResult
 
 POLL = 0.2  # seconds between looks, where there is nothing else to do
 
@@ -27,15 +27,17 @@ class _Guest:
 class Newcomers:
     """Meets nodes, one conversation each."""
 
-    host: Host
+    handshake: Handshake
     guests: dict[int, _Guest] = field(default_factory=dict)  # by Flower's node id
 
     def ask(self, node_ids: Iterable[int]) -> None:
         """Begin to meet those that are not being met."""
         for node_id in node_ids:
             if node_id not in self.guests:
-                greeting = self.host.greet([node_id])
-                self.guests[node_id] = _Guest(greeting, next(greeting), time.monotonic() + self.host.timeout)
+                greeting = self.handshake.greet([node_id])
+                self.guests[node_id] = _Guest(
+                    greeting, next(greeting), time.monotonic() + self.handshake.context.timeout
+                )
 
     def met(self, wait: bool) -> Iterator[HandshakeResult]:
         """What came of the conversations that are over by now; `wait`: until one is, or none is left."""
@@ -51,12 +53,12 @@ class Newcomers:
         guest = self.guests[node_id]
         while True:
             (item,) = guest.sent
-            reply: Message | None = messaging.arrived(self.host.grid, item)
+            reply: Message | None = messaging.arrived(self.handshake.context.grid, item)
             if reply is None and item.message_id and time.monotonic() < guest.deadline:
                 return None
             try:
                 guest.sent = guest.greeting.send([(item, reply)])
-                guest.deadline = time.monotonic() + self.host.timeout
+                guest.deadline = time.monotonic() + self.handshake.context.timeout
             except StopIteration as end:
                 del self.guests[node_id]
                 handshake: HandshakeResult = end.value

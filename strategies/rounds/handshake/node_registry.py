@@ -3,11 +3,8 @@
 import logging
 from dataclasses import dataclass, field, replace
 
-from flwr.serverapp import Grid
-
 from strategies.exchange import cohort
-from strategies.exchange.federation import Federation, RoundReport
-from strategies.exchange.strategy import Strategy
+from strategies.exchange.federation import RoundReport
 from strategies.exchange.types import (
     BASE_POSITION,
     Absent,
@@ -19,26 +16,22 @@ from strategies.exchange.types import (
     Refused,
     State,
 )
-from strategies.rounds.handshake.handshake import HandshakeResult
+from strategies.rounds.context import RunContext
+from strategies.rounds.handshake.handshake import Handshake, HandshakeResult
 from strategies.rounds.handshake.names import identities
 from strategies.rounds.handshake.newcomers import Newcomers
-from strategies.rounds.handshake.opening import Opening
 from strategies.rounds.handshake.ranks import below
-from strategies.rounds.run_state import RunState
 
 LOG = logging.getLogger("flwr")
 
 
 @dataclass
 class NodeRegistry:
-    """The nodes of a run, from its opening on."""
+    """The nodes of a run, from the first handshake on."""
 
-    strategy: Strategy
-    grid: Grid
-    opening: Opening
-    federation: Federation
-    timeout: float
-    run_state: RunState
+    context: RunContext
+    handshake: Handshake
+    first: HandshakeResult  # of the nodes that were there before round 1
     known: dict[int, Profile] = field(default_factory=dict)  # every node that ever fitted, by Flower's id
     left_out: set[int] = field(default_factory=set)
     told: dict[int, str] = field(default_factory=dict)  # why nodes do not take part yet, as it was last said
@@ -47,57 +40,59 @@ class NodeRegistry:
     positions: dict[int, str] = field(default_factory=dict)  # how much of the journal each node is known to hold, by id
 
     def __post_init__(self) -> None:
-        self.newcomers = Newcomers(self.opening.host)
-        self._welcome(self.opening.handshake, set())
+        self.newcomers = Newcomers(self.handshake)
+        self._welcome(self.first, set())
         self._see(set(self.known))
 
     def call(self, report: RoundReport) -> None:
         """Look who is connected; nodes never seen before are asked what they are, and take part once they have
         answered. That is waited for only where too few others could train."""
-        nodes = identities(self.grid)
-        self.opening.host.names.see(nodes)
+        nodes = identities(self.context.grid)
+        self.handshake.names.see(nodes)
         there = set(nodes)
         self.newcomers.ask(node_id for node_id in nodes if node_id not in self.known and node_id not in self.left_out)
         self._see(there)
         while self.newcomers.guests:
-            for handshake in self.newcomers.met(wait=len(self.present) < self.federation.min_train_nodes):
-                self._welcome(handshake, there)
-                for profile in handshake.profiles.values():
-                    self.run_state.heard(profile.name)
-                report.spent(handshake.bytes_up, handshake.bytes_down, handshake.bytes_base)
+            for result in self.newcomers.met(wait=len(self.present) < self.context.federation.min_train_nodes):
+                self._welcome(result, there)
+                for profile in result.profiles.values():
+                    self.context.run_state.heard(profile.name)
+                report.spent(result.bytes_up, result.bytes_down, result.bytes_base)
             self._see(there)
-            if len(self.present) >= self.federation.min_train_nodes:
+            if len(self.present) >= self.context.federation.min_train_nodes:
                 break
 
     def leave_out(self, nodes: dict[str, str]) -> None:
         """Ask these nodes nothing more in this process, for the reason that each is here with."""
-        self.run_state.out |= nodes
+        self.context.run_state.out |= nodes
         self.present = [profile for profile in self.present if profile.name not in nodes]
 
     def lower(self, profile: Profile, rank: int) -> None:
         """From now on this node trains no more than `rank`."""
         LOG.info("node %s goes on at rank %d", profile.name, rank)
-        self.run_state.ranks[profile.name] = rank
+        self.context.run_state.ranks[profile.name] = rank
         self.known[profile.node_id] = replace(profile, rank=rank)
 
     def share(self, profile: Profile, assignment: Assignment, state: State) -> State:
         """What this node is sent: its start, without the part of the journal that it holds."""
-        return self.strategy.start_of(state, assignment).after(self.positions.get(profile.node_id, BASE_POSITION))
+        return self.context.strategy.start_of(state, assignment).after(
+            self.positions.get(profile.node_id, BASE_POSITION)
+        )
 
     def answered(self, profile: Profile, state: State) -> None:
         """A good reply: the node holds the journal that was sent to it."""
         self.positions[profile.node_id] = state.positions[-1]
-        self.run_state.heard(profile.name)
+        self.context.run_state.heard(profile.name)
 
     def failed(self, profile: Profile, round: int, reason: Refused) -> None:
         """No good reply: what the node holds is not known, so it will be sent everything. One that did not answer at
         all rests for some rounds, so that its next message does not wait behind this one."""
         self.positions.pop(profile.node_id, None)
         if isinstance(reason, Absent):
-            rest = self.run_state.missed(profile.name, round)
+            rest = self.context.run_state.missed(profile.name, round)
             LOG.info("node %s rests until round %d", profile.name, rest.until)
         else:
-            self.run_state.heard(profile.name)
+            self.context.run_state.heard(profile.name)
 
     def refused(self, profile: Profile, assignment: Assignment, reason: Refused) -> None:
         """No good update. A node that ran out of memory goes on at a smaller rank, where there is one; one whose data
@@ -105,26 +100,26 @@ class NodeRegistry:
         self.failed(profile, assignment.round, reason)
         if isinstance(reason, Outgrown | LacksBase):
             self.known.pop(profile.node_id, None)
-        candidates = self.opening.config.lora.auto_ranks if profile.automatic else ()
+        candidates = self.context.config.lora.auto_ranks if profile.automatic else ()
         if isinstance(reason, OutOfMemory) and (rank := below(assignment.rank, candidates)):
             self.lower(profile, rank)
 
     def cohort(self, purpose: str, fraction: float, minimum: int, round: int) -> list[Profile]:
         """Who takes part in `purpose` in this round: drawn from those that do not rest, unless these are too few."""
-        return cohort.draw(self.awake(round, minimum), fraction, minimum, self.federation.seed, purpose, round)
+        return cohort.draw(self.awake(round, minimum), fraction, minimum, self.context.federation.seed, purpose, round)
 
     def awake(self, round: int, minimum: int) -> list[Profile]:
         """The nodes that do not rest in this round; all that are there where these are fewer than `minimum`."""
-        awake = [profile for profile in self.present if self.run_state.rested(profile.name, round)]
+        awake = [profile for profile in self.present if self.context.run_state.rested(profile.name, round)]
         return awake if len(awake) >= minimum else self.present
 
     def resting(self, round: int) -> list[str]:
         """Names of the nodes that are connected and left alone in this round."""
-        return [profile.name for profile in self.present if not self.run_state.rested(profile.name, round)]
+        return [profile.name for profile in self.present if not self.context.run_state.rested(profile.name, round)]
 
     def assignments(self, round: int, rounds: int, state: State | None = None) -> dict[str, Assignment]:
         """The strategy's assignment to all who are there, no rank above what the state holds."""
-        assignments = self.strategy.assign(self.present, round, rounds, self.federation.seed)
+        assignments = self.context.strategy.assign(self.present, round, rounds, self.context.federation.seed)
         if state is None:
             return assignments
         return {
@@ -132,26 +127,26 @@ class NodeRegistry:
         }
 
     def _see(self, there: set[int]) -> None:
-        out = self.run_state.out
+        out = self.context.run_state.out
         connected = [p for node_id, p in self.known.items() if node_id in there and p.name not in out]
         self.present = sorted(connected, key=lambda profile: profile.sort_key)
 
-    def _welcome(self, handshake: HandshakeResult, there: set[int]) -> None:
+    def _welcome(self, result: HandshakeResult, there: set[int]) -> None:
         """Remember new nodes. A restarted node has a new id but its old name, and takes its own place again."""
         held = {profile.name: profile for node_id, profile in self.known.items() if node_id in there}
-        new = {node_id: profile for node_id, profile in handshake.profiles.items() if profile.name not in held}
+        new = {node_id: profile for node_id, profile in result.profiles.items() if profile.name not in held}
         waiting = {
             node_id: f"it says it is '{profile.name}', which node {held[profile.name].node_id} is while it is connected"
-            for node_id, profile in handshake.profiles.items()
+            for node_id, profile in result.profiles.items()
             if profile.name in held
         }
-        for node_id, reason in (waiting | handshake.postponed).items():
+        for node_id, reason in (waiting | result.postponed).items():
             if self.told.get(node_id) != reason:
                 LOG.warning("node %d does not take part yet: %s", node_id, reason)
                 self.told[node_id] = reason
         back = {profile.name for profile in new.values()}
         self.known = {node_id: p for node_id, p in self.known.items() if p.name not in back} | new
-        self.left_out |= set(handshake.left_out)
+        self.left_out |= set(result.left_out)
         for profile in new.values():
-            self.opening.host.names.bind(profile)
-        self.run_state.ranks |= {profile.name: profile.rank for profile in new.values() if profile.automatic}
+            self.handshake.names.bind(profile)
+        self.context.run_state.ranks |= {profile.name: profile.rank for profile in new.values() if profile.automatic}

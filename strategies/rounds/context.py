@@ -1,0 +1,35 @@
+"""What stays the same for a whole run, in one value that everyone who needs it is handed."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from flwr.app import ArrayRecord, MetricRecord
+from flwr.serverapp import Grid
+
+from strategies.exchange.federation import Federation
+from strategies.exchange.strategy import Strategy
+from strategies.rounds.run_state import RunState
+from task.config import TaskConfig
+from task.models.base import Base, server_base
+from task.storage.store import server_store
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """One run: what is trained, by whom, how. Only `run_state` changes while it goes on."""
+
+    strategy: Strategy
+    grid: Grid
+    config: TaskConfig
+    federation: Federation
+    run_state: RunState
+    rounds: int
+    timeout: float  # seconds, per round
+    evaluate_config: Mapping[str, object]
+    evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None
+
+    @cached_property
+    def base(self) -> Base:
+        """The base that everybody starts from. It is found, or trained, when it is first asked for."""
+        return self.federation.base or server_base(self.config.model, server_store())
