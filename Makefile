@@ -1,8 +1,9 @@
 # thistledown: `make run` federates the embedded default, `make test` tests, `make check` lints and types.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+PYTEST = $(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help venv run test fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment check docs bench-aggregation bench-projection bench-ferret bench-scoring bench-deployment bench-attacks \
+.PHONY: help venv run test test-all test-rest test-for fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment check docs bench-aggregation bench-projection bench-ferret bench-scoring bench-deployment bench-attacks \
 	results-rbla results-sa-fedlora results-ferret results-fedpeft clean
 
 help:  ## what can be made
@@ -18,8 +19,17 @@ venv: .venv/installed  ## create .venv and install everything, pinned
 run: venv  ## federate the embedded default and print a summary
 	$(BIN)/thistledown run
 
-test: venv  ## run the test suite, two files at a time; JOBS=4 runs four
-	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
+test: venv  ## the tests to run between two edits: under five minutes on two cores; JOBS=4 runs four files at a time
+	$(PYTEST) -m "not slow"
+
+test-all: venv  ## every test with all its examples: about 20 minutes on two cores
+	$(PYTEST)
+
+test-rest: venv  ## what `make test` leaves out of `make test-all`
+	$(PYTEST) -m "slow or fewer"
+
+test-for: venv  ## the tests that concern one extension: make test-for NAME=rbla
+	$(PYTEST) --for $(or $(NAME),$(error say which extension: make test-for NAME=rbla))
 
 fuzz: fuzz-replies fuzz-orders fuzz-hostile fuzz-lies  ## damaged messages and lies by the thousand: about ten minutes; make -j2 fuzz on two cores
 

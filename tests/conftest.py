@@ -1,21 +1,20 @@
-"""Once per session: a store of our own (so that the embedded base is trained once), one thread, Flower's identity.
+"""Once per session: a store of our own (with the embedded base), one thread, Flower's identity.
 
 Fixtures of more than one file: an empty store, the bases that rows are prepared for, strategies in other folders, and
 a strategy with a journal beside a model for it; and what keeps servers that are killed from writing.
 """
 
 import importlib
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from embedded_once import put_embedded_base
 from entries import Listening, at_the_base
 from flwr.supercore.task_identity import TaskIdentity
 from fragile import Killed
-from hypothesis import settings
 from samples import WORDS, vision_base
 
 import strategies
@@ -25,16 +24,16 @@ from task.storage.store import Store
 
 TOYS = Path(__file__).parent / "toys"
 
-settings.register_profile("here", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True)
-settings.load_profile("ci" if os.environ.get("CI") else "here")
+pytest_plugins = ["tiers", "concerning"]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def run_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Set for this process and for those it starts."""
+    cache = tmp_path_factory.mktemp("cache")
+    put_embedded_base(cache / "server")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("THISTLEDOWN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("THISTLEDOWN_CACHE", str(cache))
         torch.set_num_threads(1)
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 7, 7, 1
         yield

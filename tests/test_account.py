@@ -158,6 +158,7 @@ def test_processes_pay_one_after_another(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- a node
 
 
+@pytest.mark.slow
 def test_the_same_round_asked_again_is_paid_again_and_another_name_or_budget_changes_nothing(tmp_path: Path) -> None:
     """It was answered each time with fresh noise; the budget is of one round here."""
     outcome = hold(tmp_path / "out", SAME | {"num-server-rounds": 1}, deployed(tmp_path))
@@ -223,6 +224,7 @@ UNCOVERED: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("kind", UNCOVERED)
 def test_under_a_limit_nothing_uncovered_leaves(kind: str, tmp_path: Path) -> None:
     outcome = hold(tmp_path / "out", SAME | {"num-server-rounds": 1}, deployed(tmp_path, policy__privacy__epsilon=50.0))
@@ -269,6 +271,7 @@ def test_orders_without_privacy_cost_no_account(tmp_path: Path) -> None:
     assert not (tmp_path / "store-0" / "accounts").exists()
 
 
+@pytest.mark.slow
 def test_simulated_nodes_start_anew_with_every_run(tmp_path: Path) -> None:
     own = nodes(tmp_path)
     for _ in range(2):
@@ -280,6 +283,7 @@ def test_simulated_nodes_start_anew_with_every_run(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- a lifetime
 
 
+@pytest.mark.slow
 def test_a_lifetime_budget_over_three_runs_with_kills(tmp_path: Path) -> None:
     """Runs of epsilon 3 each, killed in a round and resumed, node and server: the limit of 5 holds, and an account that
     dp-accounting keeps of what left the nodes agrees."""

@@ -43,6 +43,7 @@ def theirs(events: list[tuple[dp_accounting.DpEvent, int]], interval: float) -> 
     return accountant
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("times", [1, 50, 1000])
 @pytest.mark.parametrize("rate", [0.01, 0.125, 0.5, 1.0])
 @pytest.mark.parametrize("noise", [0.6, 0.8, 1.1, 4.0])
@@ -57,6 +58,7 @@ def test_an_account_is_within_one_percent_of_dp_accounting_and_never_below(
         assert expected * (1 - 2e-3) <= mine <= expected * 1.01 + 1e-9  # theirs is rounded up as well
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("times", [1, 50])
 @pytest.mark.parametrize(("nodes", "size"), [(256, 32), (10, 5)])
 @pytest.mark.parametrize("noise", [0.8, 1.13, 4.0])
@@ -89,6 +91,7 @@ def test_what_has_no_bound_or_no_cost() -> None:
         epsilon_of({Release(1.0, 0.1): 1, Release(1.0, nodes=10, size=1): 1}, 1e-5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("noise", [1e-4, 0.05, 1e4])
 def test_noise_that_nobody_would_choose_is_priced_at_once(noise: float) -> None:
     """An order may say anything. Where there is hardly any noise sampling is not counted, which errs upwards."""
@@ -98,6 +101,7 @@ def test_noise_that_nobody_would_choose_is_priced_at_once(noise: float) -> None:
     assert epsilon >= (1 / (8 * noise**2) if noise < 1 else 0)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("release", [Release(0.0, 0.125), Release(0.0), Release(0.0, nodes=64, size=8)])
 def test_the_least_noise_is_the_least(release: Release) -> None:
     noise = least_noise(release, 50, 8.0, 1e-3)
@@ -105,6 +109,7 @@ def test_the_least_noise_is_the_least(release: Release) -> None:
     assert epsilon_of({more: 50}, 1e-3) <= 8.0 < epsilon_of({less: 50}, 1e-3)
 
 
+@pytest.mark.slow
 def test_the_noise_of_the_setting_that_is_measured() -> None:
     """256 nodes at rate 1/8, 50 rounds, epsilon 8 at 1e-3. The bound by Rényi divergences asked for 0.797, which
     spends 6.6."""

@@ -205,6 +205,7 @@ def test_nodes_replay_hand_over_and_remainders_to_what_the_server_has(merging: W
         assert torch.equal(own[name], tensor), name
 
 
+@pytest.mark.slow
 def test_a_run_of_two_stages_is_exported(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The best round may be one of the whole model, the last is an adapter on a base of its own."""
     options = OPTIONS | {"strategy": "sa-fedlora", "num-server-rounds": 3, "learning-rate": 0.001}

@@ -108,6 +108,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
     return Table(folder, data(folder), Store(folder / "store"), {})
 
 
+@pytest.mark.each_value
+@pytest.mark.fewer
 @pytest.mark.parametrize(("name", "tuning"), PAIRS, ids=lambda part: part)
 def test_it_trains_or_is_refused(table: Table, name: str, tuning: str) -> None:
     expected = REFUSED.get(name, {}).get(tuning)
@@ -220,6 +222,7 @@ print(json.dumps(apart))
 OURS = {IMAGES: ("adapter", "prompt"), TEXTS: ("adapter",), CAUSAL: ("adapter",)}  # tunings that are loaded by us alone
 
 
+@pytest.mark.slow
 def test_what_is_saved_loads_without_us(table: Table) -> None:
     """By the class that people call, in another process that does not have this project."""
     cases = {pair: table.folder / "saved" / " ".join(pair) for pair in table.outcomes if _loads_elsewhere(*pair)}
@@ -240,6 +243,7 @@ def _close(apart: float | str) -> bool:
     return isinstance(apart, float) and apart < 1e-4
 
 
+@pytest.mark.slow
 def test_how_many_there_are(table: Table) -> None:
     if len(table.outcomes) < len(PAIRS):
         pytest.skip("only a part of the table ran")

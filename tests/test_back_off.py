@@ -41,6 +41,7 @@ def silent(partition: int, replies: int) -> Spoil:
 # ------------------------------------------------------------------------------- back-off
 
 
+@pytest.mark.slow
 def test_a_silent_node_rests_for_1_2_and_4_rounds(tmp_path: Path) -> None:
     outcome = hold(tmp_path, QUICK | {"num-server-rounds": 13}, spoil=silent(1, 3))
     assert asked(outcome, "1") == [1, 3, 6, 11, 12, 13]  # the fourth time it answers, and all is forgotten
@@ -65,6 +66,7 @@ def test_rests_end_at_eight_rounds() -> None:
     assert run_state.missed("a", round).until == round + 2
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("code", "rests"), [(3, True), (5, True), (8, True), (2, False)])
 def test_who_cannot_be_reached_rests_and_who_answers_badly_does_not(tmp_path: Path, code: int, rests: bool) -> None:
     def spoil(partition: int, kind: str, reply: Message) -> Message:
@@ -76,6 +78,7 @@ def test_who_cannot_be_reached_rests_and_who_answers_badly_does_not(tmp_path: Pa
     assert asked(outcome, "1") == ([1, 3] if rests else [1, 2, 3])
 
 
+@pytest.mark.first(1)
 def test_a_bad_reply_is_an_answer(tmp_path: Path) -> None:
     def spoil(partition: int, kind: str, reply: Message) -> Message:
         return spoiled(reply) if (partition, kind) == (1, "train") else reply
@@ -83,6 +86,7 @@ def test_a_bad_reply_is_an_answer(tmp_path: Path) -> None:
     assert asked(hold(tmp_path, QUICK | {"num-server-rounds": 2}, spoil=spoil), "1") == [1, 2]
 
 
+@pytest.mark.first(1)
 def test_where_all_would_rest_all_are_asked(tmp_path: Path) -> None:
     def spoil(partition: int, kind: str, reply: Message) -> Message | None:
         return None if kind == "train" else reply
@@ -91,17 +95,20 @@ def test_where_all_would_rest_all_are_asked(tmp_path: Path) -> None:
         hold(tmp_path, QUICK | {"num-server-rounds": 5, "max-failed-rounds": 3}, spoil=spoil)
 
 
+@pytest.mark.first(1)
 def test_too_few_awake_for_the_minimum_and_all_are_drawn_from(tmp_path: Path) -> None:
     outcome = hold(tmp_path, QUICK | {"num-server-rounds": 2, "min-train-nodes": 3}, spoil=silent(1, 1))
     assert asked(outcome, "1") == [1, 2]
 
 
+@pytest.mark.first(1)
 def test_who_missed_training_is_not_asked_to_evaluate_in_that_round(tmp_path: Path) -> None:
     outcome = hold(tmp_path, QUICK | {"num-server-rounds": 2, "evaluate": "nodes"}, spoil=silent(1, 1))
     evaluated = [partition for partition, kind in outcome.grid.log if kind == "evaluate"]
     assert evaluated == [0, 1, 2, 0, 2, 0, 2]
 
 
+@pytest.mark.first(1)
 def test_a_node_that_restarts_is_asked_at_once(tmp_path: Path) -> None:
     class Restarting(InProcessGrid):
         def get_node_ids(self) -> list[int]:
@@ -113,6 +120,7 @@ def test_a_node_that_restarts_is_asked_at_once(tmp_path: Path) -> None:
     assert asked(outcome, "1") == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_lets_the_same_nodes_rest(tmp_path: Path) -> None:
     whole = hold(tmp_path / "whole", QUICK | {"num-server-rounds": 4}, spoil=silent(1, 1))
     part = hold(tmp_path / "part", QUICK | {"num-server-rounds": 1}, spoil=silent(1, 1))
@@ -121,6 +129,7 @@ def test_a_resumed_run_lets_the_same_nodes_rest(tmp_path: Path) -> None:
     assert equal(outcome.state().tensors, whole.state().tensors)
 
 
+@pytest.mark.first(1)
 def test_a_late_reply_does_not_count_in_the_next_round(tmp_path: Path) -> None:
     """Node 1 answers round 2 with what it made of round 1."""
     late: list[Message] = []
@@ -154,6 +163,7 @@ def test_an_echo_is_of_what_the_model_holds() -> None:
     assert install_hash_of(model, start) != right
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("said", [None, 0, 1.5])
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
 def test_who_installed_something_else_is_dropped(tmp_path: Path, kind: str, said: Any) -> None:
@@ -177,6 +187,7 @@ def test_who_installed_something_else_is_dropped(tmp_path: Path, kind: str, said
     assert INSTALLED not in outcome.rounds[1]["nodes"][0]["metrics"]
 
 
+@pytest.mark.first(1)
 def test_an_install_that_leaves_something_out_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from task.models.model import TunedModel
 
@@ -203,6 +214,7 @@ def test_an_install_that_leaves_something_out_is_noticed(tmp_path: Path, monkeyp
 # ------------------------------------------------------------------------------- who fits
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("key", ["min-available-nodes", "min-train-nodes"])
 def test_a_run_does_not_start_where_too_few_fit(tmp_path: Path, key: str) -> None:
     bad = {0: {"rank": 0}, 2: {"data-path": "/nowhere.csv"}}

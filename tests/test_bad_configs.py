@@ -110,6 +110,7 @@ def test_preset_is_refused(text: str, said: str, tmp_path: Path) -> None:
     assert any(said in problem for problem in problems(tmp_path, preset="mine.toml"))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("override", "said"), FOUND_LATER, ids=[override for override, _ in FOUND_LATER])
 def test_check_refuses_what_data_and_model_rule_out(override: str, said: str, tmp_path: Path) -> None:
     settings = Settings.read(APP, None, [override], tmp_path)
@@ -150,6 +151,7 @@ def test_simulated_nodes_have_no_data_of_their_own(tmp_path: Path) -> None:
         run(settings, lambda line: None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "check"])
 def test_command_exits_2_and_starts_nothing(command: str, tmp_path: Path) -> None:
     arguments = [COMMAND, command, "-c", "lr=0.1 tuning='lroa'"]
@@ -207,6 +209,7 @@ def test_text_needs_no_quotes_where_it_can_mean_nothing_else(written: str, tmp_p
     assert Settings.read(APP, None, [written], tmp_path).config.flat[key] == value
 
 
+@pytest.mark.slow
 def test_outputs_that_cannot_be_written_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for command in ("run", "check"):

@@ -176,6 +176,7 @@ def test_bad_replies_leave_no_trace(tmp_path: Path) -> None:
         assert all(torch.equal(states[0][name], tensor) for name, tensor in other.items())
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("first", range(0, len(WAYS), 6))
 def test_every_kind_of_bad_reply_is_named(tmp_path: Path, first: int) -> None:
     ways = dict(enumerate(list(WAYS)[first : first + 6]))
@@ -199,6 +200,7 @@ def test_all_bad_fails_the_run(tmp_path: Path) -> None:
     assert not (tmp_path / "latest" / "model").exists()
 
 
+@pytest.mark.slow
 def test_the_state_stays_in_a_failed_round(tmp_path: Path) -> None:
     before = hold(tmp_path / "one", EIGHT | {"num-server-rounds": 1})
     with pytest.raises(RunFailed, match="1 failed rounds in a row"):
@@ -230,6 +232,7 @@ def from_round(number: int, way: Callable[[Message], Message | None]) -> Callabl
     return spoil
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("fraction", "bad", "fails"), [(0.75, 2, False), (0.75, 3, True), (1.0, 1, True), (0.0, 7, False)]
 )
@@ -243,6 +246,7 @@ def test_min_success_fraction(tmp_path: Path, fraction: float, bad: int, fails: 
         assert not hold(tmp_path, options, spoil=spoil).rounds[1]["failed"]
 
 
+@pytest.mark.slow
 def test_a_good_round_forgives_failed_ones(tmp_path: Path) -> None:
     """max-failed-rounds counts failures in a row."""
 

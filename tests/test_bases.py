@@ -37,6 +37,12 @@ def test_it_is_trained_once(base: Base) -> None:
     assert path.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
+def test_training_it_anew_gives_the_same_bits(base: Base, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    assert fingerprint(trained_base(store), store) == base.fingerprint
+
+
 def test_its_fingerprint_is_that_of_its_bytes(base: Base, tmp_path: Path) -> None:
     assert server_base(Model(), server_store()).fingerprint == base.fingerprint
     for path in files(base.folder).values():

@@ -93,6 +93,7 @@ def test_noise_is_on_what_trains_alone() -> None:
     assert not bool(combined["resting"].any())
 
 
+@pytest.mark.slow
 def test_a_clip_that_follows_a_quantile_finds_it() -> None:
     """Norms are spread evenly from 0 to 1: the clip ends where 70 % are below. Andrew et al., Algorithm 1."""
     size = norm(update(1.0).delta)
@@ -239,6 +240,7 @@ SAME = {"data.partitioner": "iid", "num-server-rounds": 2, "tuning": "bias"}  # 
 OFF = PRIVATE | {"central-privacy.epsilon": 0.0, "central-privacy.clip": 0.0}
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("options", [{}, {"data.partitioner": "dirichlet", "fraction-train": 0.6}])
 def test_switched_off_a_run_is_the_plain_one_bit_for_bit(options: dict[str, Any], tmp_path: Path) -> None:
     plain, off = (hold(tmp_path, SAME | options | more) for more in ({}, OFF))

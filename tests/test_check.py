@@ -40,6 +40,7 @@ def test_check_says_what_changes_from_round_to_round(tmp_path: Path) -> None:
     assert next(line.split()[4:] for line in lines if line.startswith("   0 ")) == ["-", "4"]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("every", "rounds"), [(1, 12), (5, 3), (12, 1)])
 def test_check_counts_what_is_sent_to_be_evaluated(tmp_path: Path, every: int, rounds: int) -> None:
     """Rounds 5, 10 and 12 of 12, say. Bytes are said with one decimal: 1.2 MB may be off by two percent either way."""

@@ -86,6 +86,7 @@ def test_profiles_are_handed_on_as_they_are():
     assert all(profile in there for profile in draw(there, 0.5, 1, 0, "train", 1))
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same():
     program = (
         "from strategies.exchange.cohort import draw; from strategies.exchange.types import Profile;"

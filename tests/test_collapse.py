@@ -56,6 +56,7 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return hold(tmp_path_factory.mktemp("attacked"), HEAD, spoil=flipped(9))
 
 
+@pytest.mark.slow
 def test_a_collapsed_run_goes_back_without_those_who_led_it(attacked: Outcome) -> None:
     back = next(line for line in attacked.rounds if "rolled-back" in line)
     assert back["round"] == 10
@@ -74,6 +75,7 @@ def test_who_was_left_out_gets_a_second_chance_by_a_resume(attacked: Outcome, tm
     assert len(more.rounds[-1]["nodes"]) == 5
 
 
+@pytest.mark.slow
 def test_a_run_that_collapses_again_has_failed(tmp_path: Path) -> None:
     """Others take it up once the first two are out."""
 
@@ -89,6 +91,7 @@ def test_a_run_that_collapses_again_has_failed(tmp_path: Path) -> None:
     assert rounds[-1]["accuracy"] > 0.3  # the state that it leaves is a good one
 
 
+@pytest.mark.slow
 def test_where_it_cannot_be_told_who_all_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of strategies whose updates have nothing in common: Ferret's, each in a basis of its own."""
     monkeypatch.setattr(FedAvg, "comparable", lambda *_: {})
@@ -97,6 +100,7 @@ def test_where_it_cannot_be_told_who_all_are_left_out(tmp_path: Path, monkeypatc
     assert left(tmp_path)[0]["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_run_goes_back_past_its_hand_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of SA-FedLoRA: the first round of adapters is undone, and the weights of the round before are handed over again,
     as the same entry, which nodes still have."""
@@ -131,6 +135,7 @@ def test_states_are_kept_and_swept(attacked: Outcome) -> None:
     assert kept == ["round-11.safetensors", "round-12.safetensors"]
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_or_undone_where_nobody_wants_it(tmp_path: Path) -> None:
     outcome = hold(tmp_path, HEAD | {"collapse-factor": 0.0}, spoil=flipped(9))
     assert not list((outcome.folder / "checkpoints").glob("round-*"))
@@ -192,6 +197,7 @@ def test_pulls_tell_who_dominates() -> None:
 # ---------------------------------------------------------------------- people go back
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_best_state(tmp_path: Path) -> None:
     """After a poisoned end: what comes is what came after that round in the first place."""
     options = HEAD | {"num-server-rounds": 4, "collapse-factor": 0.0}
@@ -207,6 +213,7 @@ def test_a_run_goes_on_from_its_best_state(tmp_path: Path) -> None:
     assert "resume-from" not in (again.folder / "config.toml").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_a_kept_round(tmp_path: Path) -> None:
     run = hold(tmp_path, HEAD | {"num-server-rounds": 3})
     again = resumed(run.folder, {"resume-from": "2", "num-server-rounds": 4}, InProcessGrid(client_app.app, 5, ids=1))
@@ -226,6 +233,7 @@ def test_the_best_state_is_one_of_the_rounds_that_stay(tmp_path: Path) -> None:
     assert checkpoint.about(run.folder / "checkpoints" / checkpoint.BEST)["round"] == again.summary["best-round"]
 
 
+@pytest.mark.slow
 def test_what_was_spent_of_a_budget_is_not_undone(tmp_path: Path) -> None:
     private = {"wrappers": "central-privacy", "central-privacy.noise": 1.0, "central-privacy.epsilon": 0.0}
     run = hold(tmp_path, HEAD | private | {"num-server-rounds": 3, "fraction-train": 0.6, "keep-checkpoints": 4})

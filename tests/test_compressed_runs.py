@@ -15,6 +15,7 @@ from strategies.algebra.tensors import Tensors
 # ---------------------------------------------------------------------- federations
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("wrapper", ["quantize", "top-k"])
 @pytest.mark.parametrize("name", strategies.names())
 def test_every_strategy_federates(name: str, wrapper: str, tmp_path: Path) -> None:
@@ -31,6 +32,7 @@ LEARNING: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "options", "share"),
     [

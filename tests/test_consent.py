@@ -213,6 +213,7 @@ def test_only_a_process_of_ray_is_simulated() -> None:
     assert not simulated()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="Ray's local mode")
 @pytest.mark.flower
 def test_an_actor_of_ray_is_simulated() -> None:

@@ -233,6 +233,7 @@ def test_a_damaged_entry_on_a_node_is_as_one_that_it_lacks(
     ClientStore(node, 2).installed(strategy, at_the_base(), state)
 
 
+@pytest.mark.slow
 def test_a_node_whose_base_rots_in_a_run_is_offered_it_again(tmp_path: Path) -> None:
     """It failed every round from then on, and advertised the base for ever."""
     store, base = Store(tmp_path / "store"), server_base(Model(), server_store())

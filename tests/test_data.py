@@ -90,6 +90,7 @@ print(sorted(heavy & set(sys.modules)))
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_digits_need_no_tables_or_models_the_first_time(store: Store, vision: Path) -> None:
     code = f"""
 import sys

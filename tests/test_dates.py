@@ -34,6 +34,7 @@ def keys(store: Store) -> set[str]:
     return {path.name for path in (store.root / "data").iterdir() if not path.name.startswith(".")}
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("template", "kinds"), [(CHAT, 2), (PLAIN, 1)])
 def test_rows_are_those_of_their_day(template: str, kinds: int, tmp_path: Path, store: Store) -> None:
     base, file = language_base(tmp_path / "base", template), write_table(tmp_path / "rows.jsonl", ROWS)

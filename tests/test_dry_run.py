@@ -79,6 +79,7 @@ def test_what_a_round_would_fail_with(
         rehearse(strategies.load("fedavg"), config, base, stand_in(config, base.folder), "cpu")
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("name", "tuning"), [("deberta-v2", "lora"), ("t5", "lora"), ("bart", "head"), ("xlnet", "norm")]
 )
@@ -97,6 +98,7 @@ def test_models_whose_rows_see_each_other_have_no_privacy_of_rows(case: Callable
         rehearse(private, config, base, rows, "cpu")
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["mobilevit", "resnet", "convnext", "vit", "clip"])
 def test_images_come_in_the_dtype_of_the_model(case: Callable[..., Case], name: str, dtype: str) -> None:
@@ -345,6 +347,7 @@ def logits(model: TunedModel, rows: Rows) -> torch.Tensor:
         return torch.as_tensor(model.module.eval()(**batch).logits)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("strategy", ["flora", "fedex-lora", "sa-fedlora"])
 def test_strategies_that_merge_run_on_gpt2(case: Callable[..., Case], tmp_path: Path, strategy: str) -> None:
     _, config, _ = case("gpt2", "lora")

@@ -12,6 +12,7 @@ def scored(rounds: list[dict[str, object]], name: str = "accuracy") -> list[obje
     return [line["round"] for line in rounds if name in line]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("every", "which"), [(1, [0, 1, 2, 3, 4, 5]), (2, [0, 2, 4, 5]), (9, [0, 5])])
 @pytest.mark.parametrize("who", ["server", "nodes", "both"])
 def test_the_first_the_last_and_every_so_many(tmp_path: Path, every: int, which: list[int], who: str) -> None:
@@ -27,6 +28,7 @@ def test_the_first_the_last_and_every_so_many(tmp_path: Path, every: int, which:
     assert table.count("<tr><td>") == ROUNDS + 1  # rounds that were not measured too
 
 
+@pytest.mark.slow
 def test_training_is_the_same(tmp_path: Path) -> None:
     often, seldom = (hold(tmp_path / str(every), {"num-server-rounds": 3, "evaluate-every": every}) for every in (1, 3))
     assert equal(often.state().tensors, seldom.state().tensors)
@@ -41,6 +43,7 @@ def test_a_run_that_its_budget_ends_is_measured_at_its_end(tmp_path: Path) -> No
     assert scored(outcome.rounds) == [0, outcome.summary["rounds"]]
 
 
+@pytest.mark.slow
 def test_it_may_change_when_a_run_is_resumed(tmp_path: Path) -> None:
     first = hold(tmp_path, {"num-server-rounds": 2, "evaluate-every": 2})
     more = resumed(first.folder, {"num-server-rounds": 4, "evaluate-every": 1})

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tiers import examples
 
 from strategies.algebra import hadamard
 from strategies.algebra.layout import Layout
@@ -141,7 +142,7 @@ def sizes() -> st.SearchStrategy[float]:
 
 
 @given(st.lists(st.lists(sizes(), min_size=1, max_size=40), min_size=1, max_size=4), st.integers(1, 200))
-@settings(max_examples=200)
+@examples(200)
 def test_integers_are_small_near_and_sum_to_less_than_two_to_the_24(blocks, times):
     """Every number `times` over, so that sums are as large as single numbers."""
     exact = torch.tensor([number for block in blocks for number in block * times], dtype=torch.float64)

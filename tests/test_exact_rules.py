@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from in_process import QV, Outcome, equal, hold, raw_bytes, sent
 from laws import FACTORS, INPUTS, LAWS, OUTPUTS, Plan, plans, scene, toy_model, trainer
 from matrices import Matrix, assert_orthonormal, mean_product, product, singular_values, tail
 from safetensors.torch import load_file
+from tiers import examples
 
 import strategies
 from strategies.algebra.lowrank import modules, rank_axis
@@ -24,7 +25,7 @@ from strategies.exchange.types import Assignment, State
 from task.models.model import build
 
 CLOSE = 1e-5  # float32 factors of size 1
-EXAMPLES = settings(max_examples=60)
+EXAMPLES = examples(60)
 FLEX, ROLORA = strategies.load("flex-lora"), strategies.load("rolora")
 
 

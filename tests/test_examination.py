@@ -45,6 +45,7 @@ def foreseeable(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------------- runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", OF)
 def test_two_that_collude_are_left_out_of_every_strategy(strategy: str, tmp_path: Path) -> None:
     options = OF[strategy] | {"strategy": strategy, "evaluate-every": 4}
@@ -66,6 +67,7 @@ def test_the_opposite_of_what_was_learned_is_harm_that_adds_up(tmp_path: Path) -
     assert not any(own["refused"] for own in outcome.rounds[1]["nodes"])  # one round is not enough
 
 
+@pytest.mark.slow
 def test_a_late_poisoning_is_left_out_of_its_own_rounds(tmp_path: Path) -> None:
     """Who did good for rounds is not harmful, but a round that is clearly worse is combined without it."""
     outcome = hold(tmp_path, TEN, spoil=attack("poison late", "fedavg", LIARS, ROUNDS))
@@ -75,6 +77,7 @@ def test_a_late_poisoning_is_left_out_of_its_own_rounds(tmp_path: Path) -> None:
     assert outcome.rounds[-1]["accuracy"] > outcome.rounds[ROUNDS - 3]["accuracy"] - 0.05
 
 
+@pytest.mark.slow
 def test_honest_nodes_of_the_default_split_leave_the_bits_that_they_left(tmp_path: Path) -> None:
     plain = hold(tmp_path / "plain", FEW | {"examine-rows": 0})
     outcome = hold(tmp_path / "examined", FEW)
@@ -83,6 +86,7 @@ def test_honest_nodes_of_the_default_split_leave_the_bits_that_they_left(tmp_pat
     assert [line["loss"] for line in outcome.rounds] == [line["loss"] for line in plain.rounds]
 
 
+@pytest.mark.slow
 def test_honest_nodes_of_one_class_each_are_missed_by_nobody(tmp_path: Path) -> None:
     """What a round has too much of may be left out of it, but no class is lost to the run."""
     options = TEN | ONE_CLASS
@@ -94,6 +98,7 @@ def test_honest_nodes_of_one_class_each_are_missed_by_nobody(tmp_path: Path) -> 
         assert sum(counted) >= ROUNDS / 2
 
 
+@pytest.mark.slow
 def test_a_journal_is_not_replayed_for_every_state_that_is_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +117,7 @@ def test_a_journal_is_not_replayed_for_every_state_that_is_tried(
     assert replayed[4] <= replayed[2] + 10  # whom it suspects differs
 
 
+@pytest.mark.slow
 def test_half_of_the_nodes_are_never_left_out(tmp_path: Path) -> None:
     """Then nobody can tell who lies."""
     five = range(5)
@@ -119,6 +125,7 @@ def test_half_of_the_nodes_are_never_left_out(tmp_path: Path) -> None:
     assert all(sum("does harm" in own["refused"] for own in line["nodes"]) < 5 for line in outcome.rounds[1:])
 
 
+@pytest.mark.slow
 def test_too_few_rows_and_too_many_bytes_are_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -136,6 +143,7 @@ def test_what_noise_hides_is_not_examined(tmp_path: Path, monkeypatch: pytest.Mo
     hold(tmp_path, FEW | private | {"num-server-rounds": 1})
 
 
+@pytest.mark.slow
 def test_most_that_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a large cohort some, drawn anew: in time, all."""
     monkeypatch.setattr(examination, "MOST", 4)

@@ -165,6 +165,7 @@ def test_switched_off_a_run_is_the_plain_one_bit_for_bit(tmp_path: Path) -> None
     assert equal(hold(tmp_path, off | {"wrappers": ""}).state().tensors, hold(tmp_path, off).state().tensors)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("options", [{}, {"strategy": "rbla", "tuning": "lora", "lora.ranks": "2,4"}])
 def test_a_run_reports_the_largest_epsilon_of_its_nodes(options: dict[str, Any], tmp_path: Path) -> None:
     outcome = hold(tmp_path, SAME | options)

@@ -50,6 +50,7 @@ def test_its_tunings_are_checked() -> None:
 
 
 # ------------------------------------------------------------------------------- a federation
+@pytest.mark.first(1)
 @pytest.mark.usefixtures("toys")
 @pytest.mark.parametrize("tuning", ["lora", "bias"])
 def test_a_strategy_of_tensors_federates(tmp_path: Path, tuning: str) -> None:

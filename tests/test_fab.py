@@ -82,6 +82,7 @@ def test_it_passes_what_flower_checks_before_it_publishes(fab: Path, unpacked: P
     assert re.match(APP_VERSION_PATTERN, version)
 
 
+@pytest.mark.slow
 def test_its_code_needs_nothing_else_of_ours(fab: Path, tmp_path: Path) -> None:
     """The app starts from what is in it: neither tests nor the command line are imported."""
     with zipfile.ZipFile(fab) as archive:

@@ -126,6 +126,7 @@ def ranks_sent(outcome: Outcome) -> list[tuple[int, int]]:
     return [(start.rank, update.rank) for start, update in pairs]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", [n for n in strategies.names() if strategies.strategy_class(n).heterogeneous_ranks])
 def test_every_node_trains_its_own_rank(name: str, tmp_path: Path) -> None:
     annealing = {"sa-fedlora.initiating-rounds": 0, "sa-fedlora.final-rank": 8}
@@ -173,6 +174,7 @@ def test_server_and_nodes_may_both_measure(tmp_path: Path) -> None:
     assert outcome.summary["metric-source"].startswith("server")
 
 
+@pytest.mark.slow
 def test_a_part_of_the_nodes_trains_in_a_round(tmp_path: Path) -> None:
     options = {"fraction-train": 0.5, "num-server-rounds": 4, "simulation.num-supernodes": 4, "tuning": "head"}
     cohorts = []
@@ -190,6 +192,7 @@ def test_a_cohort_is_never_smaller_than_asked(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------- wrappers
+@pytest.mark.slow
 def test_half_precision_halves_what_goes_up(tmp_path: Path) -> None:
     plain, half = hold(tmp_path), hold(tmp_path, {"wrappers": "half"})
     for whole, narrow in zip(plain.grid.of("train"), half.grid.of("train"), strict=True):
@@ -202,6 +205,7 @@ def test_half_precision_halves_what_goes_up(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------- determinism
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", strategies.names())
 def test_one_seed_gives_one_result(name: str, tmp_path: Path) -> None:
     """Whatever ids Flower draws, and whatever this process did before."""

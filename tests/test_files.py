@@ -18,9 +18,10 @@ import datasets
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from samples import config
+from tiers import examples
 from written import (
     CAFE,
     CAFE_CSV,
@@ -287,7 +288,7 @@ CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 )
 
 
-@settings(max_examples=150, derandomize=True, database=None, deadline=None)
+@examples(150, derandomize=True, database=None, deadline=None)
 @given(
     st.lists(st.tuples(CELLS, CELLS, st.sampled_from(["pos", "neg"])), min_size=2, max_size=8),
     st.sampled_from(",;\t|"),

@@ -37,6 +37,7 @@ def files_up_to(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.slow
 def test_a_run_whose_disk_is_full_says_so_and_goes_on_when_it_is_not(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +111,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.flower
 def test_the_command_ends_as_for_other_failures(small: Path, tmp_path: Path) -> None:
     config = f"num-server-rounds=1000 simulation.num-supernodes=2 local-steps=1 tuning='head' output-dir='{small}'"

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from in_process import through_wire
 from samples import write_table
+from tiers import examples
 
 import strategies
 from server_app.config import RunConfig, keys
@@ -46,9 +47,9 @@ WORDS = [
 ]
 
 
-def fuzz(examples: int) -> Callable[[Any], Any]:
-    return settings(
-        max_examples=examples,
+def fuzz(count: int) -> Callable[[Any], Any]:
+    return examples(
+        count,
         derandomize=True,
         database=None,
         deadline=None,
@@ -217,6 +218,7 @@ def test_a_damaged_trial_is_refused_or_is_one(changed: dict[str, Any]) -> None:
 # ---------------------------------------------------------------------- files of rows
 
 
+@pytest.mark.fewer
 @pytest.mark.parametrize(
     "ending", [".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".arrow", ".feather", ".xlsx"]
 )

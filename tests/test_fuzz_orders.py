@@ -159,6 +159,7 @@ def assert_untold(answer: Answer, hidden: list[str]) -> None:
             assert text[start : start + 6].encode() not in told, (text, told[:300])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_a_damaged_message_is_refused_or_obeyed_within_the_policy(
     name: str, questions: dict[str, list[Question]], secrets: list[list[str]], monkeypatch: pytest.MonkeyPatch
@@ -189,6 +190,7 @@ def test_a_damaged_message_is_refused_or_obeyed_within_the_policy(
     seen.close(SLOWEST, LARGEST)
 
 
+@pytest.mark.slow
 def test_so_many_were_tried() -> None:
     """Last: the count, over all runs."""
     TRIED.assert_all(len(RUNS), ALL)

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -56,6 +57,12 @@ def _wrapper(name: str) -> Wrapper:
     """Without error feedback, which not every strategy allows; it stays on the node."""
     keys = strategies.option_keys(wrappers=[name])
     return strategies.load_wrapper(name, **({"feedback": False} if f"{name}.feedback" in keys else {}))
+
+
+def _case(strategy: Strategy, said: str) -> Any:
+    """A case of the table; strategies other than fedavg are tried with wrappers in the slow tier only."""
+    quick = not strategy.wrappers or strategy.name == "fedavg"
+    return pytest.param(strategy, id=said, marks=() if quick else pytest.mark.slow)
 
 
 CASES = list(cases())
@@ -129,7 +136,8 @@ def assert_finite(tensors: Tensors) -> None:
         assert bool(torch.isfinite(tensor).all()), name
 
 
-@pytest.mark.parametrize("strategy", [strategy for strategy, _ in CASES], ids=[said for _, said in CASES])
+@pytest.mark.fewer
+@pytest.mark.parametrize("strategy", [_case(strategy, said) for strategy, said in CASES])
 def test_a_damaged_reply_is_refused_or_does_no_harm(strategy: Strategy) -> None:
     case, seen = Case.of(strategy), TRIED.case()
     assert isinstance(case.admitted([]), Update)
@@ -149,6 +157,7 @@ def test_a_damaged_reply_is_refused_or_does_no_harm(strategy: Strategy) -> None:
     seen.close(SLOWEST, LARGEST)
 
 
+@pytest.mark.fewer
 def test_so_many_were_tried() -> None:
     """Last: the count, over all cases."""
     TRIED.assert_all(len(CASES), ALL)

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from in_process import hold
 from laws import FACTORS, plans, scene
+from tiers import examples
 
 import strategies
 from strategies.algebra.lowrank import truncated
@@ -28,7 +29,7 @@ SMALL = {
 }
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(plan=plans())
 def test_factors_weigh_by_the_norm_of_their_product(plan):
     drawn = scene(HETLORA, plan)
@@ -58,6 +59,7 @@ def test_equal_products_and_rows_are_zero_padding():
         torch.testing.assert_close(after[name], tensor)
 
 
+@pytest.mark.slow
 def test_a_strong_penalty_makes_nodes_prune_and_stay_pruned(tmp_path: Path):
     """Round 1 starts from B = 0, so there is no tail to shrink; from round 2 on the penalty wins."""
     outcome = hold(tmp_path, SMALL | {"hetlora.penalty": 1000.0})
@@ -67,6 +69,7 @@ def test_a_strong_penalty_makes_nodes_prune_and_stay_pruned(tmp_path: Path):
     assert not any(line["refused"] for entry in outcome.rounds for line in entry["nodes"])
 
 
+@pytest.mark.slow
 def test_without_a_penalty_that_bites_nobody_prunes_in_round_one(tmp_path: Path):
     outcome = hold(tmp_path, SMALL | {"hetlora.penalty": 0.0, "num-server-rounds": 1})
     assert [line["rank"] for line in outcome.rounds[1]["nodes"]] == [2, 4]

@@ -29,6 +29,7 @@ def about(value: float) -> Any:
     return pytest.approx(value * 1.004, rel=6e-3)
 
 
+@pytest.mark.slow
 def test_a_budget_that_is_spent_is_not_spent_again_by_more_rounds(tmp_path: Path) -> None:
     """Two rounds at epsilon 8, then resumed to 10, to 30: that was reported as 8 and came to more than 12."""
     journal: list[Left] = []
@@ -42,6 +43,7 @@ def test_a_budget_that_is_spent_is_not_spent_again_by_more_rounds(tmp_path: Path
     assert largest(journal, DELTA, BATCH) <= 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "batch"), [(ROWS, BATCH), (UPDATES, 0)])
 def test_what_is_left_is_what_later_rounds_are_noised_for(options: dict[str, Any], batch: int, tmp_path: Path) -> None:
     """Stopped after 2 of 6 rounds, and resumed to 9: noise is larger from then on, and all of it is counted."""
@@ -57,6 +59,7 @@ def test_what_is_left_is_what_later_rounds_are_noised_for(options: dict[str, Any
     assert outcome.summary["accountant"] == "PLD"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "batch"), [(ROWS, BATCH), (UPDATES, 0)])
 def test_updates_of_a_round_that_was_cut_off_are_counted(options: dict[str, Any], batch: int, tmp_path: Path) -> None:
     """Killed in round 2 after all had sent, and again after it was repeated: four updates of a node, four counted."""
@@ -113,6 +116,7 @@ def test_rounds_of_central_privacy_are_counted_where_their_scores_were_released(
     assert [line["epsilon"] for line in lines[1:]] == [about(epsilon([(event, n)], 1e-3)) for n in (1, 3, 4, 5)]
 
 
+@pytest.mark.slow
 def test_noise_of_central_privacy_is_found_for_what_is_left(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         hold(tmp_path, CENTRAL | {"num-server-rounds": 6}, Witness([], looks=OPENING + 3))
@@ -149,6 +153,7 @@ def test_what_a_node_claims_of_its_privacy_is_not_believed(tmp_path: Path) -> No
 NODES = [Profile(i, str(i), 8, 30, "store") for i in range(3)]
 
 
+@pytest.mark.slow
 def test_checkpoints_of_versions_that_counted_go_on_at_the_noise_of_then() -> None:
     plan = Plan(10, 3, 0.125, done=4)
     central = strategies.load_wrapper("central-privacy").mechanism(plan)

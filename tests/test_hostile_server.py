@@ -148,6 +148,7 @@ def everything(node: Context, kind: str, content: RecordDict) -> tuple[str, byte
     return " ".join(texts), arrays
 
 
+@pytest.mark.slow
 def test_an_honest_server_is_answered(scene: Scene) -> None:
     """Else the test below would show nothing."""
     for kind in ("query.base", *KINDS):
@@ -159,6 +160,7 @@ def test_an_honest_server_is_answered(scene: Scene) -> None:
             assert bool(arrays) == (kind == "train")
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_order_brings_a_secret_to_light(scene: Scene, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     node = context(**{name.replace("-", "_"): value for name, value in scene.node.node_config.items()})

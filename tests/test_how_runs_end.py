@@ -45,6 +45,7 @@ def killed(tmp_path: Path, dead_servers_write_no_summary: None) -> Path:
     return (tmp_path / "latest").resolve()
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_interrupted_as_soon_as_anybody_looks(
     killed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,6 +61,7 @@ def test_a_killed_run_is_interrupted_as_soon_as_anybody_looks(
     assert capsys.readouterr().out.startswith(f"{killed}: completed after round 3")
 
 
+@pytest.mark.slow
 def test_the_next_run_finds_those_that_were_killed(killed: Path, tmp_path: Path) -> None:
     hold(tmp_path)
     assert endings.summary_of(killed)["status"] == "interrupted"
@@ -85,6 +87,7 @@ def test_a_run_at_work_is_running(killed: Path) -> None:
     assert endings.interrupt(killed)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_a_signal_interrupts_and_is_no_failure(error: type[BaseException], tmp_path: Path) -> None:
     class Stopping(Fragile):
@@ -224,6 +227,7 @@ def test_of_a_language_model_the_loss_alone_counts() -> None:
     assert not not_falling(history([3.0, 3.1, 3.2], [3.5, 3.0, 2.9, 2.8]), config, TOKENS)
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_learn_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """LoRA on all linear layers at a rate far above what it can take."""
     options = {

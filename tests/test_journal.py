@@ -100,6 +100,7 @@ def test_what_is_after_a_mark_goes_on_from_it(state, data):
     assert (again.since, again.positions) == (cut.since, cut.positions)
 
 
+@pytest.mark.slow
 @given(states(), states())
 def test_a_mark_of_another_journal_leaves_the_state_whole(state, other):
     assume(other.positions[-1] not in state.positions)

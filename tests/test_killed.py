@@ -42,6 +42,7 @@ def killed(folder: Path, name: str, grids: Iterator[InProcessGrid]) -> tuple[Out
     raise AssertionError("the grids did not do")
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", RUNS)
 def test_killed_at_every_boundary(name: str, whole: Callable[[str], Outcome], tmp_path: Path) -> None:
     """Each server does one round: it ends where the next would begin."""
@@ -53,6 +54,7 @@ def test_killed_at_every_boundary(name: str, whole: Callable[[str], Outcome], tm
     assert_same_run(outcome, whole(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_killed_in_the_middle_of_a_round(name: str, whole: Callable[[str], Outcome], tmp_path: Path) -> None:
     """In every round once, after two nodes have trained in it; what they kept of it does not count."""
@@ -63,6 +65,7 @@ def test_killed_in_the_middle_of_a_round(name: str, whole: Callable[[str], Outco
     assert_same_run(outcome, whole(name))
 
 
+@pytest.mark.slow
 def test_pruned_and_automatic_ranks_are_kept(whole: Callable[[str], Outcome], tmp_path: Path) -> None:
     """By name, over restarts of server and nodes; nobody tries ranks again."""
     assert [[node["rank"] for node in entry["nodes"]] for entry in whole("hetlora").rounds[2:]] == [[8] * 3, [4] * 3]
@@ -72,6 +75,7 @@ def test_pruned_and_automatic_ranks_are_kept(whole: Callable[[str], Outcome], tm
     assert not outcome.grid.of("query.trial")
 
 
+@pytest.mark.slow
 def test_what_a_node_keeps_is_found_by_its_name_and_run(whole: Callable[[str], Outcome], tmp_path: Path) -> None:
     """Another run of the same configuration starts without it; a node of another name does too."""
     again = hold(tmp_path / "again", options("fedsa-lora"))
@@ -96,6 +100,7 @@ def never_killed(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
         return hold(tmp_path_factory.mktemp("never"), options("hetlora"))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("place", ["line", "half a line", "checkpoint", "best"])
 def test_killed_between_two_writes(
     place: str, never_killed: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,9 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import Phase, find, given, settings
+from hypothesis import Phase, find, given
 from laws import LAWS, Scene, distance, plans, scene, toy_model, trainer, variants
 from numpy.typing import NDArray
+from tiers import examples
 
 import strategies
 from strategies.algebra.lowrank import rank_axis, truncated
@@ -22,8 +23,8 @@ from task.training.trainer import Trainer
 
 CLOSE = 1e-5  # float32 sums of a few numbers of size 1
 BROKEN = 1e-3
-EXAMPLES = settings(max_examples=40)
-SEARCH = settings(max_examples=300, phases=[Phase.generate], database=None)
+EXAMPLES = examples(40)
+SEARCH = examples(300, least=300, phases=[Phase.generate], database=None)
 Values = dict[str, NDArray[np.float64]]
 
 RBLA, ZERO_PAD, FEDAVG = strategies.load("rbla"), strategies.load("zero-pad"), strategies.load("fedavg")
@@ -32,6 +33,7 @@ RBLA, ZERO_PAD, FEDAVG = strategies.load("rbla"), strategies.load("zero-pad"), s
 # ---------------------------------------------------------------------- laws
 
 
+@pytest.mark.fewer
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("name", strategies.names())
 def test_declared_laws_hold_and_the_others_break(name, law):

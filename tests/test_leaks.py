@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 from test_hostile_server import Scene, everything
+from tiers import scaled
 from tuned import samples
 
 SHORTEST = 5  # characters in a row that would tell something
-ALL = int(os.environ.get("FUZZ_LEAKS", "60"))
+ALL = scaled(int(os.environ.get("FUZZ_LEAKS", "60")))
 # None of these stands in what we say ourselves, so that whatever is found has leaked.
 SIGNS = "ÄÖÜßQXZЖ€𝒳é\x80\x07\t\n,;'\"|{}\\\udc80\ud83d "
 WORDS = st.text(SIGNS, min_size=SHORTEST, max_size=30).filter(str.strip)

@@ -95,6 +95,7 @@ def along(outcome: Outcome, honest: Outcome) -> float:
     return float(torch.nn.functional.cosine_similarity(*moved, dim=0))
 
 
+@pytest.mark.slow
 def test_scores_weigh_no_more_than_updates(tmp_path: Path) -> None:
     def spoil(partition: int, kind: str, answer: Message) -> Message:
         answer = claiming(10**12)(partition, kind, answer)
@@ -109,6 +110,7 @@ def test_scores_weigh_no_more_than_updates(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- scores
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("metrics", "words"),
     [
@@ -151,6 +153,7 @@ def broken(partition: int, kind: str, answer: Message) -> Message:
     return answer
 
 
+@pytest.mark.slow
 def test_a_resumed_run_whose_rounds_all_fail_has_failed(tmp_path: Path) -> None:
     """Seen 10: it said `completed`."""
     folder = hold(tmp_path, FIVE).folder
@@ -163,6 +166,7 @@ def test_a_resumed_run_whose_rounds_all_fail_has_failed(tmp_path: Path) -> None:
     assert resumed(folder, {"num-server-rounds": 4}).summary["status"] == "completed"
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("strategy", [FedAvg, Flora])
 def test_a_state_that_would_not_be_finite_fails_the_round(
     strategy: type[Algorithm], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -224,6 +228,7 @@ def scaled(by: float, first: int = 1) -> Any:
 LATER = ("fedavg/full", "flora", "hetlora", "ferret")
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("name", "first"), [(name, 1) for name in EVERY] + [(name, 2) for name in LATER])
 def test_an_update_that_is_far_too_long_is_refused(tmp_path: Path, name: str, first: int) -> None:
     """Seen 10: one of 1e12, and every later round was NaN. Without history, and with that of one round."""
@@ -238,6 +243,7 @@ def test_an_update_that_is_far_too_long_is_refused(tmp_path: Path, name: str, fi
     assert all(line["loss"] < 20 for line in outcome.rounds)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("factor", [20.0, -10.0])
 def test_twenty_times_an_update_is_too_long(tmp_path: Path, factor: float) -> None:
     outcome = hold(tmp_path, FIVE, spoil=scaled(factor))
@@ -246,6 +252,7 @@ def test_twenty_times_an_update_is_too_long(tmp_path: Path, factor: float) -> No
     assert "its update has a norm" in refused[0]
 
 
+@pytest.mark.slow
 def test_honest_updates_that_wait_leave_the_same_bits(tmp_path: Path) -> None:
     options = {"strategy": "rbla", "lora.ranks": "2,4,8", "num-server-rounds": 2}
     waited, plain = (hold(tmp_path / f"{factor}", options | {"outlier-factor": factor}) for factor in (5.0, 0.0))

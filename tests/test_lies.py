@@ -70,6 +70,7 @@ def test_a_node_whose_data_grew_is_asked_again_and_counts(tmp_path: Path) -> Non
     assert of[1:] == ["", ""]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("evaluate", ["nodes", "both"])
 def test_an_honest_holdout_is_within_what_was_said(tmp_path: Path, evaluate: str) -> None:
     rounds = hold(tmp_path, FIVE | {"evaluate": evaluate}).rounds
@@ -161,6 +162,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("metrics", "words"), BAD)
 def test_scores_that_lie_are_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, metrics: dict[str, Any], words: str
@@ -185,6 +187,7 @@ def test_good_scores_are_admitted(instruction: Message) -> None:  # noqa: F811
 # ---------------------------------------------------------------------- profiles
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [

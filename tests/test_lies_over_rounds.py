@@ -104,6 +104,7 @@ def told_by(lie: Lie) -> Spoil:
     return spoil
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "lie"), EVERY if "FUZZ_LIES" in os.environ else SUITE)
 def test_a_run_outlives_a_liar(name: str, lie: str, tmp_path: Path) -> None:
     options = FIVE | {"strategy": name, "num-server-rounds": ROUNDS, **suiting(name)}

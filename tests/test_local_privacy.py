@@ -57,6 +57,7 @@ def test_whole_numbers_are_refused_on_the_node() -> None:
         strategies.load_wrapper("local-privacy", noise=1.0).encode({"n": torch.tensor([1])}, ASSIGNMENT, {})
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("options", [{}, {"strategy": "ffa-lora", "tuning": "lora"}])
 def test_switched_off_a_run_is_the_plain_one_bit_for_bit(options: dict[str, Any], tmp_path: Path) -> None:
     off = SAME | {"local-privacy.epsilon": 0.0, "local-privacy.clip": 0.0} | options

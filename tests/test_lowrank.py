@@ -5,13 +5,14 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from matrices import Matrix, Term, assert_orthonormal, dense, products, singular_values, tail, terms
+from tiers import examples
 
 from strategies.algebra.lowrank import ProductSum, _completed, factor_names, modules, rank_axis
 
-EXAMPLES = settings(max_examples=60)
+EXAMPLES = examples(60)
 
 
 # ---------------------------------------------------------------------- sums of products

@@ -152,6 +152,7 @@ def test_a_start_without_a_journal_leaves_the_store_alone(tmp_path: Path, strate
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["ferret", "flora"])
 def test_a_round_costs_the_same_however_many_were_before(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -302,6 +303,7 @@ def test_only_nodes_can_score_models_of_their_own(evaluate: str) -> None:
         RunConfig.read({"strategy": "fedsa-lora", "evaluate": evaluate})
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["fedsa-lora", "ffa-lora"])
 def test_a_late_node_of_a_smaller_budget_lowers_the_rank_for_all_and_leaves_again(name: str) -> None:
     """Factors that stay on the nodes have as many ranks as those that come, round by round."""

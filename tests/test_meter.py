@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Message
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from in_process import QV, Exchange, hold, retold, sent
 from laws import FACTORS, INPUTS, OUTPUTS, Plan, Scene, plans, products_of, scene, variants
 from matrices import Matrix, dense, mean_product, tail, terms
+from tiers import examples
 
 import strategies
 from strategies.algebra.lowrank import factor_names, modules
@@ -23,7 +24,7 @@ from strategies.exchange.types import Assignment, State, Update
 from strategies.rounds.aggregation_error import Meter
 
 CLOSE = 1e-5  # float32 factors of size 1
-EXAMPLES = settings(max_examples=60)
+EXAMPLES = examples(60)
 FLEX = strategies.load("flex-lora")
 LOW_RANK = [
     variants(name)[-1]  # the stage of adapters, where there are two
@@ -180,6 +181,7 @@ def measured(exchanges: Iterable[Exchange], state: Tensors) -> dict[str, float]:
     return read | {"overall": math.sqrt(offs / means)}
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["fedavg", "rbla", "zero-pad", "flex-lora"])
 def test_a_runs_readings_are_those_of_its_messages(name: str, tmp_path: Path) -> None:
     outcome = hold(
@@ -197,6 +199,7 @@ def test_a_runs_readings_are_those_of_its_messages(name: str, tmp_path: Path) ->
     assert outcome.rounds[2]["aggregation-error"]["overall"] > 1e-2
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("tuning", ["bias", "head"])
 def test_without_adapters_there_is_nothing_to_read(tuning: str, tmp_path: Path) -> None:
     assert [line["aggregation-error"] for line in hold(tmp_path, {"tuning": tuning}).rounds] == [{}, {}]

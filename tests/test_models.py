@@ -198,6 +198,7 @@ def test_a_process_builds_its_model_once(base: Base) -> None:
 
 
 # ------------------------------------------------------------------------------- bfloat16
+@pytest.mark.slow
 def test_bfloat16_crosses_bit_for_bit(tmp_path: Path) -> None:
     options = {"model.dtype": "bfloat16", "tuning": "full", "simulation.num-supernodes": 2, "num-server-rounds": 2}
     outcome = hold(tmp_path, options)

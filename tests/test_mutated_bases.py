@@ -9,9 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TESTS = Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_no_mutated_base_does_harm(tmp_path: Path) -> None:
     count = int(os.environ.get("MUTATED_BASES", "100"))
     environment = os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "HF_HUB_OFFLINE": "1"}

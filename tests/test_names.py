@@ -57,6 +57,7 @@ def taking_part(rounds: list[dict[str, Any]]) -> list[list[str]]:
     return [[line["node"] for line in entry["nodes"]] for entry in rounds[1:]]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("rule", ["auto", "registered"])
 def test_a_name_belongs_to_its_key_also_while_that_is_down(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, keys: list[bytes], rule: str
@@ -68,6 +69,7 @@ def test_a_name_belongs_to_its_key_also_while_that_is_down(
     assert "names are believed" not in caplog.text
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("ids", range(4))
 def test_the_lower_id_does_not_win(tmp_path: Path, keys: list[bytes], ids: int) -> None:
     rounds = hold(tmp_path, OPTIONS, Authenticated(keys, CLINICS, there=True, ids=ids)).rounds

@@ -44,6 +44,7 @@ def test_silent_ids_do_not_hold_up_a_round(tmp_path: Path) -> None:
     assert [len(entry["nodes"]) for entry in rounds] == [0, 3, 3, 3, 3]
 
 
+@pytest.mark.slow
 def test_an_id_that_stays_silent_is_left_out_when_its_time_is_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -112,6 +113,7 @@ def test_a_node_that_grows_and_invents_stores_is_sent_the_base_once(
     assert [len(entry["nodes"]) for entry in outcome.rounds[1:]] == [3, 2, 2, 2]
 
 
+@pytest.mark.slow
 def test_a_store_is_sent_the_base_once_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asks: the ids are new, the store is the same, and it lacks the base each time."""
     hours = [0.0]

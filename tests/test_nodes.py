@@ -40,6 +40,7 @@ def test_without_an_offer_and_without_a_base_there_is_no_run(tmp_path: Path) -> 
         hold(tmp_path, {"model.offer": False, "tuning": "head"}, node_configs=own)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("key", ["data-path", "dataset-path"])
 def test_a_node_trains_on_its_own_file(tmp_path: Path, key: str) -> None:
     images, labels = digits_part("public")

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Message
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from in_process import equal, hold, retold, suiting
 from laws import FACTORS, Plan, loaded, plans, scene, variants
+from tiers import examples
 
 import strategies
 from strategies.algebra.tensors import Tensors
@@ -20,7 +21,7 @@ from strategies.exchange.types import Assignment, Refused, Update
 from strategies.ferret import COUNTS, NUMBERS, SCALES
 from task.config import TaskConfig
 
-EXAMPLES = settings(max_examples=40)
+EXAMPLES = examples(40)
 PLAIN = strategies.load("fedavg")
 
 
@@ -113,6 +114,7 @@ def longer(reply: Message) -> Message:
     return retold(reply, lambda tensors: {name: stretched(name, tensor) for name, tensor in tensors.items()})
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", strategies.names())
 def test_a_long_update_is_refused_in_a_run_of_any_strategy(name: str, tmp_path: Path) -> None:
     """The bound is ten times what the longest honest node sends."""

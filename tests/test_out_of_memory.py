@@ -17,6 +17,7 @@ CANDIDATES = (2, 4, 8, 16)
 IMPOSSIBLE = [lambda: torch.empty(2**47), lambda: torch.nn.Linear(16, 10**13), lambda: bytearray(2**47)]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("ask", IMPOSSIBLE)
 def test_what_memory_says_when_it_runs_out(ask):
     kept_model.cache_clear()
@@ -57,6 +58,7 @@ def test_nothing_of_broken_training_is_left(tmp_path: Path):
         assert equal(sent(exchange.reply), retrained(outcome, exchange))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toys")
 def test_an_automatic_rank_steps_down_through_the_candidates(tmp_path: Path):
     outcome = hold(
@@ -66,6 +68,7 @@ def test_an_automatic_rank_steps_down_through_the_candidates(tmp_path: Path):
     assert [bool(entry["failed"]) for entry in outcome.rounds[1:]] == [True, True, False, False]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toys")
 def test_at_rank_one_there_is_no_smaller_one(tmp_path: Path):
     with pytest.raises(RunFailed, match="out of memory at rank 1"):
@@ -74,6 +77,7 @@ def test_at_rank_one_there_is_no_smaller_one(tmp_path: Path):
     assert {line["rank"] for entry in rounds[1:] for line in entry["nodes"]} == {1}
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["fedavg", "ffa-lora", "rolora", "fedex-lora", "fedsa-lora", "rbla", "flora"])
 def test_every_strategy_goes_on_at_a_lower_rank(tmp_path: Path, name: str):
     """One reply says out of memory at rank 4; the next round is good, and equal ranks are equal again."""

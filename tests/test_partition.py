@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tiers import examples
 
 from task.config import TaskConfig
 from task.data.index import DataIndex, Part
@@ -173,7 +174,7 @@ def test_a_table_of_a_split(labels: np.ndarray, store: Store) -> None:
     assert max(map(len, lines)) <= 100
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(12, 30), st.integers(0, 9))
 def test_a_staircase_gives_growing_labels_and_rows(classes: int, nodes: int, rows: int, seed: int) -> None:
     """Laws: disjoint, every row given, node i holds the classes up to its step and no fewer rows than node i - 1."""

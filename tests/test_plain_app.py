@@ -156,6 +156,7 @@ def plain(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.flower
 def test_a_plain_app_runs(plain: Path) -> None:
     with SuperLink() as superlink:

@@ -345,6 +345,7 @@ def test_the_defaults_let_an_honest_run_be(tmp_path: Path) -> None:
     assert [line["refused"] for line in outcome.rounds[1]["nodes"]] == [""] * 3
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("policy", "kind"),
     [({"tunings": "full"}, "tunings"), ({"privacy__kinds": "example-privacy"}, "privacy"), ({"min_rows": 100}, "rows")],
@@ -363,6 +364,7 @@ def test_without_enough_nodes_the_run_says_why(tmp_path: Path) -> None:
         federation(tmp_path, {"min-train-nodes": 3}, columns__inputs="scan")
 
 
+@pytest.mark.slow
 def test_a_node_of_a_larger_cohort_does_not_answer_in_a_small_one(tmp_path: Path) -> None:
     outcome = federation(tmp_path, {"fraction-train": 0.6, "num-server-rounds": 4}, min_cohort=3)
     lines = [line for entry in outcome.rounds for line in entry["nodes"] if line["node"] == "clinic-1"]

@@ -34,6 +34,7 @@ def test_the_table_has_every_key_with_its_default() -> None:
         assert rows[key] == shown or (shown == "" and rows[key] in ("all", "none")), key
 
 
+@pytest.mark.slow
 def test_its_command_runs() -> None:
     for block in re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL):
         program = f"PATH={APP / '.venv' / 'bin'}:$PATH\n{block}"

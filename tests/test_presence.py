@@ -37,6 +37,7 @@ def bad(partition: int, kind: str, reply: Message) -> Message:
     return spoiled(reply) if kind == "train" else reply
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("spoil", [erring, bad])
 def test_no_good_reply_at_all_becomes_noise(spoil: Any, tmp_path: Path) -> None:
     """A round that failed left the state as it was, and told whoever erred that no other node was drawn."""
@@ -89,12 +90,14 @@ def test_who_rests_is_not_drawn_because_too_few_others_are_there(tmp_path: Path,
     assert [line["failed"] for line in outcome.rounds] == [""] * 4
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("options", [{"central-privacy.noise": 0.0}, {"wrappers": ""}])
 def test_without_noise_rounds_fail_as_before(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="3 failed rounds in a row"):
         hold(tmp_path, SAME | options, InProcessGrid(client_app.app, 3, spoil=erring))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("drawn", [True, False])
 def test_a_node_that_errs_on_purpose_sees_the_same_whether_the_victim_was_drawn(drawn: bool, tmp_path: Path) -> None:
     """The attack of the issue: the attacker errs in every round and looks whether the next state has moved. The victim

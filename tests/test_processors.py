@@ -110,6 +110,7 @@ def transformers_own(base: Path, images: list[bytes]) -> np.ndarray:
     return np.stack([processor(images=image, return_tensors="np")["pixel_values"][0] for image in loaded])
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("kind", DEFAULT)
 def test_a_default_processor_is_followed(kind: str, tmp_path: Path) -> None:
     from transformers import AutoImageProcessor
@@ -120,6 +121,7 @@ def test_a_default_processor_is_followed(kind: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(seen(base, images, tmp_path), transformers_own(base, images), atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMED)
 def test_a_processor_is_followed(name: str, tmp_path: Path) -> None:
     kind, processor = NAMED[name]
@@ -186,6 +188,7 @@ def test_a_strip_is_refused_where_proportions_are_kept(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------- what files hold
+@pytest.mark.each_value
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("turned", range(9))
 def test_photos_are_upright(kind: str, turned: int, tmp_path: Path) -> None:

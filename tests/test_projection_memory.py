@@ -38,6 +38,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel does not say how much memory was used")
 @pytest.mark.parametrize(("basis", "block", "total"), [("hadamard", 65536, 4096), ("truncated-normal", 65536, 400)])
 def test_a_long_vector_takes_no_more_than_a_few_groups(basis: str, block: int, total: int) -> None:

@@ -38,6 +38,7 @@ def hide(reply: Message) -> Message:
 # ---------------------------------------------------------------------- proofs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [lie, hide])
 def test_who_stands_on_other_weights_is_dropped_and_sent_all_again(tmp_path: Path, change, monkeypatch) -> None:
     told: list[int] = []
@@ -74,6 +75,7 @@ def test_who_cannot_say_for_lack_of_memory_is_not_called_a_liar() -> None:
         validation.check_proof(Message(RecordDict(), reply_to=question), "a" * 32)
 
 
+@pytest.mark.slow
 def test_who_scores_other_weights_does_not_count(tmp_path: Path, monkeypatch) -> None:
     """Node 1 fails between two evaluations, so in the second it catches up with two entries."""
     run, told = Run(tmp_path, nodes=3), []
@@ -113,6 +115,7 @@ def test_nodes_that_share_a_store_keep_weights_once(tmp_path: Path, monkeypatch)
     assert all(equal(weights, journal.base_weights_of(run.server(8))) for _, weights in run.stood[-3:])
 
 
+@pytest.mark.slow
 def test_who_holds_all_and_who_is_sent_the_weights_get_messages_of_their_own(tmp_path: Path, monkeypatch) -> None:
     """Both go on from the same mark: one needs nothing, the other everything."""
     run = Run(tmp_path, coordinates=1024, nodes=3)

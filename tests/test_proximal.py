@@ -73,12 +73,14 @@ def run(folder: Path, strategy: str, **options: Any) -> State:
     return outcome.state()
 
 
+@pytest.mark.slow
 def test_federations_of_wrapper_and_strategy_are_the_same(tmp_path: Path) -> None:
     wrapped = run(tmp_path, "fedavg", wrappers="proximal", proximal_mu=MU)
     assert equal(wrapped.tensors, run(tmp_path, "fedprox", fedprox_mu=MU).tensors)
     assert not equal(wrapped.tensors, run(tmp_path, "fedavg").tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rbla", "hetlora"])
 def test_it_composes(name: str, tmp_path: Path) -> None:
     """Nodes of mixed ranks, and updates in 16 bits on top."""

@@ -43,6 +43,7 @@ def scales_of(values: list[float], block: int, largest: int) -> list[float]:
     return [max(map(abs, values[i : i + block])) / largest for i in starts for _ in values[i : i + block]]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("block", [8, 128])
 @given(values=st.lists(st.floats(-(2.0**100), 2.0**100, width=32), max_size=70))
@@ -61,6 +62,7 @@ def test_rounding_at_random_errs_by_less_than_a_scale(bits: int, values: list[fl
         assert abs(found - value) <= scale * (1 + 1e-5) + 2e-43
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("bits", [8, 4])
 def test_rounding_at_random_is_unbiased(bits: int) -> None:
     """The mean over seeds is within four standard errors, scale * sqrt(f (1 - f) / seeds) with f the fraction that is

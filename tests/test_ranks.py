@@ -168,6 +168,7 @@ def test_bytes_are_at_least_what_a_rank_needs(tmp_path: Path):
     assert trial.bytes[0] <= trial.bytes[1]
 
 
+@pytest.mark.slow
 def test_a_trial_leaves_no_trace_in_training(tmp_path: Path):
     """The same federation with the ranks written down sends the same bits."""
     said = hold(tmp_path / "said", QV | {"strategy": "rbla", "lora.ranks": "4"})
@@ -182,6 +183,7 @@ def test_one_automatic_node_beside_fixed_ones(tmp_path: Path):
     assert [exchange.partition for exchange in outcome.grid.of("query.trial")] == [1]
 
 
+@pytest.mark.slow
 def test_a_node_that_joins_later_is_tried_too_and_keeps_its_rank(tmp_path: Path):
     """Once: under its name it has the same rank in the whole run, wherever it was restarted."""
 
@@ -199,6 +201,7 @@ def test_a_node_that_joins_later_is_tried_too_and_keeps_its_rank(tmp_path: Path)
     assert [[line["rank"] for line in entry["nodes"]] for entry in outcome.rounds[1:]] == [[4] * 2, [4] * 3, [4] * 3]
 
 
+@pytest.mark.slow
 def test_a_rank_whose_model_no_memory_holds_is_not_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The model of the largest candidate cannot even be built; the next smaller can be."""
 
@@ -229,6 +232,7 @@ def test_nodes_without_adapters_are_not_tried(tmp_path: Path):
     assert set(outcome.summary["ranks"].values()) == {0}
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("rank", ["eight", 0, True, 2.5])
 def test_a_node_with_a_bad_rank_is_left_out(tmp_path: Path, rank: object):
     outcome = hold(tmp_path, QV, node_configs={1: {"rank": rank}})

@@ -95,6 +95,7 @@ def test_lost_lines_are_said(tmp_path: Path) -> None:
         resumed(folder)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_still_going_is_left_alone(tmp_path: Path) -> None:
     folder = stopped(tmp_path)
 
@@ -109,6 +110,7 @@ def test_a_run_that_is_still_going_is_left_alone(tmp_path: Path) -> None:
     assert resumed(folder).summary["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_may_fail_as_often_again(tmp_path: Path) -> None:
     def bad(partition: int, kind: str, reply: Message) -> Message:
         if kind == "train":
@@ -126,6 +128,7 @@ def test_a_run_that_failed_may_fail_as_often_again(tmp_path: Path) -> None:
     assert resumed(folder).summary["failed-rounds"] == 4
 
 
+@pytest.mark.slow
 def test_what_is_spent_of_a_budget_is_kept(tmp_path: Path) -> None:
     """Noise is drawn anew, but the account goes on: as without the kill, and it ends the run where the budget ends."""
     private = {"wrappers": "central-privacy", "central-privacy.noise": 2.0, "central-privacy.epsilon": 8.0}

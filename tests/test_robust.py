@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from in_process import equal
 from laws import Plan, plans, scene
+from tiers import examples
 
 import strategies
 from strategies.algebra.robust import Spill, cut, median, settled, trimmed_mean
@@ -21,7 +22,7 @@ from strategies.algebra.tensors import Tensors
 from strategies.exchange import compatibility
 from strategies.exchange.types import Assignment, State, Update
 
-EXAMPLES = settings(max_examples=60)
+EXAMPLES = examples(60)
 ASSIGNMENT = Assignment(1, 3, 9, 0)
 RULES = [
     ("median", {}),

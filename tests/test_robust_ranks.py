@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Message
-from hypothesis import find, given, settings
+from hypothesis import find, given
 from hypothesis import strategies as st
 from in_process import hold, retold, suiting
 from laws import LAWS, Plan, Scene, distance, drawn_like, plans, scene, variants
 from numpy.typing import NDArray
 from test_laws import BROKEN, SEARCH
 from test_robust import reference_median, reference_trimmed
+from tiers import examples
 
 import strategies
 from strategies.algebra.lowrank import rank_axis
@@ -28,7 +29,7 @@ from strategies.exchange.types import State, Update
 from strategies.ferret import COUNTS, NUMBERS, SCALES, SEEDS, Ferret
 from task.config import TaskConfig
 
-EXAMPLES = settings(max_examples=40)
+EXAMPLES = examples(40)
 CLOSE = 1e-5
 RULES: list[tuple[str, dict[str, Any]]] = [("median", {}), ("trimmed-mean", {"trim": 0.2})]
 RAGGED = ["rbla", "zero-pad", "hetlora"]
@@ -230,6 +231,7 @@ def test_without_trimming_it_is_the_strategys_own_rule_with_equal_weights(name: 
 # ---------------------------------------------------------------------- liars
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("rule", "options"), RULES)
 @pytest.mark.parametrize("name", RAGGED)
 @EXAMPLES
@@ -331,6 +333,7 @@ MIXED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "more"), MIXED, ids=str)
 def test_a_liar_ruins_a_run_but_not_one_of_a_robust_rule(name: str, more: dict[str, Any], tmp_path: Path) -> None:
     options = {

@@ -47,6 +47,7 @@ def test_a_liar_ruins_the_mean(tmp_path: Path) -> None:
     assert loss > 1e3
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     "wrappers", ["median", "trimmed-mean", "norm-bound", "norm-bound,median,half", "median,quantize"]
 )
@@ -65,6 +66,7 @@ def test_a_liar_is_refused_by_its_norm(tmp_path: Path) -> None:
         assert "more than norm-bound.bound = 100" in refused["2"]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("strategy", "tuning"), list(itertools.product(["fedavg", "fedprox"], ["lora", "bias"])))
 @pytest.mark.parametrize("rule", ["median", "trimmed-mean"])
 def test_a_rule_goes_round_every_mean(tmp_path: Path, strategy: str, tuning: str, rule: str) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from laws import FACTORS, WEIGHT, Plan, merged, scene, toy_model, trainer
 from matrices import Matrix, tail
+from tiers import examples
 
 import strategies
 from server_app.config import RunConfig
@@ -24,7 +25,7 @@ from strategies.sa_fedlora import SCHEDULES, WAITING, remainder, shrunk
 from task.config import TaskConfig
 from task.schema import ConfigError
 
-EXAMPLES = settings(max_examples=100)
+EXAMPLES = examples(100)
 STEP = 0.1  # learning rate of the loops below
 
 

@@ -18,6 +18,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory, words: Path) -> dict[str, Sa
     return samples(tmp_path_factory.mktemp("kinds"), words)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("kind", "tuning"), FITTING)
 def test_scores_are_those_of_one_after_another(
     kinds: dict[str, Sample], kind: str, tuning: str, monkeypatch: pytest.MonkeyPatch

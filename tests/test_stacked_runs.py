@@ -159,6 +159,7 @@ def test_a_node_that_lost_its_store_fails_once_and_recovers(troubled: Outcome) -
     assert "lacks a part of the journal" in refused[3][2]
 
 
+@pytest.mark.slow
 def test_a_node_that_did_not_evaluate_is_sent_everything_again(tmp_path: Path) -> None:
     scored: list[int] = []
 

@@ -5,18 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from laws import FACTORS, INPUTS, OUTPUTS, WEIGHT, Plan, Scene, merged, plans, scene, toy_model, trainer
 from matrices import Matrix, product, singular_values
+from tiers import examples
 
 import strategies
-from strategies.algebra.lowrank import others
+from strategies.algebra.lowrank import non_lora
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.types import Assignment, Entry, State
 from strategies.flora import _drawn
 
 CLOSE = 1e-5  # float32 factors of size 1
-EXAMPLES = settings(max_examples=60)
+EXAMPLES = examples(60)
 FLORA, FEDEX = strategies.load("flora"), strategies.load("fedex-lora")
 HEAD = "classifier.weight"
 
@@ -210,7 +211,7 @@ def test_what_a_flora_node_is_sent_has_no_factors(plan):
     drawn = scene(FLORA, plan)
     for update in drawn.updates:
         start = FLORA.start_of(drawn.next(), update.assignment)
-        assert start.tensors.keys() == others(drawn.state.tensors).keys()
+        assert start.tensors.keys() == non_lora(drawn.state.tensors).keys()
         assert product(FLORA.trained(drawn.state, update)).shape == (OUTPUTS, INPUTS)
 
 

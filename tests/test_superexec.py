@@ -62,6 +62,7 @@ except ChildProcessError:
 """
 
 
+@pytest.mark.slow
 def test_it_imports_libraries_and_nothing_that_comes_with_a_run() -> None:
     code = (
         "import sys; from thistledown.processes.superexec import APP, warm; warm();"
@@ -71,6 +72,7 @@ def test_it_imports_libraries_and_nothing_that_comes_with_a_run() -> None:
     assert ran.stdout.split("\n")[-2] == "[] True True", ran.stderr
 
 
+@pytest.mark.slow
 def test_what_a_train_message_imports_is_there_before_it_comes() -> None:
     """All that is slow: what is left is the run's own code, the model's class, and small change."""
     code = (
@@ -99,6 +101,7 @@ def test_every_message_has_a_process_of_its_own(tmp_path: Path) -> None:
     assert "ValueError: a message that fails" in ran.stderr
 
 
+@pytest.mark.slow
 def test_its_options_are_flowers_and_pins() -> None:
     helped = subprocess.run(
         [sys.executable, "-m", "thistledown.processes.superexec", "--help"], capture_output=True, text=True
@@ -186,6 +189,7 @@ def answered(folder: Path, fab: Path, said: str, *pinned: str) -> tuple[str, str
     return (folder / "reply").read_text(), log
 
 
+@pytest.mark.slow
 def test_a_pinned_app_runs_and_no_other(tmp_path: Path) -> None:
     """Whatever the server says its hash and name are: here those of the pinned app."""
     ours, pinned = bundle(tmp_path / "bundles", "ours")
@@ -204,6 +208,7 @@ def test_without_a_pin_a_foreign_app_runs(tmp_path: Path) -> None:
     assert answered(tmp_path, foreign, other)[0] == "foreign"
 
 
+@pytest.mark.slow
 def test_code_that_lies_where_flower_unpacks_is_not_run(tmp_path: Path) -> None:
     """Flower takes a folder that is there for the app, by eight digits of a hash."""
     ours, pinned = bundle(tmp_path / "bundles", "ours")

@@ -62,6 +62,7 @@ def alone_and_beside(base: Path, table: Path, store: Store) -> tuple[torch.Tenso
 
 
 # ------------------------------------------------------------------------------- a row is itself in any batch
+@pytest.mark.each_value
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("kind", SHAPES)
 def test_a_row_is_the_same_alone_and_in_a_batch(

@@ -52,6 +52,7 @@ def auto(kind: str, folder: Path, adapter: bool) -> Any:
     return getattr(source, names[kind][adapter]).from_pretrained(str(folder))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("kind", "tuning"), FITTING)
 def test_a_folder_loads_by_one_line(kinds: dict[str, Sample], kind: str, tuning: str, tmp_path: Path) -> None:
     """By transformers, where it can; by peft, where peft made the adapter; else by ours. Same logits and labels."""
@@ -100,6 +101,7 @@ def test_a_base_that_its_name_leads_to_is_not_copied(kinds: dict[str, Sample], t
         assert (place / "base").is_dir() == copied
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("kind", "tuning"), FITTING)
 def test_the_lines_that_load_it_run_as_they_are(
     kinds: dict[str, Sample], kind: str, tuning: str, tmp_path: Path
@@ -123,6 +125,7 @@ def outcome(
     return hold(tmp_path_factory.mktemp("run"), federation(kinds[kind], tuning) | {"num-server-rounds": 2})
 
 
+@pytest.mark.slow
 def test_the_end_of_a_run_prints_lines_that_run_elsewhere(outcome: Outcome, tmp_path: Path) -> None:
     """In another process, in another folder, after a copy to where people paste things."""
     said = summary_lines(outcome.summary)
@@ -158,6 +161,7 @@ def test_every_file_has_the_folders_mode(outcome: Outcome) -> None:
 
 
 # ------------------------------------------------------------------------------- the next run
+@pytest.mark.first(1)
 @pytest.mark.parametrize("tuning", ["full", "bias", "head", "ssf", "norm", "lora"])
 @pytest.mark.parametrize("kind", ["vit", "bert", "llama"])
 def test_the_next_run_begins_where_this_one_ended(

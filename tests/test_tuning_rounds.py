@@ -16,6 +16,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory, words: Path) -> dict[str, Sa
     return samples(tmp_path_factory.mktemp("kinds"), words)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("kind", "tuning"), FITTING)
 def test_a_round_changes_what_trains_and_sends_nothing_else(
     kinds: dict[str, Sample], kind: str, tuning: str, tmp_path: Path

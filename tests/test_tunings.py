@@ -39,6 +39,7 @@ def moved(model: TunedModel) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("kind", "tuning"), FITTING)
 def test_names_are_clean_and_the_same_everywhere(kinds: dict[str, Sample], kind: str, tuning: str) -> None:
     one, other = kinds[kind].build(tuning), kinds[kind].build(tuning)
@@ -57,6 +58,7 @@ def test_names_are_clean_and_the_same_everywhere(kinds: dict[str, Sample], kind:
         assert all(re.search(r"norm|classifier", name, re.IGNORECASE) for name in one.trained)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("kind", "tuning"), FITTING)
 def test_the_start_is_the_base_unless_it_is_drawn(kinds: dict[str, Sample], kind: str, tuning: str) -> None:
     sample = kinds[kind]
@@ -64,6 +66,7 @@ def test_the_start_is_the_base_unless_it_is_drawn(kinds: dict[str, Sample], kind
     assert torch.allclose(own, base, rtol=0, atol=1e-6) == (tuning not in DRAWN)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("kind", "tuning"), [pair for pair in FITTING if pair[1] in ADDED or pair[1] == "norm"])
 def test_all_that_trains_gets_a_gradient(kinds: dict[str, Sample], kind: str, tuning: str) -> None:
     model, alive = kinds[kind].build(tuning), set()
@@ -79,6 +82,7 @@ def test_all_that_trains_gets_a_gradient(kinds: dict[str, Sample], kind: str, tu
     assert {name for name in model.trained if not cancels(name)} <= alive
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("kind", "tuning"), FITTING)
 def test_what_is_saved_loads(kinds: dict[str, Sample], kind: str, tuning: str, tmp_path: Path) -> None:
     sample = kinds[kind]

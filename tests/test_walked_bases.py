@@ -14,6 +14,7 @@ import pytest
 TESTS = Path(__file__).parent
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="compiled code is watched by inotify")
 def test_no_setting_of_a_base_opens_a_file_outside(tmp_path: Path) -> None:
     temp = tmp_path / "temp"

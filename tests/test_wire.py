@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from in_process import through_wire
 from random_states import sections, states
+from tiers import examples
 
 from strategies.algebra.tensors import raw
 from strategies.exchange.types import Entry, Refused, State, Tensors
@@ -113,7 +114,7 @@ def test_size_is_what_flower_encodes(state):
     assert wire.size(records) == encoded(records)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.integers(0, 2**32), st.floats(-1e30, 1e30))
 def test_size_depends_on_shapes_and_not_on_values(seed, value):
     generator = torch.Generator().manual_seed(seed)
@@ -248,13 +249,13 @@ def read_or_refused(damaged: RecordDict) -> None:
     assert all(isinstance(tensor, torch.Tensor) for tensor in state.tensors.values())
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(mutations(zlib.decompress(INDEX)))
 def test_a_damaged_index_is_read_or_refused(text):
     read_or_refused(records(text, DATA))
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(mutations(INDEX))
 def test_a_damaged_compression_is_read_or_refused(index):
     read_or_refused(squeezed(index, DATA))
@@ -272,7 +273,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(
     st.fixed_dictionaries({"tensors": JSON | st.lists(st.tuples(st.text(), JSON, JSON)), "journal": JSON}), st.binary()
 )
