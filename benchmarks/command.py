@@ -91,7 +91,8 @@ def refused(study: Study) -> list[str]:
 
 
 def _problems(run: Run) -> list[str]:
-    from task.data.partition import SplitError, partition
+    from task.data.partition import partition
+    from task.data.partitioners.base import SplitError
     from task.data.prepared import DataError, data_index
     from task.schema import ConfigError
     from task.storage.store import server_store

@@ -74,7 +74,7 @@ class Local:
         from task.data.partition import node_names
 
         own = dict(self.node)
-        if "name" in own or self._own_path() is not None or self.config.data.partitioner != "natural":
+        if "name" in own or self._own_path() is not None or not self.config.data.partitioner.needs_ids:
             return ""
         split = self._split()
         return node_names(self.config, self._index(), split)[int(own["partition-id"])]
@@ -240,7 +240,7 @@ class Local:
         own = dict(self.node)
         if "partition-id" not in own or "num-partitions" not in own:
             raise NodeError("the node config has neither data-path nor partition-id and num-partitions")
-        if self.config.data.partitioner == "none":
+        if self.config.data.partitioner.own_rows:
             raise NodeError("data.partitioner = 'none', but the node config has no data-path")
         check_source(self.config, own)
         return partition(self.config, self._index(), int(own["num-partitions"]), self.store)

@@ -92,5 +92,5 @@ def _noticed(run: RunConfig, task: TaskConfig, num_nodes: int, device: str) -> I
         yield from filter(None, [unusual(task)])
         return
     plan = data_index(task, store)
-    split = [] if task.data.partitioner == "none" else partition(task, plan, num_nodes, store)
+    split = [] if task.data.partitioner.own_rows else partition(task, plan, num_nodes, store)
     yield from noticed.of_run(task, plan, split)

@@ -6,7 +6,8 @@ import numpy as np
 
 from task.config import TaskConfig
 from task.data.index import DataIndex
-from task.data.partition import Positions, node_names
+from task.data.partition import node_names
+from task.data.partitioners.base import Positions
 from task.training.rates import unusual
 
 SHOWN = 10

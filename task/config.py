@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 
+from task.data.partitioners import registry as partitioners
+from task.data.partitioners.base import Partitioner
 from task.data.request import delimiter_problem, encoding_problem
 from task.device import DEVICES
-from task.schema import ConfigError, build, group, option, read, schema
+from task.schema import ConfigError, build, chosen, group, option, read, schema
 
 CAUSAL = "causal-lm"
 KINDS = ("image-classification", "text-classification", CAUSAL)
 TUNINGS = ("full", "lora", "bias", "head", "norm", "dora", "ia3", "prompt", "prefix", "adapter", "ssf")
-PARTITIONERS = ("iid", "dirichlet", "shards", "natural", "linear", "square", "exponential", "staircase", "none")
-BY_LABEL = ("dirichlet", "shards", "staircase")  # partitioners that go by labels
 TEMPLATES = ("auto", "chat", "plain")
 MANY = 2**20  # of things of which there are fewer in any machine: an order may not ask for more
 MAX_RANK = 1024  # of an adapter
@@ -115,14 +115,11 @@ class Data:
     holdout: float = option(
         0.1, low=0.0, high=0.9, doc="share of its rows that a node keeps for evaluation, where `evaluate` asks nodes"
     )
-    partitioner: str = option(
+    partitioner: Partitioner = chosen(
+        partitioners,
         "dirichlet",
-        choices=PARTITIONERS,
-        doc="iid, dirichlet, shards, natural, linear, square, exponential, staircase; none (`data-path`)",
+        doc="how rows are divided: the name of a file in task/data/partitioners; none: nodes have a `data-path`",
     )
-    alpha: float = option(0.5, low=1e-3, doc="concentration of the Dirichlet split; smaller is more skewed")
-    min_partition_size: int = option(5, low=1, doc="rows that every node must get from the Dirichlet split")
-    shards_per_node: int = option(2, low=1, doc="shards of equal labels that a node gets from the shards split")
     id_column: str = option("", doc="column that names the natural client of a row")
 
 
@@ -250,7 +247,7 @@ class TaskConfig:
 
     def _without_data(self, data: str) -> list[str]:
         """What keeps a run of texts from going without data on the server, where none is named."""
-        if self.data.partitioner != "none":
+        if not self.data.partitioner.own_rows:
             return [f"data.name = 'digits' are images; name {data} for task.kind = '{self.task.kind}'"]
         found = []
         if self.evaluate != "nodes":
@@ -260,6 +257,18 @@ class TaskConfig:
             )
         if not self.causal and not self.data.labels:
             found.append("data.labels must name the labels: nodes bring all data (data.partitioner = 'none')")
+        return found
+
+    def _without_ids(self) -> list[str]:
+        """Return what keeps rows from being divided by their clients."""
+        partitioner = self.data.partitioner
+        if not partitioner.needs_ids:
+            return []
+        needs, found = f"data.partitioner = '{partitioner.name}' needs", []
+        if not self.data.id_column:
+            found.append(f"{needs} data.id-column, the column that names a row's client")
+        if self.data.name == EMBEDDED_DATA:
+            found.append(f"{needs} data with an id column; the digits have none")
         return found
 
     def problems(self) -> list[str]:
@@ -280,10 +289,7 @@ class TaskConfig:
             )
         if self.data.date and not is_date(self.data.date):
             found.append(f"data.date = '{self.data.date:.40}' is no day, such as '2026-01-31'")
-        if self.data.partitioner == "natural" and not self.data.id_column:
-            found.append("data.partitioner = 'natural' needs data.id-column, the column that names a row's client")
-        if self.data.partitioner == "natural" and self.data.name == EMBEDDED_DATA:
-            found.append("data.partitioner = 'natural' needs data with an id column; the digits have none")
+        found += self._without_ids()
         candidates = self.lora.auto_ranks
         if not candidates or list(candidates) != sorted(set(candidates)):
             found.append(f"lora.auto-ranks must be ascending ranks, such as '2,4,8', not '{candidates!r}'")

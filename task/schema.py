@@ -8,9 +8,9 @@ combine by `|`, which is how every strategy brings options of its own.
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from task.foreign import FOREIGN as FOREIGN
 from task.foreign import meant
@@ -137,13 +137,31 @@ def group(cls: type[T]) -> Any:
     return field(default_factory=cls, metadata={"group": cls})
 
 
+class Axis(Protocol):
+    """Extensions of one kind: each is a file, found by its name."""
+
+    def names(self) -> list[str]:
+        """Return the names of all of them."""
+
+    def load(self, name: str) -> type:
+        """Return the dataclass in the file of one."""
+
+
+def chosen(axis: Axis, default: str, *, doc: str = "") -> Any:
+    """Return a dataclass field that is an extension of `axis`, by default the one named `default`. Its key takes a
+    name. The options of all extensions are keys: in the table that `table` of their class names, else in one of their
+    name.
+    """
+    return field(default_factory=lambda: axis.load(default)(), metadata={"axis": axis, "default": default, "doc": doc})
+
+
 def key_of(name: str) -> str:
     """The run-config key of a Python name."""
     return name.replace("_", "-")
 
 
 def schema(cls: type, prefix: str = "") -> Schema:
-    """Every option of a dataclass, nested groups included, by run-config key."""
+    """Return every option of a dataclass, nested groups and extensions included, by run-config key."""
     types = typing.get_type_hints(cls)
     keys: Schema = {}
     for part in dataclasses.fields(cls):
@@ -152,7 +170,18 @@ def schema(cls: type, prefix: str = "") -> Schema:
             keys |= schema(part.metadata["group"], key + ".")
         elif "option" in part.metadata:
             keys[key] = Option(types[part.name], part.default, **part.metadata["option"])
+        elif "axis" in part.metadata:
+            axis = part.metadata["axis"]
+            names = tuple(axis.names())
+            keys[key] = Option(str, part.metadata["default"], choices=names, doc=part.metadata["doc"])
+            for name in names:
+                keys |= schema(axis.load(name), _table(axis, name))
     return keys
+
+
+def _table(axis: Axis, name: str) -> str:
+    """Return what the keys of an extension's options begin with."""
+    return f"{getattr(axis.load(name), 'table', '') or name}."
 
 
 def read(flat: Mapping[str, object], keys: Schema) -> tuple[dict[str, Any], list[str]]:
@@ -183,16 +212,28 @@ def build(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
             arguments[part.name] = build(part.metadata["group"], values, key + ".")
         elif "option" in part.metadata:
             arguments[part.name] = values[key]
+        elif "axis" in part.metadata:
+            axis, name = part.metadata["axis"], values[key]
+            arguments[part.name] = build(axis.load(name), values, _table(axis, name))
     return cls(**arguments)
 
 
 def flatten(config: Any, prefix: str = "", *, changed_only: bool = False) -> Flat:
-    """The flat dictionary of a dataclass; with `changed_only`, just what differs from the defaults."""
-    flat: Flat = {}
-    for key, item in schema(type(config), prefix).items():
-        value: Any = config
-        for name in key.removeprefix(prefix).split("."):
-            value = getattr(value, name.replace("-", "_"))
-        if not changed_only or value != item.default:
-            flat[key] = item.flat(value)
-    return flat
+    """Return the flat dictionary of a dataclass; of extensions, the options of those that are chosen. With
+    `changed_only`, just what differs from the defaults."""
+    keys = schema(type(config), prefix)
+    values = _values(config, prefix)
+    return {key: keys[key].flat(value) for key, value in values if not changed_only or value != keys[key].default}
+
+
+def _values(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Yield key and value of every option, in the order of the fields."""
+    for part in dataclasses.fields(config):
+        key, value = prefix + key_of(part.name), getattr(config, part.name)
+        if "group" in part.metadata:
+            yield from _values(value, key + ".")
+        elif "option" in part.metadata:
+            yield key, value
+        elif "axis" in part.metadata:
+            yield key, value.name
+            yield from _values(value, _table(part.metadata["axis"], value.name))

@@ -25,6 +25,7 @@ from strategies.rounds.run_state import RunState, resumed
 from task.config import Model, TaskConfig
 from task.data.index import read_index
 from task.data.partition import _kept, partition
+from task.data.partitioners import registry
 from task.data.prepared import data_index, prepare
 from task.models.base import BaseError, accept_offer, files, node_base, node_bases, server_base
 from task.models.model import TunedModel
@@ -127,7 +128,7 @@ def test_rows_that_rot_are_named_and_made_again(
 ) -> None:
     """Inverted pixels and zeroed labels were trained on."""
     config, base = task
-    iid = replace(config, data=replace(config.data, partitioner="iid"))
+    iid = replace(config, data=replace(config.data, partitioner=registry.load("iid")()))
 
     def all_of_it() -> list[bytes]:
         rows, plan = prepare(iid, base, store).train, data_index(iid, store)

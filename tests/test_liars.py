@@ -21,7 +21,8 @@ from strategies.flora import Flora
 from strategies.rounds.defence import row_limits
 from strategies.rounds.defence.outliers import Plausible
 from strategies.rounds.defence.spool import Spool
-from task.data.partition import SplitError, partition
+from task.data.partition import partition
+from task.data.partitioners.base import SplitError
 from task.data.prepared import data_index
 from task.storage.store import server_store
 

@@ -86,7 +86,7 @@ def test_nodes_that_bring_all_data_need_none_on_the_server(changed: dict[str, An
     flat = {"task.kind": "text-classification", "model.name": "given", "data.partitioner": "none", "evaluate": "nodes",
             "data.labels": "good|bad", **changed}  # fmt: skip
     if problem is None:
-        assert TaskConfig.read(flat).data.partitioner == "none"
+        assert TaskConfig.read(flat).data.partitioner.own_rows
         return
     with pytest.raises(ConfigError) as error:
         TaskConfig.read(flat)

@@ -137,7 +137,8 @@ def test_flatten_and_read_undo_each_other(cls, data):
 def test_changed_only_leaves_out_what_is_default(config):
     short, whole = flatten(config, changed_only=True), flatten(config)
     assert short.items() <= whole.items()
-    assert {key for key in whole if key not in short} <= {k for k, v in flatten(TaskConfig()).items() if v == whole[k]}
+    defaults = {key: item.flat(item.default) for key, item in schema(TaskConfig).items()}
+    assert {key for key in whole if key not in short} <= {key for key in whole if whole[key] == defaults[key]}
 
 
 @pytest.mark.parametrize("labels", [("a|b", "c"), (" cat", "dog"), ("", "dog")])

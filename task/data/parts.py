@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from task.config import BY_LABEL, TaskConfig
+from task.config import TaskConfig
 from task.data.encoding.completions import Columns
 from task.data.encoding.texts import blank
 from task.data.index import DataIndex, Part
@@ -132,10 +132,10 @@ def _no_texts(raw: Raw, column: str) -> NDArray[np.bool_]:
 
 
 def _require_labels(config: TaskConfig, raw: Raw) -> None:
-    column = config.data.label_column
+    column, split = config.data.label_column, config.data.partitioner.name
     if config.causal and not raw.has(column):
         raise DataError(
-            f"{raw.place} has no column '{column}', and data.partitioner = '{config.data.partitioner}' goes by labels: "
+            f"{raw.place} has no column '{column}', and data.partitioner = '{split}' goes by labels: "
             "use 'iid', or 'natural' with data.id-column, or name a column of categories by data.label-column"
         )
     raw.require(column, "data.label-column")
@@ -183,12 +183,12 @@ def reading_of(config: TaskConfig, *, ids: bool = True) -> Reading:
 
 def has_labels(config: TaskConfig) -> bool:
     """Return whether rows have labels, or categories that they are divided by."""
-    return not config.causal or config.data.partitioner in BY_LABEL
+    return not config.causal or config.data.partitioner.needs_labels
 
 
 def _has_ids(config: TaskConfig) -> bool:
     """Whether rows are of sites. Nobody divides a node's own rows."""
-    return bool(config.data.id_column) and config.data.partitioner != "none"
+    return bool(config.data.id_column) and not config.data.partitioner.own_rows
 
 
 # ------------------------------------------------------------------------------------------------ sizes

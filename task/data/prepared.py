@@ -18,6 +18,7 @@ from task.data.encoding.completions import CompletionEncoder
 from task.data.encoding.images import ImageEncoder
 from task.data.encoding.texts import TextEncoder
 from task.data.index import DataIndex, Part, read_index, write_index
+from task.data.partitioners.none import OwnRows
 from task.data.parts import columns_of, found_in, has_labels, input_columns, parts_of, reading_of, share
 from task.data.raw import DataError
 from task.data.request import Reading
@@ -92,7 +93,7 @@ def index_file(
 def _own_index(
     config: TaskConfig, store: Store, source: Source, labels: Sequence[str], most_labels: int = 0
 ) -> DataIndex:
-    config = replace(config, data=replace(config.data, partitioner="none"))  # nobody divides a node's own rows
+    config = replace(config, data=replace(config.data, partitioner=OwnRows()))  # nobody divides a node's own rows
 
     def parts() -> DataIndex:
         splits = list(source.splits())

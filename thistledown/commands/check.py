@@ -19,7 +19,8 @@ from strategies.rounds.handshake.ranks import MEMORY_SHARE, TIME_SHARE
 from strategies.rounds.handshake.resolve import needs_no_data, resolve
 from task.config import AUTO, EMBEDDED_MODEL, TaskConfig
 from task.data.encoding.completions import CompletionEncoder
-from task.data.partition import Positions, SplitError, node_names, partition, table
+from task.data.partition import node_names, partition, table
+from task.data.partitioners.base import Positions, SplitError
 from task.data.prepared import DataError, Parts, data_index, holdout, prepare
 from task.data.rows import Completions
 from task.data.stand_in import stand_in
@@ -156,7 +157,7 @@ def _devices(run: RunConfig) -> Iterator[str]:
     try:
         found(run.task.device)
     except DeviceError as error:
-        if run.task.data.partitioner != "none":
+        if not run.task.data.partitioner.own_rows:
             raise
         yield f"notice    {error}; nodes say what they have when the run starts"
 
@@ -174,7 +175,7 @@ def _notices(
 
 def _split(run: RunConfig, task: TaskConfig, parts: Parts | None, store: Store) -> Sequence[Positions]:
     """The rows of every simulated node; of none where nodes bring their own data."""
-    if parts is None or task.data.partitioner == "none":
+    if parts is None or task.data.partitioner.own_rows:
         return []
     return partition(task, data_index(task, store), run.server.simulation.num_supernodes, store)
 

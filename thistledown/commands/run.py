@@ -33,7 +33,7 @@ def run(settings: Settings, say: Say, *, verbose: bool = False) -> bool:
     Raises ConfigError for what cannot be simulated, SuperLinkError where Flower does not start or answer.
     """
     task, server = settings.config.task, settings.config.server
-    if task.data.partitioner == "none":
+    if task.data.partitioner.own_rows:
         raise ConfigError(
             ["data.partitioner = 'none' is for deployed nodes, which have a data-path; simulated ones have not"]
         )

@@ -70,9 +70,7 @@ class Handshake:
         result, offers = self._offers(result)
         if offers:
             result = self._taken(result, list(offers), (yield list(offers.values())))
-        if (
-            self.context.config.data.partitioner == "none" and result.profiles
-        ):  # nodes have rows that the server has not seen
+        if self.context.config.data.partitioner.own_rows and result.profiles:  # rows that the server has not seen
             rehearsing = self._rehearse(result)
             result = self._rehearsed(result, (yield rehearsing))
         known = {node_id: replace(p, rank=self.context.run_state.budget(p)) for node_id, p in result.profiles.items()}

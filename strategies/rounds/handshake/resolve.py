@@ -15,7 +15,7 @@ LOG = logging.getLogger("flwr")
 def needs_no_data(config: TaskConfig) -> bool:
     """Do nodes bring all data, and score by themselves, so that the server may have none?"""
     named = config.causal or bool(config.data.labels)
-    return config.data.partitioner == "none" and named and config.evaluate == "nodes"
+    return config.data.partitioner.own_rows and named and config.evaluate == "nodes"
 
 
 def resolve(config: TaskConfig, store: Store, num_nodes: int) -> TaskConfig:
@@ -30,7 +30,7 @@ def resolve(config: TaskConfig, store: Store, num_nodes: int) -> TaskConfig:
         return config
     plan = data_index(config, store)
     _check_scored(config, plan)
-    if config.data.partitioner != "none":
+    if not config.data.partitioner.own_rows:
         _check_split(config, plan, store, num_nodes)
     return replace(config, data=replace(config.data, labels=plan.labels))
 

@@ -1,0 +1,1 @@
+"""How rows are divided among simulated nodes, one partitioner a file."""

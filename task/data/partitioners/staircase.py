@@ -1,0 +1,31 @@
+"""Rows and labels that grow together from node to node."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from task.data.index import Part
+from task.data.partitioners.base import Partitioner, Positions
+
+
+@dataclass(frozen=True)
+class Staircase(Partitioner):
+    """Of C classes and N nodes, class c goes in equal shares to the nodes from floor(c N / C) on. With as many nodes as
+    classes, node i holds the classes 0 to i. Of rows that do not divide evenly the last nodes get one more each.
+
+    Source: Chen et al., arXiv 2408.08699, as in the repository of the first author.
+    """
+
+    needs_labels = True
+
+    def divide(self, part: Part, nodes: int, seed: int) -> list[Positions]:
+        """Return the sorted positions of every node's rows."""
+        random = np.random.default_rng(seed)
+        classes = np.unique(part.labels)
+        shares: list[list[Positions]] = [[] for _ in range(nodes)]
+        for number, label in enumerate(classes):
+            owners = range(nodes - 1, number * nodes // len(classes) - 1, -1)
+            rows = random.permutation(np.flatnonzero(part.labels == label))
+            for node, share in zip(owners, np.array_split(rows, len(owners)), strict=True):
+                shares[node].append(share)
+        return [np.sort(np.concatenate(node)) for node in shares]
