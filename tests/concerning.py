@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from tiers import parameters, words
 
-from task.config import KINDS, PARTITIONERS, TUNINGS
+from task.config import KINDS, TUNINGS
+from task.extensions import NOT_EXTENSIONS
 
 ROOT = Path(__file__).parents[1]
 AXES = {  # the folder of each axis: one extension a file
@@ -28,14 +29,14 @@ AXES = {  # the folder of each axis: one extension a file
     "partitioner": "task/data/partitioners",
     "callback": "server_app/callbacks",
 }
-CHOICES = {"tuning": TUNINGS, "kind": KINDS, "partitioner": PARTITIONERS}  # that are not files of their own
+CHOICES = {"tuning": TUNINGS, "kind": KINDS}  # that are not files of their own
 KEY = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 
 
 def extensions(axis: str) -> set[str]:
     """Return the names of the extensions of an axis."""
-    files = (ROOT / AXES[axis]).glob("[!_]*.py")
-    return {file.stem.replace("_", "-") for file in files}.union(CHOICES.get(axis, ()))
+    files = [file.stem for file in (ROOT / AXES[axis]).glob("[!_]*.py")]
+    return {name.replace("_", "-") for name in files if name not in NOT_EXTENSIONS}.union(CHOICES.get(axis, ()))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
