@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import strategies
+from server_app.callbacks import tracker
+from server_app.callbacks.early_stopping import EarlyStoppingOptions
+from server_app.callbacks.tracker import Tracker
 from strategies.exchange.compatibility import problems as incompatibilities
 from strategies.exchange.federation import AUTO_NAMES, FIRST_KEY, REGISTERED, Federation
 from strategies.exchange.privacy import Plan
 from strategies.exchange.strategy import Strategy
+from strategies.exchange.wrapper import Wrapper
 from task.config import TaskConfig
 from task.device import DEVICES, found
 from task.schema import ConfigError, Flat, Schema, build, flatten, group, option, read, schema
@@ -94,6 +98,11 @@ class ServerConfig:
     resume_from: str = option(
         "last", doc="with resume: last, best, or the number of a round that is kept (keep-checkpoints)"
     )
+    trackers: tuple[str, ...] = option(
+        (),
+        doc="where the numbers of a run go: comma-separated names of files in server_app/callbacks/trackers/",
+    )
+    early_stopping: EarlyStoppingOptions = group(EarlyStoppingOptions)
     simulation: Simulation = group(Simulation)
 
 
@@ -104,23 +113,26 @@ class RunConfig:
     task: TaskConfig
     server: ServerConfig
     strategy: Strategy
+    trackers: tuple[Tracker, ...]
     flat: Flat  # effective values of every key that matters to this run
 
     @classmethod
     def read(cls, flat: Mapping[str, object]) -> "RunConfig":
-        """From Flower's run config. Raises ConfigError with every problem."""
+        """Read Flower's run config. Raises ConfigError with every problem."""
         values, problems = read(flat, keys())
         task, server = build(TaskConfig, values), build(ServerConfig, values)
         problems += task.problems() + _problems(server)
         chosen = _strategy(server, values, problems)
         if chosen is not None:
             problems += incompatibilities(chosen, task, _federation(task, server))
+        trackers = _trackers(server, values, problems)
         if problems or chosen is None:
             raise ConfigError(problems)
-        return cls(task, server, chosen, flatten(task) | flatten(server) | _option_values(chosen))
+        flat = flatten(task) | flatten(server) | _option_values(chosen, *chosen.wrappers, *trackers)
+        return cls(task, server, chosen, trackers, flat)
 
     def federation(self) -> Federation:
-        """How the rounds are held; base, checkpoint folder and callback are the caller's to add. Raises DeviceError."""
+        """Return how the rounds are run; base, checkpoint folder and callbacks are to be added. Raises DeviceError."""
         return replace(_federation(self.task, self.server), device=found(self.server.server_device))
 
     def plan(self) -> Plan:
@@ -132,7 +144,7 @@ class RunConfig:
 
 def keys() -> Schema:
     """Every run-config key there is."""
-    return schema(ServerConfig) | schema(TaskConfig) | strategies.option_keys()
+    return schema(ServerConfig) | schema(TaskConfig) | strategies.option_keys() | tracker.option_keys()
 
 
 def _federation(task: TaskConfig, server: ServerConfig) -> Federation:
@@ -177,8 +189,18 @@ def _strategy(server: ServerConfig, values: Mapping[str, Any], problems: list[st
     return strategies.from_values(values) if len(problems) == before else None
 
 
-def _option_values(strategy: Strategy) -> Flat:
-    flat = flatten(strategy, f"{strategy.name}.")
-    for wrapper in strategy.wrappers:
-        flat |= flatten(wrapper, f"{wrapper.name}.")
-    return flat
+def _trackers(server: ServerConfig, values: Mapping[str, Any], problems: list[str]) -> tuple[Tracker, ...]:
+    """Return the trackers; what is wrong with them is added to `problems`."""
+    found = []
+    for name in server.trackers:
+        try:
+            found.append(build(tracker.tracker_class(name), values, f"{name}."))
+        except ConfigError as error:
+            problems += error.problems
+    problems += [problem for one in found for problem in one.problems()]
+    return tuple(found)
+
+
+def _option_values(*chosen: Strategy | Wrapper | Tracker) -> Flat:
+    """Return the options of what was chosen, by their run-config keys."""
+    return {key: value for one in chosen for key, value in flatten(one, f"{one.name}.").items()}

@@ -5,7 +5,7 @@ run with a message that names the cause and with Flower's status `failed`.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +13,16 @@ from flwr.app import ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from server_app import noticed
+from server_app.callbacks.early_stopping import EarlyStopping
+from server_app.callbacks.progress import Progress
 from server_app.callbacks.results_folder import Results
+from server_app.callbacks.tracker import Tracking
 from server_app.config import RunConfig
 from server_app.evaluation import Evaluator
 from server_app.outputs import output_folder
 from server_app.results.endings import hint, interrupted_in
 from server_app.resuming import alone, continued, given
+from strategies.exchange.callback import Callback
 from strategies.exchange.dry_run import rehearse
 from strategies.rounds.handshake.resolve import needs_no_data, resolve
 from strategies.rounds.handshake.start import wait_for_nodes
@@ -39,27 +43,26 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run one federation from the run config in `context`, or go on with one."""
-    hold(grid, RunConfig.read(continued(given(context.run_config))))
+    federate(grid, RunConfig.read(continued(given(context.run_config))))
 
 
-def hold(grid: Grid, run: RunConfig) -> Path:
-    """Run a federation, or go on with one; the folder of its results."""
+def federate(grid: Grid, run: RunConfig, callbacks: Sequence[Callback] = ()) -> Path:
+    """Run a federation, or go on with one, and return the folder of its results; `callbacks` are told too."""
     folder = output_folder(run)
     for dead in interrupted_in(folder.parent):
         LOG.info("the run in %s was interrupted; %s", dead, hint(dead) or "nothing was kept of it")
     LOG.info("results go to %s", folder)
     with room(folder), alone(folder), Results(folder, run) as results, room(folder):
-        federate(grid, run, results)
+        _run(grid, run, results, callbacks)
     return folder
 
 
-def federate(grid: Grid, run: RunConfig, results: Results) -> None:
-    """Settle what the run starts from, then run the rounds; `results` hears of every one."""
+def _run(grid: Grid, run: RunConfig, results: Results, others: Sequence[Callback]) -> None:
+    """Settle what the run starts from, then run the rounds."""
     federation = run.federation()
     nodes = wait_for_nodes(grid, federation)
     LOG.info("preparing data '%s'", run.task.data.name)
     task = resolve(run.task, server_store(), len(nodes))
-    results.begin(task)
     results.notice(_noticed(run, task, len(nodes), federation.device))
     evaluator = None
     if task.evaluate in ("server", "both"):
@@ -72,12 +75,21 @@ def federate(grid: Grid, run: RunConfig, results: Results) -> None:
         federation=replace(
             federation,
             checkpoint=results.checkpoints,
-            on_round=results.on_round,
-            on_kept=results.on_kept,
+            callbacks=(*_callbacks(run, results), *others),
             score=evaluator,
             probe=evaluator.probe if evaluator else None,
         ),
     )
+
+
+def _callbacks(run: RunConfig, results: Results) -> Iterator[Callback]:
+    """Return who is told of the run: who may end it before those that say or write that it ended."""
+    if run.server.early_stopping.patience:
+        yield EarlyStopping(run.server.early_stopping, results.history.lines)
+    yield Progress()
+    yield results
+    for tracker in run.trackers:
+        yield Tracking(tracker, results.folder)
 
 
 def _noticed(run: RunConfig, task: TaskConfig, num_nodes: int, device: str) -> Iterator[str]:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from server_app.callbacks import tracker
 from server_app.config import keys
 from server_app.results import started
 from server_app.results.endings import METRICS, at_work
@@ -30,6 +31,7 @@ FREE = (
     RESUME, FROM, ROUNDS, "output-dir", "device", "server-device", "round-timeout", "node-wait-timeout",
     "min-available-nodes", "min-success-fraction", "max-failed-rounds", "evaluate-every", "simulation.num-cpus",
     "simulation.num-gpus", "outlier-factor", "collapse-factor", "examine-rows", "keep-checkpoints",
+    "early-stopping.patience", "early-stopping.min-delta", "trackers",
 )  # fmt: skip
 LAST = "last"
 CONFIG = "config.toml"
@@ -48,14 +50,19 @@ def settings_of(folder: Path) -> dict[str, Any]:
 
 def _edited(found: Mapping[str, Any], kept: Mapping[str, Any] | None, path: Path) -> list[str]:
     """Keys of a configuration that are not as the run was started with them, and may not change."""
-    known, before = keys(), kept or {}
-    there = [key for key in {**before, **found} if key in known and key not in FREE] if kept is not None else []
+    known, before, free = keys(), kept or {}, _free_keys()
+    there = [key for key in {**before, **found} if key in known and key not in free] if kept is not None else []
     pairs = {key: tuple(side.get(key, known[key].default) for side in (found, before)) for key in there}
     return [
         f"{path}: {key} = {now!r}, but the run was started with {then!r}; put that back, or start another run"
         for key, (now, then) in pairs.items()
         if not _same(known[key], now, then)
     ]
+
+
+def _free_keys() -> set[str]:
+    """Return the keys that may change on the way."""
+    return {*FREE, *tracker.option_keys()}
 
 
 def given(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,13 +82,13 @@ def continued(chosen: Mapping[str, Any]) -> dict[str, Any]:
     folder = Path(str(chosen[RESUME]))
     if not folder.is_absolute():
         raise ConfigError([f"resume = '{folder}' must be an absolute path"])
-    old, known = settings_of(folder), keys()
+    old, known, free = settings_of(folder), keys(), _free_keys()
     problems = [
         f"{key} = {value!r}, but the run to resume has {old[key]!r}"
         for key, value in chosen.items()
-        if key in old and key not in FREE and not _same(known[key], value, old[key])
+        if key in old and key not in free and not _same(known[key], value, old[key])
     ]
-    settings = old | {key: value for key, value in chosen.items() if key in FREE or key not in old}
+    settings = old | {key: value for key, value in chosen.items() if key in free or key not in old}
     if problems := problems or _nothing_left(folder, old, settings, known):
         raise ConfigError(problems)
     return settings

@@ -12,7 +12,7 @@ import client_app
 import strategies
 from client_app.store import ClientStore
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.federation import NodeReport, RoundReport
+from strategies.exchange.callback import NodeReport, RoundReport
 from strategies.exchange.types import State
 from strategies.protocol import journal
 from strategies.rounds.handshake.resolve import resolve

@@ -28,7 +28,8 @@ from client_app.local import Local
 from client_app.training import trained
 from server_app.config import RunConfig
 from server_app.resuming import continued
-from strategies.exchange.federation import Federation, RoundReport
+from strategies.exchange.callback import Callback, RoundReport
+from strategies.exchange.federation import Federation
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import State, Tensors
 from strategies.protocol import checkpoint, wire
@@ -242,7 +243,7 @@ def hold(
     """
     run = RunConfig.read({**SMALL, **(options or {}), "output-dir": str(folder)})
     grid = grid or InProcessGrid(client_app.app, run.server.simulation.num_supernodes, **nodes)
-    return Outcome(grid, run, server_app.main.hold(grid, run))
+    return Outcome(grid, run, server_app.main.federate(grid, run))
 
 
 def resumed(folder: Path, options: dict[str, Any] | None = None, grid: InProcessGrid | None = None) -> Outcome:
@@ -250,7 +251,21 @@ def resumed(folder: Path, options: dict[str, Any] | None = None, grid: InProcess
     kept_model.cache_clear()
     run = RunConfig.read(continued({"resume": str(folder), **(options or {})}))
     grid = grid or InProcessGrid(client_app.app, run.server.simulation.num_supernodes, ids=1)
-    return Outcome(grid, run, server_app.main.hold(grid, run))
+    return Outcome(grid, run, server_app.main.federate(grid, run))
+
+
+class Watcher(Callback):
+    """Keeps what it is told of every round, and tells `heard` its number."""
+
+    essential = True  # what a test raises ends the run
+
+    def __init__(self, heard: Callable[[int], object] = int) -> None:
+        self.seen: list[tuple[RoundReport, State]] = []
+        self._heard = heard
+
+    def on_round(self, report: RoundReport, state: State) -> None:
+        self.seen.append((report, state))
+        self._heard(report.number)
 
 
 def watched(
@@ -261,15 +276,10 @@ def watched(
     `options` are the task's; `heard` is told the number of every round that is over.
     """
     task = RunConfig.read({**SMALL, **options, "strategy": strategy.name}).task
-    seen: list[tuple[RoundReport, State]] = []
-
-    def on_round(report: RoundReport, state: State) -> None:
-        seen.append((report, state))
-        heard(report.number)
-
+    watcher = Watcher(heard)
     settings = ConfigRecord(dict(flatten(task, changed_only=True)))
-    strategy.start(grid, num_rounds=rounds, train_config=settings, federation=Federation(on_round=on_round))
-    return seen
+    strategy.start(grid, num_rounds=rounds, train_config=settings, federation=Federation(callbacks=(watcher,)))
+    return watcher.seen
 
 
 def spoiled(reply: Message) -> Message:

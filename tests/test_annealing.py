@@ -15,7 +15,7 @@ import strategies
 from client_app.store import ClientStore
 from strategies.algebra.lowrank import factor_names, modules, rank_axis
 from strategies.algebra.tensors import Tensors, snapshot
-from strategies.exchange.federation import RoundReport
+from strategies.exchange.callback import RoundReport
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import State
 from strategies.protocol import wire

@@ -16,7 +16,7 @@ from in_process import equal, hold, left, resumed
 from safetensors.torch import save_file
 
 from server_app.callbacks.results_folder import Results
-from strategies.exchange.federation import RoundReport
+from strategies.exchange.callback import RoundReport
 from strategies.exchange.types import State
 from strategies.protocol import checkpoint
 from task.storage.room import NoRoom, room

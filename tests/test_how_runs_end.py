@@ -21,7 +21,7 @@ from server_app.results.learning import not_falling
 from server_app.results.lines import line_of, written_json
 from server_app.results.measure import CLASSES, TOKENS
 from server_app.resuming import alone
-from strategies.exchange.federation import RoundReport
+from strategies.exchange.callback import RoundReport
 from strategies.exchange.types import RunFailed
 from task.config import TaskConfig
 from task.data.partition import partition

@@ -10,7 +10,7 @@ from fragile import OPENING, RUNS, Fragile, Killed, assert_same_run, options, st
 from in_process import InProcessGrid, Outcome, equal, hold, resumed
 
 import client_app
-from server_app.callbacks.results_folder import Results
+from server_app.results.history import History
 from strategies.protocol import checkpoint
 
 pytestmark = pytest.mark.usefixtures("dead_servers_write_no_summary")
@@ -88,15 +88,15 @@ def test_what_a_node_keeps_is_found_by_its_name_and_run(whole: Callable[[str], O
 # ------------------------------------------------------------------------------- between two writes
 
 
-def second_is_best(results: Results, line: dict[str, Any]) -> None:
+def second_is_best(history: History, line: dict[str, Any]) -> None:
     """Which round has the best state hangs on how a processor rounds; by this it is always round 2."""
-    results.best = line if line["round"] <= 2 else results.best
+    history.best = line if line["round"] <= 2 else history.best
 
 
 @pytest.fixture(scope="module")
 def never_killed(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Results, "_compare", second_is_best)
+        patch.setattr(History, "_compare", second_is_best)
         return hold(tmp_path_factory.mktemp("never"), options("hetlora"))
 
 
@@ -108,7 +108,7 @@ def test_killed_between_two_writes(
     """After the line of round 2 and before its checkpoint; after that and before the best state."""
     save = checkpoint.save
     assert never_killed.summary["best-round"] == 2
-    monkeypatch.setattr(Results, "_compare", second_is_best)
+    monkeypatch.setattr(History, "_compare", second_is_best)
 
     def dying(path: Path, state: Any, about: dict[str, Any]) -> None:
         newest = path.name == checkpoint.LAST

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from flwr.app import ConfigRecord, MetricRecord
-from in_process import InProcessGrid
+from in_process import InProcessGrid, Watcher
 
 import client_app
 import strategies
-from strategies.exchange.federation import Federation, RoundReport
+from strategies.exchange.federation import Federation
 from strategies.protocol import wire
 from task.schema import ConfigError
 from thistledown.processes.superlink import SuperLink
@@ -104,15 +104,15 @@ def test_start_leaves_evaluation_to_whom_it_is_given() -> None:
 
 
 def test_lists_of_somebodys_scores_are_in_the_result_and_numbers_in_reports() -> None:
-    reports: list[RoundReport] = []
+    watcher = Watcher()
     result = strategies.load("fedavg").start(
         InProcessGrid(client_app.app, NODES),
         num_rounds=1,
         train_config=ConfigRecord(SETTINGS | {"tuning": "head"}),
         evaluate_fn=lambda number, arrays: MetricRecord({"accuracy": 0.5, "by-class": [0.25, 0.75]}),
-        federation=Federation(on_round=lambda report, state: reports.append(report)),
+        federation=Federation(callbacks=(watcher,)),
     )
-    assert [report.evaluated_by_server for report in reports] == [{"accuracy": 0.5}] * 2
+    assert [report.evaluated_by_server for report, _ in watcher.seen] == [{"accuracy": 0.5}] * 2
     assert dict(result.evaluate_metrics_serverapp[1]) == {"accuracy": 0.5, "by-class": [0.25, 0.75]}
 
 

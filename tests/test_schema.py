@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import strategies
+from server_app.callbacks import tracker
 from server_app.config import RunConfig, ServerConfig, keys
 from strategies.exchange.strategy import Strategy
 from strategies.protocol import instructions
@@ -74,6 +75,7 @@ def test_groups_of_keys_do_not_overlap():
     own = [schema(TaskConfig), schema(ServerConfig)]
     own += [strategies.option_keys(name, []) for name in strategies.names()]
     own += [schema(strategies.wrapper_class(name), f"{name}.") for name in strategies.wrapper_names()]
+    own += [schema(tracker.tracker_class(name), f"{name}.") for name in tracker.names()]
     assert sum(len(part) for part in own) == len(keys())
 
 

@@ -1,10 +1,34 @@
 """What people read while a run goes on: how far it is, how good, what it sent, and when it ends."""
 
-from collections.abc import Mapping, Sequence
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from server_app.results.lines import VOID
-from server_app.results.measure import written
+from server_app.results.lines import VOID, line_of
+from server_app.results.measure import measure_of, written
+from strategies.exchange.callback import Callback, RoundReport, RunFacts
+from strategies.exchange.types import State
+
+LOG = logging.getLogger("flwr")
+
+
+class Progress(Callback):
+    """Says a line a round: to the log, or to whatever `say` is."""
+
+    def __init__(self, say: Callable[[str], None] = LOG.info) -> None:
+        self._say = say
+        self._over: list[float] = []  # when each round of this process was
+
+    def on_start(self, facts: RunFacts) -> None:
+        """Learn what is measured, and how many rounds there are."""
+        self._measure, self._total = measure_of(facts.config), facts.rounds
+
+    def on_round(self, report: RoundReport, state: State) -> None:
+        """Say how far the run is."""
+        self._over.append(time.monotonic())
+        line = line_of(report, self._measure)
+        self._say(progress(line, self._measure.titles, self._total, self._over))
 
 
 def progress(line: Mapping[str, Any], titles: Mapping[str, str], total: int, over: Sequence[float]) -> str:

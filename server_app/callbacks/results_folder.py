@@ -19,7 +19,6 @@ from typing import Any
 import tomli_w
 import torch
 
-from server_app.callbacks.progress import progress
 from server_app.config import RunConfig
 from server_app.results import started
 from server_app.results.endings import (
@@ -34,42 +33,45 @@ from server_app.results.endings import (
     summary_of,
     write_summary,
 )
+from server_app.results.history import History
 from server_app.results.learning import not_falling
-from server_app.results.lines import VOID, line_of, written_json
+from server_app.results.lines import line_of, written_json
 from server_app.results.measure import measure_of
 from server_app.results.report import write_report
 from server_app.results.tuned import write_tuned
 from server_app.resuming import CONFIG, FROM, RESUME, go_back, lines_until, rounds_done
-from strategies.exchange.federation import RoundReport
+from strategies.exchange.callback import Callback, RoundReport, RunFacts
 from strategies.exchange.types import RunFailed, State
 from strategies.protocol import checkpoint
-from task.config import TaskConfig
 from task.modes import as_the_folder
 from task.schema import flatten
-from task.storage.room import append
+from task.storage.room import append, is_full, sentence
 
 LOG = logging.getLogger("flwr")
 LABELS, DATE = "data.labels", "data.date"  # what a run fills in
 
 
-class Results:
-    """Writes the folder of one run; a context manager, so that the summary is written however it ends."""
+class Results(Callback):
+    """Writes the folder of one run.
+
+    It is a context manager too: a run that ends before its first round, which no callback hears of, has a summary.
+    """
+
+    essential = True
 
     def __init__(self, folder: Path, run: RunConfig) -> None:
         self.folder, self.run = folder, run
         self.checkpoints = folder / "checkpoints"
-        self.rounds: list[dict[str, Any]] = []
-        self.best: dict[str, Any] | None = None
-        self.resumed: list[int] = []  # the rounds after which other processes went on
-        self.began = time.monotonic()
-        self._over: list[float] = []  # when each round of this process was
-        self._task = run.task
         self.measure = measure_of(run.task)
-        self._last: State | None = None
+        self.history = History(self.measure)
+        self.began = time.monotonic()
         self.stopped = ""  # why the run ended before its last round, if so
         self.notices: list[str] = []  # what is said of the run without being asked
-        self._slow = False  # has it been said that the training loss does not fall?
         self.usage: list[str] = []  # lines of Python that load the best model
+        self._task = run.task
+        self._last: State | None = None
+        self._slow = False  # whether it has been said that the training loss does not fall
+        self._over = False
         if run.server.resume:
             self._resume()
         self._write_config(run.flat)
@@ -78,16 +80,16 @@ class Results:
         """Stand where an earlier process stood after its last checkpoint. Raises ConfigError."""
         go_back(self.folder, self.run.server.resume_from)
         done, before = rounds_done(self.folder), summary_of(self.folder)
-        self.rounds = lines_until(self.folder, done)
-        self.resumed = [*before.get("resumed", []), done]
+        history = self.history
+        for line in lines_until(self.folder, done):
+            history.add(line)
+        history.resumed = [*before.get("resumed", []), done]
         self.began -= before.get("seconds", 0.0)
-        for line in self.rounds:
-            self._compare(line)
         best = self.checkpoints / checkpoint.BEST
         there = checkpoint.about(best)["round"] if best.exists() else None
-        if self.best is not None and self.best["round"] != there:
+        if history.best is not None and history.best["round"] != there:
             # the process ended before it kept this one, or the run went back to before the one that is there
-            self.best = self.rounds[-1] if self.rounds[-1].get("chosen-by") is not None else None
+            history.best = history.lines[-1] if history.lines[-1].get("chosen-by") is not None else None
             checkpoint.save(best, checkpoint.load(self.checkpoints / checkpoint.LAST)[0], {"round": done})
 
     def __enter__(self) -> "Results":
@@ -97,23 +99,61 @@ class Results:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._over:
+            self.on_end(error)
+
+    def notice(self, notices: Iterable[str]) -> None:
+        """Say these once, now and in the summary."""
+        for notice in notices:
+            if notice not in self.notices:
+                LOG.warning("%s", notice)
+                self.notices.append(notice)
+
+    def on_start(self, facts: RunFacts) -> None:
+        """Write the settings as the data completed them."""
+        self._task = facts.config
+        filled = flatten(facts.config)
+        self._write_config(self.run.flat | {key: filled[key] for key in (LABELS, DATE) if filled[key]})
+
+    def on_round(self, report: RoundReport, state: State) -> None:
+        """Append the round's line."""
+        line = line_of(report, self.measure)
+        with (self.folder / METRICS).open("ab", buffering=0) as file:
+            append(file, written_json(line) + "\n")
+            os.fsync(file.fileno())  # before the checkpoint that counts on it
+        self.history.add(line)
+        self._last = state
+        self.stopped = report.stopped if report.number < self.run.server.num_server_rounds else ""
+        if not self._slow and (slow := not_falling(self.history.lines, self._task, self.measure)):
+            self._slow = True
+            self.notice([slow])
+        self._summarise(RUNNING)  # what a run that is killed leaves
+
+    def on_checkpoint(self, report: RoundReport, state: State) -> None:
+        """Keep the state if it is the best so far. It comes after the newest one is kept, so that a round which is done
+        again, and may end in other bits, cannot have replaced an older best."""
+        if self.history.best is self.history.lines[-1]:
+            checkpoint.save(self.checkpoints / checkpoint.BEST, state, {"round": report.number})
+
+    def on_end(self, error: BaseException | None) -> None:
+        """Write the tuned model, the summary and the report."""
+        self._over = True
         if error is not None and not isinstance(error, Exception):  # a signal, or Ctrl-C
             self._end(INTERRUPTED)
-            return
-        if error is not None:
+        elif error is not None:
             self._salvage(error)
-            self._end(FAILED, str(error) or repr(error))
-            return
-        try:
-            self._export()
-        except Exception as failure:
-            self._end(FAILED, f"the tuned model could not be written: {failure}")
-            raise
-        self._end(COMPLETED)
+            self._end(FAILED, sentence(error, self.folder) if is_full(error) else str(error) or repr(error))
+        else:
+            try:
+                self._export()
+            except Exception as failure:
+                self._end(FAILED, f"the tuned model could not be written: {failure}")
+                raise
+            self._end(COMPLETED)
 
     def _salvage(self, error: BaseException) -> None:
         """Write the model that the good rounds of a failed run left."""
-        if isinstance(error, RunFailed) and any(not line["failed"] for line in self.rounds[1:]):
+        if isinstance(error, RunFailed) and self.history.learned:
             try:
                 self._export()
             except Exception as failure:  # noqa: BLE001 - the run's own failure is what counts
@@ -131,7 +171,7 @@ class Results:
 
     def _write_end(self, status: str, error: str) -> None:
         summary = self._summarise(status, error)
-        write_report(self.folder / REPORT, summary, self.rounds, self.measure.titles)
+        write_report(self.folder / REPORT, summary, self.history.lines, self.measure.titles)
         if status == COMPLETED:
             LOG.info("finished in %.0f s, results in %s", summary["seconds"], self.folder)
             if self.usage:
@@ -139,56 +179,8 @@ class Results:
         elif can_resume(self.folder):
             LOG.info("%s", hint(self.folder))
 
-    def notice(self, notices: Iterable[str]) -> None:
-        """Say these once, now and in the summary."""
-        for notice in notices:
-            if notice not in self.notices:
-                LOG.warning("%s", notice)
-                self.notices.append(notice)
-
-    def begin(self, task: TaskConfig) -> None:
-        """The settings as the data completed them."""
-        self._task = task
-        filled = flatten(task)
-        self._write_config(self.run.flat | {key: filled[key] for key in (LABELS, DATE) if filled[key]})
-
-    def on_round(self, report: RoundReport, state: State) -> None:
-        """Append the round's line, and say how far the run is."""
-        line = line_of(report, self.measure)
-        self.rounds.append(line)
-        with (self.folder / METRICS).open("ab", buffering=0) as file:
-            append(file, written_json(line) + "\n")
-            os.fsync(file.fileno())  # before the checkpoint that counts on it
-        self._compare(line)
-        self._last = state
-        self._over.append(time.monotonic())
-        self.stopped = report.stopped if report.number < self.run.server.num_server_rounds else ""
-        LOG.info("%s", progress(line, self.measure.titles, self.run.server.num_server_rounds, self._over))
-        if not self._slow and (slow := not_falling(self.rounds, self._task, self.measure)):
-            self._slow = True
-            self.notice([slow])
-        self._summarise(RUNNING)  # what a run that is killed leaves
-
-    def on_kept(self, report: RoundReport, state: State) -> None:
-        """Keep the state if it is the best so far. It comes after the newest one is kept, so that a round which is done
-        again, and may end in other bits, cannot have replaced an older best."""
-        if self.best is self.rounds[-1]:
-            checkpoint.save(self.checkpoints / checkpoint.BEST, state, {"round": report.number})
-
-    def _compare(self, line: dict[str, Any]) -> None:
-        chosen_by = line.get("chosen-by")
-        if chosen_by is not None and (self.best is None or self.measure.better(chosen_by, self.best["chosen-by"])):
-            self.best = line
-
     def summary(self, status: str, error: str = "") -> dict[str, Any]:
-        """How the run stands. `base`, `final`, `best` are on the part that is reported."""
-        metric = self.measure.metric
-        first, last = (self.rounds[0], self.rounds[-1]) if self.rounds else ({}, {})
-        # A round that was not evaluated has no quality, nor has one where nodes score and none answers well.
-        scored: dict[str, Any] = next((entry for entry in reversed(self.rounds) if metric in entry), {})
-        void = {entry["round"]: entry[VOID] for entry in self.rounds if VOID in entry}
-        back = {entry["round"]: entry["rolled-back"] for entry in self.rounds if "rolled-back" in entry}
-        nodes = {line["node"]: line["rank"] for entry in self.rounds for line in entry["nodes"]}
+        """Return how the run stands."""
         return {
             "status": status,
             **({"error": error} if error else {}),
@@ -196,26 +188,10 @@ class Results:
             "strategy": self.run.strategy.name,
             "tuning": self.run.task.tuning,
             "seed": self.run.task.seed,
-            "metric": metric,
+            "metric": self.measure.metric,
             "metric-source": self._source(),
-            "base": first.get(metric),
-            "final": scored.get(metric),
-            "best": (self.best or {}).get(metric),
-            "best-round": (self.best or {}).get("round"),
-            "best-chosen-by": (self.best or {}).get("chosen-by"),
-            **({"void-rounds": void} if void else {}),
-            "rounds": last.get("round", 0),
-            **({"resumed": self.resumed} if self.resumed else {}),
-            "failed-rounds": sum(bool(entry["failed"]) for entry in self.rounds),
-            **({"rolled-back": back} if back else {}),
-            "ranks": nodes,
-            **{name: last[name] for name in ("epsilon", "delta", "accountant") if name in last},
-            "parameters": last.get("parameters", 0),
-            "bytes_up": sum(entry["bytes_up"] for entry in self.rounds),
-            "bytes_down": sum(entry["bytes_down"] for entry in self.rounds),
-            "bytes_base": sum(entry["bytes_base"] for entry in self.rounds),
-            "parameters_up": sum(entry["parameters_up"] for entry in self.rounds),
-            "parameters_down": sum(entry["parameters_down"] for entry in self.rounds),
+            **self.history.quality(),
+            **self.history.course(),
             "seconds": round(time.monotonic() - self.began, 3),
             "threads": torch.get_num_threads(),
             "folder": str(self.folder),
@@ -244,19 +220,20 @@ class Results:
         return f"{source}, by the {self.measure.rule}" if self.measure.lowest else source
 
     def _export(self) -> None:
-        """The tuned model, last and best."""
+        """Write the tuned model, last and best."""
         if self._last is None:
             return
-        last = (self.rounds[-1]["round"], self._last)
+        history = self.history
+        last = (history.lines[-1]["round"], self._last)
         best = last
-        if self.best is not None:
-            best = self.best["round"], checkpoint.load(self.checkpoints / checkpoint.BEST)[0]
-        states, nodes = {"last": last, "best": best}, len(self.summary(RUNNING)["ranks"])
-        self.usage = write_tuned(self.run, self._task, states, self.folder / "model", nodes)
+        if history.best is not None:
+            best = history.best["round"], checkpoint.load(self.checkpoints / checkpoint.BEST)[0]
+        states = {"last": last, "best": best}
+        self.usage = write_tuned(self.run, self._task, states, self.folder / "model", len(history.ranks))
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as tables, plain keys first, as TOML wants them."""
+    """Return dotted keys as tables, plain keys first, as TOML wants them."""
     tables: dict[str, Any] = {key: value for key, value in flat.items() if "." not in key}
     for key, value in flat.items():
         if "." in key:

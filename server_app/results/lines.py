@@ -2,12 +2,14 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from server_app.results.measure import Measure
-from strategies.exchange.federation import RoundReport
+from strategies.exchange.callback import RoundReport
 
+OVERALL = "overall"  # among aggregation errors
 VOID = "void"  # the key of a line whose score does not count, and why
 
 
@@ -41,6 +43,18 @@ def line_of(report: RoundReport, measure: Measure) -> dict[str, Any]:
     }
     finite: dict[str, Any] = _finite(line)
     return finite
+
+
+def row_of(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a line of metrics.jsonl as one row of a table: of nodes and resting ones it counts how many there are, of
+    aggregation errors it has the overall one."""
+    row = {key: value for key, value in line.items() if not isinstance(value, list | dict)}
+    return row | {
+        "aggregation-error": line["aggregation-error"].get(OVERALL),
+        "nodes": len(line["nodes"]),
+        "refused": sum(bool(node["refused"]) for node in line["nodes"]),
+        "resting": len(line["resting"]),
+    }
 
 
 def written_json(value: Any, indent: int | None = None) -> str:

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from strategies.exchange.callback import Callback
 from strategies.exchange.types import Metrics, State
 from task.models.base import Base
 from task.schema import ConfigError
@@ -29,63 +30,11 @@ RANGES: dict[str, tuple[float, float]] = {  # lowest and highest value of a fiel
 }
 
 
-@dataclass
-class NodeReport:
-    """What one node did in one round."""
-
-    node: str
-    rank: int
-    bytes_down: int = 0
-    bytes_up: int = 0
-    journal: int = 0  # entries that it was sent; -1: the weights themselves, which were fewer bytes
-    refused: str = ""  # the reason, where its reply did not count
-    metrics: Metrics = field(default_factory=dict)
-
-    @property
-    def catches_up(self) -> bool:
-        """Was it away, or is it new?"""
-        return self.journal > 1 or self.journal < 0
-
-
-@dataclass
-class RoundReport:
-    """What happened in one round; round 0 is the start."""
-
-    number: int
-    nodes: list[NodeReport] = field(default_factory=list)
-    resting: list[str] = field(default_factory=list)  # nodes that were left alone, because they did not answer before
-    seconds: float = 0.0
-    failed: str = ""  # the reason, where the state did not change
-    stopped: str = ""  # the reason, where no further round may follow
-    rolled_back: str = ""  # the reason and the way, where the run went back to an earlier state: see collapse.py
-    privacy: dict[str, float | str | None] = field(default_factory=dict)  # spent so far (`Mechanism.spent`)
-    train: Metrics = field(default_factory=dict)  # means over nodes, weighted by rows
-    aggregation_error: dict[str, float] = field(default_factory=dict)  # see meter.py; overall and by module
-    evaluated_by_nodes: Metrics = field(default_factory=dict)
-    medians_of_nodes: Metrics = field(default_factory=dict)  # of what nodes measured, each by itself
-    evaluated_by_server: Metrics = field(default_factory=dict)
-    bytes_up: int = 0
-    bytes_down: int = 0
-    bytes_base: int = 0  # offers of the base, counted apart from what training moves
-    parameters_up: int = 0  # numbers that crossed, beside the bytes
-    parameters_down: int = 0
-    parameters: int = 0  # numbers in the state
-
-    def spent(self, up: int, down: int, base: int) -> None:
-        """Count bytes of meeting nodes."""
-        self.bytes_up, self.bytes_down, self.bytes_base = (
-            self.bytes_up + up,
-            self.bytes_down + down,
-            self.bytes_base + base,
-        )
-
-
 def evaluated(round: int, rounds: int, every: int) -> bool:
     """Is the state of a round evaluated? Those of round 0 and the last always are."""
     return round % every == 0 or round == rounds
 
 
-OnRound = Callable[[RoundReport, State], None]
 Score = Callable[[State], Metrics]
 Probe = Callable[[State], float]  # the loss of a state on a few rows of the server's
 
@@ -110,9 +59,7 @@ class Federation:
     score: evaluates the state on the server; beside Flower's `evaluate_fn` it spares a copy.
     probe: makes what measures the states that may follow the one it is given, in nats, from 0 to 10^6; None where the
         server's rows do not do. See `examination`.
-    on_round: called after every round with its report and the state, round 0 included, before the state is kept. A run
-        that is killed between the two does that round again.
-    on_kept: called likewise once the state is kept.
+    callbacks: who is told of the run, called in this order; see `Callback`.
     """
 
     seed: int = 0
@@ -136,8 +83,7 @@ class Federation:
     resume: bool = False
     score: Score | None = None
     probe: Callable[[State], Probe | None] | None = None
-    on_round: OnRound | None = None
-    on_kept: OnRound | None = None
+    callbacks: tuple[Callback, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise ConfigError for values out of their range, all of them."""
@@ -149,5 +95,8 @@ class Federation:
                 problems.append(f"federation: {name} = {value!r} must be a number of at least {low:g}{most}")
         if self.node_names not in (AUTO_NAMES, REGISTERED, FIRST_KEY):
             problems.append(f"federation: node_names = {self.node_names!r} is none of auto, registered and first-key")
+        for place, callback in enumerate(self.callbacks):
+            if not isinstance(callback, Callback):
+                problems.append(f"federation: callbacks[{place}] = {callback!r} must be a Callback")
         if problems:
             raise ConfigError(problems)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from flwr.app import RecordDict
 
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.federation import NodeReport, RoundReport
+from strategies.exchange.callback import NodeReport, RoundReport
 from strategies.exchange.types import Assignment, Profile, State
 from strategies.protocol import install_hash, instructions, journal, wire
 from strategies.rounds import messaging

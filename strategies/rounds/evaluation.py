@@ -6,7 +6,7 @@ import time
 from flwr.app import MetricRecord
 from flwr.serverapp.strategy import Result
 
-from strategies.exchange.federation import RoundReport
+from strategies.exchange.callback import RoundReport
 from strategies.exchange.types import Metrics, Refused, State
 from strategies.protocol import wire
 from strategies.rounds import messaging, validation

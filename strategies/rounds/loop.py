@@ -12,12 +12,14 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
+from strategies.exchange.callback import RoundReport, RunFacts
 from strategies.exchange.compatibility import problems as incompatibilities
-from strategies.exchange.federation import Federation, RoundReport
+from strategies.exchange.federation import Federation
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import RunFailed, State
 from strategies.protocol import checkpoint, wire
 from strategies.rounds import evaluation
+from strategies.rounds.callbacks import tell_checkpoint, tell_round, told
 from strategies.rounds.context import RunContext
 from strategies.rounds.defence import collapse
 from strategies.rounds.handshake.start import start
@@ -65,7 +67,15 @@ def run_federation(
     else:
         state = kept
     run.mechanism.start(state.tensors)
-    return _rounds(run, state)
+    with told(federation.callbacks, _facts(run)):
+        return _rounds(run, state)
+
+
+def _facts(run: Run) -> RunFacts:
+    """Return what callbacks are told of a run that starts."""
+    context, nodes = run.context, tuple(profile.name for profile in run.registry.present)
+    settings = flatten(context.config) | context.strategy.to_flat()
+    return RunFacts(context.strategy.name, context.config, nodes, context.rounds, run.first, settings)
 
 
 def _unused(config: TaskConfig, evaluating: TaskConfig) -> list[str]:
@@ -129,11 +139,9 @@ def _close(run: Run, report: RoundReport, state: State, result: Result) -> State
     if report.evaluated_by_nodes:
         result.evaluate_metrics_clientapp[report.number] = MetricRecord(dict(report.evaluated_by_nodes))
     run.remember_privacy()
-    if run.context.federation.on_round is not None:
-        run.context.federation.on_round(report, state)
+    tell_round(run.context.federation.callbacks, report, state)
     _keep(run, report, state)
-    if run.context.federation.on_kept is not None:
-        run.context.federation.on_kept(report, state)
+    tell_checkpoint(run.context.federation.callbacks, report, state)
     return state
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from flwr.app import Message
 
 from strategies.exchange import compatibility
-from strategies.exchange.federation import NodeReport, RoundReport, evaluated
+from strategies.exchange.callback import NodeReport, RoundReport
+from strategies.exchange.federation import evaluated
 from strategies.exchange.privacy import Mechanism, Plan
 from strategies.exchange.types import RunFailed, State
 from strategies.rounds import validation

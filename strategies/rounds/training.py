@@ -15,7 +15,7 @@ from flwr.app import Message
 from strategies.algebra.lowrank import truncated
 from strategies.algebra.tensors import Tensors
 from strategies.exchange import cohort, compatibility
-from strategies.exchange.federation import NodeReport, RoundReport
+from strategies.exchange.callback import NodeReport, RoundReport
 from strategies.exchange.types import Assignment, Profile, Refused, State, Update
 from strategies.protocol import wire
 from strategies.rounds import messaging, validation

@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
-from strategies.exchange.federation import RoundReport
+from strategies.exchange.callback import RoundReport
 from strategies.exchange.types import State
 from strategies.protocol import checkpoint
 from strategies.rounds.run import Run

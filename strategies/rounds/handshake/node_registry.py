@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass, field, replace
 
 from strategies.exchange import cohort
-from strategies.exchange.federation import RoundReport
+from strategies.exchange.callback import RoundReport
 from strategies.exchange.types import (
     BASE_POSITION,
     Absent,

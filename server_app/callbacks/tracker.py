@@ -1,0 +1,98 @@
+"""Trackers: who the numbers of a run go to, such as TensorBoard. Each is one file in `trackers/`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar
+
+from server_app.callbacks import trackers
+from server_app.results.lines import line_of, row_of
+from server_app.results.measure import measure_of
+from strategies.exchange.callback import Callback, RoundReport, RunFacts
+from strategies.exchange.types import State
+from task import extensions
+from task.schema import Flat, Schema, schema
+
+Log = Callable[[dict[str, float]], None]  # takes the numbers of a round; "round" is one of them
+PACKAGE = trackers.__name__
+
+
+@dataclass(frozen=True)
+class Tracker(ABC):
+    """Where the numbers of a run go; the fields made by `task.schema.option` are its options."""
+
+    package: ClassVar[str] = ""  # that it needs, as pip and Python call it; empty: none
+
+    @property
+    def name(self) -> str:
+        """The name it is chosen by: that of its file."""
+        return type(self).__module__.rsplit(".", 1)[-1].replace("_", "-")
+
+    @abstractmethod
+    def opened(self, folder: Path, settings: Flat) -> AbstractContextManager[Log]:
+        """Open it for one run, and close it when the run ends, with the error that ended it if one did.
+
+        `folder` is the results folder, `settings` are the run-config keys of strategy and task. What it returns is
+        called once a round with the round's numbers. A resumed run opens it again in the same folder.
+        """
+
+    def problems(self) -> Iterator[str]:
+        """Return what is lacking on this machine."""
+        if self.package and find_spec(self.package) is None:
+            yield (
+                f"trackers: '{self.name}' needs the package {self.package}, which is not installed where the server "
+                f"runs: pip install {self.package}"
+            )
+
+
+class Tracking(Callback):
+    """Tells a tracker of a run."""
+
+    def __init__(self, tracker: Tracker, folder: Path) -> None:
+        self._tracker, self._folder = tracker, folder
+        self._open = ExitStack()
+        self._log: Log | None = None
+
+    @property
+    def name(self) -> str:
+        """The tracker's."""
+        return self._tracker.name
+
+    def on_start(self, facts: RunFacts) -> None:
+        """Open the tracker."""
+        self._measure = measure_of(facts.config)
+        self._log = self._open.enter_context(self._tracker.opened(self._folder, facts.settings))
+
+    def on_round(self, report: RoundReport, state: State) -> None:
+        """Hand on the numbers; a tracker that could not be opened has said so."""
+        if self._log is not None:
+            row = row_of(line_of(report, self._measure))
+            self._log({name: value for name, value in row.items() if isinstance(value, int | float)})
+
+    def on_end(self, error: BaseException | None) -> None:
+        """Close the tracker."""
+        if error is None:
+            self._open.close()
+        else:
+            self._open.__exit__(type(error), error, error.__traceback__)
+
+
+def names() -> list[str]:
+    """Return the names of all trackers."""
+    return extensions.names(PACKAGE)
+
+
+def tracker_class(name: str) -> type[Tracker]:
+    """Return the class of a tracker. Raises ConfigError."""
+    return extensions.load(PACKAGE, name, Tracker)  # type: ignore[type-abstract]
+
+
+def option_keys() -> Schema:
+    """Return the options of all trackers as `<name>.<option>` keys."""
+    keys: Schema = {}
+    for name in names():
+        keys |= schema(tracker_class(name), f"{name}.")
+    return keys

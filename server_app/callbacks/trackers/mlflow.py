@@ -1,0 +1,30 @@
+"""MLflow: a run of an experiment, on a tracking server or on this disk."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from server_app.callbacks.tracker import Log, Tracker
+from task.schema import Flat, option
+
+
+@dataclass(frozen=True)
+class MLflow(Tracker):
+    """Logs to an experiment; the server is the one that MLFLOW_TRACKING_URI names, unless `tracking_uri` does."""
+
+    package = "mlflow"
+    experiment: str = option("thistledown", doc="experiment that the run is logged to")
+    tracking_uri: str = option("", doc="address of the server, or a database file; empty: MLFLOW_TRACKING_URI")
+
+    @contextmanager
+    def opened(self, folder: Path, settings: Flat) -> Iterator[Log]:
+        """Log to a new run, named after the results folder."""
+        import mlflow
+
+        if self.tracking_uri:
+            mlflow.set_tracking_uri(self.tracking_uri)
+        mlflow.set_experiment(self.experiment)
+        with mlflow.start_run(run_name=folder.name):
+            mlflow.log_params(settings)
+            yield lambda row: mlflow.log_metrics(row, step=int(row["round"]))

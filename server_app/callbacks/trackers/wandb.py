@@ -1,0 +1,25 @@
+"""Weights & Biases: a run of a project there, or on this disk with WANDB_MODE=offline."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from server_app.callbacks.tracker import Log, Tracker
+from task.schema import Flat, option
+
+
+@dataclass(frozen=True)
+class WandB(Tracker):
+    """Logs to a project; who logs in, and where to, is wandb's own configuration."""
+
+    package = "wandb"
+    project: str = option("thistledown", doc="project that the run is logged to")
+
+    @contextmanager
+    def opened(self, folder: Path, settings: Flat) -> Iterator[Log]:
+        """Log to a new run, named after the results folder."""
+        import wandb
+
+        with wandb.init(project=self.project, name=folder.name, dir=folder, config=dict(settings)) as run:
+            yield lambda row: run.log(row, step=int(row["round"]))

@@ -1,0 +1,76 @@
+"""The rounds of a run so far, which of them is the best, and the summary that follows from them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from server_app.results.lines import VOID
+from server_app.results.measure import Measure
+
+ACCOUNT = ("epsilon", "delta", "accountant")
+SUMS = ("bytes_up", "bytes_down", "bytes_base", "parameters_up", "parameters_down")
+
+
+@dataclass
+class History:
+    """The lines of metrics.jsonl, round 0 first."""
+
+    measure: Measure
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None  # one of `lines`
+    resumed: list[int] = field(default_factory=list)  # the rounds after which other processes went on
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Take up the line of the next round."""
+        self.lines.append(line)
+        self._compare(line)
+
+    def _compare(self, line: dict[str, Any]) -> None:
+        chosen_by = line.get("chosen-by")
+        if chosen_by is not None and (self.best is None or self.measure.better(chosen_by, self.best["chosen-by"])):
+            self.best = line
+
+    @property
+    def learned(self) -> bool:
+        """Whether any round has trained."""
+        return any(not line["failed"] for line in self.lines[1:])
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The last rank of every node that took part."""
+        return {node["node"]: node["rank"] for line in self.lines for node in line["nodes"]}
+
+    def quality(self) -> dict[str, Any]:
+        """Return where the metric began and ended, and the best round, all on the part that is reported."""
+        metric, best = self.measure.metric, self.best or {}
+        first = self.lines[0] if self.lines else {}
+        # A round that was not evaluated has no quality, nor has one where nodes score and none answers well.
+        scored: dict[str, Any] = next((line for line in reversed(self.lines) if metric in line), {})
+        return {
+            "base": first.get(metric),
+            "final": scored.get(metric),
+            "best": best.get(metric),
+            "best-round": best.get("round"),
+            "best-chosen-by": best.get("chosen-by"),
+            **_told("void-rounds", {line["round"]: line[VOID] for line in self.lines if VOID in line}),
+        }
+
+    def course(self) -> dict[str, Any]:
+        """Return what happened: rounds, failures, who took part, what was sent."""
+        last = self.lines[-1] if self.lines else {}
+        back = {line["round"]: line["rolled-back"] for line in self.lines if "rolled-back" in line}
+        return {
+            "rounds": last.get("round", 0),
+            **_told("resumed", self.resumed),
+            "failed-rounds": sum(bool(line["failed"]) for line in self.lines),
+            **_told("rolled-back", back),
+            "ranks": self.ranks,
+            **{name: last[name] for name in ACCOUNT if name in last},
+            "parameters": last.get("parameters", 0),
+            **{name: sum(line[name] for line in self.lines) for name in SUMS},
+        }
+
+
+def _told(key: str, value: dict[int, str] | Sequence[int]) -> dict[str, Any]:
+    """Return an entry of a summary, none for an empty value."""
+    return {key: value} if value else {}
