@@ -7,7 +7,9 @@ simulates nodes they are the server's own machine and user: there is nothing to 
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from task.data.sources.sources import unreadable
 from task.models.base import HUB_ID
 
 PATHS, CODE = "follow-paths", "trust-remote-code"
+IN_PROCESS: ContextVar[bool] = ContextVar("in-process", default=False)
 HIDDEN = "an error that only this node's own log tells"
 Handler = Callable[[Message, Context], Message]
 
@@ -36,9 +39,20 @@ class NodeFailed(RuntimeError):
 
 
 def simulated() -> bool:
-    """Does Flower simulate this node? Its ClientApps then run in actors of Ray; nothing else here starts Ray."""
+    """Return whether this node is simulated, in an actor of Ray (nothing else here starts Ray) or in the server's own
+    process."""
     ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
+    return IN_PROCESS.get() or (ray is not None and bool(ray.is_initialized()))
+
+
+@contextmanager
+def in_process() -> Iterator[None]:
+    """Within this block nodes are simulated by the process that is the server too."""
+    token = IN_PROCESS.set(True)
+    try:
+        yield
+    finally:
+        IN_PROCESS.reset(token)
 
 
 def follows_paths(node: Mapping[str, object]) -> bool:

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from in_process import through_wire
 
 import client_app
 from client_app.public_errors import NodeFailed
+from thistledown.simulation.grid import through_wire
 
 SECRET = "Ada-Lovelace-1815"  # stands in rows that must not be told
 

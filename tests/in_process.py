@@ -1,24 +1,18 @@
-"""Flower's grid without Ray: messages go through Flower's real encoding to the real ClientApp, one at a time.
+"""The in-process grid with ears and hands: tests hear all messages, spoil replies, take nodes away and bring them back.
 
 Simulated nodes are as Ray's simulation makes them: random ids, `partition-id` and `num-partitions`.
 `hold` runs a whole federation on such a grid, as the ServerApp does, and gives what it left.
 """
 
-import itertools
 import json
-import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 
 import client_app
@@ -39,6 +33,7 @@ from task.models.base import Base, server_base
 from task.models.model import kept_model
 from task.schema import flatten
 from task.storage.store import server_store
+from thistledown.simulation import grid
 
 SERVER = 1
 Spoil = Callable[[int, str, Message], Message | None]
@@ -68,11 +63,10 @@ class Exchange:
     reply: RecordDict | None
 
 
-class InProcessGrid(Grid):
+class InProcessGrid(grid.InProcessGrid):
     """`spoil` may change a reply (or raise) before it is delivered: (partition, message type, reply) -> reply.
 
-    `ids` seeds the random node ids; `exchanges` keeps all that went over the wire. Nodes are simulated ones, unless
-    they are `deployed`.
+    `exchanges` keeps all that went over the wire. Nodes are simulated ones, unless they are `deployed`.
     """
 
     def __init__(
@@ -84,22 +78,12 @@ class InProcessGrid(Grid):
         ids: int = 0,
         deployed: bool = False,
     ) -> None:
-        self.app, self.spoil, self.deployed = app, spoil, deployed
+        super().__init__(app, num_nodes, node_configs, ids)
+        self.spoil, self.deployed = spoil, deployed
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 7, 7, SERVER
-        self._fresh_ids = random.Random(f"{ids}/{num_nodes}")
-        node_ids = self._fresh_ids.sample(range(10**6, 10**7), num_nodes)
-        self.contexts = {}
-        for partition, node_id in enumerate(node_ids):
-            own = {"partition-id": partition, "num-partitions": num_nodes} | (node_configs or {}).get(partition, {})
-            self.contexts[node_id] = Context(
-                run_id=7, node_id=node_id, node_config=own, state=RecordDict(), run_config={}
-            )
-        self.partitions = dict(zip(node_ids, range(num_nodes), strict=True))
         self.lingering: set[int] = set()
         self.away: set[int] = set()  # partitions that are not connected
-        self.waiting: dict[str, Message | None] = {}
         self.exchanges: list[Exchange] = []
-        self._counter = itertools.count()
 
     @property
     def log(self) -> list[tuple[int, str]]:
@@ -114,70 +98,28 @@ class InProcessGrid(Grid):
         """The node comes back as Flower lets it: under a new id, its state forgotten. The old id may linger among
         those that are there, as it does until its heartbeat is missed; nobody answers under it."""
         old = next(node_id for node_id in self.contexts if self.partitions[node_id] == partition)
-        new = self._fresh_ids.randrange(10**7, 10**8)
+        new = self.ids.randrange(10**7, 10**8)
         self.partitions[new] = partition
         self.lingering = {old} if lingers else set()
         config = self.contexts.pop(old).node_config
         self.contexts[new] = Context(run_id=7, node_id=new, node_config=config, state=RecordDict(), run_config={})
 
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        ids = []
-        for message in messages:
-            message_id = f"message-{next(self._counter)}"
-            message.metadata.__dict__["_message_id"] = message_id
-            ids.append(message_id)
-            reply = self.waiting[message_id] = self._answer(message)
-            content = reply.content if reply is not None and reply.has_content() else None
-            partition = self.partitions[message.metadata.dst_node_id]
-            self.exchanges.append(Exchange(partition, message.metadata.message_type, message.content, content))
-        return ids
-
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        found = [self.waiting.pop(i) for i in message_ids if i in self.waiting]
-        return [message for message in found if message is not None]
-
     def get_node_ids(self) -> list[int]:
-        there = [node_id for node_id in self.contexts if self.partitions[node_id] not in self.away]
+        there = [node_id for node_id in super().get_node_ids() if self.partitions[node_id] not in self.away]
         return [*self.lingering, *there]
 
-    def _answer(self, message: Message) -> Message | None:
-        node_id = message.metadata.dst_node_id
-        partition, kind = self.partitions[node_id], message.metadata.message_type
-        if node_id not in self.contexts:
-            return Message(Error(code=5, reason="Node Unavailable"), reply_to=message)
-        try:
-            TaskIdentity.node_id = node_id
-            with patch("client_app.public_errors.simulated", lambda: not self.deployed):
-                reply: Message | None = self.app(through_wire(message), self.contexts[node_id])
-            if self.spoil is not None:
-                reply = self.spoil(partition, kind, reply)
-            return reply and through_wire(reply)
-        except Exception as error:  # noqa: BLE001 - what a SuperNode does: any error becomes an error reply
-            return Message(Error(code=2, reason=f"{type(error)}:<{str(error)!r}>"), reply_to=message)
-        finally:
-            TaskIdentity.node_id = SERVER
+    def delivered(self, message: Message) -> Message | None:
+        reply = super().delivered(message)
+        content = reply.content if reply is not None and reply.has_content() else None
+        partition = self.partitions[message.metadata.dst_node_id]
+        self.exchanges.append(Exchange(partition, message.metadata.message_type, message.content, content))
+        return reply
 
-    # What the abstract class asks for and our round loop does not use.
-    def set_run(self, run: Any) -> None:
-        raise NotImplementedError
-
-    @property
-    def run(self) -> Any:
-        raise NotImplementedError
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        raise NotImplementedError
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        raise NotImplementedError
-
-
-def through_wire(message: Message) -> Message:
-    """The message as the other side reads it: deflated to bytes and inflated again."""
-    contents = {name: part.deflate() for name, part in get_all_nested_objects(message).items()}
-    back = inflate_object_from_contents(message.object_id, contents)
-    back.metadata.__dict__["_message_id"] = message.metadata.message_id
-    return back
+    def answer(self, message: Message, context: Context) -> Message | None:
+        reply: Message | None = self.app(message, context) if self.deployed else super().answer(message, context)
+        if self.spoil is None:
+            return reply
+        return self.spoil(self.partitions[context.node_id], message.metadata.message_type, reply)
 
 
 def sent(record: Any) -> Tensors:

@@ -301,9 +301,9 @@ def test_a_lifetime_budget_over_three_runs_with_kills(tmp_path: Path) -> None:
             self.spoil = self._spoil
             self.asked: Any = None
 
-        def _answer(self, message: Any) -> Any:
+        def delivered(self, message: Any) -> Any:
             self.asked = message
-            return super()._answer(message)
+            return super().delivered(message)
 
         def _spoil(self, partition: int, kind: str, reply: Any) -> Any:
             if kind == "train":

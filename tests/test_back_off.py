@@ -197,7 +197,7 @@ def test_an_install_that_leaves_something_out_is_noticed(tmp_path: Path, monkeyp
         write(model, dict(list(tensors.items())[1:]))
 
     grid = InProcessGrid(client_app.app, 3)
-    answer = grid._answer
+    answer = grid.delivered
 
     def answering(message: Message) -> Message | None:
         with monkeypatch.context() as patch:
@@ -205,7 +205,7 @@ def test_an_install_that_leaves_something_out_is_noticed(tmp_path: Path, monkeyp
                 patch.setattr(TunedModel, "write", forgetful)
             return answer(message)
 
-    grid._answer = answering  # type: ignore[method-assign]
+    grid.delivered = answering  # type: ignore[method-assign]
     lines = hold(tmp_path, QUICK | {"num-server-rounds": 2}, grid).rounds[2]["nodes"]
     assert [bool(line["refused"]) for line in lines] == [False, True, False]
     assert "installed something else" in lines[1]["refused"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from in_process import equal, through_wire
+from in_process import equal
 from laws import Plan, scene, variants
 
 import strategies
@@ -17,6 +17,7 @@ from strategies.protocol import wire
 from strategies.rounds import validation
 from task.config import TaskConfig
 from task.schema import ConfigError
+from thistledown.simulation.grid import through_wire
 
 A, B, HEAD = "m0.lora_A.weight", "m0.lora_B.weight", "classifier.weight"
 STATE = State({A: torch.ones(3, 4), B: torch.ones(5, 3), HEAD: torch.ones(2, 5, dtype=torch.bfloat16)})

@@ -10,7 +10,6 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
-from in_process import through_wire
 from samples import write_table
 from tiers import examples
 
@@ -26,6 +25,7 @@ from task.data.request import Reading
 from task.data.tables.tables import read_table
 from task.schema import ConfigError
 from thistledown.settings import Settings
+from thistledown.simulation.grid import through_wire
 
 APP = Path(__file__).parent.parent
 KEYS = sorted(keys())

@@ -16,7 +16,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from fuzzing import GONE, Tried, many
 from hypothesis import strategies as st
-from in_process import InProcessGrid, hold, through_wire
+from in_process import InProcessGrid, hold
 from order_mutations import Change, changes
 from samples import write_table
 from tuned import samples
@@ -27,6 +27,7 @@ from strategies.algebra.tensors import raw
 from strategies.exchange.types import Refused
 from strategies.protocol import instructions, wire
 from strategies.protocol.replies import INSTALLED
+from thistledown.simulation.grid import through_wire
 
 ALL = int(os.environ.get("FUZZ_ORDERS", "400"))
 STEPS, RANK, SECONDS = 8, 8, 8.0  # that the node's policy allows at most

@@ -15,7 +15,6 @@ import torch
 from flwr.app import Message, MetricRecord, RecordDict
 from fuzzing import GONE, Tried, many
 from hypothesis import strategies as st
-from in_process import through_wire
 from laws import Plan, Scene, scene, variants
 from mutations import Mutation, mutations
 
@@ -30,6 +29,7 @@ from strategies.exchange.wrapper import Wrapper
 from strategies.protocol import wire
 from strategies.rounds import validation
 from task.config import TaskConfig
+from thistledown.simulation.grid import through_wire
 
 ALL = int(os.environ.get("FUZZ_REPLIES", "2700"))  # mutated replies, over all cases; `make fuzz` asks for 30,000
 ROWS = 100

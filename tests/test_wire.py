@@ -11,13 +11,13 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
-from in_process import through_wire
 from random_states import sections, states
 from tiers import examples
 
 from strategies.algebra.tensors import raw
 from strategies.exchange.types import Entry, Refused, State, Tensors
 from strategies.protocol import wire
+from thistledown.simulation.grid import through_wire
 
 EMPTY = {"tensors": [], "journal": []}
 

@@ -8,7 +8,6 @@ import torch
 from flwr.app import Message, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
-from in_process import through_wire
 
 import strategies
 from strategies.algebra.tensors import Tensors
@@ -19,6 +18,7 @@ from strategies.exchange.wrapper import Wrapper
 from strategies.protocol import wire
 from strategies.rounds import validation
 from task.config import TaskConfig
+from thistledown.simulation.grid import through_wire
 
 ASSIGNMENT = Assignment(1, 3, 9, 2, noise=1.0)
 NORMAL = {"bfloat16": (2.0**-8, 2.0**-126, 3e38), "float16": (2.0**-11, 2.0**-14, 65_504.0)}  # error, smallest, largest

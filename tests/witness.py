@@ -39,9 +39,9 @@ class Witness(Fragile):
         self.journal, self.given = journal, given
         self._message: Any = None
 
-    def _answer(self, message: Message) -> Message | None:
+    def delivered(self, message: Message) -> Message | None:
         self._message = message
-        return super()._answer(message)
+        return super().delivered(message)
 
     def _spoil(self, partition: int, kind: str, reply: Message) -> Message:
         if kind == "train":

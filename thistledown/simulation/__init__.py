@@ -1,0 +1,1 @@
+"""A federation in this process: no Ray, no SuperLink, the same bits."""

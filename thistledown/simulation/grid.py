@@ -1,0 +1,133 @@
+"""Flower's grid in one process: messages go through Flower's own encoding to the ClientApp, one at a time.
+
+Nodes are as Flower's simulation makes them: random ids, `partition-id` and `num-partitions` in their node config. They
+work one after another, as they share the process's model.
+"""
+
+import itertools
+import random
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from client_app.public_errors import in_process
+
+RUN, SERVER = 7, 1  # Flower's ids of the run and of the server
+UNAVAILABLE, FAILED = 5, 2  # Flower's codes of errors
+
+
+class InProcessGrid(Grid):
+    """`num_nodes` nodes that answer by calling `app`; `node_configs` adds to the node config of a partition.
+
+    `ids` seeds the nodes' random ids, on which no result depends.
+    """
+
+    def __init__(
+        self,
+        app: ClientApp,
+        num_nodes: int,
+        node_configs: Mapping[int, Mapping[str, Any]] | None = None,
+        ids: int = 0,
+    ) -> None:
+        self.app = app
+        self.ids = random.Random(f"{ids}/{num_nodes}")
+        node_ids = self.ids.sample(range(10**6, 10**7), num_nodes)
+        self.partitions = dict(zip(node_ids, range(num_nodes), strict=True))
+        self.contexts = {}
+        for node_id, partition in self.partitions.items():
+            own = {"partition-id": partition, "num-partitions": num_nodes, **(node_configs or {}).get(partition, {})}
+            self.contexts[node_id] = Context(RUN, node_id, own, RecordDict(), {})
+        self.waiting: dict[str, Message | None] = {}
+        self._numbers = itertools.count()
+        self._run: Run | None = None
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Let the node of every message work on it, and keep the reply. Returns the messages' ids."""
+        ids = []
+        for message in messages:
+            message_id = f"message-{next(self._numbers)}"
+            message.metadata.__dict__["_message_id"] = message_id
+            self.waiting[message_id] = self.delivered(message)
+            ids.append(message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies to these messages, each once."""
+        found = [self.waiting.pop(message_id) for message_id in message_ids if message_id in self.waiting]
+        return [message for message in found if message is not None]
+
+    def get_node_ids(self) -> list[int]:
+        """Return the ids of all nodes."""
+        return list(self.contexts)
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a message to a node."""
+        return Message(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Return the replies of nodes to these messages, as many as there are after `timeout` seconds."""
+        deadline, replies = time.monotonic() + (timeout or float("inf")), []
+        for message in messages:
+            if time.monotonic() < deadline:
+                replies += self.pull_messages(self.push_messages([message]))
+        return replies
+
+    def set_run(self, run: Run) -> None:
+        """Take up what Flower knows of the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """What was taken up. Raises RuntimeError where nothing was."""
+        if self._run is None:
+            raise RuntimeError("the grid was told of no run: call set_run first")
+        return self._run
+
+    def delivered(self, message: Message) -> Message | None:
+        """Return a node's reply as the server reads it; an error reply where the node raises, as a SuperNode does."""
+        node_id = message.metadata.dst_node_id
+        if node_id not in self.contexts:
+            return Message(Error(code=UNAVAILABLE, reason="Node Unavailable"), reply_to=message)
+        before, TaskIdentity.node_id = TaskIdentity.node_id, node_id
+        try:
+            reply = self.answer(through_wire(message), self.contexts[node_id])
+            return reply and through_wire(reply)
+        except Exception as error:  # noqa: BLE001 - a SuperNode makes an error reply of any error
+            return Message(Error(code=FAILED, reason=f"{type(error)}:<{str(error)!r}>"), reply_to=message)
+        finally:
+            TaskIdentity.node_id = before
+
+    def answer(self, message: Message, context: Context) -> Message | None:
+        """Return what the node says; its messages may name files of this machine, as those of simulated nodes may."""
+        with in_process():
+            return self.app(message, context)
+
+
+@contextmanager
+def identity() -> Iterator[None]:
+    """Within this block the process is the server of a run, as Flower's messages need it to be."""
+    before = TaskIdentity._run_id, TaskIdentity._task_id, TaskIdentity._node_id
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = RUN, RUN, SERVER
+    try:
+        yield
+    finally:
+        TaskIdentity._run_id, TaskIdentity._task_id, TaskIdentity._node_id = before
+
+
+def through_wire(message: Message) -> Message:
+    """Return the message as the other side reads it: deflated to bytes and inflated again."""
+    contents = {name: part.deflate() for name, part in get_all_nested_objects(message).items()}
+    back = cast(Message, inflate_object_from_contents(message.object_id, contents))
+    back.metadata.__dict__["_message_id"] = message.metadata.message_id
+    return back
