@@ -100,6 +100,7 @@ def test_the_test_that_runs_a_block_reads_its_page(block: Block) -> None:
     assert block.page.name in (ROOT / block.value.split()[0]).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [block for block in ALL if block.kind == "run in process"], ids=str)
 def test_a_server_app_runs(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
@@ -189,6 +190,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path / "work"
 
 
+@pytest.mark.slow
 @pytest.mark.flower
 @pytest.mark.parametrize("page", sorted({block.page for block in OURS}), ids=lambda page: page.stem)
 def test_the_blocks_of_a_page_run_in_their_order(page: Path, place: Path, models: dict[str, str]) -> None:
