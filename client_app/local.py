@@ -19,13 +19,14 @@ from client_app import public_errors
 from client_app.permission import check_instructions, check_offer, check_rows
 from client_app.policy import Policy
 from client_app.public_errors import NodeError, check_code, check_labels, check_source, follows_paths
-from task.config import AUTO, TaskConfig
+from task.config import TaskConfig
 from task.data.labels import LabelError
 from task.device import cores, found
 from task.models.base import Base, accept_offer, node_base, node_bases
 from task.models.versions import versions, written
 from task.seeds import derive
 from task.storage.store import Store, node_store
+from task.tunings.base import AUTO
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -86,13 +87,13 @@ class Local:
 
     @property
     def automatic(self) -> bool:
-        """Is the node's rank to be found by a trial?"""
-        return self.config.tuning == "lora" and self._said_rank == AUTO
+        """Whether the node's rank is found by a trial."""
+        return self.config.tuning.has_ranks and self._said_rank == AUTO
 
     @property
     def rank(self) -> int:
-        """The node's rank budget: its own `rank`, else its turn in `lora.ranks`; 0 where there is none, or none yet."""
-        if self.config.tuning != "lora" or self.automatic:
+        """The node's rank budget: its own `rank`, else its turn in the tuning's; 0: there is none, or none yet."""
+        if not self.config.tuning.has_ranks or self.automatic:
             return 0
         rank = self._said_rank
         if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
@@ -102,7 +103,7 @@ class Local:
 
     @property
     def _said_rank(self) -> bool | int | float | str:
-        own, ranks = dict(self.node), self.config.lora.ranks
+        own, ranks = dict(self.node), self.config.tuning.budgets()
         return own.get("rank", ranks[int(own.get("partition-id", 0)) % len(ranks)] if ranks else AUTO)
 
     @cached_property

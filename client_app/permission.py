@@ -53,7 +53,7 @@ def _choices(policy: Policy, instructions: ConfigRecord, config: TaskConfig) -> 
     if problems:
         raise ConfigError(problems)
     yield from _among("tasks", policy.tasks, [config.task.kind])
-    yield from _among("tunings", policy.tunings, [config.tuning])
+    yield from _among("tunings", policy.tunings, [config.tuning.name])
     yield from _among("strategies", policy.strategies, [chosen["strategy"]])
     yield from _among("wrappers", policy.wrappers, chosen["wrappers"])
     yield from _models(policy, instructions, config)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from task.config import KINDS, TUNINGS
+from task.config import KINDS
 from task.schema import ConfigError, build, flatten, group, option, read, schema
 
 FILE, PREFIX = "policy", "policy."
@@ -149,10 +149,11 @@ def _unknown_names(values: Mapping[str, object]) -> list[str]:
     import strategies
     from strategies.exchange.compatibility import guards_on_node
     from task.schema import unknown
+    from task.tunings import registry as tunings
 
     there = {
         "tasks": KINDS,
-        "tunings": TUNINGS,
+        "tunings": tunings.names(),
         "strategies": strategies.names(),
         "wrappers": strategies.wrapper_names(),
         "privacy.kinds": strategies.wrapper_names(),

@@ -52,7 +52,7 @@ def run_trial(local: Local) -> Trial:
     seed = derive(local.config.seed, "trial", local.name)
     trainer = trainer_of(local, strategy_of(local.instructions), rows, seed)
     most = local.policy.max_rank
-    candidates = [rank for rank in local.config.lora.auto_ranks if not most or rank <= most]
+    candidates = [rank for rank in local.config.tuning.candidates() if not most or rank <= most]
     for largest in reversed(candidates):
         ends = sorted({candidates[0], largest})
         try:

@@ -28,7 +28,7 @@ RESIDUAL = "residual "  # in front of names, where the residual lies beside the 
 class FedExLora(Strategy):
     """FedAvg with LoRA, made exact."""
 
-    tunings = frozenset({"lora"})
+    needs_ranks = True
     is_weighted_mean = False
     laws = frozenset({IDENTITY, FIXED_POINT, ORDER, WEIGHTS, EXACT})
 

@@ -54,7 +54,7 @@ class FedKSeed(Strategy):
     epsilon: float = option(0.0005, low=1e-9, doc="how far aside the loss is looked at")
     pro: bool = option(False, doc="draw directions by how steep the loss was along them")
 
-    tunings = frozenset({"full", "bias", "head"})  # a state without factors has rank 0, which builds no adapters
+    needs_in_place = True
     gradients = False
     laws = frozenset({IDENTITY, FIXED_POINT, ORDER, WEIGHTS, EQUAL_RANKS})
 

@@ -32,7 +32,7 @@ class FedSALora(Strategy):
         doc="does the head stay on the node too (private), or is it averaged (shared)?",
     )
 
-    tunings = frozenset({"lora"})
+    needs_ranks = True
     personalized = True
 
     def exchanged(self, model: TunedModel) -> Mapping[str, torch.Tensor]:

@@ -86,7 +86,7 @@ class Ferret(Strategy):
     final_step: float = option(0.0, low=0.0, doc="the server's step in the last round, where it is not constant")
     momentum: float = option(0.0, low=0.0, high=0.999, doc="of the server")
 
-    tunings = frozenset({"full", "bias", "head"})  # a state without factors has rank 0, which builds no adapters
+    needs_in_place = True
     is_weighted_mean = False
     additive_across_rounds = False  # coordinates belong to the bases, and the scales, of one round
     laws = frozenset({FIXED_POINT, ORDER, WEIGHTS})

@@ -20,7 +20,7 @@ from task.models.model import TunedModel
 class FFALora(Strategy):
     """FedAvg of B and the head; A is not exchanged."""
 
-    tunings = frozenset({"lora"})
+    needs_ranks = True
     laws = frozenset({IDENTITY, FIXED_POINT, ORDER, WEIGHTS, EQUAL_RANKS, EXACT})
 
     def exchanged(self, model: TunedModel) -> Mapping[str, torch.Tensor]:

@@ -26,7 +26,7 @@ from task.config import TaskConfig
 class FlexLora(Strategy):
     """The mean of products of any ranks; every node gets its best approximation."""
 
-    tunings = frozenset({"lora"})
+    needs_ranks = True
     heterogeneous_ranks = True
     is_weighted_mean = False
     additive_across_rounds = False  # the factors are split anew in every round

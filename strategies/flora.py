@@ -34,7 +34,7 @@ COLUMNS = 16  # of a product that are compared
 class Flora(Strategy):
     """The exact mean of products of any ranks, put into the base."""
 
-    tunings = frozenset({"lora"})
+    needs_ranks = True
     heterogeneous_ranks = True
     is_weighted_mean = False
     additive_across_rounds = False  # an update is what a node holds, in factors that are drawn afresh

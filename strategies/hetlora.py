@@ -36,7 +36,7 @@ class HetLora(Strategy):
     gamma: float = option(0.99, low=0.01, high=1.0, doc="share of its ranks that a node keeps when it prunes")
     penalty: float = option(1e-3, low=0.0, doc="weight of the norms of the ranks that would go")
 
-    tunings = frozenset({"lora"})
+    needs_ranks = True
     heterogeneous_ranks = True
     prunes = True
     is_weighted_mean = False

@@ -29,7 +29,7 @@ from strategies.exchange.types import State, Update
 class RBLA(Strategy):
     """The mean of each slice over its owners, undiluted by nodes that lack it."""
 
-    tunings = frozenset({"lora"})
+    needs_ranks = True
     heterogeneous_ranks = True
     is_weighted_mean = False
 

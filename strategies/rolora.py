@@ -16,7 +16,7 @@ from strategies.exchange.strategy import EQUAL_RANKS, EXACT, FIXED_POINT, IDENTI
 class RoLora(Strategy):
     """FedAvg of one factor at a time."""
 
-    tunings = frozenset({"lora"})
+    needs_ranks = True
     laws = frozenset({IDENTITY, FIXED_POINT, ORDER, WEIGHTS, EQUAL_RANKS, EXACT})
 
     def trains(self, name: str, round: int) -> bool:

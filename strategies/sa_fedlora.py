@@ -59,7 +59,7 @@ class SAFedLora(Strategy):
         "merge", choices=("merge", "drop"), doc="what a shrinking rank cuts off: merge into the base, or drop"
     )
 
-    tunings = frozenset({"lora"})
+    needs_ranks = True
     heterogeneous_ranks = True
     additive_across_rounds = False  # weights give way to factors, and these are split anew where the rank falls
     laws = frozenset({IDENTITY, FIXED_POINT, ORDER, WEIGHTS, EQUAL_RANKS})

@@ -22,7 +22,7 @@ from strategies.exchange.types import State, Update
 class ZeroPad(Strategy):
     """The mean over everybody of zero-padded factors."""
 
-    tunings = frozenset({"lora"})
+    needs_ranks = True
     heterogeneous_ranks = True
     is_weighted_mean = False
     laws = frozenset({IDENTITY, ORDER, WEIGHTS, EQUAL_RANKS})

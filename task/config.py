@@ -14,14 +14,13 @@ from task.data.partitioners.base import Partitioner
 from task.data.request import delimiter_problem, encoding_problem
 from task.device import DEVICES
 from task.schema import ConfigError, build, chosen, group, option, read, schema
+from task.tunings import registry as tunings
+from task.tunings.base import Tuning
 
 CAUSAL = "causal-lm"
 KINDS = ("image-classification", "text-classification", CAUSAL)
-TUNINGS = ("full", "lora", "bias", "head", "norm", "dora", "ia3", "prompt", "prefix", "adapter", "ssf")
 TEMPLATES = ("auto", "chat", "plain")
 MANY = 2**20  # of things of which there are fewer in any machine: an order may not ask for more
-MAX_RANK = 1024  # of an adapter
-AUTO = "auto"  # instead of a rank: found by a trial on the node
 EMBEDDED_MODEL = "embedded"
 EMBEDDED_DATA = "digits"
 TEXTUAL = {  # kinds of task that images cannot serve: the model and the data that can
@@ -124,65 +123,14 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Lora:
-    ranks: tuple[int, ...] = option(
-        (8,),
-        low=1,
-        high=MAX_RANK,
-        empty=AUTO,
-        doc='rank budgets of nodes without their own, dealt in turn: "8", "2,4,8"; "auto": by a trial; dora: one',
-    )
-    auto_ranks: tuple[int, ...] = option(
-        (2, 4, 8, 16, 32, 64), low=1, high=MAX_RANK, doc='candidates for a rank that is "auto", ascending'
-    )
-    scaling: float = option(2.0, low=1e-6, doc="factor of the low-rank product: alpha over the global rank")
-    dropout: float = option(0.0, low=0.0, high=0.9, doc="on the input of the adapters")
-    targets: tuple[str, ...] = option(("all-linear",), doc="module name endings that get adapters, separated by commas")
-
-
-@dataclass(frozen=True)
-class Ia3:
-    attention: tuple[str, ...] = option(
-        ("auto",),
-        doc="module name endings of the layers whose output is scaled; auto: keys and values, as commonly named",
-    )
-    feedforward: tuple[str, ...] = option(
-        ("auto",), doc="of those whose input is scaled; auto: the last layer of each feed-forward network"
-    )
-
-
-@dataclass(frozen=True)
-class Prompt:
-    tokens: int = option(10, low=1, high=4096, doc="learned tokens in front of a text, or of the patches of an image")
-    deep: bool = option(True, doc="of images: in front of every block, not of the first alone")
-
-
-@dataclass(frozen=True)
-class Prefix:
-    tokens: int = option(10, low=1, high=4096, doc="learned keys and values in every attention layer")
-
-
-@dataclass(frozen=True)
-class Adapter:
-    width: int = option(16, low=1, high=8192, doc="features in the middle of an adapter")
-
-
-@dataclass(frozen=True)
 class TaskConfig:
     """Everything a node is told about the task. Field names are run-config keys in Python spelling."""
 
     task: Kind = group(Kind)
     model: Model = group(Model)
     data: Data = group(Data)
-    lora: Lora = group(Lora)
-    ia3: Ia3 = group(Ia3)
-    prompt: Prompt = group(Prompt)
-    prefix: Prefix = group(Prefix)
-    adapter: Adapter = group(Adapter)
-    tuning: str = option(
-        "lora",
-        choices=TUNINGS,
-        doc="what trains: full, lora, bias, head, norm, dora, ia3, prompt, prefix, adapter, ssf",
+    tuning: Tuning = chosen(
+        tunings, "lora", doc="what trains: full, lora, bias, head, norm, dora, ia3, prompt, prefix, adapter, ssf"
     )
     seed: int = option(0, low=0, doc="everything random that is public follows from it")
     threads: int = option(1, low=1, high=1024, doc="torch threads of every process; equal counts give equal bits")
@@ -219,11 +167,6 @@ class TaskConfig:
             task=self.task,
             model=self.model,
             data=Data() if self.causal else Data(labels=self.data.labels),  # what a split goes by shapes no model
-            lora=self.lora,
-            ia3=self.ia3,
-            prompt=self.prompt,
-            prefix=self.prefix,
-            adapter=self.adapter,
             tuning=self.tuning,
             seed=self.seed,
         )
@@ -290,11 +233,7 @@ class TaskConfig:
         if self.data.date and not is_date(self.data.date):
             found.append(f"data.date = '{self.data.date:.40}' is no day, such as '2026-01-31'")
         found += self._without_ids()
-        candidates = self.lora.auto_ranks
-        if not candidates or list(candidates) != sorted(set(candidates)):
-            found.append(f"lora.auto-ranks must be ascending ranks, such as '2,4,8', not '{candidates!r}'")
-        if self.tuning == "dora" and len(self.lora.ranks) != 1:
-            found.append("tuning = 'dora' has one rank for all nodes; lora.ranks must be one number, such as '8'")
+        found += self.tuning.problems()
         if self.learning_rate_min > self.learning_rate:
             found.append(
                 f"learning-rate-min = {self.learning_rate_min:g} is above learning-rate = {self.learning_rate:g}; the "

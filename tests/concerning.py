@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tiers import parameters, words
 
-from task.config import KINDS, TUNINGS
+from task.config import KINDS
 from task.extensions import NOT_EXTENSIONS
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +29,7 @@ AXES = {  # the folder of each axis: one extension a file
     "partitioner": "task/data/partitioners",
     "callback": "server_app/callbacks",
 }
-CHOICES = {"tuning": TUNINGS, "kind": KINDS}  # that are not files of their own
+CHOICES = {"kind": KINDS}  # that are not files of their own
 KEY = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 
 

@@ -11,7 +11,7 @@ def exported(outcome: Outcome, which: str) -> Any:
     from transformers import AutoModelForImageClassification
 
     folder = outcome.folder / "model" / which
-    if outcome.run.task.tuning != "lora":
+    if not outcome.run.task.tuning.has_ranks:
         return AutoModelForImageClassification.from_pretrained(folder).eval()
     named = PeftConfig.from_pretrained(folder).base_model_name_or_path
     return PeftModel.from_pretrained(AutoModelForImageClassification.from_pretrained(named), folder).eval()

@@ -99,18 +99,17 @@ class Toy(nn.Module):
 
 def toy_model(strategy: Strategy, rank: int, seed: int, config: TaskConfig | None = None) -> TunedModel:
     """The toy as a strategy is given it; without adapters where the strategy is not meant for them."""
-    lora = strategy.tunings is None or "lora" in strategy.tunings
     module = Toy(rank, seed)
     for factor in (module.m0.lora_A, module.m0.lora_B):
-        factor.requires_grad_(lora)
+        factor.requires_grad_(not strategy.needs_in_place)
     named = dict(module.named_parameters())
     trained = {name: p for name, p in named.items() if p.requires_grad}
     frozen = {name: p for name, p in named.items() if name not in trained}
     return TunedModel(
         module,
         Base("toy", Path("toy"), "toy"),
-        config or TaskConfig(tuning="lora" if lora else "full"),
-        rank if lora else 0,
+        config or TaskConfig.read({"tuning": "full" if strategy.needs_in_place else "lora"}),
+        0 if strategy.needs_in_place else rank,
         trained=trained,
         frozen=frozen,
         initial_values={name: parameter.detach().clone() for name, parameter in trained.items()},

@@ -23,7 +23,7 @@ from task.models.base import Base, BaseError, accept_offer, node_base
 from task.models.base import _hash as fingerprint_of
 from task.models.loading import loaded
 from task.storage.store import Store, server_store
-from task.tunings.trainable import inside
+from task.tunings.parts.trainable import inside
 
 TEXTS = ["add one and two", "say cold hot night day not"]
 ODD: list[Any] = [

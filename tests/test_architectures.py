@@ -17,16 +17,17 @@ from architectures import ARCHITECTURES, CAUSAL, IMAGES, TEXTS, data, made, sett
 from safetensors.torch import save_file
 
 from strategies.algebra.tensors import snapshot
-from task.config import TUNINGS, Model, TaskConfig
+from task.config import Model, TaskConfig
 from task.data.prepared import prepare
 from task.data.rows import Rows
 from task.models.base import Base, BaseError, server_base
 from task.models.model import TunedModel, build
-from task.models.saving import own_format, save_base
+from task.models.saving import save_base, saved_as
 from task.storage.store import Store
 from task.training.dry_run import DryRunError, dry_run
 from task.training.trainer import Trainer
-from task.tunings.tuning import TuningError
+from task.tunings import registry
+from task.tunings.base import OWN, TuningError
 
 NO_BIASES = "nothing that the tuning would train; use tuning = 'lora' or 'full'"
 NO_LAYERS = r"does not know this model's layers; name them in ia3\.\w+, of .*, or use 'lora'"
@@ -61,9 +62,9 @@ REFUSED: dict[str, dict[str, str]] = {
     "clip": {"prefix": FOR_TEXTS, "prompt": OTHER_VISION},
     "siglip": {"prefix": FOR_TEXTS, "prompt": OTHER_VISION},
 }
+TUNINGS = registry.names()
 # Tunings whose folders are read as bases again, which takes a while. ARCHITECTURES=all: every tuning.
-NEXT = TUNINGS if os.environ.get("ARCHITECTURES") == "all" else ("full", "lora")
-SOFT = ("prompt", "prefix")  # that peft loads, and transformers by itself does not
+NEXT = tuple(TUNINGS) if os.environ.get("ARCHITECTURES") == "all" else ("full", "lora")
 PAIRS = [(name, tuning) for name in ARCHITECTURES for tuning in TUNINGS]
 # Parameters that the loss does not reach: those of tokens that are not there and of outputs that are not read, of keys
 # what a softmax does not see, of attention among one patch its queries and keys.
@@ -129,7 +130,7 @@ def test_it_trains_or_is_refused(table: Table, name: str, tuning: str) -> None:
 
 
 def _built(table: Table, name: str, config: TaskConfig) -> TunedModel:
-    return build(table.base(name), config, 2 if config.tuning == "lora" else 0, "cpu")
+    return build(table.base(name), config, 2 if config.tuning.has_ranks else 0, "cpu")
 
 
 def _trains(model: TunedModel, trainer: Trainer, still: re.Pattern[str]) -> None:
@@ -176,7 +177,7 @@ def _saves(table: Table, name: str, tuning: str, model: TunedModel, rows: Rows) 
 
 def _starts_the_next_run(table: Table, name: str, tuning: str, model: TunedModel, rows: Rows, folder: Path) -> None:
     """As `model.name` the folder is the model that was saved, or is refused where its tuning is no part of a base."""
-    if tuning in SOFT or own_format(model.config):
+    if model.config.tuning.soft_prompts or saved_as(model.config) == OWN:
         with pytest.raises(BaseError):
             server_base(Model(name=str(folder)), table.store)
         return
@@ -226,7 +227,10 @@ OURS = {IMAGES: ("adapter", "prompt"), TEXTS: ("adapter",), CAUSAL: ("adapter",)
 def test_what_is_saved_loads_without_us(table: Table) -> None:
     """By the class that people call, in another process that does not have this project."""
     cases = {pair: table.folder / "saved" / " ".join(pair) for pair in table.outcomes if _loads_elsewhere(*pair)}
-    lines = [json.dumps([ARCHITECTURES[n].kind, t in SOFT, str(place)]) for (n, t), place in cases.items()]
+    lines = [
+        json.dumps([ARCHITECTURES[n].kind, registry.load(t).soft_prompts, str(place)])
+        for (n, t), place in cases.items()
+    ]
     command = [sys.executable, "-I", "-c", LOAD]
     done = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, cwd=table.folder)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from task.config import TUNINGS
 from task.schema import ConfigError
+from task.tunings import registry
 from thistledown.commands.check import check
 from thistledown.commands.run import run
 from thistledown.settings import Settings
@@ -49,7 +49,7 @@ BAD = [
     ("simulation.num-cpus=4096", "simulation.num-cpus = 4096, but this process may use"),
     ("simulation.num-gpus=64.0", "simulation.num-gpus = 64, but this machine has"),
     # choices
-    ("tuning='lroa'", f"tuning must be one of {', '.join(TUNINGS)}, not 'lroa'; did you mean 'lora'?"),
+    ("tuning='lroa'", f"tuning must be one of {', '.join(registry.names())}, not 'lroa'; did you mean 'lora'?"),
     ("tuning='dora' lora.ranks='2,4'", "tuning = 'dora' has one rank for all nodes; lora.ranks must be one number"),
     ("tuning='dora' lora.ranks='auto'", "tuning = 'dora' has one rank for all nodes; lora.ranks must be one number"),
     ("task.kind='image'", "task.kind must be one of image-classification, text-classification, causal-lm, not 'image'"),

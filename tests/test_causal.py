@@ -21,7 +21,7 @@ from task.storage.store import Store
 from task.training.parallel_evaluation import MOST
 from task.training.perplexity import _batches
 from task.training.trainer import Trainer, evaluate
-from task.tunings.tuning import TuningError
+from task.tunings.base import TuningError
 from thistledown.commands.check import check
 from thistledown.settings import Settings
 

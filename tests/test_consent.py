@@ -16,9 +16,10 @@ from client_app.local import Local
 from client_app.public_errors import NodeError
 from strategies.exchange.types import Refused, State
 from strategies.protocol import instructions, wire
-from task.config import MAX_RANK, Model, TaskConfig
+from task.config import Model, TaskConfig
 from task.models.base import BaseError, accept_offer, named_folder, node_base, node_bases
 from task.storage.store import Store
+from task.tunings.base import MAX_RANK
 
 PARTITION: dict[str, Any] = {"partition_id": 0, "num_partitions": 2}
 

@@ -45,7 +45,7 @@ def test_its_options_travel_in_the_order() -> None:
 
 @pytest.mark.usefixtures("toys")
 def test_its_tunings_are_checked() -> None:
-    with pytest.raises(ConfigError, match="strategy = 'signs' needs tuning = 'full', not 'lora'"):
+    with pytest.raises(ConfigError, match="strategy = 'signs' needs tuning = 'bias' or 'full' or 'head', not 'lora'"):
         RunConfig.read({"strategy": "signs"})
 
 

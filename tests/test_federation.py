@@ -11,6 +11,7 @@ from in_process import SMALL, Outcome, equal, hold, raw_bytes, retrained, sent, 
 
 import strategies
 from server_app.config import RunConfig
+from strategies.exchange.compatibility import fitting_tunings
 from strategies.exchange.types import State
 from strategies.protocol import wire
 from strategies.protocol.instructions import read_assignment
@@ -24,7 +25,7 @@ FITTING = [
     (name, tuning)
     for name in strategies.names()
     for tuning in TUNINGS
-    if tuning in (strategies.strategy_class(name).tunings or TUNINGS)
+    if tuning in fitting_tunings(strategies.load(name))
 ]
 SUMMARY = {
     "status", "metric", "metric-source", "base", "final", "best", "rounds", "ranks",

@@ -19,11 +19,12 @@ from strategies.exchange.types import MAX_ROWS, Profile, Refused
 from strategies.protocol import instructions
 from strategies.protocol.trial import Trial
 from strategies.rounds.handshake import profile_parsing
-from task.config import MAX_RANK, TaskConfig
+from task.config import TaskConfig
 from task.data.raw import DataError
 from task.data.request import Reading
 from task.data.tables.tables import read_table
 from task.schema import ConfigError
+from task.tunings.base import MAX_RANK
 from thistledown.settings import Settings
 from thistledown.simulation.grid import through_wire
 

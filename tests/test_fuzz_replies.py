@@ -47,9 +47,11 @@ def cases() -> Iterator[tuple[Strategy, str]]:
         for chain_of in CHAINS:
             around = [_wrapper(wrapper) for wrapper in chain_of if wrapper]
             for strategy in variants(name, around):
-                tuning = min(strategy.tunings) if strategy.tunings else "lora"
+                tuning = "bias" if strategy.needs_in_place else "lora"
                 evaluate = "nodes" if strategy.personalized else "server"
-                if not incompatibilities(strategy, TaskConfig(tuning=tuning, optimizer="sgd", evaluate=evaluate)):
+                if not incompatibilities(
+                    strategy, TaskConfig.read({"tuning": tuning, "optimizer": "sgd", "evaluate": evaluate})
+                ):
                     yield strategy, ",".join([str(replace(strategy, wrappers=()).to_flat()), *chain_of])
 
 

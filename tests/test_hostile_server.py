@@ -21,10 +21,11 @@ import strategies
 from client_app.public_errors import NodeFailed
 from strategies.exchange.types import Assignment, State
 from strategies.protocol import instructions, wire
-from task.config import TUNINGS, TaskConfig
+from task.config import TaskConfig
 from task.models.base import Base, files
 from task.models.model import build
 from task.schema import schema
+from task.tunings import registry
 
 VALUE, REPLAY_STATE, ENVIRONMENT, PLACE = "Ada-Lovelace-1815", "Grace-Hopper-1906", "Mary-Somerville-1780", "ward-seven"
 SECRETS = (VALUE, REPLAY_STATE, ENVIRONMENT, PLACE)
@@ -65,10 +66,10 @@ class Scene:
         strategy = strategies.load(
             owner if owner in strategies.names() else "fedavg", wrappers, **SEEDED.get(owner, {})
         )
-        options = {"tuning": owner} if owner in TUNINGS else {"tuning": "bias"} if owner in SEEDED else {}
+        options = {"tuning": owner} if owner in registry.names() else {"tuning": "bias"} if owner in SEEDED else {}
         options |= {"evaluate": "server"} if owner in NOISY else {}
         config = TaskConfig.read({**self.flat, **options})
-        assignment = Assignment(1, 2, 3, 2 if config.tuning == "lora" else 0, noise=8.0 if owner in NOISY else 0.0)
+        assignment = Assignment(1, 2, 3, 2 if config.tuning.has_ranks else 0, noise=8.0 if owner in NOISY else 0.0)
         record = instructions.write(config, strategy, self.base.fingerprint, assignment.rank, "ab" * 16)
         content = RecordDict({"instructions": record})
         if kind == "query.base":
@@ -152,7 +153,7 @@ def everything(node: Context, kind: str, content: RecordDict) -> tuple[str, byte
 def test_an_honest_server_is_answered(scene: Scene) -> None:
     """Else the test below would show nothing."""
     for kind in ("query.base", *KINDS):
-        for owner in (*strategies.names(), *strategies.wrapper_names(), *TUNINGS):
+        for owner in (*strategies.names(), *strategies.wrapper_names(), *registry.names()):
             if (kind, owner) in [("evaluate", name) for name in NOISY]:
                 continue  # scores would have no noise
             text, arrays = everything(scene.node, kind, scene.message(kind, owner))

@@ -29,7 +29,7 @@ FLEX = strategies.load("flex-lora")
 LOW_RANK = [
     variants(name)[-1]  # the stage of adapters, where there are two
     for name in strategies.names()
-    if "lora" in (strategies.load(name).tunings or {"lora"}) and not strategies.load(name).personalized
+    if not strategies.load(name).needs_in_place and not strategies.load(name).personalized
 ]
 EXACTLY = [strategy for strategy in LOW_RANK if EXACT in strategy.laws]
 

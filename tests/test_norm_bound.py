@@ -145,5 +145,5 @@ def test_a_long_update_is_refused_in_a_run_of_any_strategy(name: str, tmp_path: 
 @pytest.mark.parametrize("wrappers", [("norm-bound",), ("norm-bound", "half"), ("half", "norm-bound")])
 def test_it_goes_round_every_strategy_in_any_place(name: str, wrappers: tuple[str, ...]) -> None:
     strategy = strategies.load(name, [strategies.load_wrapper(wrapper) for wrapper in wrappers])
-    tuning = min(strategy.tunings) if strategy.tunings else "lora"
-    assert not incompatibilities(strategy, TaskConfig(tuning=tuning, optimizer="sgd", evaluate="nodes"))
+    tuning = "bias" if strategy.needs_in_place else "lora"
+    assert not incompatibilities(strategy, TaskConfig.read({"tuning": tuning, "optimizer": "sgd", "evaluate": "nodes"}))

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from tuned import Sample, samples
 
-from task.config import TaskConfig
 from task.data.prepared import prepare
 from task.models.base import BaseError
 from task.models.loading import loaded
@@ -19,10 +18,10 @@ from task.models.saving import restored
 from task.schema import ConfigError
 from task.storage.store import Store
 from task.training.trainer import evaluate
-from task.tunings.scale_shift import folded
-from task.tunings.tuning import TUNINGS, Head, TuningError
+from task.tunings import registry
+from task.tunings.base import Head, TuningError
 
-HEAD = 76_900
+HEAD, IMAGES = 76_900, "image-classification"
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ def test_counts_of_a_vit_base(tuning: str, body: int) -> None:
 
     with torch.device("meta"):
         module = ViTForImageClassification(ViTConfig(num_labels=100))
-        tuned = TUNINGS[tuning](module, Head(["classifier"], along=True), TaskConfig(tuning=tuning), 0)
+        tuned = registry.load(tuning)().apply(module, Head(["classifier"], along=True), IMAGES, 0)
     assert sum(p.numel() for p in tuned.parameters() if p.requires_grad) == body + HEAD
 
 
@@ -118,8 +117,10 @@ def test_scales_and_shifts_fold(kinds: dict[str, Sample], kind: str) -> None:
             x = torch.randn(2, own.in_features, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
             shift = getattr(theirs, "ssf_shift", 0.0)
             torch.testing.assert_close(theirs(x), theirs.ssf_scale * own(x) + shift)
-            assert f"{name}.weight" in folded(tuned)
-    values = {n: p for n, p in tuned.state_dict().items() if ".ssf_" not in n} | folded(tuned)
+            assert f"{name}.weight" in registry.load("ssf")().folded(tuned, {})
+    values = {n: p for n, p in tuned.state_dict().items() if ".ssf_" not in n} | registry.load("ssf")().folded(
+        tuned, {}
+    )
     plain.load_state_dict(values)
     batch = {n: t.double() if t.is_floating_point() else t for n, t in sample.batch().items()}
     torch.testing.assert_close(plain(**batch).logits, tuned(**batch).logits)
@@ -135,7 +136,7 @@ def test_visual_prompts_fit_the_types_that_are_named(family: str, attention: str
     made: Any = getattr(transformers, f"{family}ForImageClassification")
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     module = made(shape(image_size=8, patch_size=4, num_channels=1, attn_implementation=attention, **sizes))
-    TUNINGS["prompt"](module, Head(["classifier"], along=True), TaskConfig(tuning="prompt"), 0)
+    registry.load("prompt")().apply(module, Head(["classifier"], along=True), IMAGES, 0)
     module(pixel_values=torch.randn(2, 1, 8, 8), labels=torch.tensor([0, 1])).loss.backward()
     prompts = [p for n, p in module.named_parameters() if n.endswith("visual_prompt")]
     assert len(prompts) == 2
@@ -182,7 +183,7 @@ def test_a_classifier_that_looks_for_the_last_token_takes_no_soft_prompt(kinds: 
     config = Sample(kinds["llama"].base, kinds["bert"].flat).config("prompt")
     module, head, _ = loaded(kinds["llama"].base, config)
     with pytest.raises(TuningError, match="finds the last token of a row by the tokens"):
-        TUNINGS["prompt"](module, head, config, 0)
+        config.tuning.apply(module, head, config.task.kind, 0)
 
 
 @torch.no_grad()

@@ -106,7 +106,7 @@ def test_a_trial_that_makes_no_sense_is_refused(changed: dict[str, Any]):
 
 # ---------------------------------------------------------------------- settings
 def test_auto_beside_numbers():
-    ranks = [TaskConfig.read({"lora.ranks": said}).lora.ranks for said in (8, "8", "2,4,8", "auto", " auto ")]
+    ranks = [TaskConfig.read({"lora.ranks": said}).tuning.budgets() for said in (8, "8", "2,4,8", "auto", " auto ")]
     assert ranks == [(8,), (8,), (2, 4, 8), (), ()]
     assert flatten(TaskConfig.read({"lora.ranks": "auto"}), changed_only=True) == {"lora.ranks": "auto"}
 

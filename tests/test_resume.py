@@ -64,7 +64,7 @@ def test_the_command_goes_on_with_the_runs_own_configuration(tmp_path: Path) -> 
     for word in ("latest", "outputs/latest", f"outputs/{folder.name}", str(folder)):
         found = read(f"resume='{word}' num-server-rounds=5")
         assert (found.server.resume, found.server.num_server_rounds) == (str(folder), 5)
-        assert (found.strategy.name, found.task.lora.ranks) == ("rbla", (2, 4, 8))
+        assert (found.strategy.name, found.task.tuning.budgets()) == ("rbla", (2, 4, 8))
         assert found.server.output_dir == str(tmp_path / "outputs")
     with pytest.raises(ConfigError, match=r"1 problem.*\n.*lora\.ranks = '8', but the run to resume has '2,4,8'"):
         read("resume='latest' lora.ranks='8'")

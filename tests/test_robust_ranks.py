@@ -34,7 +34,7 @@ CLOSE = 1e-5
 RULES: list[tuple[str, dict[str, Any]]] = [("median", {}), ("trimmed-mean", {"trim": 0.2})]
 RAGGED = ["rbla", "zero-pad", "hetlora"]
 PRODUCTS = ["flora", "flex-lora", "fedex-lora"]
-TASK = TaskConfig(tuning="lora", optimizer="sgd", evaluate="nodes")
+TASK = TaskConfig(optimizer="sgd", evaluate="nodes")
 
 
 def ruled(name: str, rule: str, options: dict[str, Any]) -> list[Strategy]:

@@ -13,6 +13,7 @@ from task.data.rows import Pixels, Rows
 from task.models.base import Base
 from task.models.model import TunedModel, build
 from task.training.trainer import Trainer
+from task.tunings import registry
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def fitted(base: Base, tuning: str) -> tuple[TunedModel, dict[str, torch.Tensor]
     numbers = np.random.default_rng(5)
     pixels = Pixels(numbers.integers(0, 256, (8, 1, 32, 32), dtype=np.uint8), 1 / 255, (0.5,), (0.5,))
     rows = Rows(pixels, numbers.integers(0, 2, 8), ("a", "b"))
-    config = TaskConfig(tuning=tuning, data=Data(labels=("a", "b")), batch_size=4, local_steps=2)
+    config = TaskConfig(tuning=registry.load(tuning)(), data=Data(labels=("a", "b")), batch_size=4, local_steps=2)
     model = build(base, config, 0, "cpu")
     before = snapshot(statistics(model))
     Trainer(config, rows, seed=1).fit(model)

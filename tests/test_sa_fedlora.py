@@ -292,7 +292,7 @@ def test_what_is_cut_off_adapters_that_were_handed_over_is_added_to_the_base():
     (entry,) = begun.journal
     before = model.frozen[WEIGHT].clone()
     strategy.replay(model, entry)
-    added = (model.frozen[WEIGHT] - before) / model.config.lora.scaling
+    added = (model.frozen[WEIGHT] - before) / model.config.tuning.product_scale()
     b, a = (model.trained[name].detach() for name in FACTORS)
     small_b, small_a = (begun.tensors[name] for name in FACTORS)
     torch.testing.assert_close(added, b @ a - small_b @ small_a, rtol=0.0, atol=1e-4)

@@ -61,7 +61,7 @@ def from_messages(outcome: Outcome) -> dict[str, torch.Tensor]:
 def test_effective_weights_are_the_base_and_the_means_of_all_rounds(outcome: Outcome) -> None:
     base = build(outcome.base, outcome.task, 8, "cpu").frozen
     model = held(outcome.run.strategy, outcome.base, outcome.task, outcome.state())
-    scaling, learned = outcome.task.lora.scaling, from_messages(outcome)
+    scaling, learned = outcome.task.tuning.product_scale(), from_messages(outcome)
     assert len(learned) == 8
     adapters = products(snapshot(model.trained))
     for module, change in learned.items():

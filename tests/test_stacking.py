@@ -172,7 +172,7 @@ def test_a_replay_adds_the_scaled_product_to_the_frozen_weight(strategy, form):
     before = {name: tensor.detach().double().clone() for name, tensor in model.frozen.items()}
     kept = {name: tensor.detach().clone() for name, tensor in model.trained.items()}
     strategy.replay(model, Entry(1, 0, tensors))
-    expected = before[WEIGHT] + model.config.lora.scaling * (b.double() @ a.double())
+    expected = before[WEIGHT] + model.config.tuning.product_scale() * (b.double() @ a.double())
     torch.testing.assert_close(model.frozen[WEIGHT].detach().double(), expected, rtol=1e-6, atol=CLOSE)
     assert torch.equal(model.frozen["m0.bias"].detach().double(), before["m0.bias"])
     assert all(torch.equal(model.trained[name].detach(), tensor) for name, tensor in kept.items())

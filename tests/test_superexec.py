@@ -77,7 +77,7 @@ def test_what_a_train_message_imports_is_there_before_it_comes() -> None:
     """All that is slow: what is left is the run's own code, the model's class, and small change."""
     code = (
         "import sys; from thistledown.processes.superexec import warm; warm(); before = set(sys.modules);"
-        "import client_app.training, client_app.trial, task.data.prepared, task.models.loading, task.tunings.tuning;"
+        "import client_app.training, client_app.trial, task.data.prepared, task.models.loading, task.models.tuning;"
         "import strategies.rbla;"
         "print({n.split('.')[0] for n in set(sys.modules) - before} - {'task', 'strategies', 'client_app'})"
     )

@@ -13,14 +13,15 @@ from in_process import Outcome, hold
 from test_tunings import moved
 from tuned import FITTING, Sample, federation, samples
 
+from task.config import TaskConfig
 from task.models.model import TunedModel
 from task.models.naming import by_peft
-from task.models.saving import WHOLE, own_format, restored, save_base
+from task.models.saving import restored, save_base, saved_as
 from task.models.usage import usage
+from task.tunings.base import OWN, PEFT
 from thistledown.summary import summary_lines
 
 PIPELINES = {"vit": "image-classification", "bert": "text-classification", "llama": "text-generation"}
-SOFT = ("prompt", "prefix")
 REPLAY_STATE = {"vit": {"preprocessor_config.json"}, "bert": {"tokenizer.json", "tokenizer_config.json"}}
 REPLAY_STATE["llama"] = {*REPLAY_STATE["bert"], "generation_config.json"}
 OTHER = {"data.labels": "worse|better"}  # as many classes as the base's own head has, and other names
@@ -52,6 +53,11 @@ def auto(kind: str, folder: Path, adapter: bool) -> Any:
     return getattr(source, names[kind][adapter]).from_pretrained(str(folder))
 
 
+def transformers_reads(config: TaskConfig) -> bool:
+    """Return whether transformers loads the folder by itself."""
+    return saved_as(config) != OWN and not (saved_as(config) == PEFT and config.tuning.soft_prompts)
+
+
 @pytest.mark.each_value
 @pytest.mark.parametrize(("kind", "tuning"), FITTING)
 def test_a_folder_loads_by_one_line(kinds: dict[str, Sample], kind: str, tuning: str, tmp_path: Path) -> None:
@@ -61,8 +67,8 @@ def test_a_folder_loads_by_one_line(kinds: dict[str, Sample], kind: str, tuning:
     expected = kinds[kind].logits(model.module)
     loaded = [auto(kind, folder, adapter=True)] if by_peft(model.module) else []
     own = str(model.base.folder) if model.base.name != "embedded" else ""
-    loaded += [restored(folder, own)] if own_format(model.config) else []
-    loaded += [auto(kind, folder, adapter=False)] if not loaded or tuning not in (*SOFT, "adapter") else []
+    loaded += [restored(folder, own)] if saved_as(model.config) == OWN else []
+    loaded += [auto(kind, folder, adapter=False)] if transformers_reads(model.config) else []
     assert loaded
     for found in loaded:
         torch.testing.assert_close(kinds[kind].logits(found), expected, rtol=1e-5, atol=1e-5)
@@ -77,7 +83,7 @@ def test_labels_of_another_number_load(kinds: dict[str, Sample], tuning: str, tm
     """The base's own head has two classes."""
     model = kinds["bert"].build(tuning, **{"data.labels": "a|b|c|d"})
     folder = saved(model, tmp_path)
-    found = auto("bert", folder, adapter=tuning not in WHOLE)
+    found = auto("bert", folder, adapter=saved_as(model.config) == PEFT)
     assert found.config.label2id == {"a": 0, "b": 1, "c": 2, "d": 3}
     torch.testing.assert_close(kinds["bert"].logits(found), kinds["bert"].logits(model.module), rtol=1e-5, atol=1e-5)
 
@@ -142,9 +148,9 @@ def test_a_card_has_facts_and_no_place_or_name_of_a_node(outcome: Outcome) -> No
 
     text = (outcome.folder / "model" / "best" / "README.md").read_text()
     card = ModelCard(text)
-    adapter = outcome.run.task.tuning not in WHOLE
+    adapter = saved_as(outcome.run.task) == PEFT
     assert card.data.library_name == ("peft" if adapter else "transformers")
-    assert {"thistledown", "federated-learning", "fedavg", outcome.run.task.tuning} <= set(card.data.tags)
+    assert {"thistledown", "federated-learning", "fedavg", outcome.run.task.tuning.name} <= set(card.data.tags)
     assert card.data.pipeline_tag in PIPELINES.values()
     assert card.data.base_model is None  # it is a folder of this machine
     for fact in ("| strategy | fedavg |", "| nodes | 2 |", "| privacy | no differential privacy |"):

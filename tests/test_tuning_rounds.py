@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from in_process import hold, raw_bytes, sent
-from tuned import FITTING, Sample, cancels, federation, samples
+from tuned import FITTING, Sample, cancels, federation, rank_of, samples
 
 from strategies.protocol import wire
 from task.models.model import kept_model
@@ -36,5 +36,5 @@ def test_a_round_changes_what_trains_and_sends_nothing_else(
     still = {name for name, tensor in state.items() if torch.equal(tensor, fresh.trained[name])}
     if tuning != "full":  # which has embeddings of words that no row has
         assert not {name for name in still if not cancels(name)}
-    used = kept_model(outcome.base, outcome.task.shaping(), 2 if tuning == "lora" else 0, "cpu")
+    used = kept_model(outcome.base, outcome.task.shaping(), rank_of(tuning), "cpu")
     assert all(torch.equal(tensor, fresh.frozen[name]) for name, tensor in used.frozen.items())

@@ -180,8 +180,8 @@ def test_a_chain_is_undone_from_its_end(chain):
 @pytest.mark.parametrize("name", strategies.names())
 def test_a_wrapper_of_means_needs_a_strategy_that_takes_the_mean(name):
     strategy = strategies.load(name, wrappers=[Central()])
-    tuning = min(strategy.tunings) if strategy.tunings else "lora"
+    tuning = "bias" if strategy.needs_in_place else "lora"
     evaluate = "nodes" if strategy.personalized else "server"
-    found = incompatibilities(strategy, TaskConfig(tuning=tuning, optimizer="sgd", evaluate=evaluate))
+    found = incompatibilities(strategy, TaskConfig.read({"tuning": tuning, "optimizer": "sgd", "evaluate": evaluate}))
     assert bool(found) != strategy.is_weighted_mean
     assert all("mean of updates" in problem and name in problem for problem in found)

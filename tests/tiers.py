@@ -22,7 +22,7 @@ import pytest
 from hypothesis import settings
 
 import strategies
-from task.config import TUNINGS
+from task.tunings import registry
 
 FAST, FULL = "fast", "full"
 VARIABLE = "THISTLEDOWN_TESTS"
@@ -72,7 +72,7 @@ def _is_kept(item: pytest.Item, seen: set[str]) -> bool:
         return _adds(seen, {f"{name}={value!r}" for name, value in given.items()})
     names = set(words(list(given.values())))
     chosen = names & set(strategies.names())
-    return not chosen or not names & set(TUNINGS) or "fedavg" in chosen or _adds(seen, chosen)
+    return not chosen or not names & set(registry.names()) or "fedavg" in chosen or _adds(seen, chosen)
 
 
 def _adds(seen: set[str], values: set[str]) -> bool:

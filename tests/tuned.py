@@ -9,21 +9,27 @@ import torch
 from samples import TEXTS, language_base, write_table
 from torch import nn
 
-from task.config import TUNINGS, Model, TaskConfig
+from task.config import Model, TaskConfig
 from task.models.base import Base, server_base
 from task.models.loading import loaded
 from task.models.model import TunedModel, build
 from task.storage.store import Store, server_store
+from task.tunings import registry
 
 FITTING = [
-    *(("vit", tuning) for tuning in TUNINGS if tuning != "prefix"),  # for text alone
-    *(("bert", tuning) for tuning in TUNINGS),
-    *(("llama", tuning) for tuning in TUNINGS if tuning != "bias"),  # it has no bias terms
+    *(("vit", tuning) for tuning in registry.names() if tuning != "prefix"),  # for text alone
+    *(("bert", tuning) for tuning in registry.names()),
+    *(("llama", tuning) for tuning in registry.names() if tuning != "bias"),  # it has no bias terms
 ]
 ROWS: dict[str, list[object]] = {
     "instruction": ["add one and two", "say not hot", "say not night"] * 8,
     "output": ["three", "cold", "day"] * 8,
 }
+
+
+def rank_of(tuning: str) -> int:
+    """The rank that factors of a tuning have here."""
+    return 2 if registry.load(tuning).has_ranks else 0
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Sample:
 
     def build(self, tuning: str, **options: Any) -> TunedModel:
         """A fresh model."""
-        return build(self.base, self.config(tuning, **options), 2 if tuning == "lora" else 0, "cpu")
+        return build(self.base, self.config(tuning, **options), rank_of(tuning), "cpu")
 
     def plain(self, tuning: str = "full") -> nn.Module:
         """The base as transformers has it; a head that it lacks is drawn as `build` draws it."""

@@ -186,7 +186,7 @@ class Results(Callback):
             **({"error": error} if error else {}),
             **({"stopped": self.stopped} if self.stopped else {}),
             "strategy": self.run.strategy.name,
-            "tuning": self.run.task.tuning,
+            "tuning": self.run.task.tuning.name,
             "seed": self.run.task.seed,
             "metric": self.measure.metric,
             "metric-source": self._source(),

@@ -9,8 +9,9 @@ from server_app.config import RunConfig
 from strategies.exchange import compatibility
 from task.config import EMBEDDED_MODEL, TaskConfig
 from task.models.base import HUB_ID, Base
-from task.models.saving import WHOLE, own_format
+from task.models.saving import saved_as
 from task.models.usage import PIPELINES, usage
+from task.tunings.base import OWN, TRANSFORMERS
 
 HERE, ELSEWHERE = ".", "path/to/the/base"  # instead of folders
 
@@ -25,7 +26,7 @@ def card(run: RunConfig, task: TaskConfig, base: Base, round: int, nodes: int) -
         "base fingerprint": f"`{base.fingerprint}`",
         "task": task.task.kind,
         "strategy": strategy.name + (f", with {wrappers}" if wrappers else ""),
-        "tuning": task.tuning,
+        "tuning": task.tuning.name,
         "rounds": str(round),
         "nodes": str(nodes or "not counted"),
         "privacy": promise or "no differential privacy",
@@ -33,10 +34,10 @@ def card(run: RunConfig, task: TaskConfig, base: Base, round: int, nodes: int) -
     }
     front = ModelCardData(
         base_model=name or None,
-        base_model_relation=("finetune" if task.tuning in WHOLE else "adapter") if name else None,
+        base_model_relation=("finetune" if saved_as(task) == TRANSFORMERS else "adapter") if name else None,
         library_name=_library(task),
         pipeline_tag=PIPELINES[task.task.kind],
-        tags=["thistledown", "federated-learning", strategy.name, task.tuning],
+        tags=["thistledown", "federated-learning", strategy.name, task.tuning.name],
     )
     table = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
     private = not name and base.name != EMBEDDED_MODEL
@@ -55,6 +56,4 @@ def _hub_id(base: Base) -> str:
 
 
 def _library(task: TaskConfig) -> str:
-    if own_format(task):
-        return "thistledown"
-    return "transformers" if task.tuning in WHOLE else "peft"
+    return "thistledown" if saved_as(task) == OWN else saved_as(task)

@@ -32,7 +32,8 @@ EXACT = "the product of the factors becomes the weighted mean of the nodes' prod
 class Algorithm:
     """Federated averaging (McMahan et al., arXiv 1602.05629, Algorithm 1) of whatever the tuning trains."""
 
-    tunings: ClassVar[frozenset[str] | None] = None  # tunings it is meant for; None: any
+    needs_ranks: ClassVar[bool] = False  # is for tunings that train pairs of factors (`has_ranks`)
+    needs_in_place: ClassVar[bool] = False  # is for tunings that train the base's own tensors (`in_place`)
     heterogeneous_ranks: ClassVar[bool] = False  # may nodes of one cohort hold different ranks?
     prunes: ClassVar[bool] = False  # may a node answer with fewer ranks than its ticket, and keep to them?
     is_weighted_mean: ClassVar[bool] = True  # is `combine` the weighted mean of the updates?

@@ -10,6 +10,8 @@ from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import State, Update
 from strategies.exchange.wrapper import Wrapper
 from task.config import TaskConfig
+from task.tunings import registry
+from task.tunings.base import Tuning
 
 Rule = Callable[[State, Iterable[Update]], Tensors]
 
@@ -17,15 +19,24 @@ Rule = Callable[[State, Iterable[Update]], Tensors]
 def problems(strategy: Strategy, config: TaskConfig, federation: Federation | None = None) -> list[str]:
     """Why a strategy cannot run with these settings, if so."""
     found = strategy.problems(config)
-    if strategy.tunings is not None and config.tuning not in strategy.tunings:
-        fits = " or ".join(f"'{tuning}'" for tuning in sorted(strategy.tunings))
-        found.append(f"strategy = '{strategy.name}' needs tuning = {fits}, not '{config.tuning}'")
+    if (tuning := config.tuning.name) not in (fitting := fitting_tunings(strategy)):
+        fits = " or ".join(f"'{name}'" for name in fitting)
+        found.append(f"strategy = '{strategy.name}' needs tuning = {fits}, not '{tuning}'")
     found += _wrapper_problems(strategy)
     for wrapper in strategy.wrappers:
         found += wrapper.unsuited(strategy, config) + wrapper.unfit(config, federation)
     if strategy.personalized and config.evaluate != "nodes":
         found.append(f"strategy = '{strategy.name}' leaves a model of its own on every node: set evaluate = 'nodes'")
     return found
+
+
+def fitting_tunings(strategy: Strategy) -> list[str]:
+    """Return the names of the tunings that a strategy is for."""
+
+    def fits(tuning: type[Tuning]) -> bool:
+        return (tuning.has_ranks or not strategy.needs_ranks) and (tuning.in_place or not strategy.needs_in_place)
+
+    return [name for name in registry.names() if fits(registry.load(name))]
 
 
 def rule(strategy: Strategy) -> Rule:

@@ -17,7 +17,7 @@ def rehearse(strategy: Strategy, config: TaskConfig, base: Base, rows: Rows, dev
     `device` is for what would take minutes on the CPU: an index out of range, of which the CPU only says so, leaves an
     accelerator of no use to the process. Raises DryRunError, and what `build` raises.
     """
-    rank = max(config.lora.ranks or config.lora.auto_ranks) if config.tuning == "lora" else 0
+    rank = max(config.tuning.budgets() or config.tuning.candidates())
     assignment = Assignment(round=1, rounds=1, seed=config.seed, rank=rank, noise=1.0)
     penalties = tuple(wrapper.penalty for wrapper in strategy.wrappers)
 

@@ -10,8 +10,9 @@ from flwr.app import ConfigRecord, RecordDict
 from strategies import registry
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Assignment, Refused
-from task.config import MAX_RANK, TaskConfig
+from task.config import TaskConfig
 from task.schema import ConfigError, Option, flatten, read, schema
+from task.tunings.base import MAX_RANK
 
 CHOICE = {"strategy": Option(str, "fedavg"), "wrappers": Option(tuple[str, ...], ())}
 PROVE = "prove"  # in a ticket: answer with a fingerprint

@@ -12,7 +12,7 @@ from typing import Any
 from task.config import CAUSAL
 from task.models.base import Base, BaseError
 from task.models.heads import POOLER
-from task.tunings.trainable import inside
+from task.tunings.parts.trainable import inside
 
 SHOWN = 4  # names in a message
 SHARE = 3  # a prefix is looked at where one in so many weights is under it

@@ -13,8 +13,8 @@ from task.models import heads
 from task.models.base import Base, BaseError
 from task.models.lacking import counted
 from task.models.reading import Read, own_settings, read
-from task.tunings.trainable import inside
-from task.tunings.tuning import Head
+from task.tunings.base import Head
+from task.tunings.parts.trainable import inside
 
 LARGE = 0.5  # share of a model above which what seems to be its head is suspect
 SINGLE = "single_label_classification"

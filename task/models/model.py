@@ -14,8 +14,8 @@ from task.models import naming
 from task.models.base import Base
 from task.models.loading import loaded
 from task.models.saving import save
+from task.models.tuning import stacked, tuned
 from task.seeds import derive
-from task.tunings.tuning import stacked, tuned
 
 
 @dataclass(eq=False)

@@ -5,29 +5,30 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from task.tunings.trainable import is_transposed
+from task.tunings.base import Tuning
+from task.tunings.parts.trainable import is_transposed
 
 ADAPTER = "default"  # peft's name of the one adapter a model has
 
 
-def trained(module: nn.Module, tuning: str) -> dict[str, torch.Tensor]:
-    """Trainable parameters; under full tuning the running statistics of normalisation layers too."""
+def trained(module: nn.Module, tuning: Tuning) -> dict[str, torch.Tensor]:
+    """Return the trainable parameters, and the running statistics of normalisation layers if the tuning has them."""
     names = _names(module, tuning)
     named: dict[str, torch.Tensor] = {names[n]: p for n, p in module.named_parameters() if p.requires_grad}
-    if tuning == "full":
+    if tuning.running_statistics:
         saved = set(module.state_dict().keys())
         named |= {n: b for n, b in module.named_buffers() if n in saved and b.is_floating_point()}
     return named
 
 
-def frozen(module: nn.Module, tuning: str, trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def frozen(module: nn.Module, tuning: Tuning, trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """All other parameters, but for peft's untouched copies of a head or a norm layer that trains."""
     names = _names(module, tuning)
     named = {names[n]: p for n, p in module.named_parameters() if ".original_module." not in n}
     return {name: parameter for name, parameter in named.items() if name not in trained}
 
 
-def transposed(module: nn.Module, tuning: str) -> frozenset[str]:
+def transposed(module: nn.Module, tuning: Tuning) -> frozenset[str]:
     """Names of the weights of linear layers that are inputs x outputs."""
     weights = {id(layer.weight) for layer in module.modules() if is_transposed(layer)}
     names = _names(module, tuning)
@@ -39,14 +40,13 @@ def by_peft(module: nn.Module) -> bool:
     return hasattr(module, "peft_config")
 
 
-def _names(module: nn.Module, tuning: str) -> dict[str, str]:
+def _names(module: nn.Module, tuning: Tuning) -> dict[str, str]:
     """The name on the wire of every parameter."""
     if not by_peft(module):
         return {name: name for name, _ in module.named_parameters()}
     learned = module.peft_config[ADAPTER].is_prompt_learning  # type: ignore  # these stand beside the model, not in it
     prefix = "base_model." if learned else "base_model.model."
-    names = {name: wire_name(name, prefix) for name, _ in module.named_parameters()}
-    return {n: w.replace(".lora_", ".dora_") for n, w in names.items()} if tuning == "dora" else names
+    return {name: tuning.wire_name(wire_name(name, prefix)) for name, _ in module.named_parameters()}
 
 
 def wire_name(name: str, prefix: str = "base_model.model.") -> str:

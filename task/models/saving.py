@@ -22,20 +22,17 @@ from task.models.base import Base, BaseError, named_folder
 from task.models.loading import loaded
 from task.models.naming import ADAPTER, by_peft, trained
 from task.models.reading import own_settings
+from task.models.tuning import stacked, tuned
 from task.modes import as_the_folder
 from task.schema import ConfigError, build, flatten, read, schema
 from task.seeds import derive
-from task.tunings.scale_shift import folded
-from task.tunings.tuning import TuningError, stacked, tuned
+from task.tunings.base import OWN, TRANSFORMERS, Tuning, TuningError
 
 if TYPE_CHECKING:
     from task.models.model import TunedModel
 
-WHOLE = ("full", "bias", "head", "ssf")  # tunings that are saved as a transformers folder
-OWN = ("adapter", "prompt")  # tunings that neither transformers nor peft can load
 SETTINGS, TENSORS, GROUND = "tuning.json", "tuning.safetensors", "base"
 ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
-MAGNITUDE = "lora_magnitude_vector"
 # Settings that transformers writes by itself, and that change nothing of what a model computes.
 IDLE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 TASK_TYPES = {"text-classification": "SEQ_CLS", CAUSAL: "CAUSAL_LM"}  # as peft calls them; it has no word for images
@@ -45,19 +42,19 @@ def save(model: "TunedModel", folder: Path, base_name: str) -> None:
     """Write what `TunedModel.save` says."""
     if by_peft(model.module):
         _save_peft(model, folder, _ground(model, folder, base_name))
-    elif own_format(model.config):
+    elif saved_as(model.config) == OWN:
         _save_own(model, folder, _ground(model, folder, base_name))
-    elif model.config.tuning == "ssf":
-        head = {name: tensor for name, tensor in model.trained.items() if ".ssf_" not in name}
-        _plain(model, model.frozen | head | folded(model.module)).save_pretrained(folder)  # type: ignore[operator]
+    elif model.config.tuning.folds:
+        values = model.frozen | model.config.tuning.folded(model.module, model.trained)
+        _plain(model, values).save_pretrained(folder)  # type: ignore[operator]
     else:
         model.module.save_pretrained(folder)  # type: ignore[operator]
     _copy_beside(model.base, folder)
 
 
-def own_format(config: TaskConfig) -> bool:
-    """Return whether the tuned model is a folder that only `restored` can load."""
-    return config.tuning == "adapter" or (config.tuning == "prompt" and config.task.kind == "image-classification")
+def saved_as(config: TaskConfig) -> str:
+    """Return the format of a tuned model's folder: TRANSFORMERS, PEFT, or OWN, which only `restored` can load."""
+    return config.tuning.saved_as(config.task.kind)
 
 
 def save_base(model: "TunedModel", folder: Path) -> str:
@@ -66,10 +63,10 @@ def save_base(model: "TunedModel", folder: Path) -> str:
     transformers take the labels from the base; and a base that was not read as it lies in its files.
     """
     base, config = model.base, model.config
-    if config.tuning in WHOLE:
+    if saved_as(config) == TRANSFORMERS:
         return base.name
     named = base.name != EMBEDDED_MODEL and not (Path(base.name) / ADAPTER_CONFIG).exists()  # nor an adapter of another
-    if named and (own_format(config) or _is_as_saved(model)):
+    if named and (saved_as(config) == OWN or _is_as_saved(model)):
         return base.name
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "init"))  # a head that the base lacks is drawn, as in training
@@ -169,20 +166,19 @@ def _save_peft(model: "TunedModel", folder: Path, base_name: str) -> None:
     model.module.peft_config[ADAPTER].base_model_name_or_path = base_name  # type: ignore
     model.module.save_pretrained(folder)  # type: ignore[operator]
     (folder / "README.md").unlink(missing_ok=True)  # a blank form with this machine's paths
-    if model.config.tuning == "dora":
-        _name_magnitudes(folder / ADAPTER_TENSORS)
+    _rename(folder / ADAPTER_TENSORS, model.config.tuning)
     if kind := TASK_TYPES.get(model.config.task.kind):
         path = folder / ADAPTER_CONFIG
         said = json.loads(path.read_text(encoding="utf-8")) | {"task_type": kind, "auto_mapping": None}
         path.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _name_magnitudes(path: Path) -> None:
-    """Give DoRA's magnitudes names that peft and transformers both know: by peft's own ones, transformers does not find
-    them, says nothing, and computes something else."""
+def _rename(path: Path, tuning: Tuning) -> None:
+    """Give the tensors of an adapter the names that the tuning wants them saved under."""
     tensors = load_file(path)
-    named = {f"{name}.weight" if name.endswith(MAGNITUDE) else name: tensor for name, tensor in tensors.items()}
-    save_file(named, path, {"format": "pt"})
+    named = {tuning.saved_name(name): tensor for name, tensor in tensors.items()}
+    if named.keys() != tensors.keys():
+        save_file(named, path, {"format": "pt"})
 
 
 def _save_own(model: "TunedModel", folder: Path, base_name: str) -> None:

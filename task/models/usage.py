@@ -5,7 +5,8 @@ from pathlib import Path
 from task.config import CAUSAL, TaskConfig
 from task.files.contents import CONFIG, settings
 from task.models.base import Base
-from task.models.saving import WHOLE, own_format
+from task.models.saving import saved_as
+from task.tunings.base import OWN, TRANSFORMERS
 
 PIPELINES = {
     "image-classification": "image-classification",
@@ -17,7 +18,6 @@ AUTO = {
     "text-classification": ("AutoModelForSequenceClassification", "AutoPeftModelForSequenceClassification"),
     CAUSAL: ("AutoModelForCausalLM", "AutoPeftModelForCausalLM"),
 }
-SOFT = ("prompt", "prefix")  # peft's tunings that transformers does not load by itself
 RGB = 3
 
 
@@ -41,7 +41,7 @@ def usage(config: TaskConfig, base: Base, folder: Path | str, base_folder: str =
 
 def _loaded(config: TaskConfig, folder: str, base_folder: str) -> tuple[str, str]:
     """What is imported, and the arguments of a pipeline."""
-    if not own_format(config) and config.tuning not in SOFT:
+    if saved_as(config) != OWN and not config.tuning.soft_prompts:  # transformers alone loads no soft prompts
         return "from transformers import pipeline", f"model={folder!r}"
     images = config.task.kind == "image-classification"
     reader, what = ("AutoImageProcessor", "image_processor") if images else ("AutoTokenizer", "tokenizer")
@@ -63,15 +63,15 @@ def _by_processor(config: TaskConfig, folder: str, base_folder: str) -> list[str
 
 
 def _call(config: TaskConfig, loader: str, folder: str, base_folder: str) -> str:
-    told = f", {base_folder!r}" if base_folder and own_format(config) else ""
+    told = f", {base_folder!r}" if base_folder and saved_as(config) == OWN else ""
     return f"{loader}({folder!r}{told})"
 
 
 def _loader(config: TaskConfig) -> tuple[str, str]:
     """What loads the model, and where that is from."""
-    if own_format(config):
+    if saved_as(config) == OWN:
         return "task.models.saving", "restored"
     whole, adapter = AUTO[config.task.kind]
-    if config.tuning in WHOLE:
+    if saved_as(config) == TRANSFORMERS:
         return "transformers", f"{whole}.from_pretrained"
     return "peft", f"{adapter}.from_pretrained"

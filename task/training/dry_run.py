@@ -14,14 +14,13 @@ import torch
 from task.config import TaskConfig
 from task.device import kind, ran_out
 from task.models.model import TunedModel, build
+from task.models.tuning import first_sentence
 from task.training.batches import TooFewRows, least_rows
 from task.training.extremes import extremes, stretched, tokens_of
 from task.training.trainer import Trainer, Unsuited, evaluate
-from task.tunings.trainable import first_sentence
+from task.tunings import registry
 
 SLACK = 3.0  # times the root of the dtype's precision: how far logits may be from those of the same row alone
-INSTEAD = ("lora", "bias", "head", "full")  # tunings that are tried where one does not fit, in this order
-ADDING = ("lora", "dora", "ia3", "prompt", "prefix", "adapter", "ssf")  # tunings that add tensors to a model
 MOST = 10**13  # operations that a CPU is asked for: about a minute on eight cores
 WORK = 14  # operations of a dry run, for each parameter and token
 
@@ -95,11 +94,11 @@ class _Once:
         """What is to be said of the step that was done."""
         trained = self.model.trained
         idle = [name for name, tensor in trained.items() if tensor.grad is None]
-        if self.model.config.tuning in ADDING and 0 < len(idle) < len(trained):
+        if self.model.config.tuning.adds and 0 < len(idle) < len(trained):
             yield (
                 f"no gradient reaches {len(idle)} of {len(trained)} tensors that train, such as '{idle[0]}': the model "
                 "does not use these layers for this task, or reads their weights past what tuning = "
-                f"'{self.model.config.tuning}' adds"
+                f"'{self.model.config.tuning.name}' adds"
             )
         if least_rows(self.model.module) > 1:
             yield (
@@ -134,8 +133,8 @@ class _Once:
         if not apart:
             return
         tuning, problem = self.model.config.tuning, f"a row's logits depend on the row beside it, by {apart:.1%}"
-        if tuning not in ("full", "head") and not self._with("head")._apart():
-            raise DryRunError(f"tuning = '{tuning}' does not fit this model: {problem}; use tuning = 'lora'")
+        if tuning.adds and not self._with(registry.substitutes()[-1])._apart():
+            raise DryRunError(f"tuning = '{tuning.name}' does not fit this model: {problem}; use tuning = 'lora'")
         raise DryRunError(
             f"{problem}: the model does not leave out what shorter rows are filled up with; give the tokenizer the "
             "padding token that the model's config.json names (pad_token_id), or use another base"
@@ -182,12 +181,12 @@ class _Once:
         tuning = self.model.config.tuning
         if longest := self._longest():
             asked = self.trainer.config.data.max_length
-            added = f" with tuning = '{tuning}'" if tuning in ("prompt", "prefix") else ""
+            added = f" with tuning = '{tuning.name}'" if tuning.soft_prompts else ""
             return DryRunError(
                 f"data.max-length = {asked} is more than the {longest} tokens that the model reads{added}; set "
                 f"data.max-length = {longest}"
             )
-        if self.wrapped(self.trainer).private is not None and self._fits(tuning):
+        if self.wrapped(self.trainer).private is not None and self._fits(tuning.name):
             problem = "example-privacy cannot train this model: it does not compute gradients of single rows"
             cure = "use local-privacy or central-privacy, or another base"
             return DryRunError(f"{problem} ({says}); {cure}", f"{problem}; {cure}")
@@ -195,8 +194,9 @@ class _Once:
         if dtype != "float32" and _succeeds(self._with(dtype="float32").train):
             problem, cure = f"model.dtype = '{dtype}' does not fit this model here", "set model.dtype = 'float32'"
             return DryRunError(f"{problem} ({says}); {cure}", f"{problem}; {cure}")
-        if tuning != "full" and (other := next((t for t in INSTEAD if t != tuning and self._fits(t)), "")):
-            problem, cure = f"tuning = '{tuning}' does not fit this model", f"use tuning = '{other}'"
+        *_, last = others = registry.substitutes()
+        if tuning.name != last and (other := next((t for t in others if t != tuning.name and self._fits(t)), "")):
+            problem, cure = f"tuning = '{tuning.name}' does not fit this model", f"use tuning = '{other}'"
             return DryRunError(f"{problem} ({says}); {cure}", f"{problem}; {cure}")
         problem = "the base cannot be trained for this task"
         return DryRunError(f"{problem} ({says}); use another base", problem)
@@ -225,7 +225,11 @@ class _Once:
     def _with(self, tuning: str = "", dtype: str = "") -> "_Once":
         """The same with another tuning or dtype, and without wrappers."""
         own = self.model.config
-        config = replace(own, tuning=tuning or own.tuning, model=replace(own.model, dtype=dtype or own.model.dtype))
+        config = replace(
+            own,
+            tuning=registry.load(tuning)() if tuning else own.tuning,
+            model=replace(own.model, dtype=dtype or own.model.dtype),
+        )
         model = build(self.model.base, config, self.model.rank or 1, self.model.device)
         trainer = replace(self.trainer, config=replace(self.trainer.config, tuning=config.tuning, model=config.model))
         return _Once(model, trainer, lambda trainer: trainer)

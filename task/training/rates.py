@@ -4,44 +4,13 @@ import math
 
 from task.config import EMBEDDED_MODEL, TaskConfig
 
-# From published recipes: the fewer weights train, the larger the steps they take.
-ADAMW = {
-    "full": (1e-6, 1e-3),
-    "lora": (1e-5, 5e-3),
-    "dora": (1e-5, 5e-3),
-    "adapter": (1e-5, 1e-2),
-    "bias": (1e-5, 2e-2),
-    "norm": (1e-5, 5e-2),
-    "ssf": (1e-5, 2e-2),
-    "ia3": (1e-4, 1e-1),
-    "head": (1e-4, 1e-1),
-    "prompt": (1e-4, 5e-1),
-    "prefix": (1e-5, 1e-1),
-}
-SGD = {
-    "full": (1e-5, 1.0),
-    "lora": (1e-4, 1e1),
-    "dora": (1e-4, 1e1),
-    "adapter": (1e-4, 1e1),
-    "bias": (1e-4, 1e1),
-    "norm": (1e-4, 1e1),
-    "ssf": (1e-4, 1e1),
-    "ia3": (1e-3, 1e2),
-    "head": (1e-4, 1e2),
-    "prompt": (1e-3, 1e2),
-    "prefix": (1e-3, 1e2),
-}
-FEW, SMALL = 2.0, 10.0  # times the largest: for adapters on few layers, for the embedded model of 0.1 million weights
+SMALL = 10.0  # times the largest usual rate, for the embedded model of 0.1 million weights
 
 
 def usual(config: TaskConfig) -> tuple[float, float]:
-    """Return the smallest and the largest rate that people use for this tuning and optimizer."""
-    low, high = (SGD if config.optimizer == "sgd" else ADAMW)[config.tuning]
-    if config.tuning in ("lora", "dora") and config.lora.targets != ("all-linear",):
-        high *= FEW
-    if config.model.name == EMBEDDED_MODEL:
-        high *= SMALL
-    return low, high
+    """Return the smallest and the largest rate that people use for this tuning and optimizer, and this base."""
+    low, high = config.tuning.usual_rates(config.optimizer)
+    return low, high * SMALL if config.model.name == EMBEDDED_MODEL else high
 
 
 def unusual(config: TaskConfig) -> str:
@@ -51,7 +20,7 @@ def unusual(config: TaskConfig) -> str:
         return ""
     side = "above" if config.learning_rate > high else "below"
     return (
-        f"learning-rate = {config.learning_rate:g} is {side} what is usual for tuning = '{config.tuning}' with "
+        f"learning-rate = {config.learning_rate:g} is {side} what is usual for tuning = '{config.tuning.name}' with "
         f"{config.optimizer}: {low:g} to {high:g}"
     )
 

@@ -1,9 +1,12 @@
 """(IA)^3: factors on keys, values and the inner activations of feed-forward layers, by peft."""
 
+from dataclasses import dataclass
+
 from torch import nn
 
-from task.config import TaskConfig
-from task.tunings.trainable import Head, TuningError, chosen, ends, linear_layers
+from task.schema import option
+from task.tunings.base import Head, Tuning, TuningError
+from task.tunings.parts.trainable import chosen, ends, linear_layers
 
 # What transformers calls them. Where one layer makes queries, keys and values, all of its output is scaled.
 ATTENTION = ("k_proj", "v_proj", "key_proj", "value_proj", "key", "value", "k_lin", "v_lin", "k", "v",
@@ -13,26 +16,37 @@ INNER = ("fc2", "down_proj", "lin2", "output.dense", "DenseReluDense.wo", "dense
 OUTER = ("attention.output.dense",)  # BERT calls the end of attention like the end of its feed-forward layers
 
 
-def ia3(module: nn.Module, head: Head, config: TaskConfig, rank: int) -> nn.Module:
+@dataclass(frozen=True)
+class Ia3(Tuning):
     """(IA)^3 (Liu et al., arXiv 2205.05638, section 3.3): k -> l_k * k, v -> l_v * v, and in a feed-forward layer
-    gamma(W_1 x) -> l_ff * gamma(W_1 x), each l a vector.
+    gamma(W_1 x) -> l_ff * gamma(W_1 x), each l a vector of ones at the start: the model is the base."""
 
-    `ia3.attention` names the layers whose output is scaled, `ia3.feedforward` those whose input is; `auto` knows the
-    common names. Factors of one: the model is the base. Saved as a peft folder.
-    """
-    from peft import IA3Config, get_peft_model
+    on_linear_layers = True
+    usual_adamw = (1e-4, 1e-1)
+    usual_sgd = (1e-3, 1e2)
 
-    linear = linear_layers(module, head, "ia3")
-    outputs = _layers(linear, config.ia3.attention, ATTENTION, "ia3.attention")
-    inputs = _layers(linear, config.ia3.feedforward, INNER, "ia3.feedforward")
-    return get_peft_model(  # type: ignore[no-any-return]
-        module,
-        IA3Config(
-            target_modules=[*outputs, *inputs],
-            feedforward_modules=inputs,
-            modules_to_save=head.trained,
-        ),
+    attention: tuple[str, ...] = option(
+        ("auto",),
+        doc="module name endings of the layers whose output is scaled; auto: keys and values, as commonly named",
     )
+    feedforward: tuple[str, ...] = option(
+        ("auto",), doc="of those whose input is scaled; auto: the last layer of each feed-forward network"
+    )
+
+    def apply(self, module: nn.Module, head: Head, kind: str, rank: int) -> nn.Module:
+        from peft import IA3Config, get_peft_model
+
+        linear = linear_layers(module, head, "ia3")
+        outputs = _layers(linear, self.attention, ATTENTION, "ia3.attention")
+        inputs = _layers(linear, self.feedforward, INNER, "ia3.feedforward")
+        return get_peft_model(  # type: ignore[no-any-return]
+            module,
+            IA3Config(
+                target_modules=[*outputs, *inputs],
+                feedforward_modules=inputs,
+                modules_to_save=head.trained,
+            ),
+        )
 
 
 def _layers(linear: list[str], said: tuple[str, ...], known: tuple[str, ...], option: str) -> list[str]:

@@ -18,7 +18,7 @@ IMPOSSIBLE = 2**47  # numbers: more bytes than an address can tell apart
 class Greedy(Strategy):
     """Ranks up to `fits` can be trained; a node of a larger one runs out of memory after it has trained."""
 
-    tunings = frozenset({"lora"})
+    needs_ranks = True
     heterogeneous_ranks = True
     laws = frozenset()
 

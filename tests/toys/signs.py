@@ -25,7 +25,7 @@ STEP = {"step": torch.zeros(())}
 class Signs(Strategy):
     """One float32 per node and round."""
 
-    tunings = frozenset({"full"})
+    needs_in_place = True
     laws = frozenset({FIXED_POINT, ORDER, WEIGHTS})
 
     def initial(self, model: TunedModel) -> State:

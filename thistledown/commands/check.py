@@ -17,7 +17,7 @@ from strategies.exchange.federation import evaluated
 from strategies.exchange.types import Profile, RunFailed
 from strategies.rounds.handshake.ranks import MEMORY_SHARE, TIME_SHARE
 from strategies.rounds.handshake.resolve import needs_no_data, resolve
-from task.config import AUTO, EMBEDDED_MODEL, TaskConfig
+from task.config import EMBEDDED_MODEL, TaskConfig
 from task.data.encoding.completions import CompletionEncoder
 from task.data.partition import node_names, partition, table
 from task.data.partitioners.base import Positions, SplitError
@@ -33,7 +33,7 @@ from task.storage.store import Store, StoreError, server_store
 from task.training.batches import steps_of
 from task.training.dry_run import DryRunError
 from task.training.rates import unusual
-from task.tunings.tuning import TuningError
+from task.tunings.base import AUTO, TuningError
 from thistledown.settings import Settings
 from thistledown.traffic import Leg, Traffic
 
@@ -111,9 +111,8 @@ def _choices(run: RunConfig) -> Iterator[str]:
     if promise := compatibility.mechanism(strategy, run.plan()).promise():
         yield f"privacy   {promise}"
     task = run.task
-    options = getattr(task, "lora" if task.tuning == "dora" else task.tuning, None)  # its group, where it has one
-    yield f"tuning    {_with_options(task.tuning, flatten(options) if options else {})}"
-    if task.tuning == "lora" and not task.lora.ranks:
+    yield f"tuning    {_with_options(task.tuning.name, flatten(task.tuning))}"
+    if not task.tuning.budgets():
         yield from _automatic(task)
     length = f"{task.local_steps} steps" if task.local_steps else f"{task.local_epochs} epochs"
     cooled = f" to {task.learning_rate_min:g}" if task.learning_rate_min else ""
@@ -122,7 +121,7 @@ def _choices(run: RunConfig) -> Iterator[str]:
 
 
 def _automatic(task: TaskConfig) -> Iterator[str]:
-    first, last = task.lora.auto_ranks[0], task.lora.auto_ranks[-1]
+    first, *_, last = (*task.tuning.candidates()[:1], *task.tuning.candidates())
     fits = f"{MEMORY_SHARE:.0%} of its free memory and {TIME_SHARE:.0%} of round-timeout"
     yield f"ranks     {AUTO}: a node trains a few steps at ranks {first} and {last}, and gets the largest"
     yield f"          of lora.auto-ranks that fits {fits}; what follows is for rank {last}"
@@ -192,7 +191,7 @@ def _profiles(run: RunConfig, task: TaskConfig, split: Sequence[Positions]) -> l
 
 def _budgets(task: TaskConfig) -> tuple[int, ...]:
     """Ranks as they are dealt; where they are automatic, the largest that a node can get."""
-    return (task.lora.ranks or task.lora.auto_ranks[-1:]) if task.tuning == "lora" else (0,)
+    return task.tuning.budgets() or task.tuning.candidates()[-1:]
 
 
 def _costs(

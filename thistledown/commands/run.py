@@ -38,7 +38,7 @@ def run(settings: Settings, say: Say, *, verbose: bool = False) -> bool:
             ["data.partitioner = 'none' is for deployed nodes, which have a data-path; simulated ones have not"]
         )
     size = f"{counted(server.simulation.num_supernodes, 'node')}, {counted(server.num_server_rounds, 'round')}"
-    say(f"{settings.config.strategy.name} with tuning {task.tuning}: {size}, seed {task.seed}")
+    say(f"{settings.config.strategy.name} with tuning {task.tuning.name}: {size}, seed {task.seed}")
     if server.resume and held(Path(server.resume)):
         raise ConfigError([at_work(Path(server.resume))])
     if server.resume:

@@ -183,7 +183,7 @@ class Handshake:
         """Ask nodes whose rank is automatic and new to the run for a trial."""
         instruction = instructions.write(self.context.config, self.context.strategy, self.context.base.fingerprint)
         payload = messaging.Payload.of(RecordDict({"instructions": instruction}))
-        candidates = self.context.config.lora.auto_ranks
+        candidates = self.context.config.tuning.candidates()
         LOG.info("%d nodes try ranks %d to %d", len(automatic), candidates[0], candidates[-1])
         return [
             messaging.send(self.context.grid, profile.node_id, "query.trial", "0", payload) for profile in automatic
@@ -195,7 +195,7 @@ class Handshake:
         """The ranks that follow from trials."""
         lines, found, up = [], {}, 0
         for (_, reply), profile in zip(answers, automatic, strict=True):
-            trial, choice = _choice(profile, reply, self.context.config.lora.auto_ranks, self.context.timeout)
+            trial, choice = _choice(profile, reply, self.context.config.tuning.candidates(), self.context.timeout)
             lines.append((profile, trial, choice))
             found[profile.node_id] = replace(profile, rank=choice.rank)
             up += wire.size(reply.content) if reply is not None and not reply.has_error() else 0

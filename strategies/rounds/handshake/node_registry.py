@@ -100,7 +100,7 @@ class NodeRegistry:
         self.failed(profile, assignment.round, reason)
         if isinstance(reason, Outgrown | LacksBase):
             self.known.pop(profile.node_id, None)
-        candidates = self.context.config.lora.auto_ranks if profile.automatic else ()
+        candidates = self.context.config.tuning.candidates() if profile.automatic else ()
         if isinstance(reason, OutOfMemory) and (rank := below(assignment.rank, candidates)):
             self.lower(profile, rank)
 

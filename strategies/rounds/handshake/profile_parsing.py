@@ -7,7 +7,7 @@ from flwr.app import ConfigRecord, Message
 
 from strategies.exchange.types import MAX_ROWS, Profile, Refused
 from strategies.rounds import validation
-from task.config import MAX_RANK
+from task.tunings.base import MAX_RANK
 
 LONGEST = 200  # characters of a text
 MOST = 10_000  # texts of a list

@@ -1,44 +1,15 @@
-"""What every tuning needs of a model: where it ends, its blocks and norm layers, and marking what trains."""
+"""What tunings need of a model: its linear layers, blocks and norm layers, and setting what trains."""
 
-import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-LONGEST = 200  # characters of what a library says
+from task.tunings.base import Head, TuningError
 
 
-@dataclass(frozen=True)
-class Head:
-    """The names of the modules that a model ends in; does every tuning train them along?"""
-
-    modules: list[str]
-    along: bool
-
-    @property
-    def trained(self) -> list[str]:
-        """Those of them that train along."""
-        return self.modules if self.along else []
-
-
-class TuningError(ValueError):
-    """A tuning that does not fit a model; the message names keys of the order and layers of the base, which is the
-    server's too."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.public = message
-
-
-def first_sentence(error: Exception) -> str:
-    """What a library says of an error, as far as one sentence of ours can hold it."""
-    return re.split(r"\.\s|\n", str(error).strip())[0].rstrip(".")[:LONGEST]
-
-
-def mark(module: nn.Module, trains: Callable[[str], bool]) -> nn.Module:
-    """Let the parameters train whose names are told, and no other. Raises TuningError where there are none."""
+def set_trainable(module: nn.Module, trains: Callable[[str], bool]) -> nn.Module:
+    """Let exactly the parameters train for whose names `trains` is true. Raises TuningError where there are none."""
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(trains(name))
     if not any(parameter.requires_grad for parameter in module.parameters()):

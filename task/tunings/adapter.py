@@ -1,12 +1,14 @@
 """Bottleneck adapters: a narrow network beside the end of every transformer block."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from task.config import TaskConfig
-from task.tunings.trainable import Head, blocks, hidden_size, inside, mark
+from task.schema import option
+from task.tunings.base import OWN, Head, Tuning
+from task.tunings.parts.trainable import blocks, hidden_size, inside, set_trainable
 
 ADAPTER = "adapter"  # the module's name in its block
 
@@ -28,19 +30,30 @@ class Bottleneck(nn.Module):
         return self.up(nn.functional.gelu(self.down(wide))).to(hidden.dtype)  # type: ignore[no-any-return]
 
 
-def adapter(module: nn.Module, head: Head, config: TaskConfig, rank: int) -> nn.Module:
+@dataclass(frozen=True)
+class Adapter(Tuning):
     """Adapters (Houlsby et al., arXiv 1902.00751), one after every block as FedPEFT (Sun et al., arXiv 2210.01708) has
-    them: h -> h + U gelu(D h + d) + u, D with `adapter.width` rows. A classifier's head trains along.
+    them: h -> h + U gelu(D h + d) + u, D with `adapter.width` rows. A classifier's head trains too.
 
     U and u are zero at the start: the model is the base, U and u learn from the first step on and D and d from the
-    second. Saved as a folder for `task.models.saving.restored`.
+    second.
     """
-    layers = blocks(module, "adapter")
-    features = hidden_size(module, layers, "adapter")
-    for layer in layers:
-        layer.add_module(ADAPTER, Bottleneck(features, config.adapter.width, next(layer.parameters())))
-        layer.register_forward_hook(_adapt)
-    return mark(module, lambda name: f".{ADAPTER}." in name or inside(name, head.trained))
+
+    usual_adamw = (1e-5, 1e-2)
+    usual_sgd = (1e-4, 1e1)
+
+    width: int = option(16, low=1, high=8192, doc="features in the middle of an adapter")
+
+    def apply(self, module: nn.Module, head: Head, kind: str, rank: int) -> nn.Module:
+        layers = blocks(module, "adapter")
+        features = hidden_size(module, layers, "adapter")
+        for layer in layers:
+            layer.add_module(ADAPTER, Bottleneck(features, self.width, next(layer.parameters())))
+            layer.register_forward_hook(_adapt)
+        return set_trainable(module, lambda name: f".{ADAPTER}." in name or inside(name, head.trained))
+
+    def saved_as(self, kind: str) -> str:
+        return OWN
 
 
 def _adapt(layer: Any, inputs: Any, output: Any) -> Any:

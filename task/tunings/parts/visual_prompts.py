@@ -7,28 +7,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from task.config import TaskConfig
-from task.tunings.trainable import Head, TuningError, blocks, hidden_size, inside, mark
+from task.tunings.base import Head, TuningError
+from task.tunings.parts.trainable import blocks, hidden_size, inside, set_trainable
 
 PROMPT = "visual_prompt"  # the parameter's name in its block
 PLAIN = ("vit", "deit", "dinov2")  # model types whose blocks take (rows, tokens, features), in any order of tokens
 
 
-def visual_prompts(module: Any, head: Head, config: TaskConfig, rank: int) -> nn.Module:
+def with_visual_prompts(module: Any, head: Head, tokens: int, deep: bool) -> nn.Module:
     """Visual prompt tuning (Jia et al., arXiv 2203.12119, section 3.2), and a classifier's head.
 
-    Deep: every block i gets `prompt.tokens` tokens P_i of its own in front, and what it makes of
-    them is dropped. Shallow (`prompt.deep` = false): P_1 goes in front of the first block and leaves after
-    the last. Drawn from U(-v, v) with v^2 = 6 / (values in a patch + features), by the run's seed: the model is not the
-    base at the start. Saved as a folder for `task.models.saving.restored`.
+    Deep: every block i gets `tokens` tokens P_i of its own in front, and what it makes of them is dropped. Not deep:
+    P_1 goes in front of the first block and leaves after the last. Drawn from U(-v, v) with v^2 = 6 / (values in a
+    patch + features), by the run's seed: the model is not the base at the start.
     """
     if module.config.model_type not in PLAIN:
         raise TuningError(
             f"tuning = 'prompt' puts tokens into vision transformers of the types {', '.join(PLAIN)}, not into a "
             f"'{module.config.model_type}'; use tuning = 'lora' or 'bias'"
         )
-    layers, tokens = blocks(module, "prompt"), config.prompt.tokens
-    features, deep = hidden_size(module, layers, "prompt"), config.prompt.deep
+    layers = blocks(module, "prompt")
+    features = hidden_size(module, layers, "prompt")
     patch = nn.modules.utils._pair(module.config.patch_size)
     bound = math.sqrt(6 / (module.config.num_channels * math.prod(patch) + features))
     for layer in layers if deep else layers[:1]:
@@ -39,11 +38,11 @@ def visual_prompts(module: Any, head: Head, config: TaskConfig, rank: int) -> nn
         layer.register_forward_pre_hook(_insert)
     for layer in layers if deep else layers[-1:]:
         layer.register_forward_hook(partial(_drop, tokens))
-    return mark(module, lambda name: name.endswith("." + PROMPT) or inside(name, head.trained))
+    return set_trainable(module, lambda name: name.endswith("." + PROMPT) or inside(name, head.trained))
 
 
 def _insert(layer: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The learned tokens, then those that come."""
+    """Return the learned tokens, then those that come."""
     hidden, *others = inputs
     learned = layer.visual_prompt.to(hidden.dtype).expand(len(hidden), -1, -1)
     return torch.cat([learned, hidden], dim=1), *others

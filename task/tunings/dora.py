@@ -1,0 +1,37 @@
+"""DoRA: low-rank factors and a magnitude for every output of a linear layer, by peft."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from task.tunings.base import Head
+from task.tunings.parts.low_rank import LowRank
+
+MAGNITUDE = "lora_magnitude_vector"  # peft's name of the magnitudes
+
+
+@dataclass(frozen=True)
+class Dora(LowRank):
+    """DoRA (Liu et al., arXiv 2402.09353): W' = m (W + s B A) / ||W + s B A||, with norms over the inputs.
+
+    The magnitude m starts at ||W||, so the model is the base, up to rounding. All nodes have the one rank of
+    `lora.ranks`: slices of the factors mean little without the magnitudes that were learned with them. On the wire they
+    are `<layer>.dora_A.weight`, so that nothing takes B A for all that changed.
+    """
+
+    def apply(self, module: nn.Module, head: Head, kind: str, rank: int) -> nn.Module:
+        return self.adapted(module, head, self.ranks[0], use_dora=True)
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if len(self.ranks) != 1:
+            found.append("tuning = 'dora' has one rank for all nodes; lora.ranks must be one number, such as '8'")
+        return found
+
+    def wire_name(self, name: str) -> str:
+        return name.replace(".lora_", ".dora_")
+
+    def saved_name(self, name: str) -> str:
+        """Return a name that peft and transformers both know: by peft's own one, transformers does not find the
+        magnitudes, says nothing, and computes something else."""
+        return f"{name}.weight" if name.endswith(MAGNITUDE) else name

@@ -1,0 +1,26 @@
+"""Full fine-tuning: everything trains."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from task.tunings.base import TRANSFORMERS, Head, Tuning
+from task.tunings.parts.trainable import set_trainable
+
+
+@dataclass(frozen=True)
+class Full(Tuning):
+    """Everything trains, and the running statistics of normalisation layers are exchanged too."""
+
+    adds = False
+    in_place = True
+    running_statistics = True
+    substitute = 4
+    usual_adamw = (1e-6, 1e-3)
+    usual_sgd = (1e-5, 1.0)
+
+    def apply(self, module: nn.Module, head: Head, kind: str, rank: int) -> nn.Module:
+        return set_trainable(module, lambda name: True)
+
+    def saved_as(self, kind: str) -> str:
+        return TRANSFORMERS

@@ -1,0 +1,34 @@
+"""Norm tuning: the weights and biases of normalisation layers, by peft."""
+
+import warnings
+from dataclasses import dataclass
+
+from torch import nn
+
+from task.tunings.base import Head, Tuning, TuningError
+from task.tunings.parts.trainable import inside, is_norm
+
+
+@dataclass(frozen=True)
+class Norm(Tuning):
+    """Every normalisation layer outside the head trains (Zhao et al., arXiv 2312.11420), and a classifier's head.
+
+    The layers start as copies of the base's, so the model is the base.
+    """
+
+    adds = False
+    usual_adamw = (1e-5, 5e-2)
+    usual_sgd = (1e-4, 1e1)
+
+    def apply(self, module: nn.Module, head: Head, kind: str, rank: int) -> nn.Module:
+        from peft import LNTuningConfig, get_peft_model
+
+        layers = [name for name, child in module.named_modules() if is_norm(child) and not inside(name, head.modules)]
+        if not layers:
+            raise TuningError(
+                "tuning = 'norm' needs normalisation layers with weights; this model has none; use 'lora'"
+            )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)  # peft knows no norms by name
+            chosen = LNTuningConfig(target_modules=layers, modules_to_save=head.trained)
+            return get_peft_model(module, chosen)  # type: ignore[no-any-return]

@@ -1,0 +1,31 @@
+"""Prefix tuning: learned keys and values in every attention layer of a text model, by peft."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from task.schema import option
+from task.tunings.base import Head, Tuning, TuningError
+from task.tunings.parts.soft_prompts import IMAGES, with_soft_prompt
+
+
+@dataclass(frozen=True)
+class Prefix(Tuning):
+    """`prefix.tokens` learned keys and values in front of every row, in every attention layer (Li and Liang, arXiv
+    2101.00190, without the network that they are computed by while training).
+
+    Drawn from the run's seed: the model is not the base at the start.
+    """
+
+    soft_prompts = True
+    usual_adamw = (1e-5, 1e-1)
+    usual_sgd = (1e-3, 1e2)
+
+    tokens: int = option(10, low=1, high=4096, doc="learned keys and values in every attention layer")
+
+    def apply(self, module: nn.Module, head: Head, kind: str, rank: int) -> nn.Module:
+        if kind == IMAGES:
+            raise TuningError("tuning = 'prefix' is for text; for images use tuning = 'prompt' with prompt.deep = true")
+        from peft import PrefixTuningConfig
+
+        return with_soft_prompt(module, head, kind, PrefixTuningConfig, self.tokens)

@@ -1,0 +1,45 @@
+"""Prompt tuning: learned tokens in front of a text (by peft) or among the patches of an image."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from task.schema import option
+from task.tunings.base import OWN, PEFT, Head, Tuning, TuningError
+from task.tunings.parts.soft_prompts import IMAGES, with_soft_prompt
+from task.tunings.parts.visual_prompts import with_visual_prompts
+
+
+@dataclass(frozen=True)
+class Prompt(Tuning):
+    """Of text, `prompt.tokens` learned embeddings in front of every row (Lester et al., arXiv 2104.08691); of images,
+    visual prompts (`task.tunings.parts.visual_prompts`).
+
+    Drawn from the run's seed: the model is not the base at the start. A classifier such as BERT's, which reads at the
+    first place of a row, reads there at the first learned token.
+    """
+
+    soft_prompts = True
+    usual_adamw = (1e-4, 5e-1)
+    usual_sgd = (1e-3, 1e2)
+
+    tokens: int = option(10, low=1, high=4096, doc="learned tokens in front of a text, or of the patches of an image")
+    deep: bool = option(True, doc="of images: in front of every block, not of the first alone")
+
+    def apply(self, module: nn.Module, head: Head, kind: str, rank: int) -> nn.Module:
+        if kind == IMAGES:
+            return with_visual_prompts(module, head, self.tokens, self.deep)
+        from peft import PromptTuningConfig
+        from transformers.modeling_layers import GenericForSequenceClassification
+
+        if isinstance(module, GenericForSequenceClassification):
+            raise TuningError(
+                "tuning = 'prompt' does not fit this classifier: it finds the last token of a row by the tokens, which "
+                "it is not given behind learned embeddings; use tuning = 'prefix' or 'lora'"
+            )
+        width = module.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+        shape = {"token_dim": width, "num_attention_heads": 1, "num_layers": 1}  # peft would guess, and needs the first
+        return with_soft_prompt(module, head, kind, PromptTuningConfig, self.tokens, **shape)
+
+    def saved_as(self, kind: str) -> str:
+        return OWN if kind == IMAGES else PEFT
