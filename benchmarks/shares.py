@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from task.config import TaskConfig
 from task.data.partition import partition
 from task.data.prepared import data_index
-from task.data.sources.digits import digits_part
-from task.data.sources.sources import DIGITS_STRETCH
+from task.data.sources.digits import DIGITS_STRETCH, digits_part
 from task.storage.store import Store
 
 LABELS = "|".join(map(str, range(10)))

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from flwr.app import Context, Message
 
-from task.config import EMBEDDED_DATA, TaskConfig
-from task.data.sources.sources import unreadable
+from task.config import TaskConfig
+from task.data.sources.registry import of_keyword, unreadable
 from task.models.base import HUB_ID
 
 PATHS, CODE = "follow-paths", "trust-remote-code"
@@ -73,7 +73,7 @@ def check_source(config: TaskConfig, node: Mapping[str, object]) -> None:
     """NodeError for an order whose `data.name` is a path, or something in the working folder, where the node does not
     follow paths."""
     name = config.data.name
-    if name == EMBEDDED_DATA or follows_paths(node):
+    if of_keyword(name) or follows_paths(node):
         return
     if not HUB_ID.fullmatch(name) or Path(name).exists():
         said = (

@@ -47,8 +47,8 @@ from task.data import prepared
 from task.data.parts import reading_of
 from task.data.prepared import DataError
 from task.data.request import Reading
-from task.data.sources.sources import open_source, read_split
-from task.data.tables.tables import read_table
+from task.data.sources.base import read_split
+from task.data.sources.registry import open_source
 from task.storage.store import Store
 
 TABLE = [
@@ -305,6 +305,6 @@ def test_what_pandas_writes_is_read_as_pandas_reads_it(
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "rows.csv"
         frame.to_csv(path, sep=between, lineterminator=end, quoting=quoting, encoding=encoding, index=False)
-        table = read_table([path], Reading(("text", "label"), {"text": "", "label": ""}))
+        table = open_source(str(path)).load("train", Reading(("text", "label"), {"text": "", "label": ""}))
     assert list(table.values("text")) == frame["text"].tolist()
     assert list(table.values("label")) == frame["label"].tolist()

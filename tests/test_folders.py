@@ -11,7 +11,8 @@ from written import CSV, GIVEN, Case, Write, file, folder, images, picture, save
 from task.data import prepared
 from task.data.parts import reading_of
 from task.data.prepared import DataError
-from task.data.sources.sources import open_source, read_split
+from task.data.sources.base import read_split
+from task.data.sources.registry import open_source
 from task.storage.store import Store
 
 META = "file_name,label\na.png,cat\nin/b.png,dog\n"

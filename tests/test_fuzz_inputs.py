@@ -22,7 +22,7 @@ from strategies.rounds.handshake import profile_parsing
 from task.config import TaskConfig
 from task.data.raw import DataError
 from task.data.request import Reading
-from task.data.tables.tables import read_table
+from task.data.sources.registry import open_source
 from task.schema import ConfigError
 from task.tunings.base import MAX_RANK
 from thistledown.settings import Settings
@@ -237,7 +237,7 @@ def test_a_damaged_file_is_read_or_refused_by_its_name(ending: str, tmp_path: Pa
         start = int(where * len(whole))
         path.write_bytes(whole[:start] + new + whole[start + length :])
         try:
-            table = read_table([path], Reading(("text", "label")))
+            table = open_source(str(path)).load("train", Reading(("text", "label")))
         except DataError as error:
             assert str(path) in str(error)
             return

@@ -23,7 +23,7 @@ from task.config import TaskConfig
 from task.data import prepared
 from task.data.raw import DataError
 from task.data.request import Reading
-from task.data.tables.tables import read_table
+from task.data.sources.registry import open_source
 from task.schema import ConfigError
 from task.storage.store import Store
 from thistledown.commands.check import check
@@ -200,7 +200,7 @@ def test_a_column_of_numbers_is_refused_by_its_row(tmp_path: Path) -> None:
     assert public_message(error.value) == "column 'text': no text"
     path.write_text("text,label\nfine,x\n" + "dull,y\n" * 3 + '"bad \x00 "one,y\n')
     with pytest.raises(DataError, match=r"rows\.csv, line 6: quotes do not end where a cell does"):
-        read_table([path], Reading(("text", "label"), {"text": "", "label": ""}))
+        open_source(str(path)).load("train", Reading(("text", "label"), {"text": "", "label": ""}))
 
 
 def test_check_says_what_was_detected(bert: Sample, tmp_path: Path) -> None:

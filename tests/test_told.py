@@ -17,7 +17,7 @@ from task.data.encoding.images import ImageEncoder
 from task.data.encoding.texts import read_texts
 from task.data.raw import DataError, Table
 from task.data.request import Reading
-from task.data.tables.tables import read_table
+from task.data.sources.registry import open_source
 from task.schema import ConfigError
 
 
@@ -122,7 +122,7 @@ def test_bytes_of_a_text_are_not_quoted(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"rows\.csv, line 3: the file is not UTF-8, or not all of it; .*data\.encoding"
     ) as error:
-        read_table([path], Reading())
+        open_source(str(path)).load("train", Reading())
     assert public_message(error.value) == "the file is not UTF-8, or not all of it"
 
 

@@ -12,9 +12,9 @@ from task.data.encoding.texts import blank
 from task.data.index import DataIndex, Part
 from task.data.labels import alike, category_names, check_few, label_codes, label_names
 from task.data.raw import DataError, Raw
-from task.data.request import Reading, Source
+from task.data.request import Reading
 from task.data.sites import sites_of
-from task.data.sources.sources import read_split
+from task.data.sources.base import Source, read_split
 from task.data.splits import VALIDATION, called
 from task.seeds import derive
 

@@ -23,7 +23,9 @@ from task.data.parts import columns_of, found_in, has_labels, input_columns, par
 from task.data.raw import DataError
 from task.data.request import Reading
 from task.data.rows import Rows
-from task.data.sources.sources import Digits, Source, open_source, read_split
+from task.data.sources.base import Source, read_split
+from task.data.sources.digits import Digits
+from task.data.sources.registry import open_source
 from task.data.splits import called
 from task.storage.retention import trim
 from task.storage.store import Store, recipe_hash

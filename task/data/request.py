@@ -1,11 +1,8 @@
-"""What is asked of a source of rows, and what a source is."""
+"""What is asked of a source of rows."""
 
 import codecs
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
-
-from task.data.raw import Raw
 
 TABS = ("tab", "\\t")  # a tab, as it can be written in a configuration
 NO_TEXT = ("idna", "punycode", "undefined", "raw-unicode-escape", "unicode-escape")  # codecs that no file is in
@@ -26,23 +23,6 @@ class Reading:
     def wanted(self, names: Sequence[str]) -> list[str]:
         """Return those of the columns that there are which are read, in their order."""
         return [name for name in names if self.columns is None or name in self.columns]
-
-
-class Source(Protocol):
-    """Something with named splits."""
-
-    @property
-    def name(self) -> str:
-        """What errors call it."""
-
-    def stamp(self) -> object:
-        """Return what changes when the data changes, as far as that can be seen without reading it."""
-
-    def splits(self) -> Sequence[str]:
-        """Return the splits that exist."""
-
-    def load(self, split: str, reading: Reading) -> Raw:
-        """Return the rows of an existing split."""
 
 
 def delimiter_of(written: str) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from task.data.encoding.pixels import IDLE, Fitting, NoImage, by_channel, fault, finite, understood, unusable
 from task.data.raw import DataError
-from task.data.sources.sources import DIGITS_STRETCH
+from task.data.sources.digits import DIGITS_STRETCH
 from task.files.shown import shown
 
 LONGEST = 20  # times that an image may be longer than wide where its proportions are kept

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from task.data.encoding.library_processor import Library
 from task.data.encoding.pixels import IDLE, MODES, NAMING, Fitting, by_channel, fault, finite, understood, unusable
 from task.data.raw import DataError
-from task.data.sources.sources import DIGITS_STRETCH
+from task.data.sources.digits import DIGITS_STRETCH
 from task.files.contents import CONFIG, listed, settings
 
 PROCESSOR, NESTED = "preprocessor_config.json", "processor_config.json"

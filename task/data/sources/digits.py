@@ -4,12 +4,50 @@ A public part, upright, is what the embedded base model learns from; the private
 lie on their side, so that there is something to tune. The split belongs to the data: no seed changes it.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
+from task.data.raw import Arrays, Raw
+from task.data.request import Reading
+from task.data.sources.base import Place, Source
+
 PARTS = {"public": 600, "train": 750, "validation": 150, "test": 297}
 WHITE = 16
+DIGITS_STRETCH = 15
 _SEED = 20240229
+
+
+@dataclass(frozen=True)
+class Digits(Source):
+    """The embedded digits, stretched from 0..16 to 0..240 so that resizing keeps their shades."""
+
+    keywords = ("digits",)
+
+    @classmethod
+    def open(cls, place: Place) -> "Digits":
+        """Return them."""
+        return cls()
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return "the embedded digits"
+
+    def stamp(self) -> object:
+        """Return the same for ever: the digits do not change."""
+        return "digits, first edition"
+
+    def splits(self) -> Sequence[str]:
+        """Return the names of their parts."""
+        return tuple(PARTS)
+
+    def load(self, split: str, reading: Reading) -> Raw:
+        """Return a part."""
+        images, labels = digits_part(split)
+        return Arrays(f"{self.name} ({split})", images * np.uint8(DIGITS_STRETCH), labels)
 
 
 def digits_part(name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

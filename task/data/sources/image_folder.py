@@ -8,10 +8,10 @@ from typing import Any
 
 from task.data.raw import DataError, Raw, Table
 from task.data.request import Reading
-from task.data.sources.files import stamps_inside
+from task.data.sources import registry
+from task.data.sources.base import Order, Place, Source, load_files, stamps_inside
 from task.data.splits import TRAIN, usual
 from task.data.tables.decoding import hidden
-from task.data.tables.tables import read_table
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -20,11 +20,24 @@ IMAGE, LABEL, FILE = "image", "label", "file_name"
 
 
 @dataclass(frozen=True)
-class ImageFolder:
+class ImageFolder(Source):
     """Images in `<split>/<class>/`, or in `<class>/`, which is the split `train`; or beside a table `metadata.csv` that
     names each by `file_name`. The columns are `image` and `label`, and those of the table."""
 
+    order = Order.CONTENTS
+
     folder: Path
+
+    @classmethod
+    def knows(cls, folder: Path) -> bool:
+        """Return whether there is an image anywhere in it."""
+        return holds_images(folder)
+
+    @classmethod
+    def open(cls, place: Place) -> "ImageFolder":
+        """Return the folder."""
+        assert place.path is not None
+        return cls(place.path)
 
     @property
     def name(self) -> str:
@@ -43,7 +56,7 @@ class ImageFolder:
         """Return paths of images, and labels. Raises DataError where it is not clear what an image's class is."""
         place = self._places()[split]
         table = _table(place)
-        return _told(place, table, reading) if table else _by_class(place)
+        return _by_table(place, table, reading) if table else _by_class(place)
 
     def _places(self) -> dict[str, Path]:
         inside = _folders(self.folder)
@@ -115,10 +128,11 @@ def _others(folder: Path) -> tuple[str, ...]:
     return (f"{folder}: files that are not read as images are left out: {kinds}",) if left else ()
 
 
-def _told(folder: Path, table: Path, reading: Reading) -> Table:
+def _by_table(folder: Path, table: Path, reading: Reading) -> Table:
     """The rows of a table, whose `file_name` is the image."""
     asked = [FILE if name == IMAGE else name for name in reading.columns] if reading.columns is not None else None
-    found = read_table([table], replace(reading, columns=None if asked is None else tuple(asked), required={FILE: ""}))
+    wanted = replace(reading, columns=None if asked is None else tuple(asked), required={FILE: ""})
+    found = load_files(table, TRAIN, [file for file in [registry.table_file(table)] if file], wanted)
     found.require(FILE)
     names = tuple(IMAGE if name == FILE else name for name in found.names)
     return replace(found, dataset=found.dataset.rename_column(FILE, IMAGE), folder=folder, names=names)

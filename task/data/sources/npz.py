@@ -10,14 +10,29 @@ import numpy as np
 
 from task.data.raw import Arrays, DataError, Raw
 from task.data.request import Reading
-from task.data.sources.files import stamps
+from task.data.sources.base import Order, Place, Source, stamps
+from task.data.tables.decoding import WRONG_KIND, hidden
 
 
 @dataclass(frozen=True)
-class Npz:
+class Npz(Source):
     """Arrays named x_<split> and y_<split>, or `images` and `labels`, which are the split `train`."""
 
+    suffixes = (".npz",)
+    order = Order.FILE
+
     path: Path
+
+    @classmethod
+    def knows(cls, folder: Path) -> bool:
+        """Return whether there is just one such file in it."""
+        return len(_inside(folder)) == 1
+
+    @classmethod
+    def open(cls, place: Place) -> "Npz":
+        """Return the file, or the one in a folder."""
+        assert place.path is not None
+        return cls(_inside(place.path)[0] if place.path.is_dir() else place.path)
 
     @property
     def name(self) -> str:
@@ -63,9 +78,11 @@ class Npz:
         try:
             opened = np.load(self.path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise DataError(
-                f"{self.path} is not an npz file: {error}", "the data is not of the kind that its name says"
-            ) from error
+            raise DataError(f"{self.path} is not an npz file: {error}", WRONG_KIND) from error
         if not hasattr(opened, "files"):
             raise DataError(f"{self.path} is not an npz file, but a single array")
         return opened
+
+
+def _inside(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.npz") if not hidden(path.name))

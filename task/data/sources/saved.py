@@ -1,24 +1,37 @@
-"""Sources that `datasets` reads: folders that it saved, and whatever `load_dataset` understands."""
+"""Folders that `datasets` saved."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from task.data.raw import HIDDEN, DataError, Raw, Table
+from task.data.raw import DataError, Raw
 from task.data.request import Reading
-from task.data.sources.files import stamps_inside
+from task.data.sources.base import Order, Place, Source, stamps_inside
+from task.data.tables.columns import table_of
 
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # what marks a folder as saved
-UNKNOWN = "data.name cannot be read here"
 
 
 @dataclass(frozen=True)
-class Saved:
+class Saved(Source):
     """A folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
 
+    order = Order.MARKED
+
     folder: Path
+
+    @classmethod
+    def knows(cls, folder: Path) -> bool:
+        """Return whether one of them wrote it."""
+        return (folder / SAVED_SPLITS).is_file() or (folder / SAVED).is_file()
+
+    @classmethod
+    def open(cls, place: Place) -> "Saved":
+        """Return the folder."""
+        assert place.path is not None
+        return cls(place.path)
 
     @property
     def name(self) -> str:
@@ -49,53 +62,3 @@ class Saved:
         if isinstance(found, datasets.DatasetDict):
             return {str(split): rows for split, rows in found.items()}
         return {str(found.split or "train"): found}
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What `datasets.load_dataset` understands: a hub id, or a folder with a dataset card."""
-
-    place: str
-    subset: str = ""
-    folder: Path | None = None
-    public: str = UNKNOWN
-
-    @property
-    def name(self) -> str:
-        """What errors call it."""
-        return self.place + (f" ({self.subset})" if self.subset else "")
-
-    def stamp(self) -> object:
-        """Return the files of a folder. A hub dataset is taken to stay as it was when it was first read."""
-        if self.folder is None:
-            return [self.place, self.subset]
-        return [self.subset, stamps_inside(self.folder)]
-
-    def splits(self) -> Sequence[str]:
-        """Return the splits that exist."""
-        return tuple(self._splits)
-
-    def load(self, split: str, reading: Reading) -> Raw:
-        """Return the rows of a split."""
-        return table_of(f"{self.name} ({split})", self._splits[split], self.folder, reading)
-
-    @cached_property
-    def _splits(self) -> dict[str, Any]:
-        import datasets
-
-        if self.place in datasets.packaged_modules._PACKAGED_DATASETS_MODULES:  # readers, one of them of pickles
-            raise DataError(f"'{self.place}' is a kind of file, not a dataset; name the file")
-        try:
-            return dict(datasets.load_dataset(self.place, self.subset or None))
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            kind = "a dataset of the hub, nor a local file or folder" if self.folder is None else "data"
-            raise DataError(
-                f"{self.name} cannot be read as {kind}: {error}", HIDDEN if self.folder else self.public
-            ) from error
-
-
-def table_of(place: str, dataset: Any, folder: Path | None, reading: Reading) -> Table:
-    """Return the columns of a data set that are read, as they are stored, whatever format it was saved with."""
-    names = tuple(dataset.column_names)
-    picked = dataset.with_format(None).select_columns(reading.wanted(names))
-    return replace(Table(place, picked, folder), names=names)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from task.data.raw import DataError, Table
+from task.data.request import Reading
 
 MISSING = frozenset({"", "na", "n/a", "#n/a", "nan", "null", "none"})  # in a column of numbers, in any case
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")  # not 007, which is a name
@@ -130,6 +131,27 @@ def of_values(
         )
     except (pa.ArrowException, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {error}", "a column holds values that cannot be read") from error
+
+
+def twice(path: object, name: str) -> DataError:
+    """Say that a column that is read has the name of another."""
+    problem = f"column '{name}' is there twice"
+    return DataError(f"{path}: {problem}; rename one", problem)
+
+
+def wanted_once(path: Path, wanted: list[str]) -> list[str]:
+    """Return these names of columns. Raises DataError where one is there twice."""
+    for name in wanted:
+        if wanted.count(name) > 1:
+            raise twice(path, name)
+    return wanted
+
+
+def table_of(place: str, dataset: Any, folder: Path | None, reading: Reading) -> Table:
+    """Return the columns of a data set that are read, as they are stored, whatever format it was saved with."""
+    names = tuple(dataset.column_names)
+    picked = dataset.with_format(None).select_columns(reading.wanted(names))
+    return replace(Table(place, picked, folder), names=names)
 
 
 def _whole(value: Any) -> Any:

@@ -17,6 +17,7 @@ from task.data.raw import DataError
 
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 BLOCK = 2**20
+WRONG_KIND = "the data is not of the kind that its name says"
 BOMS = {  # those of 32 bits go first: they begin as those of 16 do
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -134,6 +135,18 @@ def _only(path: Path) -> Iterator[IO[bytes]]:
     """The one file of a zip archive."""
     with zipfile.ZipFile(path) as archive, archive.open(members(archive)[0]) as file:
         yield file
+
+
+def unpacked_name(path: Path) -> Path:
+    """Return the name that a file has once it is unpacked; empty for an archive of several files. Raises DataError."""
+    if path.suffix.lower() != ".zip":
+        return path.with_suffix("") if path.suffix.lower() in PACKED else path
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = members(archive)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is not a zip file: {error}", WRONG_KIND) from error
+    return Path(inside[0] if len(inside) == 1 else "")
 
 
 def members(archive: zipfile.ZipFile) -> list[str]:

@@ -3,38 +3,48 @@
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from task.data.raw import DataError, Table
 from task.data.request import Reading
+from task.data.sources.base import TableFile
 from task.data.tables.columns import of_values
-from task.data.tables.decoding import encoding_of, text_of
+from task.data.tables.decoding import WRONG_KIND, encoding_of, text_of
 
 Row = tuple[int, Any]  # the line that it begins in, 0 where that is not known
 SEVERAL = "the file holds several lists of rows; save each as a file of its own"
 NO_ROWS = "the data is no list of rows"
-KIND = "the data is not of the kind that its name says"
 FORMS = "one object a line, or a list of objects"
 
 
-def read_json(path: Path, kind: str, reading: Reading) -> Table:
-    """Return the rows of a file, whichever of these forms it has.
+@dataclass(frozen=True)
+class Json(TableFile):
+    """A file of any of these forms, whatever its ending says."""
 
-    Raises DataError, with the line of what is not JSON.
-    """
+    suffixes = (".json", ".jsonl", ".ndjson")
+    packable = True
+
+    @classmethod
+    def read(cls, path: Path, suffix: str, reading: Reading) -> Table:
+        """Return the rows. Raises DataError, with the line of what is not JSON."""
+        return _read(path, suffix, reading)
+
+
+def _read(path: Path, suffix: str, reading: Reading) -> Table:
     encoding, notices = encoding_of(path, reading.encoding)
     with text_of(path, encoding) as file:
         start = list(itertools.islice((line for line in file if line.strip()), 2))
-    if _by_lines(kind, start):
+    if _by_lines(suffix, start):
         return _collected(path, _by_line(path, encoding), reading, notices)
     found, said = _within(path, _whole(path, encoding), reading)
     return _collected(path, ((0, row) for row in found), reading, (*notices, *said))
 
 
-def _by_lines(kind: str, start: Sequence[str]) -> bool:
+def _by_lines(suffix: str, start: Sequence[str]) -> bool:
     """Whether a file that starts so has an object a line."""
-    if kind in (".jsonl", ".ndjson") and not (start and start[0].lstrip().startswith("[")):
+    if suffix in (".jsonl", ".ndjson") and not (start and start[0].lstrip().startswith("[")):
         return True
     try:
         return len(start) > 1 and isinstance(json.loads(start[0]), dict)
@@ -60,11 +70,11 @@ def _whole(path: Path, encoding: str) -> Any:
             return json.loads(file.read())
     except json.JSONDecodeError as error:
         problem = f"it is no json: {error.msg} in line {error.lineno}"
-        raise DataError(f"{path} is not a json file of {FORMS}: {problem}", KIND) from error
+        raise DataError(f"{path} is not a json file of {FORMS}: {problem}", WRONG_KIND) from error
     except DataError:
         raise
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not a json file: {type(error).__name__}", KIND) from error
+        raise DataError(f"{path} is not a json file: {type(error).__name__}", WRONG_KIND) from error
 
 
 def _within(path: Path, found: Any, reading: Reading) -> tuple[Sequence[Any], tuple[str, ...]]:

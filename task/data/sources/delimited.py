@@ -1,4 +1,4 @@
-"""Tables in text: csv, tsv and their kin, and plain text a line a row."""
+"""Tables in text, csv, tsv and the like; and plain text, a line a row."""
 
 import csv
 import itertools
@@ -10,7 +10,8 @@ from typing import Any
 
 from task.data.raw import DataError, Table, cure, lacks
 from task.data.request import Reading, delimiter_of
-from task.data.tables.columns import Columns
+from task.data.sources.base import TableFile
+from task.data.tables.columns import Columns, twice
 from task.data.tables.decoding import encoding_of, text_of
 
 DELIMITERS = (",", ";", "\t", "|")
@@ -49,18 +50,30 @@ class Dialect:
         return [Dialect(self.delimiter, kind) for kind in kinds if kind != self.quotes]
 
 
-def read_delimited(path: Path, kind: str, reading: Reading) -> Table:
-    """Return the rows of a file whose first line names its columns, all cells as text; of a .txt file that is no table
-    its lines, as the column `text`. Raises DataError."""
+@dataclass(frozen=True)
+class Delimited(TableFile):
+    """A file whose first line names its columns. A .txt file that is no table has the column `text`, its lines."""
+
+    suffixes = (".csv", ".tsv", ".tab", ".psv", ".txt")
+    packable = True
+    untyped = True
+
+    @classmethod
+    def read(cls, path: Path, suffix: str, reading: Reading) -> Table:
+        """Return the rows, all cells as text."""
+        return _read(path, suffix, reading)
+
+
+def _read(path: Path, suffix: str, reading: Reading) -> Table:
     encoding, notices = encoding_of(path, reading.encoding)
     with text_of(path, encoding) as file:
         start = list(itertools.islice((line for line in file if line.strip()), 1))
-    usual = USUAL.get(kind, ",")
+    usual = USUAL.get(suffix, ",")
     if start and (said := SAID.fullmatch(start[0])):
         reading = replace(reading, delimiter=reading.delimiter or said[1])
         return _first(path, encoding, Dialect(delimiter_of(reading.delimiter)), reading, notices)
     dialect, names = _dialect(start, reading, usual)
-    if kind == ".txt" and not (len(names) > 1 and set(reading.required) <= set(names)):
+    if suffix == ".txt" and not (len(names) > 1 and set(reading.required) <= set(names)):
         return _lines(path, encoding, notices)
     if dialect.delimiter != usual:
         word = WORDS.get(dialect.delimiter, repr(dialect.delimiter))
@@ -161,12 +174,6 @@ def _places(path: Path, names: Sequence[str], reading: Reading) -> list[int]:
         if name and wanted.count(name) > 1:
             raise twice(path, name)
     return [place for place, name in enumerate(names) if name in wanted and name]
-
-
-def twice(path: object, name: str) -> DataError:
-    """Say that a column that is read has the name of another."""
-    problem = f"column '{name}' is there twice"
-    return DataError(f"{path}: {problem}; rename one", problem)
 
 
 def _check_width(

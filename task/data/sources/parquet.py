@@ -1,0 +1,85 @@
+"""Tables as pyarrow keeps them: parquet, and arrow, which feather is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from task.data.raw import DataError, Table
+from task.data.request import Reading
+from task.data.sources.base import TableFile
+from task.data.tables.columns import dataset_of, wanted_once
+from task.data.tables.decoding import WRONG_KIND
+
+
+@dataclass(frozen=True)
+class Parquet(TableFile):
+    """A file that says what its columns hold, names of classes among it."""
+
+    suffixes = (".parquet", ".arrow", ".feather")
+
+    @classmethod
+    def read(cls, path: Path, suffix: str, reading: Reading) -> Table:
+        """Return the rows, in types that `datasets` knows."""
+        return _parquet(path, reading) if suffix == ".parquet" else _arrow(path, suffix, reading)
+
+
+def _parquet(path: Path, reading: Reading) -> Table:
+    from pyarrow import parquet
+
+    def table() -> Any:
+        file = parquet.ParquetFile(path)  # not read_table: that takes folder names for columns
+        names = file.schema_arrow.names
+        return file.read(columns=wanted_once(path, reading.wanted(names))), tuple(names)
+
+    return _arrow_table(path, "parquet", reading, table)
+
+
+def _arrow(path: Path, suffix: str, reading: Reading) -> Table:
+    """An IPC file, which feather is, or a stream of them, which `datasets` writes."""
+    import pyarrow as pa
+
+    def table() -> Any:
+        with pa.memory_map(str(path)) as file:
+            try:
+                opened = pa.ipc.open_file(file)
+            except pa.ArrowInvalid:
+                file.seek(0)
+                opened = pa.ipc.open_stream(file)
+            return opened.read_all(), tuple(opened.schema.names)
+
+    return _arrow_table(path, suffix.removeprefix("."), reading, table)
+
+
+def _arrow_table(path: Path, kind: str, reading: Reading, read: Callable[[], Any]) -> Table:
+    """The columns that are read, in types that `datasets` knows. Parsers quote what they stumbled on."""
+    import pyarrow as pa
+
+    try:
+        table, names = read()
+        wanted = wanted_once(path, reading.wanted(names))
+        columns = {name: _plain(table.column(table.schema.names.index(name))) for name in wanted}
+        dataset = dataset_of(pa.table(columns).replace_schema_metadata(table.schema.metadata))
+        return Table(str(path), dataset, path.parent, names)
+    except (pa.ArrowException, ValueError, OSError, KeyError, TypeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is not a {kind} file: {error}", WRONG_KIND) from error
+
+
+def _plain(column: Any) -> Any:
+    """A column without the forms of strings that only save space, and decimals as whole numbers where they are."""
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _plain(column.cast(kind.value_type))
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return column.cast(pa.string())
+    if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return column.cast(pa.binary())
+    if pa.types.is_decimal(kind):
+        return column.cast(pa.float64())
+    if isinstance(kind, pa.ExtensionType):
+        return column.combine_chunks().storage if hasattr(column.combine_chunks(), "storage") else column
+    return column
