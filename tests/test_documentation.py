@@ -8,6 +8,7 @@ What happens to a block is decided by its language, or by an HTML comment in the
     <!-- file: articles.csv -->         its rows, many times over, are the file of this name that blocks read
     <!-- sizes: key=value ... -->       it is run with these keys on top, so that it ends soon; {encoder}, {decoder} and
                                         {vision} are small models of that kind
+    <!-- with: this = that -->          it is run with that in place of this
 
 A comment that starts with `<!-- blocks:` at the top of a page is that of all blocks without one.
 """
@@ -40,7 +41,7 @@ SHELL = ("bash", "sh", "console")
 RUN = (*SHELL, "python", "toml")  # languages of command blocks
 OTHER = ("text", "csv", "json")  # what is shown, or written to a file
 FENCE = re.compile(r"^```(\S*)$")
-MARK = re.compile(r"^<!-- (blocks: )?(not run|run by|run in process|file|sizes):? (.*) -->$")
+MARK = re.compile(r"^<!-- (blocks: )?(not run|run by|run in process|file|sizes|with):? (.*) -->$")
 COPIES = 300  # of the rows that a page shows, in the file that its blocks read
 SHIM = """#!/bin/sh
 case "$1" in run | check) [ -n "$SIZES" ] && exec {command} "$@" -c "$SIZES" ;; esac
@@ -85,7 +86,7 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 ALL = [block for page in PAGES for block in blocks(page)]
-OURS = [block for block in ALL if block.language in RUN and block.kind in ("", "sizes")]
+OURS = [block for block in ALL if block.language in RUN and block.kind in ("", "sizes", "with")]
 
 
 # ------------------------------------------------------------------------------- what a block is
@@ -201,15 +202,18 @@ def test_the_blocks_of_a_page_run_in_their_order(page: Path, place: Path, models
 
 def executed(block: Block, place: Path, models: dict[str, str]) -> "subprocess.CompletedProcess[str]":
     """Run a block in `place`, in a process of its own."""
-    sizes = block.value.format(**models) if block.kind == "sizes" else ""
+    value = block.value.format(**models)
+    sizes, text = (value, block.text) if block.kind == "sizes" else ("", block.text)
+    if block.kind == "with":
+        text = text.replace(*value.split(" = "))
     paths = [str(place.parent / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
     own = {"HOME": str(place.parent / "home"), "PATH": ":".join(paths), "SIZES": sizes, "HF_HUB_OFFLINE": "1"}
     if block.language == "toml":
-        (place / "preset.toml").write_text(block.text, encoding="utf-8")
+        (place / "preset.toml").write_text(text, encoding="utf-8")
     command = {
-        "python": [sys.executable, "-c", block.text],
+        "python": [sys.executable, "-c", text],
         "toml": ["bash", "-c", "thistledown check preset.toml"],
-    }.get(block.language, ["bash", "-euo", "pipefail", "-c", block.text])
+    }.get(block.language, ["bash", "-euo", "pipefail", "-c", text])
     return subprocess.run(command, cwd=place, env=os.environ | own, capture_output=True, encoding="utf-8", timeout=540)
 
 
