@@ -1,6 +1,6 @@
 """`pytest --for rbla`, which is `make test-for NAME=rbla`: the tests that concern one extension, and no others.
 
-An extension is a file in one of the folders below; its name is its key. A test concerns it
+An extension is a file in the folder of its axis, and has the file's name; `axes.py` has the folders. A test concerns it
 
 - if a parameter of the test is its name, an object of that name, or a text in which the name is a word;
 - if the name of the test or of its file contains it;
@@ -10,33 +10,12 @@ An extension is a file in one of the folders below; its name is its key. A test 
 import difflib
 import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from axes import AXES, extensions
 from tiers import parameters, words
 
-from task.config import KINDS
-from task.extensions import NOT_EXTENSIONS
-
-ROOT = Path(__file__).parents[1]
-AXES = {  # the folder of each axis: one extension a file
-    "strategy": "strategies",
-    "wrapper": "strategies/wrappers",
-    "server-optimizer": "strategies/optimizers",
-    "tuning": "task/tunings",
-    "kind": "task/kinds",
-    "source": "task/data/sources",
-    "partitioner": "task/data/partitioners",
-    "callback": "server_app/callbacks",
-}
-CHOICES = {"kind": KINDS}  # that are not files of their own
 KEY = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
-
-
-def extensions(axis: str) -> set[str]:
-    """Return the names of the extensions of an axis."""
-    files = [file.stem for file in (ROOT / AXES[axis]).glob("[!_]*.py")]
-    return {name.replace("_", "-") for name in files if name not in NOT_EXTENSIONS}.union(CHOICES.get(axis, ()))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -158,6 +158,7 @@ HOSTILE = {  # what other programs, or many CI services, have in an environment
 }  # fmt: skip
 
 
+@pytest.mark.smoke
 @pytest.mark.flower
 def test_run_leaves_results_and_nothing_else(temporary: Path) -> None:
     (temporary / "theirs" / "task").mkdir(parents=True)
@@ -183,7 +184,6 @@ def test_run_leaves_results_and_nothing_else(temporary: Path) -> None:
     assert_nothing_is_left(temporary)
 
 
-@pytest.mark.slow
 @pytest.mark.flower
 def test_run_whose_nodes_all_fail_says_why(temporary: Path) -> None:
     divergent = "optimizer='sgd' learning-rate=1e30 num-server-rounds=1 simulation.num-supernodes=2"
@@ -199,7 +199,6 @@ def test_run_whose_nodes_all_fail_says_why(temporary: Path) -> None:
     assert_nothing_is_left(temporary)
 
 
-@pytest.mark.slow
 @pytest.mark.flower
 @pytest.mark.parametrize(
     ("line", "number", "code"),
@@ -222,7 +221,6 @@ def test_interrupted_run_leaves_no_process(temporary: Path, line: str, number: i
         assert (folder / "report.html").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.flower
 def test_superlink_that_cannot_start_says_why(temporary: Path) -> None:
     with socket.socket() as taken:

@@ -37,7 +37,6 @@ def summary(folder: Path) -> dict[str, Any]:
     return content
 
 
-@pytest.mark.slow
 def test_it_learns(default: Path) -> None:
     found = summary(default)
     assert found["status"] == "completed"
@@ -47,7 +46,6 @@ def test_it_learns(default: Path) -> None:
     assert set(found["ranks"].values()) == {8}
 
 
-@pytest.mark.slow
 def test_bytes_are_those_of_the_records(default: Path) -> None:
     """Ten nodes send and get 29,322 float32 numbers in each of 15 rounds; all else is below 2 percent."""
     numbers = 10 * 15 * 29_322 * 4
@@ -55,7 +53,6 @@ def test_bytes_are_those_of_the_records(default: Path) -> None:
         assert numbers < summary(default)[way] < 1.02 * numbers
 
 
-@pytest.mark.slow
 def test_one_process_instead_of_two_gives_the_same_bits(default: Path, tmp_path: Path) -> None:
     """With two CPUs a node there is one process on two cores, and it serves all nodes."""
     cpus = cores()

@@ -111,7 +111,6 @@ def small(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-@pytest.mark.slow
 @pytest.mark.flower
 def test_the_command_ends_as_for_other_failures(small: Path, tmp_path: Path) -> None:
     config = f"num-server-rounds=1000 simulation.num-supernodes=2 local-steps=1 tuning='head' output-dir='{small}'"

@@ -156,7 +156,6 @@ def plain(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.flower
 def test_a_plain_app_runs(plain: Path) -> None:
     with SuperLink() as superlink:

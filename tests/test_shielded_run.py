@@ -86,7 +86,6 @@ def sees(folder: Path, port: int, own: dict[str, str]) -> str:
     return ran.stdout + ran.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.flower
 def test_nobody_else_reaches_it(temporary: Path) -> None:
     process = started(temporary)
@@ -137,7 +136,6 @@ def test_nobody_else_reaches_it(temporary: Path) -> None:
     assert not list((temporary / "t").glob("ts-*"))
 
 
-@pytest.mark.slow
 @pytest.mark.flower
 def test_a_worker_that_dies_is_replaced(temporary: Path) -> None:
     """Its message is done once more, and all nodes are in all rounds; without that, two of three fail from then on."""
@@ -163,7 +161,6 @@ def test_a_worker_that_dies_is_replaced(temporary: Path) -> None:
     assert not list((temporary / "t").glob("ts-*"))
 
 
-@pytest.mark.slow
 @pytest.mark.flower
 def test_what_a_killed_command_leaves_ends_and_is_swept(temporary: Path) -> None:
     process = started(temporary)

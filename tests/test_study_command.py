@@ -58,7 +58,6 @@ def test_what_does_not_begin_is_not_held_against_a_method(tmp_path: Path) -> Non
         federation.measured()
 
 
-@pytest.mark.slow
 @pytest.mark.flower
 def test_a_study_records_a_failure_and_runs_nothing_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two federations: one learns, the head of the other explodes."""

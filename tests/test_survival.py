@@ -62,7 +62,6 @@ def kill_all(command: int) -> None:
             continue
 
 
-@pytest.mark.slow
 def test_all_processes_are_killed_and_the_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     """Of a run that nobody interrupted, and that had no processes of its own."""
     whole = hold(tmp_path / "whole", OPTIONS).folder

@@ -5,7 +5,7 @@
 
 Marks of a test or a module:
 
-- `slow`: not part of `make test`.
+- `slow`: not part of `make test`. So are tests marked `flower`, except the one that is marked `smoke`.
 - `first(n)`: a table of which `make test` runs the first cases.
 - `each_value`: a table of which `make test` runs enough cases to see each value of each parameter once.
 - `fewer`: it tries fewer examples in `make test`, so that the rest (`make test-rest`) runs it again with all of them.
@@ -19,10 +19,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from axes import extensions
 from hypothesis import settings
-
-import strategies
-from task.tunings import registry
 
 FAST, FULL = "fast", "full"
 VARIABLE = "THISTLEDOWN_TESTS"
@@ -56,7 +54,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tables: dict[str, set[str]] = {}
     for item in items:
         seen = tables.setdefault(item.nodeid.partition("[")[0], set())
-        if parameters(item) and not _is_kept(item, seen):
+        starts_processes = item.get_closest_marker("flower") and not item.get_closest_marker("smoke")
+        if starts_processes or (parameters(item) and not _is_kept(item, seen)):
             item.add_marker("slow")
         if hasattr(getattr(item, "function", None), "hypothesis"):
             item.add_marker("fewer")
@@ -71,8 +70,8 @@ def _is_kept(item: pytest.Item, seen: set[str]) -> bool:
     if item.get_closest_marker("each_value"):
         return _adds(seen, {f"{name}={value!r}" for name, value in given.items()})
     names = set(words(list(given.values())))
-    chosen = names & set(strategies.names())
-    return not chosen or not names & set(registry.names()) or "fedavg" in chosen or _adds(seen, chosen)
+    chosen = names & extensions("strategy")
+    return not chosen or not names & extensions("tuning") or "fedavg" in chosen or _adds(seen, chosen)
 
 
 def _adds(seen: set[str], values: set[str]) -> bool:
