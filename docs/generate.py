@@ -10,11 +10,18 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+import strategies
+from server_app.callbacks import tracker
 from server_app.config import keys
 from task.schema import Option, Schema
 
 ROOT = Path(__file__).parent.parent
 OUTSIDE = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}  # page of the site: file of the clone
+EXTENSIONS = {  # keys that name files, and what finds these
+    "strategy": strategies.names,
+    "wrappers": strategies.wrapper_names,
+    "trackers": tracker.names,
+}
 MARKER = "<!-- keys -->"
 WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text"}
 
@@ -43,7 +50,7 @@ def key_tables(schema: Schema) -> str:
     groups: dict[str, list[str]] = {}
     for key in schema:
         group = key.rpartition(".")[0]
-        row = f"| `{key}` | {shown_default(schema[key])} | {accepted(schema[key])} | {_cell(schema[key].doc)} |"
+        row = f"| `{key}` | {shown_default(schema[key])} | {accepted(key, schema[key])} | {_cell(schema[key].doc)} |"
         groups.setdefault(group, []).append(row)
     head = "| key | default | accepts | meaning |\n|---|---|---|---|\n"
     return "\n\n".join(f"### {group or 'the run'}\n\n{head}" + "\n".join(rows) for group, rows in groups.items())
@@ -55,10 +62,11 @@ def shown_default(option: Option) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else repr(value)}`"
 
 
-def accepted(option: Option) -> str:
+def accepted(key: str, option: Option) -> str:
     """Return the type and the range of an option in words."""
-    if option.choices:
-        return ", ".join(f"`{choice}`" for choice in option.choices)
+    if names := option.choices or EXTENSIONS.get(key, list)():
+        several = "several of " if typing.get_origin(option.type) is tuple else ""
+        return several + ", ".join(f"`{name}`" for name in names)
     is_list = typing.get_origin(option.type) is tuple
     word = WORDS[typing.get_args(option.type)[0] if is_list else option.type]
     if is_list:

@@ -291,7 +291,7 @@ def test_the_page_of_keys_has_every_key_with_default_range_and_meaning() -> None
     for key, option in keys().items():
         default, accepts, meaning = rows[key].split(" | ")
         assert default == generate.shown_default(option), key
-        assert accepts == generate.accepted(option), key
+        assert accepts == generate.accepted(key, option), key
         assert meaning, key
         for bound in (option.low, option.high):
             assert bound is None or option.choices or f"{bound:,.12g}" in accepts, key
