@@ -44,6 +44,9 @@ class ServerConfig:
     """What only the server needs to know."""
 
     strategy: str = option("fedavg", doc="how a round exchanges and combines: the name of a file in strategies/")
+    server_optimizer: str = option(
+        "sgd", doc="how the combined update becomes a step: the name of a file in strategies/optimizers/"
+    )
     wrappers: tuple[str, ...] = option(
         (), doc="round every update, first on the node: comma-separated names of files in strategies/wrappers/"
     )
@@ -129,6 +132,8 @@ class RunConfig:
         if problems or chosen is None:
             raise ConfigError(problems)
         flat = flatten(task) | flatten(server) | _option_values(chosen, *chosen.wrappers, *trackers)
+        if chosen.server_optimizer:
+            flat |= flatten(chosen.server_optimizer, chosen.server_optimizer.prefix)
         return cls(task, server, chosen, trackers, flat)
 
     def federation(self) -> Federation:
@@ -180,7 +185,10 @@ def _problems(server: ServerConfig) -> list[str]:
 def _strategy(server: ServerConfig, values: Mapping[str, Any], problems: list[str]) -> Strategy | None:
     """The strategy, or None with the reasons added to `problems`."""
     before = len(problems)
-    find: list[tuple[Callable[[str], type], str]] = [(strategies.strategy_class, server.strategy)]
+    find: list[tuple[Callable[[str], type], str]] = [
+        (strategies.strategy_class, server.strategy),
+        (strategies.optimizer_class, server.server_optimizer),
+    ]
     for class_named, name in [*find, *((strategies.wrapper_class, name) for name in server.wrappers)]:
         try:
             class_named(name)

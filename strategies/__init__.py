@@ -12,8 +12,11 @@ from strategies.exchange.strategy import Strategy
 from strategies.registry import (
     from_values,
     load,
+    load_optimizer,
     load_wrapper,
     names,
+    optimizer_class,
+    optimizer_names,
     option_keys,
     strategy_class,
     wrapper_class,
@@ -23,8 +26,11 @@ from strategies.registry import (
 __all__ = [
     "from_values",
     "load",
+    "load_optimizer",
     "load_wrapper",
     "names",
+    "optimizer_class",
+    "optimizer_names",
     "option_keys",
     "strategy_class",
     "wrapper_class",

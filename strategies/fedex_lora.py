@@ -32,6 +32,10 @@ class FedExLora(Strategy):
     is_weighted_mean = False
     laws = frozenset({IDENTITY, FIXED_POINT, ORDER, WEIGHTS, EXACT})
 
+    @property
+    def fixed_step(self) -> str:
+        return "the residual that goes into the base is what the mean of the factors leaves out, and no other step"
+
     def apart(self, config: TaskConfig) -> str:
         return PRODUCTS
 

@@ -78,6 +78,10 @@ class FedKSeed(Strategy):
             )
         return ""
 
+    @property
+    def fixed_step(self) -> str:
+        return "fedkseed.pro = true counts how steep and how often, beside the totals" if self.pro else ""
+
     # ------------------------------------------------------------------ the server's half
 
     def initial(self, model: TunedModel) -> State:

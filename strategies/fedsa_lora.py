@@ -35,6 +35,10 @@ class FedSALora(Strategy):
     needs_ranks = True
     personalized = True
 
+    @property
+    def fixed_step(self) -> str:
+        return "the tensors that stay on the nodes have trained beside the mean, and take no such step"
+
     def exchanged(self, model: TunedModel) -> Mapping[str, torch.Tensor]:
         return {name: tensor for name, tensor in model.trained.items() if self._shared(name)}
 

@@ -99,6 +99,13 @@ class Ferret(Strategy):
             found.append("ferret.scale = 'code' is a scale of ferret.basis = 'truncated-normal'")
         return found
 
+    @property
+    def fixed_step(self) -> str:
+        return (
+            "what combines are coordinates in random bases, with a step and a momentum of their own "
+            "(ferret.step, ferret.momentum)"
+        )
+
     def stepped(self, assignment: Assignment) -> float:
         """The server's step eta_r: from `step` in the first round to `final-step` in the last, by the schedule."""
         x = (assignment.round - 1) / (assignment.rounds - 1) if assignment.rounds > 1 else 0.0

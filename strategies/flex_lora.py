@@ -32,6 +32,10 @@ class FlexLora(Strategy):
     additive_across_rounds = False  # the factors are split anew in every round
     laws = frozenset({ORDER, WEIGHTS})
 
+    @property
+    def fixed_step(self) -> str:
+        return "its factors are split anew in every round"
+
     def apart(self, config: TaskConfig) -> str:
         return PRODUCTS
 

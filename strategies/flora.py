@@ -40,6 +40,10 @@ class Flora(Strategy):
     additive_across_rounds = False  # an update is what a node holds, in factors that are drawn afresh
     laws = frozenset({FIXED_POINT, ORDER, WEIGHTS, EXACT})
 
+    @property
+    def fixed_step(self) -> str:
+        return "what combines is a stack of adapters, which goes into the base whole"
+
     def apart(self, config: TaskConfig) -> str:
         return PRODUCTS
 

@@ -92,6 +92,10 @@ class SAFedLora(Strategy):
             f"sa-fedlora.heating = {self.heating:g} and sa-fedlora.cooling = {self.cooling:g} are more than all rounds"
         ]
 
+    @property
+    def fixed_step(self) -> str:
+        return "weights give way to factors, and these are split anew where the rank falls"
+
     # ------------------------------------------------------------------ the server's half
 
     def initial(self, model: TunedModel) -> State:

@@ -122,6 +122,12 @@ class Algorithm:
         plain = self.is_weighted_mean and type(self).combine is Algorithm.combine
         return "" if plain else "it combines updates in a way of its own (combine), and has no other (combine_by)"
 
+    @property
+    def fixed_step(self) -> str:
+        """Return why the state must change exactly as `combine` says, so that no server optimizer may turn it into
+        another step; empty where `apply` adds the change and any other step along it would do as well."""
+        return ""
+
     def combine_by(self, settle: Settle, state: State, updates: Iterable[Update]) -> Tensors:
         """Return one change of the state where `settle`, for every number, takes the place of the mean over the nodes
         that have it. All nodes count alike; one that lacks a number left it as it is, as in the mean."""

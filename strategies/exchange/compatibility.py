@@ -22,7 +22,7 @@ def problems(strategy: Strategy, config: TaskConfig, federation: Federation | No
     if (tuning := config.tuning.name) not in (fitting := fitting_tunings(strategy)):
         fits = " or ".join(f"'{name}'" for name in fitting)
         found.append(f"strategy = '{strategy.name}' needs tuning = {fits}, not '{tuning}'")
-    found += _wrapper_problems(strategy)
+    found += _optimizer_problems(strategy) + _wrapper_problems(strategy)
     for wrapper in strategy.wrappers:
         found += wrapper.unsuited(strategy, config) + wrapper.unfit(config, federation)
     if strategy.personalized and config.evaluate != "nodes":
@@ -44,6 +44,15 @@ def rule(strategy: Strategy) -> Rule:
     own = [wrapper for wrapper in strategy.wrappers if replaces(wrapper, "combine")]
     combine: Rule = partial(own[0].combine, strategy) if own else strategy.combine
     return lambda state, updates: combine(state.without_server(), updates)
+
+
+def _optimizer_problems(strategy: Strategy) -> list[str]:
+    """Why the combined updates of a strategy are nothing that its server optimizer can step along, if so."""
+    if strategy.server_optimizer is None or not (reason := strategy.fixed_step):
+        return []
+    chosen = f"server-optimizer = '{strategy.server_optimizer.name}'"
+    sgd = "set server-optimizer = 'sgd' with server-sgd.learning-rate = 1"
+    return [f"{chosen} needs updates that add up to a step; strategy = '{strategy.name}' has none: {reason}; {sgd}"]
 
 
 def _wrapper_problems(strategy: Strategy) -> list[str]:

@@ -25,6 +25,7 @@ from strategies.exchange.algorithm import (
     Algorithm,
 )
 from strategies.exchange.federation import Federation
+from strategies.exchange.server_optimizer import ServerOptimizer
 from strategies.exchange.wrapper import Wrapper
 from task.schema import Flat, flatten
 
@@ -40,6 +41,7 @@ class Strategy(Algorithm, FlowerStrategy):
     """Federated averaging, until a method of `Algorithm` is replaced."""
 
     wrappers: tuple[Wrapper, ...] = field(default=(), kw_only=True)
+    server_optimizer: ServerOptimizer | None = field(default=None, kw_only=True)  # None: the mean is the step
 
     run_federation: ClassVar[Callable[..., Result]]  # the round loop; the package `strategies` hands it in
 
@@ -84,6 +86,9 @@ class Strategy(Algorithm, FlowerStrategy):
         flat: Flat = {"strategy": self.name, **flatten(self, f"{self.name}.", changed_only=True)}
         for wrapper in self.wrappers:
             flat |= flatten(wrapper, f"{wrapper.name}.", changed_only=True)
+        if self.server_optimizer:
+            flat["server-optimizer"] = self.server_optimizer.name
+            flat |= flatten(self.server_optimizer, self.server_optimizer.prefix, changed_only=True)
         if self.wrappers:
             flat["wrappers"] = ",".join(wrapper.name for wrapper in self.wrappers)
         return flat

@@ -4,6 +4,7 @@ configuration of its own and works under any ServerApp. Only what differs from t
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from flwr.app import ConfigRecord, RecordDict
 
@@ -22,11 +23,11 @@ BASE, RANK, RUN = "base-fingerprint", "global-rank", "run-token"  # what the ser
 
 def write(config: TaskConfig, strategy: Strategy, fingerprint: str, rank: int = 0, token: str = "") -> ConfigRecord:
     """Return the record `instructions`: settings, the base they refer to, the rank that adapters are built with, and
-    the run's token, under which a node keeps what is its own."""
+    the run's token, under which a node keeps what is its own. Nodes do not need the server optimizer."""
     record = ConfigRecord()
     record.update(flatten(config, changed_only=True))
     record.update({BASE: fingerprint, RANK: rank, RUN: token})
-    record.update(strategy.to_flat())
+    record.update(replace(strategy, server_optimizer=None).to_flat())
     return record
 
 
@@ -41,7 +42,7 @@ def strategy_of(record: ConfigRecord) -> Strategy:
     task = schema(TaskConfig)
     rest = {k: v for k, v in record.items() if k not in task and k not in (BASE, RANK, RUN)}
     values, problems = read({key: rest[key] for key in CHOICE if key in rest}, CHOICE)
-    keys = CHOICE | registry.option_keys(values["strategy"], values["wrappers"])
+    keys = CHOICE | registry.option_keys(values["strategy"], values["wrappers"], optimizers=())
     values, problems = read(rest, keys)
     if problems:
         raise ConfigError(problems)

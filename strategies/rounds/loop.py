@@ -24,7 +24,7 @@ from strategies.rounds.context import RunContext
 from strategies.rounds.defence import collapse
 from strategies.rounds.handshake.start import start
 from strategies.rounds.run import Run
-from strategies.rounds.run_state import RunState, resumed
+from strategies.rounds.run_state import RunState, identity, resumed
 from strategies.rounds.training import train
 from task.config import TaskConfig
 from task.models.model import build
@@ -56,7 +56,7 @@ def run_federation(
     strategy.summary()
     if federation.resume and initial_arrays is not None:
         raise RunFailed("initial_arrays were given to a run that is resumed: it goes on from its own state")
-    kept, run_state = resumed(strategy.name, federation, num_rounds) if federation.resume else (None, RunState())
+    kept, run_state = resumed(strategy, federation, num_rounds) if federation.resume else (None, RunState())
     context = RunContext(
         strategy, grid, config, federation, run_state, num_rounds, timeout, evaluate_config, evaluate_fn
     )
@@ -151,6 +151,6 @@ def _keep(run: Run, report: RoundReport, state: State) -> None:
     run_state.round = report.number
     run_state.failures = run_state.failures + 1 if report.failed else 0
     if folder is not None:
-        about = {"round": report.number, "seed": run.context.federation.seed, "strategy": run.context.strategy.name}
-        checkpoint.save(folder / checkpoint.LAST, state, about | run_state.about())
+        about = {"round": report.number} | identity(run.context.strategy, run.context.federation) | run_state.about()
+        checkpoint.save(folder / checkpoint.LAST, state, about)
         collapse.swept(run)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from strategies.exchange.federation import Federation
+from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Profile, RunFailed, State
 from strategies.protocol import checkpoint
+from strategies.registry import PLAIN
 from strategies.rounds.defence.influence import Tally
 
 LOG = logging.getLogger("flwr")
@@ -124,7 +126,13 @@ class RunState:
         return node not in self.rests or self.rests[node].until <= round
 
 
-def resumed(strategy: str, federation: Federation, num_rounds: int) -> tuple[State, RunState]:
+def identity(strategy: Strategy, federation: Federation) -> dict[str, Any]:
+    """Return what a checkpoint says of its run, and what a process that resumes it must have equal."""
+    optimizer = strategy.server_optimizer.name if strategy.server_optimizer else PLAIN
+    return {"strategy": strategy.name, "seed": federation.seed, "server-optimizer": optimizer}
+
+
+def resumed(strategy: Strategy, federation: Federation, num_rounds: int) -> tuple[State, RunState]:
     """The state and the session that an earlier process of this run has left. Raises RunFailed."""
     if federation.checkpoint is None:
         raise RunFailed("nothing to resume: no folder of checkpoints is named")
@@ -137,7 +145,8 @@ def resumed(strategy: str, federation: Federation, num_rounds: int) -> tuple[Sta
         raise RunFailed(f"cannot resume: {error}; {checkpoint.OTHERS}") from error
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise RunFailed(f"cannot resume from {path}: {error}") from error
-    for what, ours in (("strategy", strategy), ("seed", federation.seed)):
+    about = {"server-optimizer": PLAIN} | about  # version 0.1 had no other
+    for what, ours in identity(strategy, federation).items():
         if about[what] != ours:
             raise RunFailed(f"{path} is of a run with {what} {about[what]}, not {ours}")
     if run_state.round >= num_rounds:

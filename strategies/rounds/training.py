@@ -16,6 +16,7 @@ from strategies.algebra.lowrank import truncated
 from strategies.algebra.tensors import Tensors
 from strategies.exchange import cohort, compatibility
 from strategies.exchange.callback import NodeReport, RoundReport
+from strategies.exchange.server_optimizer import stepped
 from strategies.exchange.types import Assignment, Profile, Refused, State, Update
 from strategies.protocol import wire
 from strategies.rounds import messaging, validation
@@ -55,7 +56,7 @@ def train(run: Run, number: int, state: State) -> tuple[State, RoundReport]:
     rows = run.rows({profile.name: profile.num_examples for profile in run.registry.present})
     turn = _Turn(run, state, assignments, widest, report, rows, _plausible(run))
     new = turn.combined(turn.updates(chosen))
-    if not report.failed:
+    if not report.failed and run.context.strategy.server_optimizer is None:  # its step is no error
         report.aggregation_error = turn.meter.read(truncated(new.tensors, rank), new.journal[len(state.journal) :])
     return new, report
 
@@ -222,7 +223,12 @@ class _Turn:
         """The state that comes of the combination of so many good updates."""
         run, state = self.run, self.state
         like = truncated(run.context.strategy.expected(state, self.widest), self.widest.rank)
-        return run.context.strategy.apply(state, run.mechanism.combined(combined, good, like), self.report.number)
+        change = run.mechanism.combined(combined, good, like)
+        if (optimizer := run.context.strategy.server_optimizer) is None:
+            return run.context.strategy.apply(state, change, self.report.number)
+        step, moments = stepped(optimizer, state.tensors, state.server, change)
+        new = run.context.strategy.apply(state, step, self.report.number)
+        return replace(new, server=new.server | moments)
 
     def _examined(self, new: State, kept: Spool) -> State:
         """The new state, or the one without updates that do harm."""

@@ -14,6 +14,7 @@ from server_app.config import RunConfig
 from strategies.exchange import compatibility
 from strategies.exchange.dry_run import rehearse
 from strategies.exchange.federation import evaluated
+from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Profile, RunFailed
 from strategies.rounds.handshake.ranks import MEMORY_SHARE, TIME_SHARE
 from strategies.rounds.handshake.resolve import needs_no_data, resolve
@@ -108,6 +109,7 @@ def _choices(run: RunConfig) -> Iterator[str]:
     yield f"strategy  {_with_options(strategy.name, flatten(strategy))}"
     for wrapper in strategy.wrappers:
         yield f"wrapper   {_with_options(wrapper.name, flatten(wrapper))}"
+    yield f"step      {_step(strategy)}"
     if promise := compatibility.mechanism(strategy, run.plan()).promise():
         yield f"privacy   {promise}"
     task = run.task
@@ -118,6 +120,14 @@ def _choices(run: RunConfig) -> Iterator[str]:
     cooled = f" to {task.learning_rate_min:g}" if task.learning_rate_min else ""
     rate = f"{task.optimizer}, learning rate {task.learning_rate:g}{cooled}"
     yield f"training  {length} of {task.batch_size} rows a round, {rate}"
+
+
+def _step(strategy: Strategy) -> str:
+    """How the server's model moves by what a round combines."""
+    optimizer = strategy.server_optimizer
+    if optimizer is None:
+        return "the combined update itself (server-optimizer sgd, learning-rate 1)"
+    return f"{_with_options(optimizer.name, flatten(optimizer))}, on the server, of the combined update"
 
 
 def _automatic(task: TaskConfig) -> Iterator[str]:
