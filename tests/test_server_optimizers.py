@@ -28,11 +28,13 @@ from strategies.protocol import checkpoint, instructions, wire
 from task.schema import ConfigError, flatten
 from thistledown.commands.check import _choices
 
+pytestmark = pytest.mark.about("server-optimizer")
 ROUNDS = 30
 OPTIMIZERS: list[ServerOptimizer] = [
     Sgd(0.5), Momentum(), Momentum(0.3, 0.5), Adam(), Adam(0.1, 0.5, 0.9, 0.01), Yogi(), Yogi(0.1, 0.5, 0.9, 0.01),
     Adagrad(), Adagrad(0.1, 0.9, 0.01),
 ]  # fmt: skip
+EVERY = [strategies.load_optimizer(name) for name in strategies.optimizer_names()]  # a new file's laws are tested too
 MOMENTS = {"sgd": 0, "momentum": 1, "adam": 2, "yogi": 2, "adagrad": 2}
 
 
@@ -137,7 +139,7 @@ def test_a_strategy_that_takes_any_step_adds_it(strategy, plan):
     assert not after.server
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, *EVERY], ids=str)
 @given(plan=plans())
 @settings(max_examples=10)
 def test_updates_of_zero_leave_model_and_moments_as_they_are(optimizer, plan):
@@ -170,7 +172,7 @@ def test_yogi_and_adam_take_the_same_first_step_below_tau():
 # ---------------------------------------------------------------------- ranks, whole numbers, statistics
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+@pytest.mark.parametrize("optimizer", EVERY, ids=str)
 @pytest.mark.parametrize("name", ["rbla", "zero-pad", "hetlora"])
 def test_moments_have_the_shape_of_the_state(optimizer, name):
     drawn = scene(strategies.load(name), Plan((6, 2, 4), (1, 2), (1, 4, 2), 5))
@@ -179,7 +181,7 @@ def test_moments_have_the_shape_of_the_state(optimizer, name):
             assert moment.shape == state.tensors[key.split(" ", 2)[2]].shape
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS[1:], ids=str)
+@pytest.mark.parametrize("optimizer", EVERY, ids=str)
 def test_ranks_that_nobody_owned_rest_with_their_moments(optimizer):
     """A cohort of ranks 2 and 4 in a state of rank 6, after a round in which the node of rank 6 had a part."""
     everyone = scene(strategies.load("rbla"), Plan((6, 2, 4), (0, 1, 2), (1, 4, 2), 5))
