@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from task.config import KINDS
+from task.kinds import registry as kinds
 from task.schema import ConfigError, build, flatten, group, option, read, schema
 
 FILE, PREFIX = "policy", "policy."
@@ -152,7 +152,7 @@ def _unknown_names(values: Mapping[str, object]) -> list[str]:
     from task.tunings import registry as tunings
 
     there = {
-        "tasks": KINDS,
+        "tasks": kinds.names(),
         "tunings": tunings.names(),
         "strategies": strategies.names(),
         "wrappers": strategies.wrapper_names(),

@@ -17,6 +17,7 @@ from flwr.app import Context, Message
 
 from task.config import TaskConfig
 from task.data.sources.registry import of_keyword, unreadable
+from task.kinds import registry as kinds
 from task.models.base import HUB_ID
 
 PATHS, CODE = "follow-paths", "trust-remote-code"
@@ -86,7 +87,7 @@ def check_source(config: TaskConfig, node: Mapping[str, object]) -> None:
 
 def check_labels(config: TaskConfig) -> None:
     """NodeError for an order by which a deployed node would name the labels of a classifier from its own rows."""
-    if not config.data.labels and not config.causal and not simulated():
+    if not config.data.labels and kinds.of(config).drawn_head and not simulated():
         raise NodeError("the order names no labels, and a node does not tell its own: data.labels must be set")
 
 

@@ -15,6 +15,7 @@ from strategies.protocol.journal import base_weights_of, followed, held
 from task.config import TaskConfig
 from task.data.prepared import Parts, prepare
 from task.data.rows import Rows
+from task.kinds import registry as kinds
 from task.models.base import Base, server_base
 from task.models.model import TunedModel
 from task.seeds import derive
@@ -82,7 +83,7 @@ class Evaluator:
             return None
         rows = self._parts.validation
         count, least = self.examine_rows, LEAST
-        if self.config.causal:
+        if kinds.of(self.config).per_token:
             count, least = -(-count // TOKENS), LEAST // TOKENS
         drawn = balanced(rows.labels, max(count, 2 * OF_EACH * len(rows.names)), derive(self.config.seed, "examine"))
         missing = [name for label, name in enumerate(rows.names) if (rows.labels[drawn] == label).sum() < OF_EACH]

@@ -23,7 +23,7 @@ def of_run(task: TaskConfig, data_index: DataIndex, split: Sequence[Positions]) 
 
 def of_parts(data_index: DataIndex) -> Iterator[str]:
     """What is said of the parts of the data. Class names are the run's, and no secret of a row."""
-    names = data_index.labels
+    names = data_index.classes
     for name, part in data_index.parts.items():
         if not len(part) or not names:
             continue
@@ -34,7 +34,7 @@ def of_parts(data_index: DataIndex) -> Iterator[str]:
 
 def of_split(split: Sequence[Positions], data_index: DataIndex, called: Sequence[str]) -> Iterator[str]:
     """What is said of the rows of simulated nodes, which are called so."""
-    if len(data_index.labels) < 2:
+    if len(data_index.classes) < 2:
         return
     labels = data_index.train.labels
     if lonely := [name for name, rows in zip(called, split, strict=True) if len(np.unique(labels[rows])) == 1]:

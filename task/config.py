@@ -5,10 +5,13 @@ The settings of the server alone live in `server_app.config`.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 
+from task import extensions
 from task.data.partitioners import registry as partitioners
 from task.data.partitioners.base import Partitioner
 from task.data.request import delimiter_problem, encoding_problem
@@ -17,16 +20,11 @@ from task.schema import ConfigError, build, chosen, group, option, read, schema
 from task.tunings import registry as tunings
 from task.tunings.base import Tuning
 
-CAUSAL = "causal-lm"
-KINDS = ("image-classification", "text-classification", CAUSAL)
+KINDS = "task.kinds"  # the package of task kinds
 TEMPLATES = ("auto", "chat", "plain")
 MANY = 2**20  # of things of which there are fewer in any machine: an order may not ask for more
 EMBEDDED_MODEL = "embedded"
 EMBEDDED_DATA = "digits"
-TEXTUAL = {  # kinds of task that images cannot serve: the model and the data that can
-    "text-classification": ("a text model", "text data"),
-    CAUSAL: ("a causal language model", "data with a column of outputs"),
-}
 
 
 def is_date(text: str) -> bool:
@@ -38,9 +36,11 @@ def is_date(text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Kind:
+class Task:
     kind: str = option(
-        "image-classification", choices=KINDS, doc="image-classification, text-classification or causal-lm"
+        "image-classification",
+        choices=partial(extensions.names, KINDS),
+        doc="what is learned: the name of a file in task/kinds/",
     )
 
 
@@ -122,11 +122,23 @@ class Data:
     id_column: str = option("", doc="column that names the natural client of a row")
 
 
+class TaskKind(ABC):
+    """What a configuration asks of its task kind; all that a kind is has `task.kinds.base`."""
+
+    @abstractmethod
+    def problems(self, config: "TaskConfig") -> list[str]:
+        """Return what is wrong between this kind and the settings, a sentence each."""
+
+    @abstractmethod
+    def shaping(self, data: Data) -> Data:
+        """Return the settings of data that shape the model; all others at their defaults."""
+
+
 @dataclass(frozen=True)
 class TaskConfig:
     """Everything a node is told about the task. Field names are run-config keys in Python spelling."""
 
-    task: Kind = group(Kind)
+    task: Task = group(Task)
     model: Model = group(Model)
     data: Data = group(Data)
     tuning: Tuning = chosen(
@@ -166,7 +178,7 @@ class TaskConfig:
         return TaskConfig(
             task=self.task,
             model=self.model,
-            data=Data() if self.causal else Data(labels=self.data.labels),  # what a split goes by shapes no model
+            data=self._kind().shaping(self.data),
             tuning=self.tuning,
             seed=self.seed,
         )
@@ -178,29 +190,8 @@ class TaskConfig:
         share = (1 + math.cos(math.pi * (round - 1) / max(1, rounds - 1))) / 2
         return least + (self.learning_rate - least) * share
 
-    @property
-    def causal(self) -> bool:
-        """Is a causal language model tuned, rather than a classifier?"""
-        return self.task.kind == CAUSAL
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """What is measured of a model: see `task.training.trainer.evaluate`."""
-        return ("loss", "accuracy", "perplexity") if self.causal else ("loss", "accuracy")
-
-    def _without_data(self, data: str) -> list[str]:
-        """What keeps a run of texts from going without data on the server, where none is named."""
-        if not self.data.partitioner.own_rows:
-            return [f"data.name = 'digits' are images; name {data} for task.kind = '{self.task.kind}'"]
-        found = []
-        if self.evaluate != "nodes":
-            found.append(
-                f"evaluate = '{self.evaluate}' scores rows of the server, and it has none: name {data} by data.name, "
-                "or set evaluate = 'nodes'"
-            )
-        if not self.causal and not self.data.labels:
-            found.append("data.labels must name the labels: nodes bring all data (data.partitioner = 'none')")
-        return found
+    def _kind(self) -> "TaskKind":
+        return extensions.load(KINDS, self.task.kind, TaskKind)()  # type: ignore[type-abstract]
 
     def _without_ids(self) -> list[str]:
         """Return what keeps rows from being divided by their clients."""
@@ -216,20 +207,8 @@ class TaskConfig:
 
     def problems(self) -> list[str]:
         """What is wrong between options that are each fine by themselves."""
-        found = []
-        model, data = TEXTUAL.get(self.task.kind, ("", ""))
-        if model and self.model.name == EMBEDDED_MODEL:
-            found.append(
-                f"model.name = 'embedded' is a model of images; name {model} for task.kind = '{self.task.kind}'"
-            )
-        if data and self.data.name == EMBEDDED_DATA:
-            found += self._without_data(data)
+        found = self._kind().problems(self)
         found += filter(None, (delimiter_problem(self.data.delimiter), encoding_problem(self.data.encoding)))
-        if self.causal and self.data.max_completion_length >= self.data.max_length:
-            found.append(
-                f"data.max-completion-length = {self.data.max_completion_length} leaves none of data.max-length = "
-                f"{self.data.max_length} to the prompt; it must be less, or 0 for half of them"
-            )
         if self.data.date and not is_date(self.data.date):
             found.append(f"data.date = '{self.data.date:.40}' is no day, such as '2026-01-31'")
         found += self._without_ids()

@@ -8,7 +8,7 @@ combine by `|`, which is how every strategy brings options of its own.
 
 import dataclasses
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -119,7 +119,7 @@ def _shown(value: object) -> str:
 def option(
     default: Any,
     *,
-    choices: tuple[str, ...] = (),
+    choices: tuple[str, ...] | Callable[[], Iterable[str]] = (),
     low: float | None = None,
     high: float | None = None,
     separator: str = ",",
@@ -169,7 +169,7 @@ def schema(cls: type, prefix: str = "") -> Schema:
         if "group" in part.metadata:
             keys |= schema(part.metadata["group"], key + ".")
         elif "option" in part.metadata:
-            keys[key] = Option(types[part.name], part.default, **part.metadata["option"])
+            keys[key] = Option(types[part.name], part.default, **_limits(part.metadata["option"]))
         elif "axis" in part.metadata:
             axis = part.metadata["axis"]
             names = tuple(axis.names())
@@ -182,6 +182,12 @@ def schema(cls: type, prefix: str = "") -> Schema:
 def _table(axis: Axis, name: str) -> str:
     """Return what the keys of an extension's options begin with."""
     return f"{getattr(axis.load(name), 'table', '') or name}."
+
+
+def _limits(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an option accepts, with its choices of this moment: extensions may be added."""
+    choices = said["choices"]
+    return {**said, "choices": tuple(choices()) if callable(choices) else choices}
 
 
 def read(flat: Mapping[str, object], keys: Schema) -> tuple[dict[str, Any], list[str]]:

@@ -52,7 +52,7 @@ BAD = [
     ("tuning='lroa'", f"tuning must be one of {', '.join(registry.names())}, not 'lroa'; did you mean 'lora'?"),
     ("tuning='dora' lora.ranks='2,4'", "tuning = 'dora' has one rank for all nodes; lora.ranks must be one number"),
     ("tuning='dora' lora.ranks='auto'", "tuning = 'dora' has one rank for all nodes; lora.ranks must be one number"),
-    ("task.kind='image'", "task.kind must be one of image-classification, text-classification, causal-lm, not 'image'"),
+    ("task.kind='image'", "task.kind must be one of causal-lm, image-classification, text-classification, not 'image'"),
     ("optimizer='adam'", "optimizer must be one of adamw, sgd, not 'adam'; did you mean 'adamw'?"),
     ("data.partitioner='dirchlet'", "not 'dirchlet'; did you mean 'dirichlet'?"),
     ("half.dtype='int8' wrappers='half'", "half.dtype must be one of bfloat16, float16, not 'int8'"),

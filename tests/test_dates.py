@@ -52,14 +52,14 @@ def test_rows_are_those_of_their_day(template: str, kinds: int, tmp_path: Path, 
 def test_a_run_has_a_day(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     from datetime import date
 
-    from strategies.rounds.handshake import resolve as resolving
+    from task.kinds import causal_lm
 
     class Fixed(date):
         @classmethod
         def today(cls) -> date:
             return date(2026, 3, 4)
 
-    monkeypatch.setattr(resolving, "date", Fixed)
+    monkeypatch.setattr(causal_lm, "date", Fixed)
     file = write_table(tmp_path / "rows.jsonl", ROWS)
     begun = resolve(config(file), store, 2)
     assert begun.data.date == "2026-03-04"

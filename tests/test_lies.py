@@ -15,6 +15,7 @@ import strategies
 from strategies.exchange.types import Outgrown, Refused, State
 from strategies.protocol import wire
 from strategies.rounds import validation
+from task.kinds.registry import load
 
 FIVE: dict[str, Any] = {"simulation.num-supernodes": 5, "tuning": "head", "min-success-fraction": 0.25}
 
@@ -177,7 +178,7 @@ def test_scores_that_lie_are_left_out(
 
 def test_good_scores_are_admitted(instruction: Message) -> None:  # noqa: F811
     good = Message(RecordDict({"metrics": MetricRecord(SCORES)}), reply_to=instruction)
-    assert validation.validate_scores(good, ("loss", "accuracy"), 2, rows=4) == {
+    assert validation.validate_scores(good, load("image-classification").metrics, 2, rows=4) == {
         "num-examples": 4,
         "loss": 0.5,
         "accuracy": 0.5,

@@ -11,6 +11,7 @@ from torch import nn
 from tuned import Sample, samples
 
 from task.data.prepared import prepare
+from task.kinds.registry import load as load_kind
 from task.models.base import BaseError
 from task.models.loading import loaded
 from task.models.model import build
@@ -21,7 +22,7 @@ from task.training.trainer import evaluate
 from task.tunings import registry
 from task.tunings.base import Head, TuningError
 
-HEAD, IMAGES = 76_900, "image-classification"
+HEAD, IMAGES = 76_900, load_kind("image-classification")
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +184,7 @@ def test_a_classifier_that_looks_for_the_last_token_takes_no_soft_prompt(kinds: 
     config = Sample(kinds["llama"].base, kinds["bert"].flat).config("prompt")
     module, head, _ = loaded(kinds["llama"].base, config)
     with pytest.raises(TuningError, match="finds the last token of a row by the tokens"):
-        config.tuning.apply(module, head, config.task.kind, 0)
+        config.tuning.apply(module, head, load_kind(config.task.kind), 0)
 
 
 @torch.no_grad()

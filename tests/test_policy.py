@@ -19,7 +19,7 @@ from client_app.policy import TRUSTING, Columns, Policy, PolicyError, Privacy, R
 from client_app.public_errors import NodeFailed
 from strategies.exchange.types import Assignment, RunFailed
 from strategies.protocol.instructions import write
-from task.config import Data, Kind, Model, TaskConfig
+from task.config import Data, Model, Task, TaskConfig
 
 KINDS = ["query.profile", "query.base", "query.rehearsal", "query.trial", "train", "evaluate"]
 DIGITS: dict[str, Any] = {"data.partitioner": "none", "data.labels": "0|1|2|3|4|5|6|7|8|9", "tuning": "head"}
@@ -133,8 +133,8 @@ def reasons(policy: Policy, config: TaskConfig, *wrappers: str, **options: Any) 
     return refused_kinds(lambda: check_instructions(policy, order, config))
 
 
-TEXT = TaskConfig(Kind("text-classification"), Model("some/model"), Data("some/data", labels=("x", "y")))
-CHAT = TaskConfig(Kind("causal-lm"), Model("some/model"), Data("some/data", id_column="who"))
+TEXT = TaskConfig(Task("text-classification"), Model("some/model"), Data("some/data", labels=("x", "y")))
+CHAT = TaskConfig(Task("causal-lm"), Model("some/model"), Data("some/data", id_column="who"))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory, words: Path) -> dict[str, Sa
 def test_scores_are_those_of_one_after_another(
     kinds: dict[str, Sample], kind: str, tuning: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("task.training.trainer.EVALUATION_ROWS", MOST * 2)
+    monkeypatch.setattr("task.kinds.base.EVALUATION_ROWS", MOST * 2)
     monkeypatch.setattr("task.training.perplexity.LOGITS", MOST * 20 * 32)
     model = kinds[kind].build(tuning)
     rows = prepare(model.config, kinds[kind].base.folder, server_store()).test

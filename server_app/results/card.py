@@ -8,9 +8,10 @@ from huggingface_hub import ModelCardData
 from server_app.config import RunConfig
 from strategies.exchange import compatibility
 from task.config import EMBEDDED_MODEL, TaskConfig
+from task.kinds import registry as kinds
 from task.models.base import HUB_ID, Base
 from task.models.saving import saved_as
-from task.models.usage import PIPELINES, usage
+from task.models.usage import usage
 from task.tunings.base import OWN, TRANSFORMERS
 
 HERE, ELSEWHERE = ".", "path/to/the/base"  # instead of folders
@@ -36,7 +37,7 @@ def card(run: RunConfig, task: TaskConfig, base: Base, round: int, nodes: int) -
         base_model=name or None,
         base_model_relation=("finetune" if saved_as(task) == TRANSFORMERS else "adapter") if name else None,
         library_name=_library(task),
-        pipeline_tag=PIPELINES[task.task.kind],
+        pipeline_tag=kinds.of(task).pipeline,
         tags=["thistledown", "federated-learning", strategy.name, task.tuning.name],
     )
     table = "\n".join(f"| {key} | {value} |" for key, value in facts.items())

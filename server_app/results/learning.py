@@ -1,11 +1,11 @@
 """Does the training loss fall? Where it does not, most often the learning rate is to blame."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from server_app.results.measure import Measure, written
 from task.config import TaskConfig
+from task.kinds import registry as kinds
 from task.training.rates import another
 
 ROUNDS = 3  # with a loss, before anything is said
@@ -23,7 +23,7 @@ def not_falling(lines: Sequence[dict[str, Any]], config: TaskConfig, measure: Me
     losses = [line["train-loss"] for line in lines if line.get("train-loss") is not None]
     if len(losses) < ROUNDS or min(losses[1:]) < FALLEN * losses[0] or _better(lines, measure):
         return ""
-    guessing = None if config.causal else math.log(max(2, len(config.data.labels)))
+    guessing = kinds.of(config).guessing(config.data.labels).get("loss")
     if guessing is not None and losses[-1] < LEARNED * guessing:
         return ""
     rate = another(config, rising=losses[-1] > losses[0] / FALLEN)

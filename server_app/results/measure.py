@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from task.config import TaskConfig
+from task.kinds import registry as kinds
+from task.kinds.base import Kind
 
 WIDE = 1e5  # from here on, all digits before the point are too many
 
@@ -29,18 +31,19 @@ class Measure:
         return f"{'lowest' if self.lowest else 'highest'} {self.titles[self.metric]}"
 
 
-CLASSES = Measure("accuracy", lowest=False, titles={"accuracy": "accuracy", "loss": "loss"})
-TOKENS = Measure("loss", lowest=True, titles={"loss": "loss", "perplexity": "perplexity", "accuracy": "token accuracy"})
-
-
 def measure_of(config: TaskConfig) -> Measure:
-    """The measure of the task's kind."""
-    return TOKENS if config.causal else CLASSES
+    """Return the measure of the task's kind."""
+    return _measure(kinds.of(config))
 
 
 def measure_named(metric: str) -> Measure:
-    """The measure that chooses by this metric."""
-    return CLASSES if metric == CLASSES.metric else TOKENS
+    """Return the measure that chooses by this metric."""
+    return _measure(next(kind for kind in kinds.every() if kind.chosen_by == metric))
+
+
+def _measure(kind: Kind) -> Measure:
+    titles = {name: metric.title for name, metric in kind.metrics.items()}
+    return Measure(kind.chosen_by, kind.metrics[kind.chosen_by].lowest, titles)
 
 
 def written(value: float, decimals: int = 3) -> str:

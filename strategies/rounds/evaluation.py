@@ -13,6 +13,7 @@ from strategies.rounds import messaging, validation
 from strategies.rounds.defence import row_limits
 from strategies.rounds.means import means, medians
 from strategies.rounds.run import Run
+from task.kinds import registry as kinds
 
 LOG = logging.getLogger("flwr")
 
@@ -42,10 +43,11 @@ def by_nodes(run: Run, report: RoundReport, state: State) -> None:
     scratch = RoundReport(report.number)
     sent = run.dispatch.send("evaluate", report.number, state, pairs, scratch, len(pairs))
     answers: dict[str, Metrics] = {}
+    wanted = kinds.of(run.context.config).metrics
     arrivals = messaging.replies(run.context.grid, sent, time.monotonic() + run.context.timeout)
     for profile, line, (_, reply) in zip(chosen, scratch.nodes, arrivals, strict=True):
         try:
-            metrics = validation.validate_scores(reply, run.context.config.metrics, report.number, profile.num_examples)
+            metrics = validation.validate_scores(reply, wanted, report.number, profile.num_examples)
             run.check(reply, line, state)
         except Refused as reason:
             run.registry.failed(profile, report.number, reason)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -26,19 +26,13 @@ from strategies.exchange.types import (
 from strategies.exchange.wrapper import Wrapper
 from strategies.protocol import wire
 from strategies.protocol.replies import INSTALLED, PROOF, RECORDS
-from task.training.perplexity import HOPELESS
+from task.kinds.base import ACCURACY, LOSS, PERPLEXITY, Metric
 
 GONE = (3, 4, 5, 8)  # Flower's codes for a message or a node that it could not reach, and a process that ended
 LARGEST = 1e12  # magnitude in an update: what nobody learns in a round, and what sums and products survive
 NARROW = (torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)  # dtypes that overflow far below it
 MAX_METRICS, LARGEST_METRIC = 64, 1e100
-LARGEST_LOSS = 1e6  # nats: a model that guesses has the logarithm of its classes or words, a ruined one thousands
-RANGES = {  # of metrics whose meaning is known
-    "accuracy": (0.0, 1.0),
-    "loss": (0.0, LARGEST_LOSS),
-    "train-loss": (0.0, LARGEST_LOSS),
-    "perplexity": (1.0, math.exp(HOPELESS)),
-}
+KNOWN = {"accuracy": ACCURACY, "loss": LOSS, "train-loss": LOSS, "perplexity": PERPLEXITY}  # whoever measures them
 METRIC_NAME = re.compile(r"[\w.\-/ ]{1,80}")
 LONGEST_REASON = 100_000  # characters of an error that are looked at
 SHOWN = 3  # names that a reason lists before it says how many more there are
@@ -69,12 +63,14 @@ def validate_update(
     return update
 
 
-def validate_scores(message: Message | None, wanted: Collection[str], round: int, rows: int = MAX_ROWS) -> Metrics:
-    """The metrics of a node that has scored the state of `round` on some of its `rows`, those `wanted` among them.
-    Raises Refused."""
+def validate_scores(message: Message | None, wanted: Mapping[str, Metric], round: int, rows: int = MAX_ROWS) -> Metrics:
+    """Return the metrics of a node that has scored the state of `round` on some of its `rows`, those `wanted` among
+    them, each in its range. Raises Refused."""
     metrics = _answering(content(message), round, rows)
     if missing := sorted(set(wanted) - metrics.keys()):
         raise Refused(f"metric {_some(missing)} missing")
+    for name, metric in wanted.items():
+        _check_range(name, metrics[name], metric)
     return metrics
 
 
@@ -161,11 +157,15 @@ def _metrics(record: Mapping[str, object] | None) -> Metrics:
             raise Refused(f"metric {_shown(name)} is {value:g}, larger than {LARGEST_METRIC:g}")
         if not METRIC_NAME.fullmatch(name):
             raise Refused(f"{_shown(name)} is no name for a metric")
-        low, high = RANGES.get(name, (-math.inf, math.inf))
-        if not low <= value <= high:
-            raise Refused(f"metric {_shown(name)} is {value:g}, not from {low:g} to {high:g}")
+        if name in KNOWN:
+            _check_range(name, value, KNOWN[name])
         metrics[name] = value
     return metrics
+
+
+def _check_range(name: str, value: float, metric: Metric) -> None:
+    if not metric.low <= value <= metric.high:
+        raise Refused(f"metric {_shown(name)} is {value:g}, not from {metric.low:g} to {metric.high:g}")
 
 
 def _unwrapped(chain: tuple[Wrapper, ...], records: RecordDict, expected: Tensors) -> Tensors:

@@ -19,6 +19,7 @@ from strategies.exchange.privacy import Mechanism, Plan, scored_by_nodes
 from strategies.exchange.types import Assignment
 from strategies.exchange.wrapper import Wrapper
 from task.config import TaskConfig
+from task.kinds import registry as kinds
 from task.training.batches import steps_of
 from task.training.trainer import Trainer
 
@@ -45,10 +46,10 @@ class ExamplePrivacy(NodePrivacy):
         found = scored_by_nodes(config, NAME) if self.silent else []
         if not self.clip:
             return found
-        if config.causal:
+        if kinds.of(config).per_token:
             found.append(
-                "example-privacy is for classifiers: the loss of task.kind = 'causal-lm' is a mean over the "
-                "tokens of a batch, which rows share"
+                f"example-privacy is for classifiers of rows: the loss of task.kind = '{config.task.kind}' is a mean "
+                "over the tokens of a batch, which rows share"
             )
         if config.max_grad_norm:
             found.append(

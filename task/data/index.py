@@ -34,7 +34,8 @@ class DataIndex:
     """What is known of the data without a model.
 
     `key` is its name in the store. `sites` are the names of natural clients, by the numbers in `Part.ids`. `notices`
-    are sentences on what was detected, left out or read in one of several ways.
+    are sentences on what was detected, left out or read in one of several ways. `by_row`: a row has one label, which
+    `Part.labels` has; else only parts of it have labels.
     """
 
     key: str
@@ -42,6 +43,12 @@ class DataIndex:
     parts: dict[str, Part]
     sites: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    by_row: bool = True
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the labels of rows, by the numbers in `Part.labels`; none where rows have none."""
+        return self.labels if self.by_row else ()
 
     @property
     def train(self) -> Part:
@@ -59,7 +66,8 @@ def write_index(folder: Path, data_index: DataIndex) -> None:
     splits = {name: part.split for name, part in parts.items()}
     counts = {name: len(part) for name, part in parts.items()}
     words = {"labels": data_index.labels, "sites": data_index.sites, "notices": data_index.notices}
-    (folder / "index.json").write_text(json.dumps({**words, "splits": splits, "rows": counts}))
+    about = {**words, "splits": splits, "rows": counts, "by-row": data_index.by_row}
+    (folder / "index.json").write_text(json.dumps(about))
 
 
 @lru_cache(maxsize=4)  # every message to every simulated node asks; what is under a key never changes
@@ -71,4 +79,5 @@ def read_index(folder: Path, key: str) -> DataIndex:
         ids = folder / f"{name}-ids.npy"
         rows, labels = (mapped(folder / f"{name}-{field}.npy") for field in ("rows", "labels"))
         parts[name] = Part(split, rows, labels, mapped(ids) if ids.exists() else None)
-    return DataIndex(key, tuple(found["labels"]), parts, tuple(found["sites"]), tuple(found["notices"]))
+    names, sites, notices = (tuple(found[name]) for name in ("labels", "sites", "notices"))
+    return DataIndex(key, names, parts, sites, notices, found["by-row"])

@@ -35,6 +35,17 @@ class Codes:
     notices: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Labels:
+    """Label names, and the label of every row as a position among them: `codes` (N,) int64, None where a row has none
+    of its own. `by_position` says whether the data has such positions, None where its type names the labels."""
+
+    names: tuple[str, ...]
+    codes: NDArray[np.int64] | None
+    by_position: bool | None = None
+    notices: tuple[str, ...] = ()
+
+
 def check_few(raw: Raw, column: str, most: int, rows: Rows) -> None:
     """Raise DataError for a column of more than `most` different values, or more than half as many as rows, which are
     names, numbers of people or free text rather than labels. Asked before labels are compared to any."""
@@ -98,6 +109,13 @@ def label_codes(raw: Raw, column: str, names: Sequence[str], rows: Rows, by_posi
         return Codes(np.array([int(value) for value in values], np.int64), True, (said,))
     first = found.index(None)
     raise _unknown(raw, column, int(rows[first]), values, first, names)
+
+
+def labelled(raw: Raw, column: str, names: tuple[str, ...], rows: Rows, by_position: bool | None = None) -> Labels:
+    """Return `names` with the labels of these rows among them, as `label_codes` reads them, and what is to be said."""
+    found = label_codes(raw, column, names, rows, by_position)
+    positions = True if found.by_position else (None if raw.class_names(column) else False)
+    return Labels(names, found.codes, positions, (*found.notices, *alike(names, raw.place)))
 
 
 def _places(names: Sequence[str]) -> dict[str, int]:

@@ -7,15 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from task.config import TaskConfig
-from task.data.encoding.completions import Columns
-from task.data.encoding.texts import blank
 from task.data.index import DataIndex, Part
-from task.data.labels import alike, category_names, check_few, label_codes, label_names
+from task.data.labels import Labels
 from task.data.raw import DataError, Raw
 from task.data.request import Reading
 from task.data.sites import sites_of
 from task.data.sources.base import Source, read_split
 from task.data.splits import VALIDATION, called
+from task.kinds import registry as kinds
+from task.kinds.base import Kind
 from task.seeds import derive
 
 PARTS = ("train", "validation", "test")
@@ -25,10 +25,12 @@ Names = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Found:
-    """A split: its rows that are used, the names of labels and sites, how labels are written, what is to be said."""
+    """A split: its rows that are used, the names of labels, whether each row has one of its own, the names of sites,
+    how labels are written, what is to be said."""
 
     part: Part
     labels: Names
+    by_row: bool
     sites: Names
     by_position: bool | None
     notices: tuple[str, ...]
@@ -55,7 +57,7 @@ def parts_of(config: TaskConfig, source: Source) -> DataIndex:
     if not len(parts["train"]):
         raise DataError(f"{source.name}: {len(every)} rows in '{splits['train']}' leave none to train on")
     limited = {name: _limited(parts[name], limits[name], name) for name in PARTS}
-    return DataIndex("", names, limited, train.sites, tuple(dict.fromkeys(notices)))
+    return DataIndex("", names, limited, train.sites, tuple(dict.fromkeys(notices)), train.by_row)
 
 
 def _splits(config: TaskConfig, source: Source) -> tuple[dict[str, str], list[str]]:
@@ -85,29 +87,25 @@ def found_in(
     data, train = config.data, split == (called(config.data.train_split, source.splits(), source.name) or split)
     raw = read_split(source, split, reading_of(config, ids=train))
     rows, said = _filled(config, raw)
-    if most_labels and not config.causal:
-        check_few(raw, data.label_column, most_labels, rows)
-    names: Names = ()
-    codes, notices, positions = np.zeros(len(rows), np.int64), [*raw.notices, *said], by_position
-    if not config.causal or (has_labels(config) and train):
-        _require_labels(config, raw)
-        names = (category_names if config.causal else label_names)(raw, data.label_column, labels, rows)
-        found = label_codes(raw, data.label_column, names, rows, by_position)
-        codes, notices = found.codes, [*notices, *found.notices, *alike(names, raw.place)]
-        positions = True if found.by_position else (None if raw.class_names(data.label_column) else False)
+    kind, found, said = kinds.of(config), Labels((), None, by_position), list(said)
+    if kind.drawn_head or (has_labels(config) and train):
+        _require_labels(config, kind, raw)
+        found = kind.labels_of(raw, data.label_column, labels, rows, by_position, most_labels)
+        said += found.notices
+    codes = np.zeros(len(rows), np.int64) if found.codes is None else found.codes
     ids, sites = sites_of(raw, data.id_column, rows) if _has_ids(config) and train else (None, ())
-    return Found(Part(split, rows, codes, ids), names, sites, positions, tuple(notices))
+    notices = (*raw.notices, *said)
+    return Found(Part(split, rows, codes, ids), found.names, found.codes is not None, sites, found.by_position, notices)
 
 
 def _filled(config: TaskConfig, raw: Raw) -> tuple[NDArray[np.int64], list[str]]:
     """The rows that have an input, and what is to be said of the others. Raises DataError for a value that is no text,
     and for an empty one unless these are left out."""
-    columns, what, article = input_columns(config), "text", "a"
-    if config.task.kind == "image-classification":
-        what, article = "image", "an"
+    kind, columns = kinds.of(config), input_columns(config)
+    article, what = kind.input_noun.split(" ", 1)
     empty = np.zeros(len(raw), bool)
     for column in columns:
-        without = raw.missing(column) if what == "image" else _no_texts(raw, column)
+        without = kind.missing(raw, column)
         if without.any() and not config.data.skip_empty:
             raise raw.fault(int(without.argmax()), column, f"the {what} is empty")
         empty |= without
@@ -121,19 +119,9 @@ def _filled(config: TaskConfig, raw: Raw) -> tuple[NDArray[np.int64], list[str]]
     return np.flatnonzero(~empty), [f"{said} and are left out (data.skip-empty): rows {shown}"]
 
 
-def _no_texts(raw: Raw, column: str) -> NDArray[np.bool_]:
-    """Which rows have no text in a column. Raises DataError for something else than a text."""
-    empty = np.zeros(len(raw), bool)
-    for row, value in enumerate(raw.values(column)):
-        empty[row] = blank(value)
-        if not empty[row] and not isinstance(value, str):
-            raise raw.fault(row, column, "no text", f", but {value!r:.60}")
-    return empty
-
-
-def _require_labels(config: TaskConfig, raw: Raw) -> None:
+def _require_labels(config: TaskConfig, kind: Kind, raw: Raw) -> None:
     column, split = config.data.label_column, config.data.partitioner.name
-    if config.causal and not raw.has(column):
+    if not kind.drawn_head and not raw.has(column):
         raise DataError(
             f"{raw.place} has no column '{column}', and data.partitioner = '{split}' goes by labels: "
             "use 'iid', or 'natural' with data.id-column, or name a column of categories by data.label-column"
@@ -144,46 +132,32 @@ def _require_labels(config: TaskConfig, raw: Raw) -> None:
 # ------------------------------------------------------------------------------------------------ columns
 def input_columns(config: TaskConfig) -> list[str]:
     """Return the columns that a model's inputs are made of, as far as data must have them."""
-    if config.causal:
-        return Columns.of(config.data).required
-    return [config.data.text_column if config.task.kind == "text-classification" else config.data.image_column]
+    return kinds.of(config).required(config.data)
 
 
 def columns_of(config: TaskConfig) -> tuple[list[str], str, str]:
     """Return the columns that a node's own file is read for: of inputs, labels and ids; empty where there is none."""
-    data = config.data
-    inputs = input_columns(config)
-    if config.causal and data.instruction_column and data.input_column:
-        inputs = [data.instruction_column, data.input_column, data.output_column]  # read where there is one
-    return inputs, "" if config.causal else data.label_column, data.id_column
+    data, kind = config.data, kinds.of(config)
+    return list(kind.columns(data)), data.label_column if kind.drawn_head else "", data.id_column
 
 
 def reading_of(config: TaskConfig, *, ids: bool = True) -> Reading:
     """Return what is read of data: the columns of inputs, of labels and, where they are asked for, of ids."""
-    data = config.data
-    keys = {
-        data.text_column: "data.text-column",
-        data.image_column: "data.image-column",
-    }
-    if config.causal:
-        keys = {
-            data.output_column: "data.output-column",
-            data.input_column: "data.input-column",
-            data.instruction_column: "data.instruction-column",
-        }
-    required = {column: keys.get(column, "") for column in input_columns(config)}
-    if not config.causal:
+    data, kind = config.data, kinds.of(config)
+    keys = kind.columns(data)
+    required = {column: keys[column] for column in kind.required(data)}
+    if kind.drawn_head:
         required[data.label_column] = "data.label-column"
     if ids and _has_ids(config):
         required[data.id_column] = "data.id-column"
-    optional = [*columns_of(config)[0], *([data.label_column] if has_labels(config) else [])]
+    optional = [*keys, *([data.label_column] if has_labels(config) else [])]
     columns = tuple(dict.fromkeys([*required, *(column for column in optional if column)]))
     return Reading(columns, required, data.delimiter, data.encoding)
 
 
 def has_labels(config: TaskConfig) -> bool:
     """Return whether rows have labels, or categories that they are divided by."""
-    return not config.causal or config.data.partitioner.needs_labels
+    return kinds.of(config).drawn_head or config.data.partitioner.needs_labels
 
 
 def _has_ids(config: TaskConfig) -> bool:

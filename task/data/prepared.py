@@ -9,14 +9,10 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from task.config import TaskConfig
-from task.data.encoding.completions import CompletionEncoder
-from task.data.encoding.images import ImageEncoder
-from task.data.encoding.texts import TextEncoder
 from task.data.index import DataIndex, Part, read_index, write_index
 from task.data.partitioners.none import OwnRows
 from task.data.parts import columns_of, found_in, has_labels, input_columns, parts_of, reading_of, share
@@ -24,9 +20,10 @@ from task.data.raw import DataError
 from task.data.request import Reading
 from task.data.rows import Rows
 from task.data.sources.base import Source, read_split
-from task.data.sources.digits import Digits
 from task.data.sources.registry import open_source
 from task.data.splits import called
+from task.kinds import registry as kinds
+from task.kinds.base import Encoder
 from task.storage.retention import trim
 from task.storage.store import Store, recipe_hash
 
@@ -45,7 +42,7 @@ __all__ = [
 ]
 
 NOTICES = "notices.json"
-_EDITION = 2  # of what is stored; another number makes everything anew
+_EDITION = 3  # of what is stored; another number makes everything anew
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ def _own_index(
         asked = config.data.train_split
         split = splits[0] if len(splits) == 1 else called(asked, splits, source.name) or asked
         found = found_in(config, source, split, labels, most_labels)
-        return DataIndex("", found.labels, {"train": found.part}, notices=found.notices)
+        return DataIndex("", found.labels, {"train": found.part}, notices=found.notices, by_row=found.by_row)
 
     choices = [config.data.train_split, list(labels), *([most_labels] if most_labels else [])]
     return _index(store, source, config, choices, parts)
@@ -161,7 +158,7 @@ def _prepared(
     config: TaskConfig, base: Path, store: Store, source: Source, plan: DataIndex
 ) -> tuple[dict[str, Rows], tuple[str, ...]]:
     """The rows of every part, and what is to be said of their inputs."""
-    encoder = _encoder(config, base, isinstance(source, Digits))
+    encoder = kinds.of(config).encoder(base, config.data, plan.labels, source)
     key = recipe_hash([_EDITION, plan.key, encoder.recipe()])
     with store.made("data", key, f"{source.name}, for {base}") as folder:
         if folder is not None:
@@ -170,12 +167,12 @@ def _prepared(
         trim(store)
     place = store.path("data", key)
     rows = {
-        name: Rows(encoder.read(place, name), part.labels, plan.labels, part.ids) for name, part in plan.parts.items()
+        name: Rows(encoder.read(place, name), part.labels, plan.classes, part.ids) for name, part in plan.parts.items()
     }
     return rows, tuple(json.loads((place / NOTICES).read_text()))
 
 
-def _encode(folder: Path, encoder: Any, source: Source, plan: DataIndex, reading: Reading) -> None:
+def _encode(folder: Path, encoder: Encoder, source: Source, plan: DataIndex, reading: Reading) -> None:
     notices: list[str] = []
     for split in dict.fromkeys(part.split for part in plan.parts.values()):
         raw = read_split(source, split, reading)
@@ -183,14 +180,6 @@ def _encode(folder: Path, encoder: Any, source: Source, plan: DataIndex, reading
             if part.split == split:
                 notices += encoder.write(folder, name, raw, part.rows)
     (folder / NOTICES).write_text(json.dumps(notices))
-
-
-def _encoder(config: TaskConfig, base: Path, digits: bool) -> ImageEncoder | TextEncoder | CompletionEncoder:
-    if config.causal:
-        return CompletionEncoder.of(base, config.data)
-    if config.task.kind == "text-classification":
-        return TextEncoder(base, config.data.text_column, config.data.max_length)
-    return ImageEncoder.of(base, config.data.image_column, digits)
 
 
 def holdout(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:

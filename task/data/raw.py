@@ -94,7 +94,7 @@ class Table:
 
     `names` are all columns of the files (none: those of the dataset). `lines` (N,) are the lines of the file that rows
     begin in. Where the rows are of several files, `files` are the first row and the name of each. `labelled` says what
-    gives labels their names, where that is not the column itself.
+    gives labels their names, where that is not the column itself. `owners` (N,) are the rows that these are items of.
     """
 
     place: str
@@ -105,12 +105,14 @@ class Table:
     files: tuple[tuple[int, str], ...] = ()
     notices: tuple[str, ...] = ()
     labelled: str = ""
+    owners: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def where(self, row: int) -> str:
         """Name a row by its file, its number there and, in a file of text, its line."""
+        row = row if self.owners is None else int(self.owners[row])
         place, line = self.place, "" if self.lines is None else f" (line {self.lines[row]})"
         if self.files:
             first, place = self.files[bisect.bisect_right([start for start, _ in self.files], row) - 1]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,23 @@ if TYPE_CHECKING:
 
 Positions = NDArray[np.int64]
 IGNORED = -100  # instead of a label: transformers leaves such places out of the loss
+
+
+class Inputs(Protocol):
+    """Model inputs of rows, mapped into memory."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: Positions, device: "str | torch.device") -> "dict[str, torch.Tensor]":
+        """Return the model's keyword arguments for these rows. `labels` among them take the place of the rows' own."""
+
+    @property
+    def tokens(self) -> "Tokens | None":
+        """The tokens of the rows; None of images."""
+
+    def stretched(self, rows: Positions, length: int) -> "Inputs":
+        """Return two rows: the first of `rows` with `length` tokens, what is between its first and last repeated or
+        left out, and the second as it is. TypeError for images."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +52,12 @@ class Pixels:
         mean, std = (self._by_channel(numbers, device) for numbers in (self.mean, self.std))
         return {"pixel_values": pixels.mul_(self.scale).sub_(mean).div_(std)}
 
+    tokens = None
+
+    def stretched(self, rows: Positions, length: int) -> "Pixels":
+        """Raise TypeError: all images have the model's size."""
+        raise TypeError("images have no tokens")
+
     @staticmethod
     def _by_channel(numbers: tuple[float, ...], device: "str | torch.device") -> Any:
         import torch
@@ -49,7 +72,7 @@ class Tokens:
     """Texts as token ids: row i is `ids[offsets[i]:offsets[i + 1]]`; ids int32, offsets (N + 1,) int64. Short rows of a
     batch are filled with `pad`, on the right or on the `left`; then tokens may need their `positions`."""
 
-    ids: NDArray[np.int32]
+    ids: NDArray[Any]
     offsets: NDArray[np.int64]
     pad: int
     left: bool = False
@@ -74,6 +97,22 @@ class Tokens:
         if self.positions:
             tensors["position_ids"] = steps.clip(0)
         return {name: torch.from_numpy(tensor).to(device) for name, tensor in tensors.items()}
+
+    @property
+    def tokens(self) -> "Tokens":
+        """These."""
+        return self
+
+    def stretched(self, rows: Positions, length: int) -> "Tokens":
+        """Return two of these rows, the first of `length` tokens."""
+        ids = self.of_two(self.ids, rows, length)
+        return replace(self, ids=np.concatenate(ids), offsets=np.cumsum([0, *map(len, ids)]))
+
+    def of_two(self, values: NDArray[Any], rows: Positions, length: int) -> list[NDArray[Any]]:
+        """Return what two rows have of `values`, one for every token, where the first is made `length` tokens long."""
+        first, second = (values[self.offsets[row] : self.offsets[row + 1]] for row in rows)
+        inside = first[1:-1] if len(first) > 2 else first
+        return [np.concatenate([first[:1], np.resize(inside, max(length - 2, 0)), first[-1:]])[-length:], second]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -102,10 +141,32 @@ class Completions:
         learned = (torch.arange(ids.shape[1], device=device) >= given[:, None]) & batch["attention_mask"].bool()
         return batch | {"labels": ids.where(learned, IGNORED)}
 
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens of every row (N,), prompt and completion."""
-        return self.tokens.lengths
+    def stretched(self, rows: Positions, length: int) -> "Completions":
+        """Return two of these rows, the first of `length` tokens."""
+        tokens = self.tokens.stretched(rows, length)
+        return Completions(tokens, np.minimum(self.prompts[rows], tokens.lengths - 1))
+
+
+@dataclass(frozen=True)
+class LabelledTokens:
+    """Rows of tokens that have a label each: `values` int64 are those of `tokens.ids`, `IGNORED` where a token has
+    none."""
+
+    tokens: Tokens
+    values: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def batch(self, rows: Positions, device: "str | torch.device") -> "dict[str, torch.Tensor]":
+        """As of `Tokens`, and `labels` of the same shape, int64, `IGNORED` where short rows are filled."""
+        labels = replace(self.tokens, ids=self.values, pad=IGNORED).batch(rows, device)["input_ids"]
+        return self.tokens.batch(rows, device) | {"labels": labels}
+
+    def stretched(self, rows: Positions, length: int) -> "LabelledTokens":
+        """Return two of these rows, the first of `length` tokens."""
+        values = np.concatenate(self.tokens.of_two(self.values, rows, length))
+        return LabelledTokens(self.tokens.stretched(rows, length), values)
 
 
 @dataclass(frozen=True)
@@ -117,7 +178,7 @@ class Rows:
     to be said of the inputs.
     """
 
-    inputs: Pixels | Tokens | Completions
+    inputs: Inputs
     all_labels: NDArray[np.int64]
     names: tuple[str, ...]
     all_ids: NDArray[np.int64] | None = None
@@ -142,9 +203,9 @@ class Rows:
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of every row (M,). TypeError for images."""
-        if isinstance(self.inputs, Pixels):
+        if (tokens := self.inputs.tokens) is None:
             raise TypeError("images have no tokens")
-        return self.inputs.lengths[self._rows(np.arange(len(self)))]
+        return tokens.lengths[self._rows(np.arange(len(self)))]
 
     def select(self, positions: "Sequence[int] | Positions | torch.Tensor") -> "Rows":
         """The rows at these positions, in this order."""
@@ -154,7 +215,7 @@ class Rows:
         self, positions: "Sequence[int] | Positions | torch.Tensor", device: "str | torch.device" = "cpu"
     ) -> "dict[str, torch.Tensor]":
         """The model's keyword arguments for the rows at these positions, `labels` int64 among them: the rows' own (B,),
-        or those of every token where the inputs are `Completions`."""
+        or those of every token where the inputs have them."""
         import torch
 
         rows = self._rows(positions)

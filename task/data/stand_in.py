@@ -8,9 +8,8 @@ from pathlib import Path
 from task.config import TaskConfig
 from task.data.prepared import prepare_file
 from task.data.rows import Rows
+from task.kinds import registry as kinds
 from task.storage.store import Store
-
-CHECKS = [[0, 255], [255, 0]]  # pixels of an image
 
 
 def stand_in(config: TaskConfig, base: Path) -> Rows:
@@ -18,15 +17,7 @@ def stand_in(config: TaskConfig, base: Path) -> Rows:
 
     Raises DataError where the base does not say how rows become its inputs.
     """
-    data, long = config.data, "a " * config.data.max_length
-    columns: dict[str, list[object]] = {data.image_column: [CHECKS, CHECKS]}
-    if config.task.kind == "text-classification":
-        columns = {data.text_column: ["a", long]}
-    elif config.causal:
-        columns = {data.output_column: ["a", long]}
-        columns |= {name: ["a", "a"] for name in (data.instruction_column, data.input_column) if name}
-    if not config.causal:
-        columns[data.label_column] = [data.labels[0], data.labels[-1]]
+    data, columns = config.data, kinds.of(config).stand_in(config.data)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         lines = [json.dumps(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]

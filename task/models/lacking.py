@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from task.config import CAUSAL
 from task.models.base import Base, BaseError
 from task.models.heads import POOLER
 from task.tunings.parts.trainable import inside
@@ -50,9 +49,9 @@ class Report:
         return [name for name in self.drawn if not inside(name, modules) and not POOLER.search(name)]
 
 
-def check_body(base: Base, report: Report, head: Iterable[str], stored: Iterable[str], kind: str) -> None:
+def check_body(base: Base, report: Report, head: Iterable[str], stored: Iterable[str], pretrained: str) -> None:
     """Raise BaseError where weights of the body are missing or have another shape; `stored` are the names in the files,
-    `kind` is `task.kind`."""
+    `pretrained` is the task kind where that draws no head."""
     lacking = report.lacking(head)
     if not lacking:
         return
@@ -61,7 +60,7 @@ def check_body(base: Base, report: Report, head: Iterable[str], stored: Iterable
     problems = [f"its files lack {counted(missing)}"] if missing else []
     problems += [f"its weights do not have the shapes that its config.json says: {counted(shapes)}"] if shapes else []
     raise BaseError(
-        f"model.name = '{base.name}': {'; '.join(problems)}. {_cure(list(stored), kind)}",
+        f"model.name = '{base.name}': {'; '.join(problems)}. {_cure(list(stored), pretrained)}",
         f"the base lacks {len(missing)} weights, and {len(shapes)} have another shape than its config.json says",
     )
 
@@ -91,12 +90,12 @@ def counted(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def _cure(stored: list[str], kind: str) -> str:
+def _cure(stored: list[str], pretrained: str) -> str:
     """What to do; a model inside another one can often be seen by the names."""
     if any(INSIDE.search(name) for name in stored):
         return "They are weights of a peft model with its adapter inside: merge_and_unload() it, and save that"
-    if kind == CAUSAL:
-        return "task.kind = 'causal-lm' needs a model that was pretrained as one, with all its weights"
+    if pretrained:
+        return f"task.kind = '{pretrained}' needs a model that was pretrained as one, with all its weights"
     first = stored[0].split(".")[0]
     if all(name.startswith(first + ".") for name in stored):
         return f"All weights there are named '{first}. ...'; save the pretrained model itself, with save_pretrained()"

@@ -3,12 +3,12 @@
 import importlib
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from task.config import TaskConfig
 from task.data.encoding.texts import padding, tokenizer_in
 from task.data.encoding.vocabulary import check_fit
+from task.kinds import registry as kinds
 from task.models import heads
 from task.models.base import Base, BaseError
 from task.models.lacking import counted
@@ -17,7 +17,6 @@ from task.tunings.base import Head
 from task.tunings.parts.trainable import inside
 
 LARGE = 0.5  # share of a model above which what seems to be its head is suspect
-SINGLE = "single_label_classification"
 
 
 class Loaded(NamedTuple):
@@ -34,46 +33,39 @@ def warm_up() -> None:
 
 
 def loaded(base: Base, config: TaskConfig) -> Loaded:
-    """The model for `task.kind`, a classifier with a head for `data.labels`. A head that the base lacks, or has for
+    """Return the model for `task.kind`, mostly with a head for `data.labels`. A head that the base lacks, or has for
     other classes, is drawn from torch's global random state; nothing else may be missing.
 
     Raises BaseError for a base that is no model of this kind or lacks weights of its body, DataError for one of texts
     without a tokenizer that fits it.
     """
-    return _causal(base, config) if config.causal else _classifier(base, config)
+    return (_with_head if kinds.of(config).drawn_head else _pretrained)(base, config)
 
 
-def _causal(base: Base, config: TaskConfig) -> Loaded:
+def _pretrained(base: Base, config: TaskConfig) -> Loaded:
     model = read(base, config, {})
-    _check_causal(base, model.module)
+    kinds.of(config).check_model(model.module, base.name)
     check_fit(tokenizer_in(base.folder), model.module, base.folder)
     return Loaded(model.module, Head(_output_embedding(model.module), along=False), tuple(model.said))
 
 
-def _classifier(base: Base, config: TaskConfig) -> Loaded:
-    options, notices = _classes(config), []
+def _with_head(base: Base, config: TaskConfig) -> Loaded:
+    kind = kinds.of(config)
+    options, notices = kind.model_settings(config.data.labels), []
     own = own_settings(base, config)
-    if config.task.kind == "text-classification":
+    if not kind.images:
         tokenizer = tokenizer_in(base.folder)
         options |= _special_ids(tokenizer, base, own)
-    if own.problem_type not in (None, SINGLE):
-        notices.append(f"the base's problem_type is '{own.problem_type!s:.40}'; for this task it is set to '{SINGLE}'")
+    if kind.problem_type and own.problem_type not in (None, kind.problem_type):
+        theirs = f"the base's problem_type is '{own.problem_type!s:.40}'"
+        notices.append(f"{theirs}; for this task it is set to '{kind.problem_type}'")
     model = read(base, config, options)
-    if config.task.kind == "text-classification":
+    kind.check_model(model.module, base.name)
+    if not kind.images:
         check_fit(tokenizer, model.module, base.folder)
         _check_positions(base, own.pad_token_id, model.module)
     head, said = _head(model, own.id2label, config.data.labels)
     return Loaded(model.module, head, (*notices, *said, *model.said))
-
-
-def _classes(config: TaskConfig) -> dict[str, Any]:
-    names = config.data.labels
-    return {
-        "num_labels": len(names),
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: number for number, name in enumerate(names)},
-        "problem_type": SINGLE,
-    }
 
 
 def _special_ids(tokenizer: Any, base: Base, own: Any) -> dict[str, Any]:
@@ -135,18 +127,3 @@ def _output_embedding(module: Any) -> list[str]:
         for name, child in module.named_modules()
         if weight is not None and getattr(child, "weight", None) is weight
     ]
-
-
-def _check_causal(base: Base, module: nn.Module) -> None:
-    """BaseError for what loads as a causal model and is none: a model that sees the tokens to come has nothing to
-    predict."""
-    module.eval()
-    with torch.no_grad():
-        one, other = (module(input_ids=torch.tensor([[0, following]])).logits[0, 0] for following in (1, 2))
-    near = torch.finfo(one.dtype).eps ** 0.5 * float(one.abs().max())  # equal, but where experts are batched otherwise
-    if float((one - other).abs().max()) > near:
-        raise BaseError(
-            f"model.name = '{base.name}' sees the tokens that it shall predict; task.kind = 'causal-lm' needs a causal "
-            "language model",
-            "the base sees the tokens that it shall predict; task.kind = 'causal-lm' needs a causal language model",
-        )

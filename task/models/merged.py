@@ -20,6 +20,8 @@ from task.files.bounded_json import JSONError, read_json
 from task.files.contents import ADAPTED, ADAPTER, CONFIG, INDEX, BaseError, adapter, check, is_weights, listed, weights
 from task.files.shown import shown, without_names
 from task.files.sized import no_larger_than
+from task.kinds import registry as kinds
+from task.kinds.base import Kind
 from task.models.base import fingerprint, named_folder
 from task.models.heads import by_labels, head_modules
 from task.models.lacking import Report, counted
@@ -31,8 +33,6 @@ PREFIX = "base_model.model."  # before the names of all that an adapter holds
 CURE = (
     "merge it where its base is (merge_and_unload(), save_pretrained(), its tokenizer or processor too) and name that"
 )
-AUTO = {"SEQ_CLS": "AutoModelForSequenceClassification", "CAUSAL_LM": "AutoModelForCausalLM"}
-IMAGES = "AutoModelForImageClassification"  # peft has no word for these
 
 
 def merged(folder: Path, store: Store) -> Path:
@@ -95,12 +95,12 @@ def _joined(folder: Path, about: Mapping[str, Any], base: Path) -> tuple[Any, se
     import peft
     import transformers
 
-    stored = _stored(folder / ADAPTED)
+    stored, kind = _stored(folder / ADAPTED), kinds.by_peft(str(about.get("task_type")))
     shapes = weights(check(base))
     try:
         with shown(base) as place, no_larger_than(shapes):
             config = transformers.AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
-            auto = getattr(transformers, AUTO.get(str(about.get("task_type")), IMAGES))
+            auto = getattr(transformers, kind.auto_class)
             options = {
                 "trust_remote_code": False,
                 "local_files_only": True,
@@ -109,7 +109,10 @@ def _joined(folder: Path, about: Mapping[str, Any], base: Path) -> tuple[Any, se
                 "output_loading_info": True,
             }
             module, loading = auto.from_pretrained(
-                place, ignore_mismatched_sizes=True, **options, **_classes(auto, config, stored)
+                place,
+                ignore_mismatched_sizes=True,
+                **options,
+                **_classes(kind, auto, config, stored),
             )
         with TemporaryDirectory(prefix="thistledown-adapter-") as name:
             settings = without_names(dict(about), folder / ADAPTER) | {
@@ -130,7 +133,7 @@ def _joined(folder: Path, about: Mapping[str, Any], base: Path) -> tuple[Any, se
     if strange := list(result.unexpected_keys):
         raise BaseError.at(folder / ADAPTED, "its weights do not fit its base", f": {counted(strange)}; {CURE}")
     report = Report.of(loading)
-    head = [] if auto is transformers.AutoModelForCausalLM else head_modules(plain, by_labels(plain), report.drawn)
+    head = head_modules(plain, by_labels(plain), report.drawn) if kind.drawn_head else []
     drawn = {name for name in report.drawn if name not in stored}
     if lacking := [name for name in report.lacking(head) if name in drawn]:
         raise BaseError.at(base, "the adapter's base lacks weights", f": {counted(lacking)}")
@@ -154,11 +157,11 @@ def _stored(path: Path) -> dict[str, tuple[int, ...]]:
     return {name.removeprefix(PREFIX).replace(".modules_to_save.", "."): shape for name, shape in shapes.items()}
 
 
-def _classes(auto: Any, config: Any, stored: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+def _classes(kind: Kind, auto: Any, config: Any, stored: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """The number of classes of the head that the adapter brings, where it brings one."""
     import torch
 
-    if "Classification" not in auto.__name__:
+    if not kind.drawn_head:
         return {}
     with torch.device("meta"):
         module = auto.from_config(config)

@@ -14,6 +14,7 @@ from task.device import ran_out
 from task.files.contents import check, is_weights, weights
 from task.files.shown import shown
 from task.files.sized import no_larger_than
+from task.kinds import registry as kinds
 from task.models.base import Base, BaseError
 from task.models.heads import by_labels, head_modules
 from task.models.lacking import Report, check_body, prefixes, unused
@@ -38,7 +39,8 @@ def read(base: Base, config: TaskConfig, options: dict[str, Any]) -> Read:
     files = check(base.folder)
     shapes, state = weights(files), torch.get_rng_state()
     module, report = _loaded(base, config, options, shapes)
-    labelled = {} if config.causal else by_labels(module)
+    kind = kinds.of(config)
+    labelled = by_labels(module) if kind.drawn_head else {}
 
     def lacks(found: Report) -> bool:
         return bool(found.lacking(_ends(module, labelled, found)))
@@ -56,7 +58,7 @@ def read(base: Base, config: TaskConfig, options: dict[str, Any]) -> Read:
         if fitting:
             module, report = tried[fitting[0]]
             said.append(f"the base's weights are read under '{fitting[0]}', which stands before their names")
-    check_body(base, report, _ends(module, labelled, report), shapes, config.task.kind)
+    check_body(base, report, _ends(module, labelled, report), shapes, "" if kind.drawn_head else kind.name)
     if left := unused(report):
         said.append(left)
     module.name_or_path = module.config.name_or_path = str(base.folder)
@@ -78,7 +80,7 @@ def own_settings(base: Base, config: TaskConfig) -> Any:
 
 
 def _ends(module: Any, labelled: dict[str, int], report: Report) -> list[str]:
-    """The modules that may be drawn at random: of a causal model none."""
+    """The modules that may be drawn at random: none where the kind draws no head."""
     return head_modules(module, labelled, report.drawn) if labelled else []
 
 
@@ -87,14 +89,10 @@ def _loaded(base: Base, config: TaskConfig, options: dict[str, Any], shapes: Sha
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    kinds: dict[str, Any] = {
-        "image-classification": transformers.AutoModelForImageClassification,
-        "text-classification": transformers.AutoModelForSequenceClassification,
-        "causal-lm": transformers.AutoModelForCausalLM,
-    }
+    auto = getattr(transformers, kinds.of(config).auto_class)
     try:
         with _visible(base, config) as folder, no_larger_than(shapes):
-            module, loading = kinds[config.task.kind].from_pretrained(
+            module, loading = auto.from_pretrained(
                 folder,
                 **options,
                 ignore_mismatched_sizes=True,  # a head for other labels is replaced by a fresh one; else they are said

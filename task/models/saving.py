@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from task.config import CAUSAL, EMBEDDED_MODEL, TaskConfig
+from task.config import EMBEDDED_MODEL, TaskConfig
 from task.files.bounded_json import JSONError, read_json
 from task.files.contents import CONFIG, INDEX, is_weights, listed
+from task.kinds import registry as kinds
 from task.models.base import Base, BaseError, named_folder
 from task.models.loading import loaded
 from task.models.naming import ADAPTER, by_peft, trained
@@ -35,7 +36,6 @@ SETTINGS, TENSORS, GROUND = "tuning.json", "tuning.safetensors", "base"
 ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
 # Settings that transformers writes by itself, and that change nothing of what a model computes.
 IDLE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
-TASK_TYPES = {"text-classification": "SEQ_CLS", CAUSAL: "CAUSAL_LM"}  # as peft calls them; it has no word for images
 
 
 def save(model: "TunedModel", folder: Path, base_name: str) -> None:
@@ -54,7 +54,7 @@ def save(model: "TunedModel", folder: Path, base_name: str) -> None:
 
 def saved_as(config: TaskConfig) -> str:
     """Return the format of a tuned model's folder: TRANSFORMERS, PEFT, or OWN, which only `restored` can load."""
-    return config.tuning.saved_as(config.task.kind)
+    return config.tuning.saved_as(kinds.of(config))
 
 
 def save_base(model: "TunedModel", folder: Path) -> str:
@@ -167,7 +167,7 @@ def _save_peft(model: "TunedModel", folder: Path, base_name: str) -> None:
     model.module.save_pretrained(folder)  # type: ignore[operator]
     (folder / "README.md").unlink(missing_ok=True)  # a blank form with this machine's paths
     _rename(folder / ADAPTER_TENSORS, model.config.tuning)
-    if kind := TASK_TYPES.get(model.config.task.kind):
+    if kind := kinds.of(model.config).peft_task_type:
         path = folder / ADAPTER_CONFIG
         said = json.loads(path.read_text(encoding="utf-8")) | {"task_type": kind, "auto_mapping": None}
         path.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from task.config import TaskConfig
 from task.device import ran_out
+from task.kinds import registry as kinds
 from task.tunings import registry
 from task.tunings.base import Head, Tuning, TuningError
 
@@ -17,7 +18,7 @@ def tuned(module: nn.Module, head: Head, config: TaskConfig, rank: int) -> nn.Mo
     """Apply the tuning of `config` to a fresh model. Raises TuningError where it does not fit, whoever finds that."""
     tuning = config.tuning
     try:
-        return tuning.apply(module, head, config.task.kind, rank)
+        return tuning.apply(module, head, kinds.of(config), rank)
     except TuningError:
         raise
     except Exception as error:  # peft raises whatever it comes upon

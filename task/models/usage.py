@@ -2,22 +2,13 @@
 
 from pathlib import Path
 
-from task.config import CAUSAL, TaskConfig
+from task.config import TaskConfig
 from task.files.contents import CONFIG, settings
+from task.kinds import registry as kinds
 from task.models.base import Base
 from task.models.saving import saved_as
 from task.tunings.base import OWN, TRANSFORMERS
 
-PIPELINES = {
-    "image-classification": "image-classification",
-    "text-classification": "text-classification",
-    CAUSAL: "text-generation",
-}
-AUTO = {
-    "image-classification": ("AutoModelForImageClassification", "AutoPeftModel"),
-    "text-classification": ("AutoModelForSequenceClassification", "AutoPeftModelForSequenceClassification"),
-    CAUSAL: ("AutoModelForCausalLM", "AutoPeftModelForCausalLM"),
-}
 RGB = 3
 
 
@@ -27,14 +18,14 @@ def usage(config: TaskConfig, base: Base, folder: Path | str, base_folder: str =
 
     `base_folder` is where the base is, if `restored` is to be told: a folder is not believed a path out of it.
     """
-    channels = settings(base.folder / CONFIG).get("num_channels", RGB)
-    if config.task.kind == "image-classification" and channels != RGB:
+    kind, channels = kinds.of(config), settings(base.folder / CONFIG).get("num_channels", RGB)
+    if kind.images and channels != RGB:
         return _by_processor(
             config, str(folder), base_folder
         )  # a pipeline of transformers makes every image one of three channels
     imports, loaded = _loaded(config, str(folder), base_folder)
-    made = f'model = pipeline("{PIPELINES[config.task.kind]}", {loaded})'
-    if config.task.kind == "image-classification":
+    made = f'model = pipeline("{kind.pipeline}", {loaded})'
+    if kind.images:
         return [f"from PIL import Image; {imports}", made, 'print(model(Image.new("RGB", (64, 64))))']
     return [imports, made, 'print(model("Your text"))']
 
@@ -43,8 +34,9 @@ def _loaded(config: TaskConfig, folder: str, base_folder: str) -> tuple[str, str
     """What is imported, and the arguments of a pipeline."""
     if saved_as(config) != OWN and not config.tuning.soft_prompts:  # transformers alone loads no soft prompts
         return "from transformers import pipeline", f"model={folder!r}"
-    images = config.task.kind == "image-classification"
-    reader, what = ("AutoImageProcessor", "image_processor") if images else ("AutoTokenizer", "tokenizer")
+    reader, what = (
+        ("AutoImageProcessor", "image_processor") if kinds.of(config).images else ("AutoTokenizer", "tokenizer")
+    )
     source, loader = _loader(config)
     imports = f"from {source} import {loader.partition('.')[0]}"
     arguments = f"model={_call(config, loader, folder, base_folder)}, {what}={reader}.from_pretrained({folder!r})"
@@ -71,7 +63,7 @@ def _loader(config: TaskConfig) -> tuple[str, str]:
     """What loads the model, and where that is from."""
     if saved_as(config) == OWN:
         return "task.models.saving", "restored"
-    whole, adapter = AUTO[config.task.kind]
+    kind = kinds.of(config)
     if saved_as(config) == TRANSFORMERS:
-        return "transformers", f"{whole}.from_pretrained"
-    return "peft", f"{adapter}.from_pretrained"
+        return "transformers", f"{kind.auto_class}.from_pretrained"
+    return "peft", f"{kind.peft_auto_class}.from_pretrained"

@@ -13,10 +13,11 @@ import torch
 
 from task.config import TaskConfig
 from task.device import kind, ran_out
+from task.kinds import registry as kinds
 from task.models.model import TunedModel, build
 from task.models.tuning import first_sentence
 from task.training.batches import TooFewRows, least_rows
-from task.training.extremes import extremes, stretched, tokens_of
+from task.training.extremes import extremes, stretched
 from task.training.trainer import Trainer, Unsuited, evaluate
 from task.tunings import registry
 
@@ -38,7 +39,7 @@ class DryRunError(ValueError):
 def too_large(model: TunedModel, config: TaskConfig) -> str:
     """Return why a model is not run once on this device, where that would take minutes; empty: it is."""
     numbers = sum(parameter.numel() for parameter in model.module.parameters())
-    length = 1 if config.task.kind == "image-classification" else config.data.max_length
+    length = 1 if kinds.of(config).images else config.data.max_length
     if kind(model.device) != "cpu" or WORK * numbers * length <= MOST:
         return ""
     return (
@@ -116,7 +117,7 @@ class _Once:
 
     def _check_tokens(self) -> None:
         """Every token needs an embedding: without one torch speaks of an index, and an accelerator breaks down."""
-        tokens, embedding = tokens_of(self.trainer.rows), _embedding(self.model.module)
+        tokens, embedding = self.trainer.rows.inputs.tokens, _embedding(self.model.module)
         if tokens is None or embedding is None:
             return
         largest = max(int(tokens.ids.max()), tokens.pad)
@@ -152,13 +153,13 @@ class _Once:
         return found
 
     def _logits(self, places: list[int]) -> list[torch.Tensor]:
-        """Of every row, in evaluation mode and without gradients; of a causal model those of its own tokens, (T, V)."""
+        """Of every row, in evaluation mode, without gradients; where tokens are learned, those of its own tokens."""
         module, rows = self.model.module.eval(), self.trainer.rows
         batch = rows.batch(places, self.trainer.device)
         batch.pop("labels")
         with torch.no_grad():
             logits: torch.Tensor = module(**batch).logits
-        if not self.model.config.causal:
+        if not kinds.of(self.model.config).per_token:
             return list(logits)
         own = logits[:, -batch["input_ids"].shape[1] :]  # behind those of soft prompts
         return [row[mask.bool()] for row, mask in zip(own, batch["attention_mask"], strict=True)]
@@ -203,7 +204,7 @@ class _Once:
 
     def _longest(self) -> int:
         """The length of the longest row that the model reads; 0 where rows are not too long for it, or not alone."""
-        if (tokens := tokens_of(self.trainer.rows)) is None:
+        if (tokens := self.trainer.rows.inputs.tokens) is None:
             return 0
         fits, fails = int(np.diff(tokens.offsets).min()), self.trainer.config.data.max_length
         if self._reads(fails) or not self._reads(fits):

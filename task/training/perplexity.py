@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from task.data.rows import IGNORED, Positions, Rows
+from task.kinds.base import LARGEST_EXPONENT
 from task.training.parallel_evaluation import evaluate_in_parallel, portion
 
 LOGITS = 2**25  # at a time: 128 MiB in float32; a longer row is a batch by itself
-HOPELESS = 100.0  # nats; no larger loss is raised to a perplexity, which would overflow
 
 
 def score_tokens(module: nn.Module, rows: Rows, device: str, at_once: int = 1) -> dict[str, float]:
@@ -37,7 +37,7 @@ def score_tokens(module: nn.Module, rows: Rows, device: str, at_once: int = 1) -
     scores = evaluate_in_parallel(score, _batches(rows.lengths, portion(LOGITS, device) // vocabulary), at_once)
     losses, correct, tokens = zip(*scores, strict=True)
     mean = math.fsum(losses) / sum(tokens)
-    return {"loss": mean, "perplexity": math.exp(min(mean, HOPELESS)), "accuracy": sum(correct) / sum(tokens)}
+    return {"loss": mean, "perplexity": math.exp(min(mean, LARGEST_EXPONENT)), "accuracy": sum(correct) / sum(tokens)}
 
 
 def _batches(lengths: Positions, budget: int) -> Iterator[Positions]:

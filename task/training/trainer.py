@@ -1,6 +1,5 @@
 """Local training and evaluation: plain loops over prepared rows."""
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,16 +13,14 @@ from torch.nn.modules.batchnorm import _NormBase
 from task.config import TaskConfig
 from task.data.rows import IGNORED, Rows
 from task.device import kind
+from task.kinds import registry as kinds
 from task.models.model import TunedModel
 from task.training.batches import batches, check_rows, least_rows, per_epoch
 from task.training.mixed_precision import Masters
-from task.training.parallel_evaluation import evaluate_in_parallel, portion
-from task.training.perplexity import score_tokens
 
 if TYPE_CHECKING:
     from task.training.dp_sgd import PrivateSteps
 
-EVALUATION_ROWS = 256  # that are scored at a time
 Penalty = Callable[[], torch.Tensor]
 Regulariser = Callable[[Mapping[str, torch.Tensor]], Penalty | None]
 
@@ -61,8 +58,8 @@ class Trainer:
         """Train in place by the task's own optimiser; `penalty` and those of `regularisers` are added to every loss.
 
         `live` are those of `model.trained` that change, None all of them; the others are frozen meanwhile.
-        Returns the mean loss per row over the last pass, of a causal language model per token that is learned
-        (`train-loss`, nats), and the number of steps.
+        Returns the mean loss over the last pass, per row or, where tokens are learned, per token (`train-loss`, nats),
+        and the number of steps.
         """
         torch.manual_seed(self.seed)
         chosen = model.trained if live is None else live
@@ -151,17 +148,7 @@ def _only(model: TunedModel, live: list[torch.nn.Parameter]) -> Iterator[None]:
 
 
 def evaluate(model: TunedModel, rows: Rows, device: str, at_once: int = 1) -> dict[str, float]:
-    """Mean cross-entropy (`loss`, nats) and `accuracy` (share of rows) of the model as it stands; of a causal language
-    model over tokens, and its `perplexity`: see `score_tokens`. `at_once` batches are scored at a time."""
+    """Return the metrics of the model as it stands: see `evaluate` of its task kind. `at_once` batches are scored at a
+    time."""
     model.module.eval()
-    if model.config.causal:
-        return score_tokens(model.module, rows, device, at_once)
-
-    def score(positions: torch.Tensor) -> tuple[float, int]:
-        batch = rows.batch(positions, device)
-        output = model.module(**batch)
-        return float(output.loss) * len(positions), int((output.logits.argmax(-1) == batch["labels"]).sum())
-
-    batches = torch.split(torch.arange(len(rows)), portion(EVALUATION_ROWS, device))
-    losses, correct = zip(*evaluate_in_parallel(score, batches, at_once), strict=True)
-    return {"loss": math.fsum(losses) / len(rows), "accuracy": sum(correct) / len(rows)}
+    return kinds.of(model.config).evaluate(model.module, rows, device, at_once)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from task.schema import option
-from task.tunings.base import OWN, Head, Tuning
+from task.tunings.base import OWN, Head, TaskKind, Tuning
 from task.tunings.parts.trainable import blocks, hidden_size, inside, set_trainable
 
 ADAPTER = "adapter"  # the module's name in its block
@@ -44,7 +44,7 @@ class Adapter(Tuning):
 
     width: int = option(16, low=1, high=8192, doc="features in the middle of an adapter")
 
-    def apply(self, module: nn.Module, head: Head, kind: str, rank: int) -> nn.Module:
+    def apply(self, module: nn.Module, head: Head, kind: TaskKind, rank: int) -> nn.Module:
         layers = blocks(module, "adapter")
         features = hidden_size(module, layers, "adapter")
         for layer in layers:
@@ -52,7 +52,7 @@ class Adapter(Tuning):
             layer.register_forward_hook(_adapt)
         return set_trainable(module, lambda name: f".{ADAPTER}." in name or inside(name, head.trained))
 
-    def saved_as(self, kind: str) -> str:
+    def saved_as(self, kind: TaskKind) -> str:
         return OWN
 
 

@@ -8,7 +8,7 @@ does not train unless the tuning says so.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -40,6 +40,18 @@ class Head:
         return self.modules if self.along else []
 
 
+class TaskKind(Protocol):
+    """What a tuning may ask of the task kind, which is a file in task/kinds/."""
+
+    @property
+    def images(self) -> bool:
+        """Whether the inputs are images; else texts."""
+
+    @property
+    def peft_task_type(self) -> str:
+        """What peft calls it; empty: it has no word."""
+
+
 @dataclass(frozen=True)
 class Tuning(ABC):
     """A choice of what trains. Its options are fields made by `task.schema.option`.
@@ -65,10 +77,10 @@ class Tuning(ABC):
         return type(self).__module__.rsplit(".", 1)[-1].replace("_", "-")
 
     @abstractmethod
-    def apply(self, module: nn.Module, head: Head, kind: str, rank: int) -> nn.Module:
+    def apply(self, module: nn.Module, head: Head, kind: TaskKind, rank: int) -> nn.Module:
         """Return the model with `requires_grad` set on what trains and on nothing else.
 
-        `module` is a fresh model of transformers for `kind` (a `task.kind`), on the CPU. What is drawn must come from
+        `module` is a fresh model of transformers for `kind`, on the CPU. What is drawn must come from
         torch's global random state, which is the same on every machine. `rank` is that of all factors (`has_ranks`),
         else 0. Return `module`, changed, or peft's model around it. Raises TuningError where the tuning does not fit.
         """
@@ -89,7 +101,7 @@ class Tuning(ABC):
         """Return what the product of a pair of factors is multiplied by before it is added to a weight."""
         return 1.0
 
-    def saved_as(self, kind: str) -> str:
+    def saved_as(self, kind: TaskKind) -> str:
         """Return the format that a tuned model of this kind of task is saved in: TRANSFORMERS, PEFT or OWN."""
         return PEFT
 

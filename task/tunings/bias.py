@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from task.tunings.base import TRANSFORMERS, Head, Tuning
+from task.tunings.base import TRANSFORMERS, Head, TaskKind, Tuning
 from task.tunings.parts.trainable import inside, set_trainable
 
 
@@ -21,8 +21,8 @@ class Bias(Tuning):
     usual_adamw = (1e-5, 2e-2)
     usual_sgd = (1e-4, 1e1)
 
-    def apply(self, module: nn.Module, head: Head, kind: str, rank: int) -> nn.Module:
+    def apply(self, module: nn.Module, head: Head, kind: TaskKind, rank: int) -> nn.Module:
         return set_trainable(module, lambda name: head.along if inside(name, head.modules) else name.endswith("bias"))
 
-    def saved_as(self, kind: str) -> str:
+    def saved_as(self, kind: TaskKind) -> str:
         return TRANSFORMERS

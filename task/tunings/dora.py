@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from task.tunings.base import Head
+from task.tunings.base import Head, TaskKind
 from task.tunings.parts.low_rank import LowRank
 
 MAGNITUDE = "lora_magnitude_vector"  # peft's name of the magnitudes
@@ -19,7 +19,7 @@ class Dora(LowRank):
     are `<layer>.dora_A.weight`, so that nothing takes B A for all that changed.
     """
 
-    def apply(self, module: nn.Module, head: Head, kind: str, rank: int) -> nn.Module:
+    def apply(self, module: nn.Module, head: Head, kind: TaskKind, rank: int) -> nn.Module:
         return self.adapted(module, head, self.ranks[0], use_dora=True)
 
     def problems(self) -> list[str]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from task.tunings.base import TRANSFORMERS, Head, Tuning
+from task.tunings.base import TRANSFORMERS, Head, TaskKind, Tuning
 from task.tunings.parts.trainable import inside, set_trainable
 
 
@@ -19,8 +19,8 @@ class HeadTuning(Tuning):
     usual_adamw = (1e-4, 1e-1)
     usual_sgd = (1e-4, 1e2)
 
-    def apply(self, module: nn.Module, head: Head, kind: str, rank: int) -> nn.Module:
+    def apply(self, module: nn.Module, head: Head, kind: TaskKind, rank: int) -> nn.Module:
         return set_trainable(module, lambda name: inside(name, head.modules))
 
-    def saved_as(self, kind: str) -> str:
+    def saved_as(self, kind: TaskKind) -> str:
         return TRANSFORMERS

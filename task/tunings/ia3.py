@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from task.schema import option
-from task.tunings.base import Head, Tuning, TuningError
+from task.tunings.base import Head, TaskKind, Tuning, TuningError
 from task.tunings.parts.trainable import chosen, ends, linear_layers
 
 # What transformers calls them. Where one layer makes queries, keys and values, all of its output is scaled.
@@ -33,7 +33,7 @@ class Ia3(Tuning):
         ("auto",), doc="of those whose input is scaled; auto: the last layer of each feed-forward network"
     )
 
-    def apply(self, module: nn.Module, head: Head, kind: str, rank: int) -> nn.Module:
+    def apply(self, module: nn.Module, head: Head, kind: TaskKind, rank: int) -> nn.Module:
         from peft import IA3Config, get_peft_model
 
         linear = linear_layers(module, head, "ia3")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from task.tunings.base import Head
+from task.tunings.base import Head, TaskKind
 from task.tunings.parts.low_rank import LowRank
 
 
@@ -20,7 +20,7 @@ class Lora(LowRank):
     has_ranks = True
     substitute = 1
 
-    def apply(self, module: nn.Module, head: Head, kind: str, rank: int) -> nn.Module:
+    def apply(self, module: nn.Module, head: Head, kind: TaskKind, rank: int) -> nn.Module:
         return self.adapted(module, head, rank)
 
     def budgets(self) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from task.tunings.base import Head, Tuning, TuningError
+from task.tunings.base import Head, TaskKind, Tuning, TuningError
 from task.tunings.parts.trainable import inside, is_norm
 
 
@@ -20,7 +20,7 @@ class Norm(Tuning):
     usual_adamw = (1e-5, 5e-2)
     usual_sgd = (1e-4, 1e1)
 
-    def apply(self, module: nn.Module, head: Head, kind: str, rank: int) -> nn.Module:
+    def apply(self, module: nn.Module, head: Head, kind: TaskKind, rank: int) -> nn.Module:
         from peft import LNTuningConfig, get_peft_model
 
         layers = [name for name, child in module.named_modules() if is_norm(child) and not inside(name, head.modules)]

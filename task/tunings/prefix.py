@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from task.schema import option
-from task.tunings.base import Head, Tuning, TuningError
-from task.tunings.parts.soft_prompts import IMAGES, with_soft_prompt
+from task.tunings.base import Head, TaskKind, Tuning, TuningError
+from task.tunings.parts.soft_prompts import with_soft_prompt
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Prefix(Tuning):
 
     tokens: int = option(10, low=1, high=4096, doc="learned keys and values in every attention layer")
 
-    def apply(self, module: nn.Module, head: Head, kind: str, rank: int) -> nn.Module:
-        if kind == IMAGES:
+    def apply(self, module: nn.Module, head: Head, kind: TaskKind, rank: int) -> nn.Module:
+        if kind.images:
             raise TuningError("tuning = 'prefix' is for text; for images use tuning = 'prompt' with prompt.deep = true")
         from peft import PrefixTuningConfig
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from task.schema import option
-from task.tunings.base import OWN, PEFT, Head, Tuning, TuningError
-from task.tunings.parts.soft_prompts import IMAGES, with_soft_prompt
+from task.tunings.base import OWN, PEFT, Head, TaskKind, Tuning, TuningError
+from task.tunings.parts.soft_prompts import with_soft_prompt
 from task.tunings.parts.visual_prompts import with_visual_prompts
 
 
@@ -26,8 +26,8 @@ class Prompt(Tuning):
     tokens: int = option(10, low=1, high=4096, doc="learned tokens in front of a text, or of the patches of an image")
     deep: bool = option(True, doc="of images: in front of every block, not of the first alone")
 
-    def apply(self, module: nn.Module, head: Head, kind: str, rank: int) -> nn.Module:
-        if kind == IMAGES:
+    def apply(self, module: nn.Module, head: Head, kind: TaskKind, rank: int) -> nn.Module:
+        if kind.images:
             return with_visual_prompts(module, head, self.tokens, self.deep)
         from peft import PromptTuningConfig
         from transformers.modeling_layers import GenericForSequenceClassification
@@ -41,5 +41,5 @@ class Prompt(Tuning):
         shape = {"token_dim": width, "num_attention_heads": 1, "num_layers": 1}  # peft would guess, and needs the first
         return with_soft_prompt(module, head, kind, PromptTuningConfig, self.tokens, **shape)
 
-    def saved_as(self, kind: str) -> str:
-        return OWN if kind == IMAGES else PEFT
+    def saved_as(self, kind: TaskKind) -> str:
+        return OWN if kind.images else PEFT

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from task.tunings.base import TRANSFORMERS, Head, Tuning, TuningError
+from task.tunings.base import TRANSFORMERS, Head, TaskKind, Tuning, TuningError
 from task.tunings.parts.trainable import inside, is_linear, is_transposed, set_trainable
 
 SCALE, SHIFT = "ssf_scale", "ssf_shift"  # the parameters' names in their layer
@@ -28,7 +28,7 @@ class Ssf(Tuning):
     usual_adamw = (1e-5, 2e-2)
     usual_sgd = (1e-4, 1e1)
 
-    def apply(self, module: nn.Module, head: Head, kind: str, rank: int) -> nn.Module:
+    def apply(self, module: nn.Module, head: Head, kind: TaskKind, rank: int) -> nn.Module:
         layers = [m for n, m in module.named_modules() if _foldable(m) and not inside(n, head.modules)]
         if not layers:
             raise TuningError("tuning = 'ssf' needs linear or layer-norm layers, and this model has none; use 'full'")
@@ -43,7 +43,7 @@ class Ssf(Tuning):
             layer.register_forward_hook(_modulate)
         return set_trainable(module, lambda name: name.endswith((SCALE, SHIFT)) or inside(name, head.trained))
 
-    def saved_as(self, kind: str) -> str:
+    def saved_as(self, kind: TaskKind) -> str:
         return TRANSFORMERS
 
     def folded(self, module: nn.Module, trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -19,13 +19,12 @@ from strategies.exchange.types import Profile, RunFailed
 from strategies.rounds.handshake.ranks import MEMORY_SHARE, TIME_SHARE
 from strategies.rounds.handshake.resolve import needs_no_data, resolve
 from task.config import EMBEDDED_MODEL, TaskConfig
-from task.data.encoding.completions import CompletionEncoder
 from task.data.partition import node_names, partition, table
 from task.data.partitioners.base import Positions, SplitError
 from task.data.prepared import DataError, Parts, data_index, holdout, prepare
-from task.data.rows import Completions
 from task.data.stand_in import stand_in
 from task.device import DeviceError, found
+from task.kinds import registry as kinds
 from task.models.base import Base, BaseError, server_base
 from task.models.model import tuned_model
 from task.schema import ConfigError, Flat, flatten
@@ -79,13 +78,13 @@ def _explained(run: RunConfig, store: Store) -> Iterator[str]:
     parts = None if needs_no_data(task) else prepare(task, base.folder, store)
     split = _split(run, task, parts, store)
     yield from _sizes(parts)
-    if parts and isinstance(parts.train.inputs, Completions):
-        yield from _tokens(CompletionEncoder.of(base.folder, task.data), parts.train.inputs)
+    if parts:
+        yield from kinds.of(task).explained(base.folder, task.data, parts.train)
     yield from _notices(run, task, base, parts, split)
     called = node_names(task, data_index(task, store), split) if split else []
     yield from _costs(run, task, base, parts, split, called)
-    if parts and split and parts.labels:
-        yield table(split, parts.train.labels, parts.labels, called)
+    if parts and split and parts.train.names:
+        yield table(split, parts.train.labels, parts.train.names, called)
 
 
 def _base_and_task(run: RunConfig, store: Store) -> tuple[Base, TaskConfig]:
@@ -149,14 +148,6 @@ def _sizes(parts: Parts | None) -> Iterator[str]:
     kept = f"{len(parts.validation)} to choose the best round, {len(parts.test)} to report"
     labels = f"; {len(parts.labels)} labels" if parts.labels else ""
     yield f"data      {len(parts.train)} rows to train on, {kept}{labels}"
-
-
-def _tokens(encoder: CompletionEncoder, inputs: Completions) -> Iterator[str]:
-    """What a causal language model is given of the train part, and what it learns of that."""
-    whole, given = int(inputs.lengths.sum()), int(inputs.prompts.sum())
-    yield f"tokens    {whole:,} to train on, {whole - given:,} of them learned; {encoder.source_of_prompts()}"
-    share = f", at most {encoder.completion} of them its completion" if encoder.columns.instruction else ""
-    yield f"          at most {encoder.max_length} a row{share}"
 
 
 def _devices(run: RunConfig) -> Iterator[str]:

@@ -19,6 +19,7 @@ from strategies.exchange.types import State
 from strategies.protocol import checkpoint
 from strategies.rounds.run import Run
 from task.config import TaskConfig
+from task.kinds import registry as kinds
 
 LOG = logging.getLogger("flwr")
 USUAL = 4  # good evaluations
@@ -37,9 +38,7 @@ def watched(run: Run, report: RoundReport, state: State) -> State:
     value = score(run.context.config, report)
     if report.failed or value is None or not run.context.federation.collapse_factor:
         return state
-    config = run.context.config
-    guessing = None if config.causal else 1 / len(config.data.labels)
-    if not bad(value, run_state.usual, run.context.federation.collapse_factor, guessing):
+    if not bad(value, run_state.usual, run.context.federation.collapse_factor, _guessing(run.context.config)):
         run_state.sinking = 0
         if math.isfinite(value):
             run_state.usual = [*run_state.usual, value][-USUAL:]
@@ -56,7 +55,8 @@ def watched(run: Run, report: RoundReport, state: State) -> State:
 def score(config: TaskConfig, report: RoundReport) -> float | None:
     """Return what a run is judged by; None where nothing was measured. Of nodes it is the better of mean and median, so
     that one of them cannot make a collapse."""
-    metric, better = ("loss", min) if config.causal else ("accuracy", max)
+    metric = kinds.of(config).chosen_by
+    better = min if kinds.of(config).metrics[metric].lowest else max
     server, nodes = report.evaluated_by_server, report.evaluated_by_nodes
     if f"validation-{metric}" in server:
         losses = [value for name, value in server.items() if name.endswith("loss")]
@@ -105,7 +105,8 @@ def hopeless(run: Run) -> str:
 
 
 def bad(value: float, usual: Sequence[float], factor: float, guessing: float | None) -> bool:
-    """Return whether a score is far below the usual: a loss, or an accuracy where who guesses has `guessing`."""
+    """Return whether a score is far worse than the usual: a loss, or, where who guesses has `guessing`, a score of at
+    most 1, such as an accuracy."""
     if not math.isfinite(value):
         return True
     if len(usual) < USUAL:
@@ -148,4 +149,11 @@ def _suspects(senders: dict[str, list[float | None]]) -> tuple[set[str], str]:
 
 
 def _metric(run: Run) -> str:
-    return "loss" if run.context.config.causal else "accuracy"
+    return kinds.of(run.context.config).chosen_by
+
+
+def _guessing(config: TaskConfig) -> float | None:
+    """What who guesses scores; None where the lowest score is the best."""
+    kind = kinds.of(config)
+    metric = kind.metrics[kind.chosen_by]
+    return None if metric.lowest else kind.guessing(config.data.labels).get(kind.chosen_by, metric.low)

@@ -2,11 +2,11 @@
 
 import logging
 from dataclasses import replace
-from datetime import date
 
 from task.config import TaskConfig
 from task.data.partition import node_names, partition, table
 from task.data.prepared import DataError, DataIndex, data_index
+from task.kinds import registry as kinds
 from task.storage.store import Store
 
 LOG = logging.getLogger("flwr")
@@ -14,7 +14,7 @@ LOG = logging.getLogger("flwr")
 
 def needs_no_data(config: TaskConfig) -> bool:
     """Do nodes bring all data, and score by themselves, so that the server may have none?"""
-    named = config.causal or bool(config.data.labels)
+    named = bool(config.data.labels) or not kinds.of(config).drawn_head
     return config.data.partitioner.own_rows and named and config.evaluate == "nodes"
 
 
@@ -24,8 +24,7 @@ def resolve(config: TaskConfig, store: Store, num_nodes: int) -> TaskConfig:
 
     Raises DataError, SplitError.
     """
-    if config.causal and not config.data.date:  # a resumed run goes on with this one
-        config = replace(config, data=replace(config.data, date=date.today().isoformat()))
+    config = replace(config, data=kinds.of(config).resolve(config.data))
     if needs_no_data(config):
         return config
     plan = data_index(config, store)
@@ -48,5 +47,5 @@ def _check_scored(config: TaskConfig, plan: DataIndex) -> None:
 def _check_split(config: TaskConfig, plan: DataIndex, store: Store, num_nodes: int) -> None:
     split = partition(config, plan, num_nodes, store)
     nodes = node_names(config, plan, split)
-    for line in table(split, plan.train.labels, plan.labels, nodes).splitlines():
+    for line in table(split, plan.train.labels, plan.classes, nodes).splitlines():
         LOG.info("%s", line)

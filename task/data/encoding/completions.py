@@ -50,6 +50,12 @@ class Columns:
         """As the settings name them."""
         return cls(data.instruction_column, data.input_column, data.output_column)
 
+    def keys(self) -> dict[str, str]:
+        """Return the columns that are read, each with the key that names it: an input is part of a prompt."""
+        prompt = {self.instruction: "data.instruction-column", self.input: "data.input-column"}
+        asked = prompt if self.instruction else {}
+        return {column: key for column, key in {**asked, self.output: "data.output-column"}.items() if column}
+
     @property
     def required(self) -> list[str]:
         """Those that data must have: an input is only missed where somebody has named its column."""

@@ -1,0 +1,49 @@
+"""Columns of lists, such as the words of a sentence and a label for each of them."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from task.data.encoding.texts import blank
+from task.data.raw import Raw, Table
+
+Positions = NDArray[np.int64]
+
+
+def lists_of(raw: Raw, column: str, rows: Positions) -> list[list[Any]]:
+    """Return the lists of these rows. Raises DataError for the first value that is none."""
+    found = []
+    for row, value in zip(rows, raw.values(column, rows), strict=True):
+        if not isinstance(value, list):
+            raise raw.fault(int(row), column, "no list", f", but {value!r:.60}")
+        found.append(value)
+    return found
+
+
+def without_words(raw: Raw, column: str) -> NDArray[np.bool_]:
+    """Return which rows (N,) have no list of words, or one without a word in it. Raises DataError for a value that is
+    something else."""
+    empty = np.zeros(len(raw), bool)
+    for row, words in enumerate(raw.values(column)):
+        if words is None:
+            empty[row] = True
+        elif not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise raw.fault(row, column, "no list of words", f", but {words!r:.60}")
+        else:
+            empty[row] = all(blank(word) for word in words)
+    return empty
+
+
+def items_of(raw: Raw, column: str, rows: Positions) -> Table:
+    """Return the items of these rows' lists as rows of their own, one after another: what reads the label of a row then
+    reads that of an item, and errors name the row that an item is in. Raises DataError."""
+    import datasets
+
+    found = lists_of(raw, column, rows)
+    assert isinstance(raw, Table)  # arrays have no columns, which `lists_of` says
+    feature = getattr(raw.dataset.features[column], "feature", None)
+    features = None if feature is None else datasets.Features({column: feature})
+    items = datasets.Dataset.from_dict({column: [item for items in found for item in items]}, features=features)
+    return replace(raw, dataset=items, owners=np.repeat(rows, [len(items) for items in found]))

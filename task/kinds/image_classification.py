@@ -1,0 +1,44 @@
+"""Images, each with one label."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from task.config import Data
+from task.data.encoding.images import ImageEncoder
+from task.data.raw import Raw
+from task.data.sources.base import Source
+from task.data.sources.digits import Digits
+from task.kinds.base import Encoder, Kind
+
+CHECKS = [[0, 255], [255, 0]]  # pixels of an image
+
+
+@dataclass(frozen=True)
+class ImageClassification(Kind):
+    """Images become what the base's own processor makes of them; the head has an output for each label."""
+
+    auto_class = "AutoModelForImageClassification"
+    peft_auto_class = "AutoPeftModel"
+    peft_task_type = ""
+    pipeline = "image-classification"
+    images = True
+    input_noun = "an image"
+
+    def columns(self, data: Data) -> dict[str, str]:
+        """Return the column of images."""
+        return {data.image_column: "data.image-column"}
+
+    def missing(self, raw: Raw, column: str) -> NDArray[np.bool_]:
+        """Return which rows have no image, without reading one."""
+        return raw.missing(column)
+
+    def encoder(self, base: Path, data: Data, labels: tuple[str, ...], source: Source) -> Encoder:
+        """Return an encoder that resizes and scales as the base's processor does."""
+        return ImageEncoder.of(base, data.image_column, isinstance(source, Digits))
+
+    def stand_in(self, data: Data) -> dict[str, list[object]]:
+        """Return two small images, of the first and the last label."""
+        return {data.image_column: [CHECKS, CHECKS], data.label_column: [data.labels[0], data.labels[-1]]}

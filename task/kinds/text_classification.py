@@ -1,0 +1,31 @@
+"""Texts, each with one label."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from task.config import Data
+from task.data.encoding.texts import TextEncoder
+from task.data.sources.base import Source
+from task.kinds.base import Encoder, Kind
+
+
+@dataclass(frozen=True)
+class TextClassification(Kind):
+    """Texts become token ids of the base's tokenizer; the head has an output for each label."""
+
+    auto_class = "AutoModelForSequenceClassification"
+    peft_auto_class = "AutoPeftModelForSequenceClassification"
+    peft_task_type = "SEQ_CLS"
+    pipeline = "text-classification"
+
+    def columns(self, data: Data) -> dict[str, str]:
+        """Return the column of texts."""
+        return {data.text_column: "data.text-column"}
+
+    def encoder(self, base: Path, data: Data, labels: tuple[str, ...], source: Source) -> Encoder:
+        """Return an encoder that keeps the first data.max-length tokens of a text."""
+        return TextEncoder(base, data.text_column, data.max_length)
+
+    def stand_in(self, data: Data) -> dict[str, list[object]]:
+        """Return a short text of the first label and a long one of the last."""
+        return {data.text_column: ["a", "a " * data.max_length], data.label_column: [data.labels[0], data.labels[-1]]}
