@@ -98,10 +98,10 @@ def _privacy(policy: Policy, instructions: ConfigRecord) -> Iterator[Reason]:
     wanted = policy.privacy
     if not wanted.kinds and not wanted.epsilon:
         return
-    from strategies.exchange.compatibility import guards_on_node
+    from strategies.exchange.wrapper import NODE
     from strategies.protocol.instructions import strategy_of
 
-    chain = [wrapper for wrapper in strategy_of(instructions).wrappers if guards_on_node(type(wrapper))]
+    chain = [wrapper for wrapper in strategy_of(instructions).wrappers if wrapper.privacy == NODE]
     kept = [wrapper for wrapper in chain if not wanted.kinds or wrapper.name in wanted.kinds]
     if not kept:
         yield "privacy", f"the order has none of privacy.kinds = {', '.join(wanted.kinds) or 'any on the node'}"
@@ -112,7 +112,7 @@ def _privacy(policy: Policy, instructions: ConfigRecord) -> Iterator[Reason]:
 def _guarantee(policy: Policy, wrapper: "Wrapper") -> Iterator[Reason]:
     name, wanted = wrapper.name, policy.privacy
     options = {key: float(getattr(wrapper, key)) for key in ("epsilon", "delta", "clip")}
-    if not wrapper.silent or not options["clip"]:
+    if not wrapper.hides_metrics or not options["clip"]:
         yield "privacy", f"{name} adds no noise"
     if wanted.epsilon and not 0 < options["epsilon"] <= wanted.epsilon:
         limit = f"privacy.epsilon = {wanted.epsilon:g}"

@@ -147,7 +147,7 @@ def _flat(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 def _unknown_names(values: Mapping[str, object]) -> list[str]:
     """Of tasks, tunings, strategies and wrappers that do not exist; a forgotten letter must not forbid everything."""
     import strategies
-    from strategies.exchange.compatibility import guards_on_node
+    from strategies.exchange.wrapper import NODE
     from task.schema import unknown
     from task.tunings import registry as tunings
 
@@ -164,6 +164,6 @@ def _unknown_names(values: Mapping[str, object]) -> list[str]:
             if name not in names:
                 said = unknown(name, dict.fromkeys(names))  # type: ignore[arg-type]
                 problems.append(f"{key}: {said.replace(' key ', ' ')} (there are {', '.join(names)})")
-            elif key == "privacy.kinds" and not guards_on_node(strategies.wrapper_class(name)):
+            elif key == "privacy.kinds" and strategies.wrapper_class(name).privacy != NODE:
                 problems.append(f"{key}: '{name}' is no privacy that a node keeps by itself, so it cannot be required")
     return problems

@@ -74,7 +74,7 @@ def _update(local: Local, content: RecordDict) -> RecordDict:
         TIME: time.monotonic() - began,
         **metrics,
     }
-    silent = any(wrapper.silent for wrapper in strategy.wrappers)
+    silent = any(wrapper.hides_metrics for wrapper in strategy.wrappers)
     reply["metrics"] = MetricRecord({**_told(local.policy, metrics, silent), **here.install_hash_of})
     reply.update(here.proof)
     bill.pay()

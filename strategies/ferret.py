@@ -88,6 +88,7 @@ class Ferret(Strategy):
 
     needs_in_place = True
     is_weighted_mean = False
+    has_combine_by = True
     additive_across_rounds = False  # coordinates belong to the bases, and the scales, of one round
     laws = frozenset({FIXED_POINT, ORDER, WEIGHTS})
 

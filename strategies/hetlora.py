@@ -40,6 +40,7 @@ class HetLora(Strategy):
     heterogeneous_ranks = True
     prunes = True
     is_weighted_mean = False
+    has_combine_by = True
     laws = frozenset({IDENTITY, ORDER, WEIGHTS})
 
     # ------------------------------------------------------------------ the server's half

@@ -32,6 +32,7 @@ class RBLA(Strategy):
     needs_ranks = True
     heterogeneous_ranks = True
     is_weighted_mean = False
+    has_combine_by = True
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
         changes = WeightedSum(state.tensors)

@@ -25,6 +25,7 @@ class ZeroPad(Strategy):
     needs_ranks = True
     heterogeneous_ranks = True
     is_weighted_mean = False
+    has_combine_by = True
     laws = frozenset({IDENTITY, ORDER, WEIGHTS, EQUAL_RANKS})
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:

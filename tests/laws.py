@@ -63,7 +63,9 @@ class Scene:
 
     def next(self, updates: Sequence[Update] | None = None) -> State:
         """The state after the round."""
-        combined = compatibility.rule(self.strategy)(self.state, iter(self.updates if updates is None else updates))
+        combined = compatibility.combination(self.strategy)(
+            self.state, iter(self.updates if updates is None else updates)
+        )
         return self.strategy.apply(self.state, combined, 1)
 
 

@@ -126,7 +126,7 @@ def assert_sound(case: Case, update: Update) -> None:
     }
     assert_finite(update.delta)
     assert all(float(tensor.double().abs().max()) <= validation.LARGEST for tensor in update.delta.values())
-    combined = compatibility.rule(strategy)(case.drawn.state, iter([update, *case.drawn.updates[1:]]))
+    combined = compatibility.combination(strategy)(case.drawn.state, iter([update, *case.drawn.updates[1:]]))
     after = strategy.apply(case.drawn.state, combined, 1)
     assert_finite(after.tensors)
     for entry in after.journal:

@@ -55,7 +55,7 @@ def update(node: int, delta: Tensors, weight: float = 1.0) -> Update:
 
 def combined(name: str, options: dict[str, Any], state: State, updates: Sequence[Update]) -> Tensors:
     strategy = strategies.load("fedavg", [strategies.load_wrapper(name, **options)])
-    return compatibility.rule(strategy)(state, iter(updates))
+    return compatibility.combination(strategy)(state, iter(updates))
 
 
 # ---------------------------------------------------------------------- numbers

@@ -74,4 +74,4 @@ def test_a_rule_goes_round_every_mean(tmp_path: Path, strategy: str, tuning: str
     assert outcome.summary["status"] == "completed"
     assert not any(line["refused"] for line in outcome.rounds[1]["nodes"])
     loaded: Strategy = outcome.run.strategy
-    assert compatibility.rule(loaded) != loaded.combine
+    assert compatibility.combination(loaded) != loaded.combine

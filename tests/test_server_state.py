@@ -97,7 +97,7 @@ def test_no_rule_of_combination_sees_them(wrapper, monkeypatch):
 
     monkeypatch.setattr(owner, "combine", spied)
     drawn = scene(strategy, PLAN)
-    compatibility.rule(strategy)(replace(drawn.state, server={"secret": SECRET}), iter(drawn.updates))
+    compatibility.combination(strategy)(replace(drawn.state, server={"secret": SECRET}), iter(drawn.updates))
     assert [state.server for state in seen] == [{}]
 
 

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 import strategies
 from strategies.algebra.tensors import Tensors
+from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.compatibility import problems as incompatibilities
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Assignment, Refused, State
-from strategies.exchange.wrapper import Wrapper
+from strategies.exchange.wrapper import NODE, SERVER, Wrapper
 from strategies.protocol import wire
 from strategies.rounds import validation
 from task.config import TaskConfig
@@ -139,6 +140,8 @@ def test_half_is_said_in_the_order_and_made_again():
 class Plus(Wrapper):
     """Adds on the node, takes away on the server."""
 
+    encodes = True
+
     amount: float = 1.0
 
     def encode(self, update: Tensors, assignment: Assignment, kept: Tensors) -> Tensors:
@@ -152,6 +155,8 @@ class Plus(Wrapper):
 class Twice(Wrapper):
     """Doubles on the node, halves on the server."""
 
+    encodes = True
+
     def encode(self, update: Tensors, assignment: Assignment, kept: Tensors) -> Tensors:
         return {name: tensor * 2 for name, tensor in update.items()}
 
@@ -163,7 +168,7 @@ class Twice(Wrapper):
 class Central(Wrapper):
     """Acts on the mean."""
 
-    averaged = True
+    needs_weighted_mean = True
 
 
 @pytest.mark.parametrize("chain", [(Plus(), Twice()), (Twice(), Plus()), (Plus(3.0), Twice(), Plus(0.5))])
@@ -185,3 +190,20 @@ def test_a_wrapper_of_means_needs_a_strategy_that_takes_the_mean(name):
     found = incompatibilities(strategy, TaskConfig.read({"tuning": tuning, "optimizer": "sgd", "evaluate": evaluate}))
     assert bool(found) != strategy.is_weighted_mean
     assert all("mean of updates" in problem and name in problem for problem in found)
+
+
+@pytest.mark.parametrize("name", strategies.wrapper_names())
+def test_what_a_wrapper_declares_is_what_it_does(name: str) -> None:
+    wrapper = strategies.wrapper_class(name)
+    own = {method for method in vars(Wrapper) if getattr(wrapper, method) is not getattr(Wrapper, method)}
+    assert wrapper.encodes == ({"encode", "encoded_spec", "decode"} & own != set())
+    assert wrapper.combines == ("combine" in own)
+    assert bool(wrapper.privacy) == ("mechanism" in own)
+    assert wrapper.privacy in ("", SERVER, NODE)
+
+
+@pytest.mark.parametrize("name", strategies.names())
+def test_what_a_strategy_declares_is_what_it_does(name: str) -> None:
+    strategy = strategies.strategy_class(name)
+    assert strategy.has_combine_by == (strategy.combine_by is not Algorithm.combine_by)
+    assert strategy.is_weighted_mean == (strategy.combine is Algorithm.combine)

@@ -37,6 +37,7 @@ class Algorithm:
     heterogeneous_ranks: ClassVar[bool] = False  # may nodes of one cohort hold different ranks?
     prunes: ClassVar[bool] = False  # may a node answer with fewer ranks than its ticket, and keep to them?
     is_weighted_mean: ClassVar[bool] = True  # is `combine` the weighted mean of the updates?
+    has_combine_by: ClassVar[bool] = False  # whether it has its own `combine_by`, for order statistics
     additive_across_rounds: ClassVar[bool] = (
         True  # do a node's updates add up, so that what one leaves out may come in the next?
     )
@@ -117,10 +118,9 @@ class Algorithm:
     def apart(self, config: TaskConfig) -> str:
         """Return why the numbers of one place in nodes' updates do not belong together, so that no order statistic may
         take the place of their mean (`combine_by`); empty where they do."""
-        if type(self).combine_by is not Algorithm.combine_by:
+        if self.is_weighted_mean or self.has_combine_by:
             return ""
-        plain = self.is_weighted_mean and type(self).combine is Algorithm.combine
-        return "" if plain else "it combines updates in a way of its own (combine), and has no other (combine_by)"
+        return "it combines updates in a way of its own (combine), and has no other (combine_by)"
 
     @property
     def fixed_step(self) -> str:

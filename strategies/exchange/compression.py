@@ -2,18 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from strategies.algebra.feedback import compensated, remember
 from strategies.algebra.tensors import Tensors
+from strategies.exchange.algorithm import Algorithm
+from strategies.exchange.federation import Federation
 from strategies.exchange.types import Assignment
 from strategies.exchange.wrapper import Wrapper
+from task.config import TaskConfig
 from task.schema import option
-
-if TYPE_CHECKING:
-    from strategies.exchange.algorithm import Algorithm
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,13 @@ class Compression(Wrapper):
     `decode`.
     """
 
+    encodes = True
+
     feedback: bool = option(True, doc="add what a message left out to the node's next update")
 
-    def problems(self, strategy: "Algorithm", inner: Sequence[Wrapper]) -> list[str]:
+    def problems(
+        self, strategy: Algorithm, config: TaskConfig, federation: Federation | None, inner: Sequence[Wrapper]
+    ) -> list[str]:
         if not self.feedback:
             return []
         key = f"{self.name}.feedback"

@@ -21,8 +21,8 @@ from strategies.algebra.accountant import (
     read,
     written,
 )
-from strategies.exchange.node_privacy import NodePrivacy
 from strategies.exchange.privacy import Mechanism, Plan
+from strategies.exchange.private_wrapper import PrivateWrapper
 from strategies.exchange.types import Profile, RunFailed
 
 
@@ -41,7 +41,7 @@ class NodeAccounts(Mechanism):
 
     ahead = True
 
-    def __init__(self, name: str, options: NodePrivacy, plan: Plan) -> None:
+    def __init__(self, name: str, options: PrivateWrapper, plan: Plan) -> None:
         self.name, self.options, self.plan = name, options, plan
         self.accounts: dict[str, Account] = {}
         self.round = plan.done  # the last that has begun

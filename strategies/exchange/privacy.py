@@ -50,7 +50,7 @@ def scored_by_nodes(config: TaskConfig, wrapper: str) -> list[str]:
 class Mechanism:
     """No privacy; subclasses replace what they need."""
 
-    silent = False  # must what nodes say of their training stay out of reports?
+    hides_metrics = False  # must what nodes say of their training stay out of reports?
     poisson = False  # is every node drawn by itself, so that a cohort may be empty?
     steadfast = False  # does every round change the state by its noise, whoever answers?
     ahead = False  # does a round cost when nodes are asked, rather than when its state is known?

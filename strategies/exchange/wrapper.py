@@ -19,6 +19,8 @@ from strategies.exchange.types import Assignment, State, Update
 from task.config import TaskConfig
 from task.training.trainer import Trainer
 
+SERVER, NODE = "server", "node"
+
 
 @dataclass(frozen=True)
 class Wrapper:
@@ -27,9 +29,12 @@ class Wrapper:
     additive_across_rounds: ClassVar[bool] = (
         True  # of what it sends: do numbers of one place belong together, round after round?
     )
-    coded: ClassVar[bool] = False  # is what it sends a code, which no wrapper after it may change?
-    averaged: ClassVar[bool] = False  # does it need a strategy that takes the weighted mean of updates?
-    nearest: ClassVar[bool] = False  # must what it is given be the update itself?
+    encodes: ClassVar[bool] = False  # whether it changes what is sent: it has `encode`, `encoded_spec` and `decode`
+    combines: ClassVar[bool] = False  # whether it says how updates combine: it has `combine`
+    privacy: ClassVar[str] = ""  # who adds the noise that its `mechanism` accounts for: SERVER or NODE
+    sends_code: ClassVar[bool] = False  # whether it sends a code, which no wrapper after it may change
+    needs_weighted_mean: ClassVar[bool] = False  # whether it acts on the weighted mean of updates
+    must_be_first: ClassVar[bool] = False  # whether what it is given must be the update itself
 
     @property
     def name(self) -> str:
@@ -37,20 +42,15 @@ class Wrapper:
         return type(self).__module__.rsplit(".", 1)[-1].replace("_", "-")
 
     @property
-    def silent(self) -> bool:
-        """Must what training measures stay on the node?"""
+    def hides_metrics(self) -> bool:
+        """Whether what training measures stays on the node."""
         return False
 
-    def problems(self, strategy: Algorithm, inner: Sequence["Wrapper"]) -> list[str]:
-        """What is wrong between this wrapper, the strategy and the wrappers that go first, nearer to the update."""
-        return []
-
-    def unsuited(self, strategy: Algorithm, config: TaskConfig) -> list[str]:
-        """What is wrong between this wrapper and the strategy under the task's settings."""
-        return []
-
-    def unfit(self, config: TaskConfig, federation: Federation | None) -> list[str]:
-        """What is wrong between this wrapper, the task's settings and the federation (None: not known yet)."""
+    def problems(
+        self, strategy: Algorithm, config: TaskConfig, federation: Federation | None, inner: Sequence["Wrapper"]
+    ) -> list[str]:
+        """Return what does not fit: this wrapper's options, the strategy, the task's settings, the federation (None:
+        not known yet) and `inner`, the wrappers that go first, nearer to the update."""
         return []
 
     def penalty(self, live: Mapping[str, torch.Tensor]) -> Callable[[], torch.Tensor] | None:

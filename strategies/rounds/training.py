@@ -83,7 +83,7 @@ def _drawn(run: Run, number: int) -> list[Profile]:
 def _plausible(run: Run) -> outliers.Plausible:
     """Under noise on the mean nothing is refused for its length: updates are clipped, and whether one counts must not
     depend on those of other nodes, which is what the account of privacy goes by."""
-    factor = 0.0 if run.mechanism.silent else run.context.federation.outlier_factor
+    factor = 0.0 if run.mechanism.hides_metrics else run.context.federation.outlier_factor
     return outliers.Plausible(factor, run.context.run_state.lengths)
 
 
@@ -168,7 +168,7 @@ class _Turn:
 
     def _noted(self, profile: Profile, line: NodeReport, update: Update) -> None:
         """What a good update tells, as far as privacy lets it."""
-        run, silent = self.run, self.run.mechanism.silent
+        run, silent = self.run, self.run.mechanism.hides_metrics
         line.metrics = {} if silent else dict(update.metrics)
         self.report.parameters_up += sum(delta.numel() for delta in update.delta.values())
         run.registry.answered(profile, self.state)
@@ -217,7 +217,7 @@ class _Turn:
         return new
 
     def _rule(self, updates: Iterable[Update]) -> Tensors:
-        return compatibility.rule(self.run.context.strategy)(self.state, updates)
+        return compatibility.combination(self.run.context.strategy)(self.state, updates)
 
     def _applied(self, combined: Tensors, good: int) -> State:
         """The state that comes of the combination of so many good updates."""
@@ -252,7 +252,7 @@ class _Turn:
         return verdict.state
 
     def _metered(self, update: Update) -> None:
-        if self.state.rank and not self.run.context.strategy.personalized and not self.run.mechanism.silent:
+        if self.state.rank and not self.run.context.strategy.personalized and not self.run.mechanism.hides_metrics:
             self.meter.see(self.run.context.strategy.trained(self.state, update), update.weight)
 
     def _shortage(self, good: int) -> str:

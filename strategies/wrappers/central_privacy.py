@@ -21,7 +21,7 @@ import random
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -38,34 +38,27 @@ from strategies.algebra.accountant import (
 from strategies.algebra.clipping import clipped
 from strategies.algebra.tensors import Tensors, corner
 from strategies.exchange import cohort
+from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import Federation
-from strategies.exchange.privacy import Mechanism, Plan, scored_by_nodes
+from strategies.exchange.privacy import Mechanism, Plan
+from strategies.exchange.private_wrapper import PrivateWrapper
 from strategies.exchange.types import Profile, Update
-from strategies.exchange.wrapper import Wrapper
+from strategies.exchange.wrapper import SERVER, Wrapper
 from task.config import TaskConfig
 from task.schema import ConfigError, option
 from task.secure_random import normal, system
 from task.seeds import derive
 
-if TYPE_CHECKING:
-    from strategies.exchange.algorithm import Algorithm
-
 COUNT_SHARE = 1 / 20  # of a cohort: the noise on how many updates are within the clip (Andrew et al., section 3.1)
 
 
 @dataclass(frozen=True)
-class CentralPrivacy(Wrapper):
+class CentralPrivacy(PrivateWrapper):
     """`noise` on a sum, in clips; 0: the least for which all rounds fit into `epsilon` (0: there is no budget).
 
     With `quantile` the clip moves to this quantile of the updates' norms, as fast as `clip_rate` says.
     """
 
-    epsilon: float = option(8.0, low=0.0, doc="budget: the run ends before a round that would exceed it; 0: none")
-    delta: float = option(1e-5, low=1e-12, high=0.5, doc="at which epsilon holds; well below 1 / nodes")
-    noise: float = option(
-        0.0, low=0.0, doc="on the sum of a round's updates, in clips; 0: the least that the budget allows"
-    )
-    clip: float = option(1.0, low=0.0, doc="largest norm of a node's update; 0: any, which is for runs without noise")
     quantile: float = option(
         0.0, low=0.0, high=1.0, doc="let the clip follow this quantile of the updates' norms; 0: it stays"
     )
@@ -76,26 +69,19 @@ class CentralPrivacy(Wrapper):
         doc="each node is drawn by itself with fraction-train (poisson), or a fixed number of them (fixed)",
     )
 
-    averaged = nearest = True
+    privacy = SERVER
+    needs_weighted_mean = must_be_first = True
 
-    @property
-    def private(self) -> bool:
-        """Is there noise, rather than the clip alone?"""
-        return bool(self.noise or self.epsilon)
-
-    def problems(self, strategy: "Algorithm", inner: Sequence[Wrapper]) -> list[str]:
-        found = []
-        if (self.private or self.quantile) and not self.clip:
-            what = "noise" if self.private else "a quantile"
-            found.append(f"central-privacy.clip = 0 does not bound updates, and {what} needs a bound: set it above 0")
+    def problems(
+        self, strategy: Algorithm, config: TaskConfig, federation: Federation | None, inner: Sequence[Wrapper]
+    ) -> list[str]:
+        found = super().problems(strategy, config, federation, inner)
+        if self.quantile and not self.clip:
+            found.append("central-privacy.clip = 0 bounds nothing, and a quantile needs a bound: set it above 0")
         if self.private and strategy.personalized:
             found.append(
                 f"strategy = '{strategy.name}' leaves tensors on the nodes, which central-privacy does not protect"
             )
-        return found
-
-    def unfit(self, config: TaskConfig, federation: Federation | None) -> list[str]:
-        found = scored_by_nodes(config, "central-privacy") if self.private else []
         if federation and self.clip and self.sampling == "poisson" and federation.min_train_nodes > 1:
             found.append(
                 f"min-train-nodes = {federation.min_train_nodes} would change who is drawn; Poisson cohorts "
@@ -124,7 +110,7 @@ class CentralMechanism(Mechanism):
     def __init__(self, options: CentralPrivacy, plan: Plan) -> None:
         """Raises ConfigError where the budget does not do for one round."""
         self.options, self.plan = options, plan
-        self.silent = self.steadfast = options.private
+        self.hides_metrics = self.steadfast = options.private
         self.poisson = options.sampling == "poisson"
         size = cohort.size(plan.nodes, plan.fraction, plan.minimum)
         self.drawn = (plan.nodes, size)  # of a cohort of fixed size: how many nodes there are, and how many are drawn

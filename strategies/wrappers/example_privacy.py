@@ -8,44 +8,40 @@ any strategy will do that learns from rows by gradients. How many rows a node ha
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from strategies.algebra.accountant import Release
 from strategies.algebra.tensors import Tensors
+from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import Federation
 from strategies.exchange.node_accounts import NodeAccounts
-from strategies.exchange.node_privacy import NodePrivacy
-from strategies.exchange.privacy import Mechanism, Plan, scored_by_nodes
+from strategies.exchange.privacy import Mechanism, Plan
+from strategies.exchange.private_wrapper import PrivateWrapper
 from strategies.exchange.types import Assignment
-from strategies.exchange.wrapper import Wrapper
+from strategies.exchange.wrapper import NODE, Wrapper
 from task.config import TaskConfig
 from task.kinds import registry as kinds
 from task.training.batches import steps_of
 from task.training.trainer import Trainer
 
-if TYPE_CHECKING:
-    from strategies.exchange.algorithm import Algorithm
-
 NAME = "example-privacy"
 
 
 @dataclass(frozen=True)
-class ExamplePrivacy(NodePrivacy):
+class ExamplePrivacy(PrivateWrapper):
     """`noise` on the sum of a batch's gradients, in clips; 0: the least with which a node can take part in all rounds
     within `epsilon` (0: no budget). `clip` is the largest norm of a row's gradient."""
 
-    def problems(self, strategy: "Algorithm", inner: Sequence[Wrapper]) -> list[str]:
-        found = []
-        if self.silent and not self.clip:
-            found.append("example-privacy.clip = 0 does not bound gradients, and noise needs a bound: set it above 0")
-        if self.clip and not strategy.gradients:
-            found.append(f"strategy = '{strategy.name}' learns without gradients, which example-privacy would clip")
-        return found
+    privacy = NODE
 
-    def unfit(self, config: TaskConfig, federation: Federation | None) -> list[str]:
-        found = scored_by_nodes(config, NAME) if self.silent else []
+    def problems(
+        self, strategy: Algorithm, config: TaskConfig, federation: Federation | None, inner: Sequence[Wrapper]
+    ) -> list[str]:
+        found = super().problems(strategy, config, federation, inner)
         if not self.clip:
             return found
+        if not strategy.gradients:
+            found.append(f"strategy = '{strategy.name}' learns without gradients, which example-privacy would clip")
         if kinds.of(config).per_token:
             found.append(
                 f"example-privacy is for classifiers of rows: the loss of task.kind = '{config.task.kind}' is a mean "
@@ -86,7 +82,7 @@ class ExampleAccounts(NodeAccounts):
 
     def promise(self) -> str:
         options = self.example
-        if not options.silent:
+        if not options.private:
             return f"none: gradients of rows are clipped to {options.clip:g}, and no noise is added"
         held = f"at most {options.epsilon:g}" if options.epsilon else "without a budget"
         noise = f"noise {options.noise:g} times" if options.noise else "the least noise that this allows each node, and"

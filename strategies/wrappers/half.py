@@ -20,6 +20,8 @@ class Half(Wrapper):
     float16 is finer (2^-11) but overflows beyond 65,504; such an update is refused as infinite.
     """
 
+    encodes = True
+
     dtype: str = option(
         "bfloat16", choices=("bfloat16", "float16"), doc="16-bit type that updates travel in: bfloat16 or float16"
     )

@@ -11,25 +11,23 @@ train.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from strategies.algebra.accountant import History, Release, epsilon_of, least_noise
 from strategies.algebra.clipping import clipped
 from strategies.algebra.tensors import Tensors
+from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import Federation
 from strategies.exchange.node_accounts import Account, NodeAccounts
-from strategies.exchange.node_privacy import NodePrivacy
-from strategies.exchange.privacy import Mechanism, Plan, scored_by_nodes
+from strategies.exchange.privacy import Mechanism, Plan
+from strategies.exchange.private_wrapper import PrivateWrapper
 from strategies.exchange.types import Assignment
-from strategies.exchange.wrapper import Wrapper
+from strategies.exchange.wrapper import NODE, Wrapper
 from task.config import TaskConfig
 from task.schema import ConfigError
 from task.secure_random import normal
-
-if TYPE_CHECKING:
-    from strategies.exchange.algorithm import Algorithm
 
 NAME = "local-privacy"
 CLIPS = 2  # that neighbours are apart
@@ -37,21 +35,18 @@ ROUNDS = "rounds"  # in what a node kept before it had an account: those that it
 
 
 @dataclass(frozen=True)
-class LocalPrivacy(NodePrivacy):
+class LocalPrivacy(PrivateWrapper):
     """`noise` on an update, in clips; 0: what lets a node take part in all rounds within `epsilon` (0: no budget)."""
 
-    averaged = nearest = True
+    privacy = NODE
+    encodes = needs_weighted_mean = must_be_first = True
 
-    def problems(self, strategy: "Algorithm", inner: Sequence[Wrapper]) -> list[str]:
-        found = []
-        if self.silent and not self.clip:
-            found.append("local-privacy.clip = 0 does not bound updates, and noise needs a bound: set it above 0")
-        if self.silent and strategy.personalized:
+    def problems(
+        self, strategy: Algorithm, config: TaskConfig, federation: Federation | None, inner: Sequence[Wrapper]
+    ) -> list[str]:
+        found = super().problems(strategy, config, federation, inner)
+        if self.private and strategy.personalized:
             found.append(f"strategy = '{strategy.name}' is scored by its nodes, which local-privacy does not protect")
-        return found
-
-    def unfit(self, config: TaskConfig, federation: Federation | None) -> list[str]:
-        found = scored_by_nodes(config, NAME) if self.silent else []
         if self.noise and self.epsilon and (cost := self.cost(1, self.noise)) > self.epsilon:
             found.append(
                 f"local-privacy.epsilon = {self.epsilon:g} does not do for one round with local-privacy.noise = "
@@ -96,7 +91,7 @@ class LocalAccounts(NodeAccounts):
 
     def promise(self) -> str:
         options, rounds = self.local, self.plan.rounds
-        if not options.silent:
+        if not options.private:
             return f"none: nodes clip their updates to {options.clip:g} and add no noise"
         noise = options.noise or CLIPS * least_noise(Release(0.0), rounds, options.epsilon, options.delta)
         held = min(options.cost(rounds, noise), options.epsilon or float("inf"))

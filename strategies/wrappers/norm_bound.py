@@ -12,14 +12,11 @@ It bounds how far a node can pull the mean, not where: with weights by rows a no
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.types import Refused, Update
 from strategies.exchange.wrapper import Wrapper
 from task.schema import option
-
-if TYPE_CHECKING:
-    from strategies.exchange.algorithm import Algorithm
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class NormBound(Wrapper):
         doc="what becomes of a longer one: clip (scaled down to the bound) or refuse (dropped)",
     )
 
-    def admitted(self, strategy: "Algorithm", update: Update) -> Update:
+    def admitted(self, strategy: Algorithm, update: Update) -> Update:
         length = strategy.length(update.delta)
         if length <= self.bound:
             return update

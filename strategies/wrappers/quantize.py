@@ -9,21 +9,20 @@ their scales as another, because a line in the index would cost more than the sc
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from strategies.algebra.quantiser import MULTIPLE, blocks, packed, quantised, restored, uniform, unpacked
 from strategies.algebra.tensors import Tensors
+from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.compression import Compression
+from strategies.exchange.federation import Federation
 from strategies.exchange.types import Assignment, Refused
 from strategies.exchange.wrapper import Wrapper
 from strategies.wrappers.half import Half
+from task.config import TaskConfig
 from task.schema import option
 from task.seeds import derive
-
-if TYPE_CHECKING:
-    from strategies.exchange.algorithm import Algorithm
 
 LEVELS, SCALES = "quantize/levels", "quantize/scales"
 LARGEST = {8: 127, 4: 7}  # level, by bits
@@ -37,10 +36,12 @@ class Quantize(Compression):
     block: int = option(128, low=MULTIPLE, high=2**20, doc="consecutive numbers that share a scale; a multiple of 8")
     rounding: str = option("stochastic", choices=("stochastic", "nearest"), doc="stochastic (unbiased) or nearest")
 
-    coded = True
+    sends_code = True
 
-    def problems(self, strategy: "Algorithm", inner: Sequence[Wrapper]) -> list[str]:
-        found = super().problems(strategy, inner)
+    def problems(
+        self, strategy: Algorithm, config: TaskConfig, federation: Federation | None, inner: Sequence[Wrapper]
+    ) -> list[str]:
+        found = super().problems(strategy, config, federation, inner)
         if self.bits not in LARGEST:
             found.append(f"quantize.bits must be 8 or 4, not {self.bits}")
         if self.block % MULTIPLE:

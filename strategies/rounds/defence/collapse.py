@@ -124,9 +124,9 @@ def _gone_back(run: Run, report: RoundReport, state: State, value: float) -> Sta
     run_state.collapses += 1
     suspects, how = _suspects(run_state.senders)
     usual = f"{_metric(run)} fell to {value:.4g}"
-    if not run.mechanism.silent:  # which nodes count, or were drawn at all, must not follow from what they sent
+    if not run.mechanism.hides_metrics:  # which nodes count, or were drawn at all, must not follow from what they sent
         run.registry.leave_out(dict.fromkeys(suspects, f"left out after the collapse of round {report.number}"))
-    names = "nobody" if run.mechanism.silent or not suspects else ", ".join(sorted(suspects))
+    names = "nobody" if run.mechanism.hides_metrics or not suspects else ", ".join(sorted(suspects))
     if run_state.good and run.context.federation.checkpoint is not None:
         good = run_state.good[-1]
         state, _ = checkpoint.load(run.context.federation.checkpoint / checkpoint.kept(good["round"]))

@@ -42,7 +42,7 @@ class Verdict:
 def room(run: Run) -> int:
     """Return how many bytes of updates are kept to be examined; 0 where no round is. Under noise on the mean, whether
     an update counts must not depend on the others."""
-    return 0 if run.context.federation.probe is None or run.mechanism.silent else ROOM
+    return 0 if run.context.federation.probe is None or run.mechanism.hides_metrics else ROOM
 
 
 def examined(run: Run, number: int, state: State, new: State, updates: Spool, combine: Combine) -> Verdict:
