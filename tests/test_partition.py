@@ -5,13 +5,15 @@ import logging
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from added import added, example
 from hypothesis import given
 from hypothesis import strategies as st
+from in_process import hold
 from tiers import examples
 
 from task.config import TaskConfig
@@ -246,3 +248,74 @@ def test_what_a_partitioner_needs_is_asked_for() -> None:
         TaskConfig.read({"data.partitioner": "dirchlet"})
     with pytest.raises(ConfigError, match=r"data\.alpha must be at least 0\.001, not 0"):
         TaskConfig.read({"data.partitioner": "iid", "data.alpha": 0.0})
+
+
+# ---------------------------------------------------------------------- a contributor's
+@pytest.fixture
+def contributed(tmp_path: Path) -> Iterator[str]:
+    """The partitioner that CONTRIBUTING shows."""
+    name, text = example(registry.PACKAGE)
+    with added(registry.PACKAGE, {name: text}, tmp_path / "more"):
+        yield name.replace("_", "-")
+
+
+def test_a_partitioner_is_one_file(
+    contributed: str,
+    labels: np.ndarray,
+    ids: np.ndarray,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    test_a_split_is_disjoint_seeded_and_kept(contributed, labels, ids, store, tmp_path, monkeypatch)
+    test_keys_of_options_are_of_one_partitioner(contributed)
+    with pytest.raises(SplitError, match="750 rows cannot be divided among 751 nodes"):
+        divided(config(contributed), labels, None, 751, store)
+    assert [len(part) for part in divided(config(contributed), labels, None, 750, store)] == [1] * 750
+
+
+def test_its_options_are_keys(contributed: str, labels: np.ndarray, store: Store) -> None:
+    flat = {"data.partitioner": contributed, f"{contributed}.sigma": 0.0}
+    task = TaskConfig.read(flat)
+    assert flatten(task, changed_only=True) == flat
+    equal, skewed = (divided(one, labels, None, 10, store) for one in (task, config(contributed)))
+    assert {len(part) for part in equal} == {75}
+    assert max(map(len, skewed)) > 3 * min(map(len, skewed))
+    with pytest.raises(ConfigError, match=rf"{contributed}\.sigma must be at most 10, not 11"):
+        TaskConfig.read(flat | {f"{contributed}.sigma": 11.0})
+
+
+@pytest.mark.slow
+def test_a_federation_is_divided_by_it(contributed: str, tmp_path: Path) -> None:
+    options = {"log-normal.sigma": 2.0, "max-weight-ratio": 0.0, "num-server-rounds": 1}
+    outcome = hold(tmp_path, {"data.partitioner": contributed, **options})
+    rows = [node["metrics"]["num-examples"] for node in outcome.rounds[1]["nodes"]]
+    assert max(rows) > 10 * min(rows)
+
+
+BROKEN = """
+from dataclasses import dataclass
+import numpy as np
+from task.data.partitioners.base import Partitioner
+@dataclass(frozen=True)
+class Broken(Partitioner):
+    def divide(self, part, nodes, seed):
+        return {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("parts", "problem"),
+    [
+        ("[np.arange(len(part))] * nodes", "gives a row to two nodes, or rows that do not exist"),
+        ("[np.arange(n, n + 1) + len(part) - 1 for n in range(nodes)]", "rows that do not exist"),
+        ("[np.arange(len(part))]", "makes 1 parts for 3 nodes"),
+        ("[np.arange(n) for n in range(nodes)]", "some would get none; use fewer nodes, or the iid split"),
+    ],
+)
+def test_what_a_partitioner_returns_is_checked(
+    parts: str, problem: str, labels: np.ndarray, store: Store, tmp_path: Path
+) -> None:
+    broken = added(registry.PACKAGE, {"broken": BROKEN.format(parts)}, tmp_path / "more")
+    with broken, pytest.raises(SplitError, match=problem):
+        divided(config("broken"), labels, None, 3, store)
