@@ -32,6 +32,8 @@ import client_app
 from server_app.config import keys
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.wrapper import Wrapper
+from task.data.partitioners.base import Partitioner
+from task.data.sources.base import Source
 from thistledown.main import main
 from thistledown.settings import Settings
 
@@ -262,7 +264,15 @@ def test_keys_commands_and_targets_that_a_page_names_are_there(page: Path, capsy
     assert set(re.findall(r"`make ([a-z-]+)", text)) <= set(targets)
 
 
-@pytest.mark.parametrize(("kind", "heading"), [(Algorithm, "## Add a strategy"), (Wrapper, "## Add a wrapper")])
+@pytest.mark.parametrize(
+    ("kind", "heading"),
+    [
+        (Algorithm, "## Add a strategy"),
+        (Wrapper, "## Add a wrapper"),
+        (Source, "## Add a data source"),
+        (Partitioner, "## Add a partitioner"),
+    ],
+)
 def test_contributing_has_every_method_and_declaration(kind: type, heading: str) -> None:
     section = re.split(r"\n(?=## )", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
     (text,) = [part for part in section if part.startswith(heading)]
@@ -271,7 +281,8 @@ def test_contributing_has_every_method_and_declaration(kind: type, heading: str)
     for name, arguments in named.items():
         own = getattr(kind, name)
         if callable(own):
-            assert arguments == f"({', '.join(list(inspect.signature(own).parameters)[1:])})", name
+            given = list(inspect.signature(own).parameters)[0 if inspect.ismethod(own) else 1 :]
+            assert arguments == f"({', '.join(given)})", name
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/choose.md", "docs/results.md"])

@@ -253,7 +253,7 @@ def test_what_a_partitioner_needs_is_asked_for() -> None:
 # ---------------------------------------------------------------------- a contributor's
 @pytest.fixture
 def contributed(tmp_path: Path) -> Iterator[str]:
-    """The partitioner that CONTRIBUTING shows."""
+    """The partitioner that CONTRIBUTING.md shows."""
     name, text = example(registry.PACKAGE)
     with added(registry.PACKAGE, {name: text}, tmp_path / "more"):
         yield name.replace("_", "-")

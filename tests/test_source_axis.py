@@ -192,6 +192,7 @@ def sqlite(path: Path, **tables: dict[str, list[object]]) -> Path:
 
 
 def test_a_source_is_one_file(store: Store, tmp_path: Path, words: Path) -> None:
+    """The one that CONTRIBUTING.md shows."""
     name, text = example(registry.PACKAGE)
     columns = text_columns()
     one = sqlite(tmp_path / "rows.sqlite", reviews=columns)
