@@ -55,7 +55,7 @@ def training(file: Path) -> float:
     from server_app.config import RunConfig
     from strategies.exchange.types import Assignment
     from task.data.prepared import prepare_file
-    from task.models.base import server_base
+    from task.models.finding import server_base
     from task.models.model import build
     from task.storage.store import server_store
     from task.training.trainer import Trainer

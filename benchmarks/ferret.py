@@ -101,7 +101,7 @@ LONG_CHANGES = Setting(
 def unigram() -> tuple[str, float]:
     """Loss of the test tasks' completions under the frequencies of tokens in those of the training tasks."""
     from task.data.prepared import prepare
-    from task.models.base import server_base
+    from task.models.finding import server_base
     from task.storage.store import server_store
     from thistledown.settings import Settings
 

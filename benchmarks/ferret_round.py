@@ -20,7 +20,7 @@ from benchmarks.fastest import fastest
 from strategies.exchange.types import Entry, Profile, State, Update
 from strategies.protocol import journal
 from task.data.prepared import prepare
-from task.models.base import server_base
+from task.models.finding import server_base
 from task.models.model import TunedModel, tuned_model
 from task.storage.store import server_store
 from task.training.trainer import Trainer

@@ -25,9 +25,10 @@ PAPER = Setting(
     "1e-4, batch 64, one local epoch. Different here: the output layer gets the ranks of the others, where the authors "
     "cap it at 100. ffa-lora needs equal ranks, so everybody trains the smallest, 16; full FedAvg trains all weights. "
     'The base is written by `make results-rbla`, or by `.venv/bin/python -c "from pathlib import Path; from '
-    "task.models.perceptron import write; write(Path('outputs/perceptron-0'), seed=0)\"`.",
+    "benchmarks.perceptron import write; write(Path('outputs/perceptron-0'), seed=0)\"`.",
     {
         "model.name": PERCEPTRON,
+        "model.trust-remote-code": True,
         "data.name": MNIST,
         "data.validation-fraction": 0.033333,  # 2,000 of 60,000 rows
         "data.partitioner": "staircase",
@@ -85,7 +86,7 @@ STUDY = Study(
 
 def write_perceptrons() -> None:
     """The bases of the setting `paper`: an untrained perceptron for every seed."""
-    from task.models.perceptron import write
+    from benchmarks.perceptron import write
 
     for seed in STUDY.seeds:
         write(ROOT / PERCEPTRON.format(seed=seed), seed)

@@ -18,7 +18,7 @@ from benchmarks.fastest import fastest
 from task.data.prepared import prepare
 from task.data.rows import Rows
 from task.device import cores
-from task.models.base import server_base
+from task.models.finding import server_base
 from task.models.model import TunedModel, tuned_model
 from task.storage.store import server_store
 from task.training.parallel_evaluation import batches_at_once

@@ -22,7 +22,8 @@ from client_app.public_errors import NodeError, check_code, check_labels, check_
 from task.config import TaskConfig
 from task.data.labels import LabelError
 from task.device import cores, found
-from task.models.base import Base, accept_offer, node_base, node_bases
+from task.models.base import Base
+from task.models.finding import accept_offer, node_base, node_bases
 from task.models.versions import versions, written
 from task.seeds import derive
 from task.storage.store import Store, node_store

@@ -23,7 +23,7 @@ from strategies.protocol.install_hash import install_hash_of
 from strategies.protocol.instructions import PROVE, cohort_of, rank_of, read_assignment, record_of, strategy_of
 from strategies.protocol.replies import INSTALLED, PROOF
 from task.data.rows import Rows
-from task.models.base import BaseMissing
+from task.models.finding import BaseMissing
 from task.models.model import TunedModel, tuned_model
 from task.training.trainer import Trainer, evaluate
 

@@ -16,7 +16,8 @@ from task.config import TaskConfig
 from task.data.prepared import Parts, prepare
 from task.data.rows import Rows
 from task.kinds import registry as kinds
-from task.models.base import Base, server_base
+from task.models.base import Base
+from task.models.finding import server_base
 from task.models.model import TunedModel
 from task.seeds import derive
 from task.storage.store import server_store

@@ -30,7 +30,7 @@ from task.config import TaskConfig
 from task.data.partition import partition
 from task.data.prepared import data_index, prepare
 from task.data.stand_in import stand_in
-from task.models.base import server_base
+from task.models.finding import server_base
 from task.schema import flatten
 from task.storage.room import room
 from task.storage.store import server_store

@@ -17,7 +17,7 @@ from strategies.exchange.types import State
 from strategies.protocol import journal
 from strategies.rounds.handshake.resolve import resolve
 from task.config import TaskConfig
-from task.models.base import server_base
+from task.models.finding import server_base
 from task.models.model import TunedModel, kept_model, pristine
 from task.storage.store import server_store
 

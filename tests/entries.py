@@ -8,7 +8,7 @@ from strategies.algebra.tensors import Tensors, snapshot
 from strategies.exchange.types import Entry, State
 from strategies.flora import Flora
 from task.config import Model, TaskConfig
-from task.models.base import server_base
+from task.models.finding import server_base
 from task.models.model import TunedModel, build, kept_model, tuned_model
 from task.storage.store import server_store
 

@@ -29,7 +29,8 @@ from strategies.exchange.types import State, Tensors
 from strategies.protocol import checkpoint, wire
 from strategies.rounds.handshake.resolve import resolve
 from task.config import TaskConfig
-from task.models.base import Base, server_base
+from task.models.base import Base
+from task.models.finding import server_base
 from task.models.model import kept_model
 from task.schema import flatten
 from task.storage.store import server_store

@@ -19,8 +19,9 @@ from task.config import Model, TaskConfig
 from task.data.encoding.images import ImageEncoder
 from task.data.encoding.texts import check_ids, padding, tokenized, tokenizer_in
 from task.data.raw import DataError
-from task.models.base import Base, BaseError, accept_offer, node_base
-from task.models.base import _hash as fingerprint_of
+from task.models.base import Base, BaseError
+from task.models.base import content_hash as fingerprint_of
+from task.models.finding import accept_offer, node_base
 from task.models.loading import loaded
 from task.storage.store import Store, server_store
 from task.tunings.parts.trainable import inside

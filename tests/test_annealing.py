@@ -22,7 +22,8 @@ from strategies.protocol import wire
 from strategies.protocol.instructions import RANK
 from strategies.protocol.journal import held
 from task.config import Model, TaskConfig
-from task.models.base import Base, server_base
+from task.models.base import Base
+from task.models.finding import server_base
 from task.models.model import TunedModel, build, kept_model, tuned_model
 from task.storage.store import server_store
 

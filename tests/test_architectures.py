@@ -20,9 +20,10 @@ from strategies.algebra.tensors import snapshot
 from task.config import Model, TaskConfig
 from task.data.prepared import prepare
 from task.data.rows import Rows
-from task.models.base import Base, BaseError, server_base
+from task.models.base import Base, BaseError
+from task.models.finding import server_base
 from task.models.model import TunedModel, build
-from task.models.saving import save_base, saved_as
+from task.models.saving import save, save_base, saved_as
 from task.storage.store import Store
 from task.training.dry_run import DryRunError, dry_run
 from task.training.trainer import Trainer
@@ -166,7 +167,7 @@ def _logits(model: TunedModel, rows: Rows, places: list[int]) -> list[torch.Tens
 def _saves(table: Table, name: str, tuning: str, model: TunedModel, rows: Rows) -> None:
     """Beside the folder lie a batch and its logits, for `test_what_is_saved_loads_without_us`."""
     folder = table.folder / "saved" / f"{name} {tuning}"
-    model.save(folder, save_base(model, folder / "base"))
+    save(model, folder, save_base(model, folder / "base"))
     if tuning in NEXT:
         _starts_the_next_run(table, name, tuning, model, rows, folder)
     batch = {key: value for key, value in rows.batch([0, 1]).items() if key != "labels"}

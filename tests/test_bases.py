@@ -9,8 +9,9 @@ import torch
 
 from task.config import Model
 from task.models import embedded
-from task.models.base import Base, BaseError, accept_offer, files, fingerprint, node_base, server_base
+from task.models.base import Base, BaseError, files, fingerprint
 from task.models.embedded import trained_base
+from task.models.finding import accept_offer, node_base, server_base
 from task.storage.store import Store, server_store
 
 
@@ -128,10 +129,10 @@ def test_an_offer_is_kept_as_it_was(base: Base, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../config.json", "a/b.json", "model.bin", "x.py", "config.json\n", ".json", ""])
 def test_an_offered_file_of_a_bad_name_is_refused(base: Base, tmp_path: Path, name: str) -> None:
-    from task.models.base import _hash
+    from task.models.base import content_hash
 
     offered = contents(base) | {name: b"{}"}
-    announced = _hash({file: (len(data), [data]) for file, data in offered.items()})
+    announced = content_hash({file: (len(data), [data]) for file, data in offered.items()})
     with pytest.raises(BaseError, match="bad file names"):
         accept_offer(offered, announced, Store(tmp_path / "store"))
     assert not list(tmp_path.rglob("*.json"))

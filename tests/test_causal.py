@@ -14,8 +14,10 @@ from samples import language_base, write_table
 from task.config import Model, TaskConfig
 from task.data.prepared import DataError, Rows, data_index, prepare, prepare_file
 from task.data.rows import IGNORED
-from task.models.base import Base, BaseError, server_base
+from task.models.base import Base, BaseError
+from task.models.finding import server_base
 from task.models.model import TunedModel, build
+from task.models.saving import save
 from task.schema import ConfigError
 from task.storage.store import Store
 from task.training.parallel_evaluation import MOST
@@ -188,7 +190,7 @@ def test_tied_embeddings_are_one_tensor_and_stay_tied(base: Base, tmp_path: Path
     assert "lm_head.weight" not in model.trained
     model.write({name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in model.trained.items()})
     assert model.module.lm_head.weight is model.module.model.embed_tokens.weight  # type: ignore
-    model.save(tmp_path, "given")
+    save(model, tmp_path, "given")
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model.module))
 
 

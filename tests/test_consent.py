@@ -17,7 +17,8 @@ from client_app.public_errors import NodeError
 from strategies.exchange.types import Refused, State
 from strategies.protocol import instructions, wire
 from task.config import Model, TaskConfig
-from task.models.base import BaseError, accept_offer, named_folder, node_base, node_bases
+from task.models.base import BaseError, named_folder
+from task.models.finding import accept_offer, node_base, node_bases
 from task.storage.store import Store
 from task.tunings.base import MAX_RANK
 
@@ -128,10 +129,10 @@ def test_a_node_may_agree_to_run_code() -> None:
 )
 def test_an_offer_has_no_other_files_than_a_base(name: str, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
-    from task.models.base import _hash
+    from task.models.base import content_hash
 
     contents = {"config.json": b"{}", name: b"evil"}
-    wanted = _hash({file: (len(data), [data]) for file, data in contents.items()})
+    wanted = content_hash({file: (len(data), [data]) for file, data in contents.items()})
     with pytest.raises(BaseError, match="bad file names"):
         accept_offer(contents, wanted, store)
     assert not list(tmp_path.rglob("*evil*"))

@@ -27,7 +27,8 @@ from task.data.index import read_index
 from task.data.partition import _kept, partition
 from task.data.partitioners import registry
 from task.data.prepared import data_index, prepare
-from task.models.base import BaseError, accept_offer, files, node_base, node_bases, server_base
+from task.models.base import BaseError, files
+from task.models.finding import accept_offer, node_base, node_bases, server_base
 from task.models.model import TunedModel
 from task.storage import seal
 from task.storage.store import Store, server_store

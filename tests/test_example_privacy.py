@@ -18,7 +18,7 @@ from strategies.algebra.accountant import Release
 from strategies.exchange.types import Assignment
 from strategies.rounds.handshake.resolve import resolve
 from task.data.prepared import prepare
-from task.models.base import server_base
+from task.models.finding import server_base
 from task.models.model import tuned_model
 from task.storage.store import server_store
 from task.training import dp_sgd

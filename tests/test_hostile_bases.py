@@ -19,7 +19,8 @@ from task.config import Model, TaskConfig
 from task.data.encoding.images import ImageEncoder
 from task.data.encoding.texts import tokenizer_in
 from task.data.raw import DataError
-from task.models.base import Base, BaseError, accept_offer, files, fingerprint, node_base, server_base
+from task.models.base import Base, BaseError, files, fingerprint
+from task.models.finding import accept_offer, node_base, server_base
 from task.models.loading import loaded
 from task.storage.store import Store, server_store
 
@@ -52,10 +53,10 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def offer(base: Path, store: Store) -> str:
     """Offer a folder as a server does that announces what it sends, whatever that is."""
-    from task.models.base import _hash
+    from task.models.base import content_hash
 
     contents = {path.name: path.read_bytes() for path in base.iterdir()}
-    wanted = _hash({name: (len(data), [data]) for name, data in contents.items()})
+    wanted = content_hash({name: (len(data), [data]) for name, data in contents.items()})
     accept_offer(contents, wanted, store)
     return wanted
 

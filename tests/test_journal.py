@@ -17,8 +17,9 @@ from strategies.exchange.types import BASE_POSITION, Entry, Refused, State
 from strategies.protocol import checkpoint, journal, wire
 from strategies.protocol.journal import NOWHERE
 from task.config import Model
-from task.models.base import server_base
+from task.models.finding import server_base
 from task.models.model import TunedModel, build, tuned_model
+from task.models.saving import save
 from task.storage.store import server_store
 
 # ---------------------------------------------------------------------- marks
@@ -225,7 +226,7 @@ def test_a_saved_ground_is_the_same_whatever_was_drawn_before(tmp_path: Path) ->
     for seed in (1, 2):
         torch.manual_seed(seed)
         before = torch.random.get_rng_state()
-        model.save(tmp_path / str(seed), "unused")
+        save(model, tmp_path / str(seed), "unused")
         assert torch.equal(torch.random.get_rng_state(), before)
     one, other = ((tmp_path / seed / "base" / "model.safetensors").read_bytes() for seed in "12")
     assert one == other

@@ -12,9 +12,10 @@ from tuned import Sample
 
 from task.config import Model, TaskConfig
 from task.files.contents import ADAPTED, ADAPTER
-from task.models.base import Base, BaseError, server_base
+from task.models.base import Base, BaseError
+from task.models.finding import server_base
 from task.models.loading import loaded
-from task.models.saving import save_base
+from task.models.saving import save, save_base
 from task.storage.store import Store
 
 IDS = torch.tensor([[1, 4, 5, 6, 2], [1, 7, 8, 9, 2]])
@@ -91,7 +92,7 @@ def test_an_adapter_of_its_own_run_is_a_base(bert: Path, tmp_path: Path, store: 
     sample = Sample(server_base(Model(name=str(bert)), store), flat)
     model = sample.build("lora")
     model.write({name: tensor + 0.1 for name, tensor in model.trained.items()})
-    model.save(tmp_path / "model" / "best", save_base(model, tmp_path / "model" / "base"))
+    save(model, tmp_path / "model" / "best", save_base(model, tmp_path / "model" / "base"))
     again = Sample(server_base(Model(name=str(tmp_path / "model" / "best")), store), flat)
     torch.testing.assert_close(again.logits(again.plain()), sample.logits(model.module), rtol=1e-4, atol=1e-5)
     save_base(again.build("lora"), tmp_path / "next")  # an adapter on an adapter finds no base by that name

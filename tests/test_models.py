@@ -17,7 +17,8 @@ from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Assignment, State, Update
 from strategies.protocol import wire
 from task.config import Model, TaskConfig
-from task.models.base import Base, server_base
+from task.models.base import Base
+from task.models.finding import server_base
 from task.models.model import TunedModel, build, kept_model, tuned_model
 from task.storage.store import server_store
 

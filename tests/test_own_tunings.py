@@ -15,7 +15,7 @@ from task.kinds.registry import load as load_kind
 from task.models.base import BaseError
 from task.models.loading import loaded
 from task.models.model import build
-from task.models.saving import restored
+from task.models.saving import restored, save
 from task.schema import ConfigError
 from task.storage.store import Store
 from task.training.trainer import evaluate
@@ -172,8 +172,8 @@ def test_prefixes_are_for_text(kinds: dict[str, Sample]) -> None:
     ],
 )
 def test_a_perceptron_has_none_of_it(tuning: str, said: str, tmp_path: Path) -> None:
+    from benchmarks.perceptron import write
     from task.models.base import Base
-    from task.models.perceptron import write
 
     write(tmp_path, 0, (8, 8), 8)
     with pytest.raises(TuningError, match=said):
@@ -207,7 +207,7 @@ def test_ia3_takes_names(kinds: dict[str, Sample]) -> None:
 
 
 def test_a_folder_of_other_tensors_is_refused(kinds: dict[str, Sample], tmp_path: Path) -> None:
-    kinds["vit"].build("adapter").save(tmp_path, str(kinds["vit"].base.folder))
+    save(kinds["vit"].build("adapter"), tmp_path, str(kinds["vit"].base.folder))
     other = (tmp_path / "tuning.json").read_text().replace('"adapter"', '"prompt"')
     (tmp_path / "tuning.json").write_text(other)
     with pytest.raises(TuningError, match="names or shapes differ"):
@@ -216,7 +216,7 @@ def test_a_folder_of_other_tensors_is_refused(kinds: dict[str, Sample], tmp_path
 
 def test_a_folder_leads_to_no_other_and_runs_no_code(kinds: dict[str, Sample], tmp_path: Path) -> None:
     folder, base = tmp_path / "model" / "last", kinds["vit"].base.folder
-    kinds["vit"].build("adapter").save(folder, str(base))
+    save(kinds["vit"].build("adapter"), folder, str(base))
     with pytest.raises(BaseError, match=r"tuning\.json names the base .*: say base = "):
         restored(folder)
     shutil.copytree(base, tmp_path / "model" / "base")

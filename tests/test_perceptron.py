@@ -6,12 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.perceptron import write
 from task.config import Model, TaskConfig
 from task.data.encoding.images import ImageEncoder
 from task.data.encoding.processors import Plain
-from task.models.base import Base, fingerprint, server_base
+from task.models.base import Base, fingerprint
+from task.models.finding import server_base
 from task.models.model import build
-from task.models.perceptron import write
 from task.storage.store import Store
 
 SIZES = [(12, 64), (7, 12), (10, 7)]  # outputs x inputs of the three layers

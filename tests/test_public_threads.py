@@ -17,7 +17,8 @@ from task.config import Model, TaskConfig
 from task.data import prepared
 from task.data.prepared import DataError
 from task.data.rows import IGNORED
-from task.models.base import BaseError, server_base
+from task.models.base import BaseError
+from task.models.finding import server_base
 from task.models.loading import loaded
 from task.storage.store import Store
 

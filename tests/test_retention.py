@@ -13,7 +13,8 @@ from samples import scans, vision_base
 
 from task.config import Model, TaskConfig
 from task.data.prepared import prepare
-from task.models.base import accept_offer, files, node_bases, server_base
+from task.models.base import files
+from task.models.finding import accept_offer, node_bases, server_base
 from task.schema import ConfigError
 from task.storage import seal
 from task.storage.retention import RECENT, inventory, trim

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 from task.config import Model, TaskConfig
 from task.data import prepared
 from task.data.rows import IGNORED, Rows
-from task.models.base import server_base
+from task.models.finding import server_base
 from task.models.model import build
 from task.storage.store import Store
 from task.training.trainer import Trainer

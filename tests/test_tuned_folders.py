@@ -16,7 +16,7 @@ from tuned import FITTING, Sample, federation, samples
 from task.config import TaskConfig
 from task.models.model import TunedModel
 from task.models.naming import by_peft
-from task.models.saving import restored, save_base, saved_as
+from task.models.saving import restored, save, save_base, saved_as
 from task.models.usage import usage
 from task.tunings.base import OWN, PEFT
 from thistledown.summary import summary_lines
@@ -35,7 +35,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory, words: Path) -> dict[str, Sa
 def saved(model: TunedModel, place: Path) -> Path:
     """The model after some training, as a run leaves it."""
     model.write(moved(model))
-    model.save(place / "best", save_base(model, place / "base"))
+    save(model, place / "best", save_base(model, place / "base"))
     return place / "best"
 
 

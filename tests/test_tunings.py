@@ -10,7 +10,7 @@ from tuned import FITTING, Sample, cancels, samples
 
 from task.models.base import Base, files
 from task.models.model import TunedModel
-from task.models.saving import restored
+from task.models.saving import restored, save
 
 ADDED = {  # what a tuning adds to the names of the plain model
     "lora": r"\.lora_[AB]\.weight",
@@ -90,7 +90,7 @@ def test_what_is_saved_loads(kinds: dict[str, Sample], kind: str, tuning: str, t
     values = moved(model)
     model.write(values)
     expected = sample.logits(model.module)
-    model.save(tmp_path / "tuned", str(sample.base.folder))
+    save(model, tmp_path / "tuned", str(sample.base.folder))
     found = sample.logits(reloaded(sample, tuning, tmp_path / "tuned"))
     tolerance = 1e-5 if tuning == "ssf" else 1e-6  # folded weights are rounded
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
@@ -118,7 +118,7 @@ def test_a_base_that_was_changed_is_saved_beside(kinds: dict[str, Sample], tmp_p
     for tuning in ("adapter", "ssf", "norm"):
         model = kinds["vit"].build(tuning)
         model.write(moved(model) | {"vit.embeddings.cls_token": torch.ones(1, 1, 64)})
-        model.save(tmp_path / tuning, "unused")
+        save(model, tmp_path / tuning, "unused")
         assert (tmp_path / tuning / "base").is_dir() == (tuning != "ssf")
         if tuning == "norm":
             from peft import PeftModel

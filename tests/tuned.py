@@ -10,7 +10,8 @@ from samples import TEXTS, language_base, write_table
 from torch import nn
 
 from task.config import Model, TaskConfig
-from task.models.base import Base, server_base
+from task.models.base import Base
+from task.models.finding import server_base
 from task.models.loading import loaded
 from task.models.model import TunedModel, build
 from task.storage.store import Store, server_store

@@ -8,8 +8,8 @@ from server_app.results.card import card
 from strategies.exchange.types import State
 from strategies.protocol.journal import held
 from task.config import TaskConfig
-from task.models.base import server_base
-from task.models.saving import save_base
+from task.models.finding import server_base
+from task.models.saving import save, save_base
 from task.models.usage import usage
 from task.modes import as_the_folder
 from task.storage.store import server_store
@@ -30,7 +30,7 @@ def write_tuned(
     for name, (round, state) in states.items():
         place, model = folder / name, held(run.strategy, base, task, state)
         base_name = base_name or save_base(model, folder / "base")
-        model.save(place, base_name)
+        save(model, place, base_name)
         lines = usage(task, base, place, base_name if base_name == base.name and Path(base_name).is_dir() else "")
         (place / "README.md").write_text(card(run, task, base, round, nodes), encoding="utf-8")
         as_the_folder(place)

@@ -11,7 +11,8 @@ from strategies.exchange.federation import Federation
 from strategies.exchange.strategy import Strategy
 from strategies.rounds.run_state import RunState
 from task.config import TaskConfig
-from task.models.base import Base, server_base
+from task.models.base import Base
+from task.models.finding import server_base
 from task.storage.store import server_store
 
 

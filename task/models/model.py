@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from task.config import TaskConfig
 from task.models import naming
 from task.models.base import Base
 from task.models.loading import loaded
-from task.models.saving import save
 from task.models.tuning import stacked, tuned
 from task.seeds import derive
 
@@ -76,15 +74,6 @@ class TunedModel:
     def shift_product(self, name: str, product: torch.Tensor) -> None:
         """Add an outputs x inputs matrix to a linear layer's weight that the model stands on, as `shift` does."""
         self.shift(name, product.T if name in self.transposed else product)
-
-    def save(self, folder: Path, base_name: str) -> None:
-        """A folder that loads: peft's where peft has added what trains (it names its base), the plain model as
-        transformers has it where the tuning changes or folds into that, else one for `task.models.saving.restored`.
-
-        Where the frozen weights are no longer those of the base, the base is written beside it.
-        The ranks in the model must be those it was built with: peft writes that rank into its config.
-        """
-        save(self, folder, base_name)
 
     def _remember(self, names: set[str]) -> None:
         """Fresh values are copied, or built again where training has begun, when they are first asked for, and kept."""

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,6 +21,7 @@ from task.files.contents import CONFIG, INDEX, is_weights, listed
 from task.kinds import registry as kinds
 from task.models.base import Base, BaseError, named_folder
 from task.models.loading import loaded
+from task.models.model import TunedModel
 from task.models.naming import ADAPTER, by_peft, trained
 from task.models.reading import own_settings
 from task.models.tuning import stacked, tuned
@@ -29,17 +30,19 @@ from task.schema import ConfigError, build, flatten, read, schema
 from task.seeds import derive
 from task.tunings.base import OWN, TRANSFORMERS, Tuning, TuningError
 
-if TYPE_CHECKING:
-    from task.models.model import TunedModel
-
 SETTINGS, TENSORS, GROUND = "tuning.json", "tuning.safetensors", "base"
 ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
 # Settings that transformers writes by itself, and that change nothing of what a model computes.
 IDLE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 
-def save(model: "TunedModel", folder: Path, base_name: str) -> None:
-    """Write what `TunedModel.save` says."""
+def save(model: TunedModel, folder: Path, base_name: str) -> None:
+    """Write a folder that loads: peft's where peft has added what trains (it names its base), the plain model as
+    transformers has it where the tuning changes or folds into that, else one for `restored`.
+
+    Where the frozen weights are no longer those of the base, the base is written beside it. The ranks in the model must
+    be those it was built with: peft writes that rank into its config.
+    """
     if by_peft(model.module):
         _save_peft(model, folder, _ground(model, folder, base_name))
     elif saved_as(model.config) == OWN:
@@ -57,7 +60,7 @@ def saved_as(config: TaskConfig) -> str:
     return config.tuning.saved_as(kinds.of(config))
 
 
-def save_base(model: "TunedModel", folder: Path) -> str:
+def save_base(model: TunedModel, folder: Path) -> str:
     """Return the name under which an adapter finds its base: its own, or `folder`, to which it is written where its own
     name does not do. That is the embedded base; a classifier whose settings are not those of the run, as peft and
     transformers take the labels from the base; and a base that was not read as it lies in its files.
@@ -75,7 +78,7 @@ def save_base(model: "TunedModel", folder: Path) -> str:
     return str(folder)
 
 
-def _is_as_saved(model: "TunedModel") -> bool:
+def _is_as_saved(model: TunedModel) -> bool:
     """Whether whoever loads the base by its name gets what was trained on."""
     said = set(model.notices) - set(stacked(model.module, model.config.tuning))
     return not said and _settings_of(model.module.config) == _settings_of(own_settings(model.base, model.config))
@@ -141,7 +144,7 @@ def _named(folder: Path, name: str) -> str:
     )
 
 
-def _ground(model: "TunedModel", folder: Path, base_name: str) -> str:
+def _ground(model: TunedModel, folder: Path, base_name: str) -> str:
     """Where the base is: it is written beside where the frozen weights are no longer those of the base."""
     if not (model.position or model.changed):
         return base_name
@@ -162,7 +165,7 @@ def _copy_beside(base: Base, folder: Path) -> None:
     as_the_folder(folder)
 
 
-def _save_peft(model: "TunedModel", folder: Path, base_name: str) -> None:
+def _save_peft(model: TunedModel, folder: Path, base_name: str) -> None:
     model.module.peft_config[ADAPTER].base_model_name_or_path = base_name  # type: ignore
     model.module.save_pretrained(folder)  # type: ignore[operator]
     (folder / "README.md").unlink(missing_ok=True)  # a blank form with this machine's paths
@@ -181,7 +184,7 @@ def _rename(path: Path, tuning: Tuning) -> None:
         save_file(named, path, {"format": "pt"})
 
 
-def _save_own(model: "TunedModel", folder: Path, base_name: str) -> None:
+def _save_own(model: TunedModel, folder: Path, base_name: str) -> None:
     """Like a peft folder: what was trained, the settings that shape it, and the name of the base."""
     folder.mkdir(parents=True, exist_ok=True)
     model.module.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
@@ -190,7 +193,7 @@ def _save_own(model: "TunedModel", folder: Path, base_name: str) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.trained.items()}, folder / TENSORS)
 
 
-def _plain(model: "TunedModel", tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+def _plain(model: TunedModel, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
     """The model as transformers has it, with these tensors in it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(model.config.seed, "init"))  # a head that the base lacks is drawn

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch.nn.modules.batchnorm import _NormBase
@@ -17,9 +17,6 @@ from task.kinds import registry as kinds
 from task.models.model import TunedModel
 from task.training.batches import batches, check_rows, least_rows, per_epoch
 from task.training.mixed_precision import Masters
-
-if TYPE_CHECKING:
-    from task.training.dp_sgd import PrivateSteps
 
 Penalty = Callable[[], torch.Tensor]
 Regulariser = Callable[[Mapping[str, torch.Tensor]], Penalty | None]
@@ -33,6 +30,20 @@ class Unsuited(ValueError):
         self.public = message
 
 
+class PrivateSteps(Protocol):
+    """Local steps that take the place of the plain ones: `task.training.dp_sgd`."""
+
+    def fit(
+        self,
+        trainer: "Trainer",
+        model: TunedModel,
+        live: Mapping[str, torch.Tensor],
+        plain: torch.optim.Optimizer,
+        penalties: list[Penalty | None],
+    ) -> dict[str, float]:
+        """Train in place; return what may be said of it."""
+
+
 @dataclass(frozen=True)
 class Trainer:
     """What a node trains with: its rows, the task's settings, a seed for order and dropout."""
@@ -42,7 +53,7 @@ class Trainer:
     seed: int
     device: str = "cpu"
     regularisers: tuple[Regulariser, ...] = ()  # of every fit: each makes a penalty for the tensors that train
-    private: "PrivateSteps | None" = None  # steps from which no row can be told, instead of the plain ones
+    private: PrivateSteps | None = None  # steps from which no row can be told, instead of the plain ones
 
     def regularised(self, regulariser: Regulariser) -> "Trainer":
         """The same trainer with one more penalty in every fit, before the others."""

@@ -25,7 +25,8 @@ from task.data.prepared import DataError, Parts, data_index, holdout, prepare
 from task.data.stand_in import stand_in
 from task.device import DeviceError, found
 from task.kinds import registry as kinds
-from task.models.base import Base, BaseError, server_base
+from task.models.base import Base, BaseError
+from task.models.finding import server_base
 from task.models.model import tuned_model
 from task.schema import ConfigError, Flat, flatten
 from task.seeds import derive

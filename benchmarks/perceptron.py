@@ -1,6 +1,7 @@
 """A multilayer perceptron as a transformers model, so that a folder with one is a base like any other.
 
-transformers has none. Importing this file registers it: `AutoModelForImageClassification` then loads such folders.
+transformers has none. A folder that `write` leaves has this file as its code, so `model.trust-remote-code = true` loads
+it in any process; in a process that imports this file, `AutoModelForImageClassification` loads it without.
 Every linear layer belongs to the pretrained body. So there is no head that trains whole, and `lora.targets =
 "all-linear"` puts adapters on all layers, the output layer among them.
 """
@@ -63,10 +64,12 @@ def write(folder: Path, seed: int, hidden_sizes: tuple[int, ...] = (200, 200), i
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive("perceptron", seed))
         config = PerceptronConfig(image_size=image_size, hidden_sizes=hidden_sizes, num_labels=10)
-        Perceptron(config).save_pretrained(folder)
+        Perceptron(config).save_pretrained(folder)  # this file beside it: see below
     processor = {"do_rescale": True, "do_normalize": True, "image_mean": [0.5], "image_std": [0.5]}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor) + "\n")
 
 
 AutoConfig.register(PerceptronConfig.model_type, PerceptronConfig)
 AutoModelForImageClassification.register(PerceptronConfig, Perceptron)
+PerceptronConfig.register_for_auto_class()
+Perceptron.register_for_auto_class("AutoModelForImageClassification")

@@ -1,0 +1,108 @@
+"""Find the base of a run: on the server by hub id or folder, or the embedded one; on a node in its own store, by the
+same name, or in an offer of the server.
+"""
+
+import logging
+from collections.abc import Mapping
+
+from task.config import EMBEDDED_MODEL, Model
+from task.files.contents import BaseError, adapter, check, check_size, listed, may_be_named
+from task.models.base import FINGERPRINT, Base, content_hash, examine, fingerprint, located, named_folder, sized
+from task.models.embedded import trained_base
+from task.models.merged import merged
+from task.storage import seal
+from task.storage.retention import trim
+from task.storage.store import Store
+
+LOG = logging.getLogger("flwr")
+BASES = "bases"  # in a store: those that were offered
+NO_ROOM = "this node's store has no room for the offered base"
+
+
+class BaseMissing(BaseError):
+    """A base that a node does not have, or no longer: it may be offered."""
+
+
+def server_base(model: Model, store: Store) -> Base:
+    """The base that a run starts from, on the server. Raises BaseError."""
+    if model.name == EMBEDDED_MODEL:
+        folder = trained_base(store)
+    elif adapter(folder := located(model)):
+        folder = merged(folder, store)
+    else:
+        check(folder)
+    return Base(model.name, folder, fingerprint(folder, store))
+
+
+def node_base(model: Model, wanted: str, store: Store, paths: bool = True) -> Base:
+    """The base with the fingerprint `wanted`, on a node; `model.name` may be a path only where `paths`.
+
+    Raises BaseMissing where the node lacks it, and says the same to others whatever it found at that name.
+    """
+    if not FINGERPRINT.fullmatch(wanted):
+        raise BaseError(f"{wanted[:80]!r} is no fingerprint", "what the order names is no fingerprint")
+    _adopt(store, wanted)
+    if store.holds(BASES, wanted):
+        return Base(model.name, store.path(BASES, wanted), wanted)
+    message = f"neither the store {store.root} nor model.name = '{model.name}' has the base {wanted}"
+    try:
+        if model.name != EMBEDDED_MODEL and fingerprint(folder := named_folder(model, paths), store) == wanted:
+            return Base(model.name, folder, wanted)
+    except BaseError as error:
+        message += f": {error}"
+    raise BaseMissing(message, f"it lacks the base {wanted}")
+
+
+def node_bases(model: Model, store: Store, paths: bool = True) -> list[str]:
+    """Fingerprints of the bases this node could start from: those in its store, and what `model.name` is here (a path
+    only where `paths`)."""
+    names = [path.name for path in sorted(store.path(BASES, "").glob("*")) if FINGERPRINT.fullmatch(path.name)]
+    for name in names:
+        _adopt(store, name)
+    kept = [name for name in names if store.holds(BASES, name)]
+    if model.name == EMBEDDED_MODEL:
+        return kept
+    try:
+        return [*kept, fingerprint(named_folder(model, paths), store)]
+    except BaseError as error:
+        LOG.info("model.name is not to be had here, the server may offer it: %s", error)
+        return kept
+
+
+def _adopt(store: Store, wanted: str) -> None:
+    """Check a base that an earlier version kept, which wrote no hashes of its files; the fingerprint is one."""
+    place = store.path(BASES, wanted)
+    if not place.exists() or seal.sealed(place):
+        return
+    try:
+        examine(place)
+        whole = content_hash(sized(listed(place))) == wanted
+    except BaseError as error:
+        LOG.warning("%s", error)
+        whole = False
+    if whole:
+        seal.write(place, "an offer of the server")
+    else:
+        LOG.warning("the base %s is not what its fingerprint says; it is removed from the store", wanted)
+        store.remove(BASES, wanted)
+
+
+def accept_offer(contents: Mapping[str, bytes | memoryview], wanted: str, store: Store) -> None:
+    """Keep a base that the server sent.
+
+    Nothing is written that is badly named, not what was announced or more than the store has room for, and nothing is
+    kept that could not be read. Raises BaseError.
+    """
+    if bad := [name for name in contents if not may_be_named(name)]:
+        raise BaseError(f"the offered base has bad file names: {bad!r:.500}", "the offered base has bad file names")
+    for name, data in contents.items():
+        check_size(name, len(data))
+    if content_hash({name: (len(data), [data]) for name, data in contents.items()}) != wanted:
+        raise BaseError(message := f"the offered base is not {wanted}", message)
+    if over := trim(store, sum(len(data) for data in contents.values())):
+        raise BaseError(f"the store {store.root} has {over} bytes too little room for the offered base", NO_ROOM)
+    with store.made(BASES, wanted, "an offer of the server") as draft:
+        if draft is not None:
+            for name, data in contents.items():
+                (draft / name).write_bytes(data)
+            examine(draft)
