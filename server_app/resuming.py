@@ -19,13 +19,14 @@ from server_app.callbacks import tracker
 from server_app.config import keys
 from server_app.results import started
 from server_app.results.endings import METRICS, at_work
+from server_app.results.started import CONFIG, FROM, RESUME
 from strategies.protocol import checkpoint
 from strategies.rounds.run_state import RunState
 from task.modes import as_the_folder
 from task.schema import ConfigError, Option, Schema
 
 LOG = logging.getLogger("flwr")
-RESUME, FROM, ROUNDS = "resume", "resume-from", "num-server-rounds"
+ROUNDS = "num-server-rounds"
 # Keys that may change on the way: none of them changes what a round computes of the updates that it goes by.
 FREE = (
     RESUME, FROM, ROUNDS, "output-dir", "device", "server-device", "round-timeout", "node-wait-timeout",
@@ -34,7 +35,6 @@ FREE = (
     "early-stopping.patience", "early-stopping.min-delta", "trackers",
 )  # fmt: skip
 LAST = "last"
-CONFIG = "config.toml"
 
 
 def settings_of(folder: Path) -> dict[str, Any]:

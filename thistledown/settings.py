@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from server_app.config import RunConfig, Simulation, keys
-from server_app.resuming import RESUME, continued, flat
+from server_app.results.started import RESUME
+from server_app.resuming import continued, flat
 from task.config import EMBEDDED_DATA, EMBEDDED_MODEL
 from task.device import cores
 from task.foreign import meant
@@ -46,11 +47,7 @@ class Settings:
         """Merge and check; relative paths are looked for in `here`. Raises ConfigError with every problem."""
         folder = app_folder(app)
         declared, own = defaults(folder), chosen(folder, preset, overrides, here)
-        if isinstance(own.get(RESUME), str) and own[RESUME]:
-            own[RESUME] = str(_run_folder(own, here))
-            own = continued(own)
-            own["output-dir"] = own.get("output-dir") or str(Path(str(own[RESUME])).parent)
-        values = declared | own
+        values = declared | continued_in(own, here)
         values["output-dir"] = values.get("output-dir") or str(here.absolute() / "outputs")
         config = RunConfig.read(values)
         idle = tuple(key for key in values if key not in config.flat and values[key] != declared[key])
@@ -62,6 +59,24 @@ class Settings:
         if problems := problems + _beyond_machine(config.server.simulation):
             raise ConfigError(problems)
         return cls(folder, config, idle)
+
+
+def continued_in(own: Values, here: Path) -> Values:
+    """Return the settings of the run to resume with what was set, where a run is named; its path may be relative to
+    `here`. Raises ConfigError."""
+    if not (isinstance(own.get(RESUME), str) and own[RESUME]):
+        return own
+    folder = _run_folder(own, here)
+    found = continued(own | {RESUME: str(folder)})
+    return found | {"output-dir": found.get("output-dir") or str(folder.parent)}
+
+
+def check_simulated(config: RunConfig) -> None:
+    """Raise ConfigError for what cannot be simulated."""
+    if config.task.data.partitioner.own_rows:
+        raise ConfigError(
+            ["data.partitioner = 'none' is for deployed nodes, which have a data-path; simulated ones have not"]
+        )
 
 
 def app_folder(given: Path | None) -> Path:
@@ -105,15 +120,15 @@ def chosen(app: Path, preset: str | None, overrides: Sequence[str], here: Path) 
     if preset is not None:
         try:
             path = preset_path(app, preset, here)
-            layers.append(_placed(flat(_toml(path)), here, path.parent))
+            layers.append(placed(flat(_toml(path)), here, path.parent))
         except ConfigError as error:
             problems += error.problems
     try:
-        layers.append(_placed(pairs(overrides), here))
+        layers.append(placed(pairs(overrides), here))
     except ConfigError as error:
         problems += error.problems
     values = {key: value for layer in layers for key, value in layer.items()}
-    problems += [problem for key in values if (problem := _joined(values, key))]
+    problems += [problem for key in values if (problem := joined(values, key))]
     if problems:
         raise ConfigError(problems)
     return values
@@ -178,7 +193,7 @@ def _run_folder(values: Values, here: Path) -> Path:
     return (here / Path(str(values[RESUME])).expanduser()).resolve()
 
 
-def _joined(values: Values, key: str) -> str | None:
+def joined(values: Values, key: str) -> str | None:
     """Make a list the text that Flower can carry; returns the problem where that cannot be."""
     value = values[key]
     if not isinstance(value, list):
@@ -193,7 +208,7 @@ def _joined(values: Values, key: str) -> str | None:
     return None
 
 
-def _placed(values: Values, *folders: Path) -> Values:
+def placed(values: Values, *folders: Path) -> Values:
     """The same with paths made absolute: those that exist in one of the folders. Other names are hub ids."""
     for key, word in PLACES.items():
         name = values.get(key)

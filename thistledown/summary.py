@@ -1,9 +1,17 @@
-"""The last lines of a run: what it achieved and what it cost."""
+"""The first and the last lines of a run: what it will do, what it achieved and what it cost."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from server_app.callbacks.progress import human
+from server_app.config import RunConfig
+
+
+def headline(config: RunConfig) -> str:
+    """Return what a run will do, in a line."""
+    task, server = config.task, config.server
+    size = f"{counted(server.simulation.num_supernodes, 'node')}, {counted(server.num_server_rounds, 'round')}"
+    return f"{config.strategy.name} with tuning {task.tuning.name}: {size}, seed {task.seed}"
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:

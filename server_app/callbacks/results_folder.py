@@ -11,12 +11,11 @@ checkpoints/      the newest and the best state
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import tomli_w
 import torch
 
 from server_app.config import RunConfig
@@ -39,11 +38,10 @@ from server_app.results.lines import line_of, written_json
 from server_app.results.measure import measure_of
 from server_app.results.report import write_report
 from server_app.results.tuned import write_tuned
-from server_app.resuming import CONFIG, FROM, RESUME, go_back, lines_until, rounds_done
+from server_app.resuming import go_back, lines_until, rounds_done
 from strategies.exchange.callback import Callback, RoundReport, RunFacts
 from strategies.exchange.types import RunFailed, State
 from strategies.protocol import checkpoint
-from task.modes import as_the_folder
 from task.schema import flatten
 from task.storage.room import append, is_full, sentence
 
@@ -74,7 +72,7 @@ class Results(Callback):
         self._over = False
         if run.server.resume:
             self._resume()
-        self._write_config(run.flat)
+        started.write(folder, run.flat)
 
     def _resume(self) -> None:
         """Stand where an earlier process stood after its last checkpoint. Raises ConfigError."""
@@ -113,7 +111,7 @@ class Results(Callback):
         """Write the settings as the data completed them."""
         self._task = facts.config
         filled = flatten(facts.config)
-        self._write_config(self.run.flat | {key: filled[key] for key in (LABELS, DATE) if filled[key]})
+        started.write(self.folder, self.run.flat | {key: filled[key] for key in (LABELS, DATE) if filled[key]})
 
     def on_round(self, report: RoundReport, state: State) -> None:
         """Append the round's line."""
@@ -199,14 +197,6 @@ class Results(Callback):
             **({"usage": self.usage} if self.usage else {}),
         }
 
-    def _write_config(self, flat: Mapping[str, Any]) -> None:
-        kept = {key: value for key, value in flat.items() if key not in (RESUME, FROM)}
-        draft = self.folder / f".{CONFIG}"
-        draft.write_text(tomli_w.dumps(nested(kept)), encoding="utf-8")
-        as_the_folder(draft)
-        draft.replace(self.folder / CONFIG)
-        started.keep(self.folder, kept)
-
     def _summarise(self, status: str, error: str = "") -> dict[str, Any]:
         summary = self.summary(status, error)
         write_summary(self.folder, summary)
@@ -230,13 +220,3 @@ class Results(Callback):
             best = history.best["round"], checkpoint.load(self.checkpoints / checkpoint.BEST)[0]
         states = {"last": last, "best": best}
         self.usage = write_tuned(self.run, self._task, states, self.folder / "model", len(history.ranks))
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return dotted keys as tables, plain keys first, as TOML wants them."""
-    tables: dict[str, Any] = {key: value for key, value in flat.items() if "." not in key}
-    for key, value in flat.items():
-        if "." in key:
-            table, name = key.split(".", 1)
-            tables.setdefault(table, {})[name] = value
-    return tables

@@ -28,7 +28,7 @@ def write_report(
     plots = _plots(summary["metric"], titles, rounds)
     path.write_text(
         f"<!doctype html><meta charset='utf-8'><title>{title}</title><style>{STYLE}</style>"
-        f"<h1>{title}</h1>{ending}{plots}<h2>Rounds</h2>{_round_table(titles, rounds)}"
+        f"<h1>{title}</h1>{ending}{plots}<h2>Rounds</h2>{round_table(titles, rounds)}"
         f"{_refusals(rounds)}<h2>Summary</h2><table>{rows}</table>\n",
         encoding="utf-8",
     )
@@ -68,7 +68,8 @@ def _plots(metric: str, titles: Mapping[str, str], rounds: Sequence[dict[str, An
     return drawing.getvalue()[drawing.getvalue().index("<svg") :]
 
 
-def _round_table(titles: Mapping[str, str], rounds: Sequence[dict[str, Any]]) -> str:
+def round_table(titles: Mapping[str, str], rounds: Sequence[dict[str, Any]]) -> str:
+    """Return the rounds as an HTML table."""
     account = {name: name for name in ("epsilon",) if any(name in entry for entry in rounds)}
     titles = {**titles, **account}
     head = "".join(f"<th>{name}</th>" for name in ("round", *titles.values(), "up", "down", "seconds", "nodes"))

@@ -1,4 +1,5 @@
-"""The settings that a run was started with, kept beside its checkpoints: an edited config.toml does not go unseen."""
+"""The settings that a run was started with: config.toml, and a copy beside its checkpoints, so that an edit of
+config.toml does not go unseen."""
 
 import json
 import logging
@@ -6,16 +7,39 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 import xxhash
 
 from task.modes import as_the_folder
 from task.schema import ConfigError
 
 LOG = logging.getLogger("flwr")
+RESUME, FROM = "resume", "resume-from"  # keys that are of a process and not of the run
+CONFIG = "config.toml"
 PLACE = Path("checkpoints", "settings.json")  # in a results folder
 
 
-def keep(folder: Path, settings: Mapping[str, Any]) -> None:
+def write(folder: Path, flat: Mapping[str, Any]) -> None:
+    """Write the configuration of the run in this results folder, and keep what it was."""
+    settings = {key: value for key, value in flat.items() if key not in (RESUME, FROM)}
+    draft = folder / f".{CONFIG}"
+    draft.write_text(tomli_w.dumps(nested(settings)), encoding="utf-8")
+    as_the_folder(draft)
+    draft.replace(folder / CONFIG)
+    _keep(folder, settings)
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return dotted keys as tables, plain keys first, as TOML wants them."""
+    tables: dict[str, Any] = {key: value for key, value in flat.items() if "." not in key}
+    for key, value in flat.items():
+        if "." in key:
+            table, name = key.split(".", 1)
+            tables.setdefault(table, {})[name] = value
+    return tables
+
+
+def _keep(folder: Path, settings: Mapping[str, Any]) -> None:
     """Keep the settings of the run in this results folder, and their hash."""
     place = folder / PLACE
     place.parent.mkdir(exist_ok=True)

@@ -1,6 +1,10 @@
 """Three lines of Python that load a tuned model and use it, as people would write them."""
 
+from importlib import import_module
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from task.config import TaskConfig
 from task.files.contents import CONFIG, settings
@@ -67,3 +71,18 @@ def _loader(config: TaskConfig) -> tuple[str, str]:
     if saved_as(config) == TRANSFORMERS:
         return "transformers", f"{kind.auto_class}.from_pretrained"
     return "peft", f"{kind.peft_auto_class}.from_pretrained"
+
+
+def ready(config: TaskConfig, base: Base, folder: Path) -> nn.Module:
+    """Return the model that these lines load, in evaluation mode. `folder` is where `task.models.saving` wrote it.
+
+    Raises BaseError where its base cannot be had.
+    """
+    source, loader = _loader(config)
+    name, _, method = loader.partition(".")
+    load: Any = getattr(import_module(source), name)
+    if saved_as(config) == OWN:
+        model: nn.Module = load(folder, base.name if Path(base.name).is_dir() else "", config.model.trust_remote_code)
+    else:
+        model = getattr(load, method)(folder, trust_remote_code=config.model.trust_remote_code)
+    return model.eval()

@@ -11,16 +11,16 @@ from typing import Any
 
 import tomli_w
 
-from server_app.callbacks.results_folder import nested
 from server_app.outputs import writable
 from server_app.results.endings import COMPLETED, at_work, held, hint, interrupt, interrupted_in
+from server_app.results.started import nested
 from server_app.resuming import rounds_done
 from task.schema import ConfigError
 from task.storage.room import append, room
 from thistledown.console import ANSI, Console
 from thistledown.processes.superlink import SuperLink, SuperLinkError
-from thistledown.settings import Settings
-from thistledown.summary import counted, summary_lines
+from thistledown.settings import Settings, check_simulated
+from thistledown.summary import headline, summary_lines
 
 Say = Callable[[str], None]
 FINISHED = "finished:completed"
@@ -32,13 +32,9 @@ def run(settings: Settings, say: Say, *, verbose: bool = False) -> bool:
 
     Raises ConfigError for what cannot be simulated, SuperLinkError where Flower does not start or answer.
     """
-    task, server = settings.config.task, settings.config.server
-    if task.data.partitioner.own_rows:
-        raise ConfigError(
-            ["data.partitioner = 'none' is for deployed nodes, which have a data-path; simulated ones have not"]
-        )
-    size = f"{counted(server.simulation.num_supernodes, 'node')}, {counted(server.num_server_rounds, 'round')}"
-    say(f"{settings.config.strategy.name} with tuning {task.tuning.name}: {size}, seed {task.seed}")
+    server = settings.config.server
+    check_simulated(settings.config)
+    say(headline(settings.config))
     if server.resume and held(Path(server.resume)):
         raise ConfigError([at_work(Path(server.resume))])
     if server.resume:

@@ -1,0 +1,119 @@
+"""A federation from Python, in this process, with the same bits as one that `thistledown run` simulates."""
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import client_app
+from server_app.callbacks.progress import Progress
+from server_app.config import RunConfig
+from server_app.main import federate
+from server_app.outputs import problem_of
+from strategies.exchange.callback import Callback
+from strategies.exchange.strategy import Strategy
+from strategies.exchange.wrapper import Wrapper
+from task.models.model import kept_model
+from task.schema import ConfigError
+from thistledown.outcome import INPUTS, Outcome
+from thistledown.settings import check_simulated, continued_in, placed
+from thistledown.simulation.grid import InProcessGrid, identity
+from thistledown.simulation.inputs import data_settings, model_settings
+from thistledown.simulation.keywords import run_config
+from thistledown.simulation.log import warnings_alone
+from thistledown.summary import headline
+
+
+def simulate(
+    strategy: str | Strategy = "fedavg",
+    *,
+    data: Any = None,
+    model: Any = None,
+    wrappers: str | Iterable[str | Wrapper] = (),
+    callbacks: Iterable[Callback] = (),
+    output_dir: Path | str | None = None,
+    **settings: object,
+) -> Outcome:
+    """Run a federation in this process and return what it left. No server is started, and no other process.
+
+    ```python
+    outcome = thistledown.simulate("rbla", num_server_rounds=5, lora={"ranks": "2,4,8"})
+    pandas.DataFrame(outcome.metrics)
+    ```
+
+    Args:
+        strategy: a name, or what `strategies.load` returns.
+        data: a path, a hub id, a `datasets.Dataset` or `DatasetDict`, a `pandas.DataFrame`, or a mapping of the keys of
+            the table `[data]`, such as `{"name": frame, "label-column": "stars"}`. Default: the embedded digits.
+        model: a path, a hub id, a `transformers.PreTrainedModel`, a pair of one and its tokenizer or processor, or a
+            mapping of the keys of the table `[model]`. Default: the embedded small vision transformer.
+        wrappers: names (a string with commas, or a list), or what `strategies.load_wrapper` returns.
+        callbacks: who else is told of the run.
+        output_dir: where to leave results, in a folder of their own as `thistledown run` does; objects given as data or
+            model are written there too. None: a temporary folder that lives as long as the outcome.
+        settings: every other run-config key. `num_server_rounds=5` is the key `num-server-rounds`, a group is a
+            mapping (`simulation={"num_supernodes": 4}`), and a full key is given by `**{"lora.ranks": "2,4,8"}`.
+
+    Progress is printed, a line a round. The nodes share this process, so they work one after another.
+
+    Raises ConfigError for settings that cannot run, all of them at once; RunFailed, and the errors of data and models,
+    for a run that fails; each with the sentence that the command says.
+    """
+    temporary = Path(tempfile.mkdtemp(prefix="thistledown-")).resolve() if output_dir is None else None
+    outputs = temporary or Path(output_dir or "").expanduser().absolute()
+    try:
+        inputs = _Inputs(outputs, temporary is not None)
+        named = {"data": data_settings(data, inputs.folder), "model": model_settings(model, inputs.folder)}
+        values = run_config(strategy, wrappers, named, {"output-dir": outputs}, settings)
+        folder = _run(_checked(values), list(callbacks))
+    except BaseException:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return Outcome(folder, temporary)
+
+
+class _Inputs:
+    """The folder for objects of Python, made when it is first needed."""
+
+    def __init__(self, outputs: Path, alone: bool) -> None:
+        self._outputs, self._alone = outputs, alone
+        self._made: Path | None = None
+
+    def folder(self) -> Path:
+        """Return it: `inputs` of a run's own outputs, a new one in outputs that other runs have too."""
+        if self._made is None:
+            self._outputs.mkdir(parents=True, exist_ok=True)
+            self._made = self._outputs / INPUTS if self._alone else Path(tempfile.mkdtemp("", "inputs-", self._outputs))
+            self._made.mkdir(exist_ok=True)
+        return self._made
+
+
+def _checked(values: Mapping[str, object]) -> RunConfig:
+    """Return the checked configuration; relative paths are looked for in the working folder. Raises ConfigError."""
+    here = Path.cwd()
+    run = RunConfig.read(continued_in(placed(dict(values), here), here))
+    check_simulated(run)
+    if problem := problem_of(Path(run.server.output_dir)):
+        raise ConfigError([problem])
+    return run
+
+
+def _run(run: RunConfig, callbacks: list[Callback]) -> Path:
+    """Run the federation; the process is afterwards as it was before."""
+    _say(headline(run))
+    threads = torch.get_num_threads()
+    grid = InProcessGrid(client_app.app, run.server.simulation.num_supernodes)
+    try:
+        with identity(), warnings_alone(_say), torch.random.fork_rng(devices=[]):
+            return federate(grid, run, [Progress(_say), *callbacks])
+    finally:
+        torch.set_num_threads(threads)
+        kept_model.cache_clear()
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
