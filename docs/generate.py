@@ -21,6 +21,7 @@ EXTENSIONS = {  # keys that name files, and what finds these
     "strategy": strategies.names,
     "wrappers": strategies.wrapper_names,
     "trackers": tracker.names,
+    "server-optimizer": strategies.optimizer_names,
 }
 MARKER = "<!-- keys -->"
 WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text"}
