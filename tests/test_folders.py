@@ -30,7 +30,7 @@ IMAGES = [
     Case("a table without labels", folder(file("metadata.csv", "file_name\na.png\n"), file("a.png", picture(1))), "has no column 'label', only 'image'"),
     Case("a row without an image", folder(file("metadata.csv", "file_name,label\na.png,cat\n,dog\nb.png,dog\n"), file("a.png", picture(1)), file("b.png", picture(2))), [("a.png", "cat"), ("b.png", "dog")]),
     Case("saved without an image", saved(datasets.Dataset.from_dict({"image": [{"bytes": picture(1), "path": "a"}, None, {"bytes": picture(2), "path": "b"}], "label": ["cat", "dog", "dog"]}).cast_column("image", datasets.Image())), [("a", "cat"), ("b", "dog")]),
-    Case("a table of several splits", folder(file("metadata.csv", "file_name,label\ntrain/a.png,cat\ntest/b.png,dog\n"), file("train/a.png", picture(1)), file("test/b.png", picture(2))), "one table tells of the images of several splits"),
+    Case("a table of several splits", folder(file("metadata.csv", "file_name,label\ntrain/a.png,cat\ntest/b.png,dog\n"), file("train/a.png", picture(1)), file("test/b.png", picture(2))), "one table is about the images of several splits"),
     Case("a table of one split", folder(file("metadata.csv", "file_name,label\ntrain/a.png,cat\ntrain/b.png,dog\n"), file("train/a.png", picture(1)), file("train/b.png", picture(2))), [("train/a.png", "cat"), ("train/b.png", "dog")]),
     Case("names of files that are called like splits", folder(file("metadata.csv", "file_name,label\ntest tubes.png,cat\ntrain.png,dog\n"), file("test tubes.png", picture(1)), file("train.png", picture(2))), [("test tubes.png", "cat"), ("train.png", "dog")]),
     Case("folders called by numbers", images("0/1.png", "1/2.png"), "the name of a folder is none of cat, dog", GIVEN),

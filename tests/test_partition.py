@@ -119,7 +119,7 @@ from task.data.partition import partition
 from task.storage.store import Store
 index = DataIndex({key_of(labels, None)!r}, (), {{}})
 assert len(partition(TaskConfig.read({{}}), index, 10, Store(Path({str(store.root)!r})))) == 10
-print(sorted({{"datasets", "flwr_datasets", "torch", "pandas"}} & set(sys.modules)))
+print(sorted({{"datasets", "flwr_datasets", "pandas", "peft", "transformers"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

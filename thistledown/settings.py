@@ -16,14 +16,15 @@ from typing import Any
 from server_app.config import RunConfig, Simulation, keys
 from server_app.results.started import RESUME
 from server_app.resuming import continued, flat
-from task.config import EMBEDDED_DATA, EMBEDDED_MODEL
+from task.config import EMBEDDED_MODEL
+from task.data.sources.registry import of_keyword
 from task.device import cores
 from task.foreign import meant
 from task.schema import ConfigError
 
 Values = dict[str, object]  # run-config keys with dots, as they came
 
-PLACES = {"data.name": EMBEDDED_DATA, "model.name": EMBEDDED_MODEL}  # keys that may be paths: the word that is none
+PLACES = ("data.name", "model.name")  # keys that may be paths
 INSTALLED = Path(__file__).parent / "app"  # in an installed package: the files of the app that are no modules
 LATEST = "latest"  # instead of a results folder: the newest
 PAIR = re.compile(r"""\s*([\w.\-]+)=('[^']*'|"[^"]*"|\[[^\]]*\]|\S+)(?=\s|$)""")
@@ -210,9 +211,9 @@ def joined(values: Values, key: str) -> str | None:
 
 def placed(values: Values, *folders: Path) -> Values:
     """The same with paths made absolute: those that exist in one of the folders. Other names are hub ids."""
-    for key, word in PLACES.items():
+    for key in PLACES:
         name = values.get(key)
-        if isinstance(name, str) and name and name != word:
+        if isinstance(name, str) and name and name != EMBEDDED_MODEL and not of_keyword(name):
             found = [path for folder in folders if (path := folder / Path(name).expanduser()).exists()]
             if found:
                 values[key] = str(found[0].resolve())

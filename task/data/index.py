@@ -24,7 +24,7 @@ class Part:
         return len(self.rows)
 
     def take(self, positions: NDArray[np.int64]) -> "Part":
-        """The part with just these rows."""
+        """Return the part with just these rows."""
         ids = None if self.ids is None else self.ids[positions]
         return Part(self.split, self.rows[positions], self.labels[positions], ids)
 
@@ -72,7 +72,7 @@ def write_index(folder: Path, data_index: DataIndex) -> None:
 
 @lru_cache(maxsize=4)  # every message to every simulated node asks; what is under a key never changes
 def read_index(folder: Path, key: str) -> DataIndex:
-    """What `write_index` kept, mapped into memory."""
+    """Return what `write_index` kept, mapped into memory."""
     found = json.loads((folder / "index.json").read_text())
     parts = {}
     for name, split in found["splits"].items():

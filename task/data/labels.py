@@ -119,8 +119,8 @@ def labelled(raw: Raw, column: str, names: tuple[str, ...], rows: Rows, by_posit
 
 
 def _places(names: Sequence[str]) -> dict[str, int]:
-    """The position of every name. One that is a number in another form, such as 1.0 or 01, is also found by the number,
-    unless two are."""
+    """Return the position of every name. One that is a number in another form, such as 1.0 or 01, is also found by the
+    number, unless two are."""
     places = {name: code for code, name in enumerate(names)}
     plain = [f"{float(name):.0f}" if _is_number(name) and float(name).is_integer() else "" for name in names]
     return {name: code for code, name in enumerate(plain) if name and plain.count(name) == 1} | places
@@ -144,7 +144,7 @@ def _are_positions(
 def _unknown(
     raw: Raw, column: str, row: int, values: Sequence[str | int], place: int, names: Sequence[str]
 ) -> LabelError:
-    """What is wrong with the first label that is not among the names."""
+    """Return what is wrong with the first label that is not among the names."""
     value = values[place]
     near = nearest(str(value), names)
     if near and fold(near) == fold(str(value)):
@@ -161,7 +161,7 @@ def _unknown(
 
 
 def _of_numbers(values: Sequence[str | int], names: Sequence[str]) -> str:
-    """Why numbers are not read as positions among names."""
+    """Return why numbers are not read as positions among names."""
     if any(map(_is_number, names)) or not all(isinstance(value, int) or _is_whole(value) for value in values):
         return ""
     numbers = {int(value) for value in values}
@@ -201,7 +201,7 @@ def _value(value: object, raw: Raw, row: int, column: str, own: Sequence[str] | 
 
 
 def _order(value: str | int) -> tuple[int, int, str]:
-    """Numbers by size, also where they are written as text, before words."""
+    """Return numbers by size, also where they are written as text, before words."""
     return (0, int(value), str(value)) if _is_whole(value) else (1, 0, str(value))
 
 

@@ -23,8 +23,8 @@ _LONGEST_NAME = 100  # of a node
 
 
 def partition(config: TaskConfig, plan: DataIndex, num_partitions: int, store: Store) -> Sequence[Positions]:
-    """Sorted positions in the train part of every partition: disjoint, none empty; mapped into memory, not to be
-    written.
+    """Return the sorted positions in the train part of every partition: disjoint, none empty; mapped into memory, not
+    to be written.
 
     Equal `config.seed` give equal splits. Raises SplitError.
     """

@@ -61,7 +61,8 @@ def parts_of(config: TaskConfig, source: Source) -> DataIndex:
 
 
 def _splits(config: TaskConfig, source: Source) -> tuple[dict[str, str], list[str]]:
-    """The split of every part, empty where it is cut from train, and those that have other names than asked for."""
+    """Return the split of every part, empty where it is cut from train, and those that have other names than asked
+    for."""
     data, have = config.data, source.splits()
     asked = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
     found = {part: split and (called(split, have, source.name) or split) for part, split in asked.items()}
@@ -99,8 +100,8 @@ def found_in(
 
 
 def _filled(config: TaskConfig, raw: Raw) -> tuple[NDArray[np.int64], list[str]]:
-    """The rows that have an input, and what is to be said of the others. Raises DataError for a value that is no text,
-    and for an empty one unless these are left out."""
+    """Return the rows that have an input, and what is to be said of the others. Raises DataError for a value that is no
+    text, and for an empty one unless these are left out."""
     kind, columns = kinds.of(config), input_columns(config)
     article, what = kind.input_noun.split(" ", 1)
     empty = np.zeros(len(raw), bool)
@@ -161,13 +162,13 @@ def has_labels(config: TaskConfig) -> bool:
 
 
 def _has_ids(config: TaskConfig) -> bool:
-    """Whether rows are of sites. Nobody divides a node's own rows."""
+    """Return whether rows are of sites. Nobody divides a node's own rows."""
     return bool(config.data.id_column) and not config.data.partitioner.own_rows
 
 
 # ------------------------------------------------------------------------------------------------ sizes
 def _limited(part: Part, limit: int, name: str) -> Part:
-    """At most `limit` rows (0: all), drawn at random."""
+    """Return at most `limit` rows (0: all), drawn at random."""
     if not 0 < limit < len(part):
         return part
     return part.take(np.sort(_random(name).choice(len(part), limit, replace=False)))

@@ -58,7 +58,7 @@ class Parts:
 
 # ------------------------------------------------------------------------------------------------ data index
 def data_index(config: TaskConfig, store: Store) -> DataIndex:
-    """The parts of `data.name` and the label names. Random choices are the same for every seed of a run.
+    """Return the parts of `data.name` and the label names. Random choices are the same for every seed of a run.
 
     Raises DataError for a source, split or column that does not exist, and for labels that cannot be read.
     """
@@ -81,8 +81,8 @@ def _task_index(config: TaskConfig, store: Store, source: Source) -> DataIndex:
 def index_file(
     config: TaskConfig, store: Store, path: str | Path, labels: Sequence[str] = (), most_labels: int = 0
 ) -> DataIndex:
-    """The one part `train` of a node's own file or folder; its labels, if a classifier is tuned, must be among `labels`
-    (empty: any), and no more than `most_labels` (0: any number), as `labels.check_few` says.
+    """Return the one part `train` of a node's own file or folder; its labels, if a classifier is tuned, must be among
+    `labels` (empty: any), and no more than `most_labels` (0: any number), as `labels.check_few` says.
 
     Raises DataError as `data_index` does.
     """
@@ -133,7 +133,7 @@ def _index(
 
 # ------------------------------------------------------------------------------------------------ inputs
 def prepare(config: TaskConfig, base: Path, store: Store) -> Parts:
-    """Train, validation and test rows, ready for the model whose files are in folder `base`.
+    """Return train, validation and test rows, ready for the model whose files are in folder `base`.
 
     Raises DataError where `data_index` does, for inputs that cannot be encoded, and where the base
     does not say how.
@@ -147,7 +147,7 @@ def prepare(config: TaskConfig, base: Path, store: Store) -> Parts:
 def prepare_file(
     config: TaskConfig, base: Path, store: Store, path: str | Path, labels: Sequence[str], most_labels: int = 0
 ) -> Rows:
-    """The rows of a node's own file or folder. Raises DataError as `index_file` and `prepare` do."""
+    """Return the rows of a node's own file or folder. Raises DataError as `index_file` and `prepare` do."""
     source = _own(config, path)
     plan = _own_index(config, store, source, labels, most_labels)
     rows, notices = _prepared(config, base, store, source, plan)
@@ -157,7 +157,7 @@ def prepare_file(
 def _prepared(
     config: TaskConfig, base: Path, store: Store, source: Source, plan: DataIndex
 ) -> tuple[dict[str, Rows], tuple[str, ...]]:
-    """The rows of every part, and what is to be said of their inputs."""
+    """Return the rows of every part, and what is to be said of their inputs."""
     encoder = kinds.of(config).encoder(base, config.data, plan.labels, source)
     key = recipe_hash([_EDITION, plan.key, encoder.recipe()])
     with store.made("data", key, f"{source.name}, for {base}") as folder:
@@ -183,8 +183,8 @@ def _encode(folder: Path, encoder: Encoder, source: Source, plan: DataIndex, rea
 
 
 def holdout(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """The rows that a node trains on and those that it keeps back; at least one each, where fraction > 0
-    and there are two."""
+    """Return the rows that a node trains on and those that it keeps back; at least one each, where fraction > 0 and
+    there are two."""
     order = np.random.default_rng(seed).permutation(len(rows))
     kept, trained = np.split(order, [share(len(rows), fraction)])
     return rows.select(np.sort(trained)), rows.select(np.sort(kept))

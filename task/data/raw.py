@@ -18,8 +18,8 @@ SHOWN = 30  # names that an error lists
 class DataError(ValueError):
     """Data that cannot be used; the message names file, row and column.
 
-    Rows count from 0, without the header. The message may quote what was found. `public` is what may be said to others:
-    a kind of problem and names that the order has; nothing that depends on a value, no row, no name of a file.
+    Rows count from 0, without the header. The message may quote what was found. `public` is what others may know: a
+    kind of problem and names from the configuration; nothing that depends on a value, no row, no name of a file.
     """
 
     def __init__(self, message: str, public: str = HIDDEN) -> None:
@@ -28,13 +28,14 @@ class DataError(ValueError):
 
     @classmethod
     def at(cls, place: str, row: int, column: str, problem: str, seen: str = "") -> "DataError":
-        """What is wrong with one value. `problem` is the kind of problem, in words that depend on no value; `seen` ends
-        the message and is not public. Neither is the row: who may choose column and labels would learn whose it is."""
+        """Return what is wrong with one value. `problem` is the kind of problem, in words that depend on no value;
+        `seen` ends the message and is not public. Neither is the row: who may choose column and labels would learn
+        whose it is."""
         return cls.of(f"{place}, row {row}", column, problem, seen)
 
     @classmethod
     def of(cls, where: str, column: str, problem: str, seen: str = "") -> "DataError":
-        """As `at`, where the row is already named."""
+        """Do as `at` does, where the row is already named."""
         return cls(f"{where}, column '{column}': {problem}{seen}", f"column '{column}': {problem}")
 
 
@@ -59,7 +60,7 @@ class Arrays:
         return DataError.of(self.where(row), column, problem, seen)
 
     def require(self, column: str, key: str = "") -> None:
-        """Arrays have images and labels, whatever these are called elsewhere."""
+        """Do nothing: arrays have images and labels, whatever these are called elsewhere."""
 
     def has(self, column: str) -> bool:
         """Return False: images and labels are no columns."""
@@ -176,7 +177,7 @@ class Table:
 
 
 def _empty(values: Any) -> Any:
-    """Which values are null, or texts or bytes of no length."""
+    """Return which values are null, or texts or bytes of no length."""
     import pyarrow as pa
     from pyarrow import compute
 

@@ -208,7 +208,7 @@ class Rows:
         return tokens.lengths[self._rows(np.arange(len(self)))]
 
     def select(self, positions: "Sequence[int] | Positions | torch.Tensor") -> "Rows":
-        """The rows at these positions, in this order."""
+        """Return the rows at these positions, in this order."""
         return replace(self, indices=self._rows(positions))
 
     def batch(
@@ -227,6 +227,6 @@ class Rows:
 
 
 def mapped(path: Path) -> NDArray[Any]:
-    """A .npy file mapped into memory, as a plain array: memmap's own indexing is slower."""
+    """Return a .npy file mapped into memory, as a plain array: memmap's own indexing is slower."""
     array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
     return array

@@ -24,7 +24,7 @@ def sites_of(raw: Raw, column: str, rows: NDArray[np.int64]) -> tuple[NDArray[np
 
 
 def _id(value: object) -> str | int | None:
-    """An id without spaces around it; None for what names no site."""
+    """Return an id without spaces around it; None for what names no site."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, bool) or not isinstance(value, str | int):

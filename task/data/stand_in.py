@@ -13,7 +13,7 @@ from task.storage.store import Store
 
 
 def stand_in(config: TaskConfig, base: Path) -> Rows:
-    """Two rows for the model in folder `base`: of texts a short one and one of `data.max-length` tokens.
+    """Return two rows for the model in folder `base`: of texts a short one and one of `data.max-length` tokens.
 
     Raises DataError where the base does not say how rows become its inputs.
     """

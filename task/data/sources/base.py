@@ -31,7 +31,7 @@ class Order(IntEnum):
 class Place:
     """What `data.name` or a node's `data-path` says. `path` is the file or folder; None: there is none of this name.
 
-    `train_split` is the split that is trained on. Where the place cannot be read, other machines are told `public`.
+    `train_split` is the split that is trained on. Where the place cannot be read, other machines get `public`.
     """
 
     name: str
@@ -83,7 +83,7 @@ class TableFile(Source):
     """A file of rows with named columns. By itself it is the split `train`; in a folder it is one split, or a part."""
 
     packable: ClassVar[bool] = False  # may be packed, as rows.csv.gz is
-    untyped: ClassVar[bool] = False  # cells are texts; all files of a split tell which columns are numbers
+    untyped: ClassVar[bool] = False  # cells are texts; which columns are numbers follows from all files of a split
 
     path: Path
 

@@ -18,14 +18,14 @@ DELIMITERS = (",", ";", "\t", "|")
 USUAL = {".tsv": "\t", ".tab": "\t", ".psv": "|", ".txt": "\t"}
 WORDS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 ESCAPED, DOUBLED = re.compile(r'\\["\\]'), {'\\"': '""', "\\\\": "\\"}
-SAID = re.compile(r"\s*\"?sep=(.)\"?\s*", re.IGNORECASE)  # a first line by which Excel is told the delimiter
+SAID = re.compile(r"\s*\"?sep=(.)\"?\s*", re.IGNORECASE)  # a first line that names the delimiter for Excel
 LARGEST_CELL = 2**31 - 1
 TEXT = "text"  # the column of a file of lines
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How cells are told apart. `quotes` says how quotes are read: as is usual, after a space too, with backslashes in
+    """How cells are separated. `quotes` says how quotes are read: as is usual, after a space too, with backslashes in
     front of those inside, or as they stand."""
 
     delimiter: str
@@ -82,7 +82,7 @@ def _read(path: Path, suffix: str, reading: Reading) -> Table:
 
 
 def _first(path: Path, encoding: str, dialect: Dialect, reading: Reading, notices: tuple[str, ...]) -> Table:
-    """The table as the first way reads it that fits all rows."""
+    """Return the table as the first way reads it that fits all rows."""
     try:
         return _table(path, encoding, dialect, reading, notices)
     except _Misfit as misfit:
@@ -104,7 +104,8 @@ class _Misfit(ValueError):
 
 
 def _dialect(start: Sequence[str], reading: Reading, usual: str) -> tuple[Dialect, list[str]]:
-    """The dialect by which the first line names all columns that must be there, else the one that finds most names."""
+    """Return the dialect by which the first line names all columns that must be there, else the one that finds most
+    names."""
     given = delimiter_of(reading.delimiter)
     delimiters = [given] if given else sorted(DELIMITERS, key=lambda one: one != usual)
     found = [
@@ -145,7 +146,7 @@ def _table(path: Path, encoding: str, dialect: Dialect, reading: Reading, notice
 
 
 def _rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
-    """Rows that are not blank, and the lines that they begin in."""
+    """Yield rows that are not blank, and the lines that they begin in."""
     while True:
         line = reader.line_num + 1
         try:

@@ -51,7 +51,7 @@ class Digits(Source):
 
 
 def digits_part(name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images (N, 1, 8, 8) with values from 0 to 16, and labels (N,). KeyError for a name not in PARTS."""
+    """Return images (N, 1, 8, 8) with values from 0 to 16, and labels (N,). KeyError for a name not in PARTS."""
     from sklearn.datasets import load_digits
 
     sizes = list(PARTS.values())
@@ -68,7 +68,7 @@ def digits_part(name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def _balanced_order(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A permutation in which every stretch holds the classes in the proportions of the whole."""
+    """Return a permutation in which every stretch holds the classes in the proportions of the whole."""
     random = np.random.RandomState(_SEED)  # its stream is frozen in every numpy version
     spread = np.empty(len(labels))
     for label in np.unique(labels):

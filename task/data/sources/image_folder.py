@@ -62,7 +62,7 @@ class ImageFolder(Source):
         inside = _folders(self.folder)
         named = [path for path in inside if usual(path.name)]
         if len(named) > 1 and _table(self.folder):
-            problem = "one table tells of the images of several splits"
+            problem = "one table is about the images of several splits"
             raise DataError(f"{self.folder}: {problem}; put a metadata.csv into the folder of each split", problem)
         if not named or _table(self.folder):
             return {TRAIN: self.folder}
@@ -101,7 +101,7 @@ def _table(folder: Path) -> Path | None:
 
 
 def _by_class(folder: Path) -> Table:
-    """Every image by the folder that it lies in."""
+    """Return every image by the folder that it lies in."""
     import datasets
 
     images = [path.relative_to(folder) for path in _images(folder)]
@@ -121,7 +121,7 @@ def _by_class(folder: Path) -> Table:
 
 
 def _others(folder: Path) -> tuple[str, ...]:
-    """What to say of files beside images: pictures in formats that are not read would be missed in silence."""
+    """Return what to say of files beside images: pictures in formats that are not read would be missed in silence."""
     inside = (path for path in folder.rglob("*") if path.is_file() and not hidden(str(path.relative_to(folder))))
     left = Counter(path.suffix.lower() for path in inside if not is_image(path) and path.name.lower() not in SYSTEM)
     kinds = ", ".join(f"{count} of '{ending or 'no ending'}'" for ending, count in sorted(left.items()))
@@ -129,7 +129,7 @@ def _others(folder: Path) -> tuple[str, ...]:
 
 
 def _by_table(folder: Path, table: Path, reading: Reading) -> Table:
-    """The rows of a table, whose `file_name` is the image."""
+    """Return the rows of a table, whose `file_name` is the image."""
     asked = [FILE if name == IMAGE else name for name in reading.columns] if reading.columns is not None else None
     wanted = replace(reading, columns=None if asked is None else tuple(asked), required={FILE: ""})
     found = load_files(table, TRAIN, [file for file in [registry.table_file(table)] if file], wanted)

@@ -43,7 +43,7 @@ def _read(path: Path, suffix: str, reading: Reading) -> Table:
 
 
 def _by_lines(suffix: str, start: Sequence[str]) -> bool:
-    """Whether a file that starts so has an object a line."""
+    """Return whether a file that starts so has an object a line."""
     if suffix in (".jsonl", ".ndjson") and not (start and start[0].lstrip().startswith("[")):
         return True
     try:
@@ -78,7 +78,7 @@ def _whole(path: Path, encoding: str) -> Any:
 
 
 def _within(path: Path, found: Any, reading: Reading) -> tuple[Sequence[Any], tuple[str, ...]]:
-    """The rows that a document holds, and how that was seen."""
+    """Return the rows that a document holds, and how that was seen."""
     if isinstance(found, list):
         return found, ()
     if not isinstance(found, dict):
@@ -102,7 +102,7 @@ def _objects(values: list[Any]) -> bool:
 
 
 def _by_columns(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of lists of equal length by column, or of cells by column and row, as pandas writes them."""
+    """Return the rows of lists of equal length by column, or of cells by column and row, as pandas writes them."""
     columns = list(found.values())
     if columns and all(isinstance(column, dict) for column in columns):
         keys = list(columns[0])

@@ -36,7 +36,7 @@ def _parquet(path: Path, reading: Reading) -> Table:
 
 
 def _arrow(path: Path, suffix: str, reading: Reading) -> Table:
-    """An IPC file, which feather is, or a stream of them, which `datasets` writes."""
+    """Return an IPC file, which feather is, or a stream of them, which `datasets` writes."""
     import pyarrow as pa
 
     def table() -> Any:
@@ -52,7 +52,7 @@ def _arrow(path: Path, suffix: str, reading: Reading) -> Table:
 
 
 def _arrow_table(path: Path, kind: str, reading: Reading, read: Callable[[], Any]) -> Table:
-    """The columns that are read, in types that `datasets` knows. Parsers quote what they stumbled on."""
+    """Return the columns that are read, in types that `datasets` knows. Parsers quote what they stumbled on."""
     import pyarrow as pa
 
     try:
@@ -68,7 +68,8 @@ def _arrow_table(path: Path, kind: str, reading: Reading, read: Callable[[], Any
 
 
 def _plain(column: Any) -> Any:
-    """A column without the forms of strings that only save space, and decimals as whole numbers where they are."""
+    """Return a column without the forms of strings that only save space, and decimals as whole numbers where they
+    are."""
     import pyarrow as pa
 
     kind = column.type

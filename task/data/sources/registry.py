@@ -108,7 +108,7 @@ def _claims() -> _Claims:
 
 @lru_cache(maxsize=4)
 def _claims_of(names: tuple[str, ...]) -> _Claims:
-    """Raises DataError where two sources claim the same."""
+    """Return the claims. Raises DataError where two sources claim the same."""
     kinds = [load(name) for name in names]
     [fallback] = _once(("what no source knows", kind) for kind in kinds if kind.fallback).values()
     return _Claims(
@@ -135,7 +135,7 @@ def _conflict(claim: str, one: type[Source], other: type[Source]) -> DataError:
 
 
 def _open_folder(place: Place) -> Source:
-    """The folder, by the first order in which a source knows it."""
+    """Return the folder, by the first order in which a source knows it."""
     claims, folder = _claims(), place.path
     assert folder is not None
     for order in Order:
@@ -170,7 +170,7 @@ def _open_file(place: Place, path: Path) -> Source:
 
 
 def _of_file(path: Path) -> type[Source] | None:
-    """The source that opens files of this ending. Raises DataError for an archive that is none."""
+    """Return the source that opens files of this ending. Raises DataError for an archive that is none."""
     kind = _claims().suffixes.get(unpacked_name(path).suffix.lower())
     packed = path.suffix.lower() in PACKED
     return None if packed and not (kind and issubclass(kind, TableFile) and kind.packable) else kind

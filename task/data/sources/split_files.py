@@ -62,8 +62,8 @@ class SplitFiles(Source):
 
 
 def _by_split(folder: Path) -> Splits:
-    """The tables of a folder by split: of files by their names, here or in `data`, else of folders that are called like
-    splits."""
+    """Return the tables of a folder by split: of files by their names, here or in `data`, else of folders that are
+    called like splits."""
     for place in (folder, folder / "data"):
         if files := _tables(place):
             found: Splits = {}
@@ -76,7 +76,7 @@ def _by_split(folder: Path) -> Splits:
 
 
 def _tables(folder: Path) -> tuple[TableFile, ...]:
-    """The tables in a folder, but for those that tell of images beside them."""
+    """Return the tables in a folder, except those about images beside them."""
     if not folder.is_dir():
         return ()
     inside = (path for path in sorted(folder.iterdir()) if path.is_file() and not hidden(path.name))
@@ -85,13 +85,16 @@ def _tables(folder: Path) -> tuple[TableFile, ...]:
 
 
 def _is_note(path: Path) -> bool:
-    """Whether a file is about the data rather than rows: LICENSE.txt, readme.txt, dataset_info.json."""
+    """Return whether a file is about the data rather than rows: LICENSE.txt, readme.txt, dataset_info.json."""
     return path.name in NOTES or (path.suffix.lower() == ".txt" and not usual(split_of(path.stem)))
 
 
 def _without_train(folder: Path, files: Splits) -> SplitFiles:
-    """Where no file is called like the split that is trained on: by a word in the names of all, such as train in
-    news-train.csv; where no name has one, all files are trained on."""
+    """Return the splits of a folder in which no file is called like the split that is trained on.
+
+    They follow from a word in the name of every file, such as train in news-train.csv. Where no name has one, all files
+    are trained on.
+    """
     words = {split: [word for word in WORDS.split(split) if usual(word)] for split in files}
     kinds = {file.suffix for found in files.values() for file in found}
     hinted = any(part in split.casefold() for split in files for part in ("train", "test"))  # TrainRows.csv

@@ -82,7 +82,7 @@ def typed(table: Table) -> Table:
 
 
 def _meant(cells: Any) -> list[Any] | None:
-    """The values of cells that are all whole numbers, numbers, or true and false; None where they are texts."""
+    """Return the values of cells that are all whole numbers, numbers, or true and false; None where they are texts."""
     present = [cell for cell in _distinct(cells) if cell.strip().lower() not in MISSING]
     if not present:
         return None
@@ -95,7 +95,7 @@ def _meant(cells: Any) -> list[Any] | None:
 
 
 def _distinct(cells: Any) -> Iterator[str]:
-    """Cells until one is neither a number nor missing nor true nor false: that settles it. Else each once."""
+    """Yield cells until one is neither a number nor missing nor true nor false: that settles it. Else each once."""
     seen = set()
     for chunk in cells.chunks:
         for cell in chunk:
@@ -155,7 +155,7 @@ def table_of(place: str, dataset: Any, folder: Path | None, reading: Reading) ->
 
 
 def _whole(value: Any) -> Any:
-    """A text of whole characters; None for NaN, by which some tables write what is missing."""
+    """Return a text of whole characters; None for NaN, by which some tables write what is missing."""
     if isinstance(value, str):
         return HALF.sub(INSTEAD, value)
     return None if isinstance(value, float) and value != value else value

@@ -132,7 +132,7 @@ def _unpacked(path: Path) -> Any:
 
 @contextmanager
 def _only(path: Path) -> Iterator[IO[bytes]]:
-    """The one file of a zip archive."""
+    """Return the one file of a zip archive."""
     with zipfile.ZipFile(path) as archive, archive.open(members(archive)[0]) as file:
         yield file
 
@@ -164,7 +164,7 @@ def hidden(name: str) -> bool:
 
 
 def _bad_line(path: Path, encoding: str) -> int:
-    """The first line of a file that is not in an encoding."""
+    """Return the first line of a file that is not in an encoding."""
     decoder = codecs.getincrementaldecoder(encoding)()
     number = 1
     with opened(path) as file:

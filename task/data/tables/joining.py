@@ -37,7 +37,7 @@ def joined(tables: Sequence[Table], reading: Reading) -> Table:
 
 
 def _renamed(tables: Sequence[Table]) -> list[Table]:
-    """The tables, with names instead of numbers in columns whose types name their classes differently."""
+    """Return the tables, with names instead of numbers in columns whose types name their classes differently."""
     import datasets
 
     found = list(tables)
