@@ -34,6 +34,7 @@ from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.wrapper import Wrapper
 from task.data.partitioners.base import Partitioner
 from task.data.sources.base import Source
+from task.kinds.base import Kind
 from thistledown.main import main
 from thistledown.settings import Settings
 
@@ -269,6 +270,7 @@ def test_keys_commands_and_targets_that_a_page_names_are_there(page: Path, capsy
     [
         (Algorithm, "## Add a strategy"),
         (Wrapper, "## Add a wrapper"),
+        (Kind, "## Add a task kind"),
         (Source, "## Add a data source"),
         (Partitioner, "## Add a partitioner"),
     ],
