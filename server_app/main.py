@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flwr.app import ConfigRecord, Context
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from server_app import noticed
@@ -31,7 +31,6 @@ from task.data.partition import partition
 from task.data.prepared import data_index, prepare
 from task.data.stand_in import stand_in
 from task.models.finding import server_base
-from task.schema import flatten
 from task.storage.room import room
 from task.storage.store import server_store
 from task.training.rates import unusual
@@ -71,7 +70,7 @@ def _run(grid: Grid, run: RunConfig, results: Results, others: Sequence[Callback
         grid,
         num_rounds=run.server.num_server_rounds,
         timeout=run.server.round_timeout,
-        train_config=ConfigRecord(dict(flatten(task, changed_only=True))),
+        train_config=task,
         federation=replace(
             federation,
             checkpoint=results.checkpoints,

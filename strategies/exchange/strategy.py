@@ -27,6 +27,7 @@ from strategies.exchange.algorithm import (
 from strategies.exchange.federation import Federation
 from strategies.exchange.server_optimizer import ServerOptimizer
 from strategies.exchange.wrapper import Wrapper
+from task.config import TaskConfig
 from task.schema import Flat, flatten
 
 __all__ = ["EQUAL_RANKS", "EXACT", "FIXED_POINT", "IDENTITY", "ORDER", "PRODUCTS", "WEIGHTS", "Strategy"]
@@ -51,17 +52,17 @@ class Strategy(Algorithm, FlowerStrategy):
         initial_arrays: ArrayRecord | None = None,
         num_rounds: int = 3,
         timeout: float = 3600,
-        train_config: ConfigRecord | None = None,
+        train_config: ConfigRecord | TaskConfig | None = None,
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: EvaluateFn | None = None,
         federation: Federation | None = None,
     ) -> Result:
         """Run the federation. The arguments are Flower's, and one more.
 
-        `initial_arrays` may be left out: the base and the tuning decide then. `train_config` holds the
-        task's settings under their run-config keys (`tuning`, `learning-rate`, `data.name`, ...), `evaluate_config`
-        what shall differ from them when nodes evaluate (`device`, `threads`); they travel in every message, so nodes
-        need no configuration of ours. `timeout` is in seconds, per round.
+        `initial_arrays` may be left out: the base and the tuning decide then. `train_config` is a `TaskConfig`, or has
+        its settings under their run-config keys (`tuning`, `learning-rate`, `data.name`, ...). `evaluate_config` holds
+        what differs when nodes evaluate (`device`, `threads`). Both travel in every message, so nodes need no
+        configuration of ours. `timeout` is in seconds, per round.
 
         Raises ConfigError for bad settings, RunFailed when the federation cannot go on.
         """
@@ -71,8 +72,8 @@ class Strategy(Algorithm, FlowerStrategy):
             initial_arrays=initial_arrays,
             num_rounds=num_rounds,
             timeout=timeout,
-            train_config=dict(train_config or {}),
-            evaluate_config=dict(evaluate_config or {}),
+            train_config=train_config or {},
+            evaluate_config=evaluate_config or {},
             evaluate_fn=evaluate_fn,
             federation=federation or Federation(),
         )

@@ -1,6 +1,6 @@
 """What stays the same for a whole run, in one value that everyone who needs it is handed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,12 +22,12 @@ class RunContext:
 
     strategy: Strategy
     grid: Grid
-    config: TaskConfig
+    config: TaskConfig  # by which nodes train
+    evaluate_config: TaskConfig  # by which they evaluate: their device and threads may differ
     federation: Federation
     run_state: RunState
     rounds: int
     timeout: float  # seconds, per round
-    evaluate_config: Mapping[str, object]
     evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None
 
     @cached_property

@@ -13,7 +13,6 @@ from strategies.rounds.context import RunContext
 from strategies.rounds.handshake.node_registry import NodeRegistry
 from task.config import TaskConfig
 from task.models.model import TunedModel
-from task.schema import flatten
 
 
 @dataclass
@@ -76,7 +75,7 @@ class Dispatch:
         config = self.context.config
         if kind != "evaluate":
             return config
-        return replace(TaskConfig.read({**flatten(config), **self.context.evaluate_config}), data=config.data)
+        return replace(self.context.evaluate_config, data=config.data)
 
     def _share(self, profile: Profile, assignment: Assignment, state: State) -> State:
         """What this node is sent: the part of the journal that it lacks, or the weights, whichever is smaller."""

@@ -5,7 +5,7 @@ All that changes lives in its locals and in `Run`; the strategy stays as it is.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord
@@ -41,14 +41,15 @@ def run_federation(
     initial_arrays: ArrayRecord | None,
     num_rounds: int,
     timeout: float,
-    train_config: dict[str, object],
-    evaluate_config: dict[str, object],
+    train_config: Mapping[str, object] | TaskConfig,
+    evaluate_config: Mapping[str, object],
     evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None,
     federation: Federation,
 ) -> Result:
     """All rounds of a federation; see `Strategy.start`."""
-    config = TaskConfig.read(train_config)
-    if problems := _unused(config, TaskConfig.read(train_config | evaluate_config)):
+    config = train_config if isinstance(train_config, TaskConfig) else TaskConfig.read(train_config)
+    evaluating = TaskConfig.read({**flatten(config), **evaluate_config}) if evaluate_config else config
+    if problems := _unused(config, evaluating):
         raise ConfigError(problems)
     if problems := incompatibilities(strategy, config, federation):
         raise ConfigError(problems)
@@ -57,9 +58,7 @@ def run_federation(
     if federation.resume and initial_arrays is not None:
         raise RunFailed("initial_arrays were given to a run that is resumed: it goes on from its own state")
     kept, run_state = resumed(strategy, federation, num_rounds) if federation.resume else (None, RunState())
-    context = RunContext(
-        strategy, grid, config, federation, run_state, num_rounds, timeout, evaluate_config, evaluate_fn
-    )
+    context = RunContext(strategy, grid, config, evaluating, federation, run_state, num_rounds, timeout, evaluate_fn)
     run = Run(*start(context))
     if kept is None:
         state = _initial(run, initial_arrays)
