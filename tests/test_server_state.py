@@ -142,6 +142,7 @@ def test_a_tensor_named_as_the_servers_are_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     "options",
     [
