@@ -30,6 +30,7 @@ from task.training.trainer import Trainer
 from task.tunings import registry
 from task.tunings.base import OWN, TuningError
 
+TUNINGS = registry.names()
 NO_BIASES = "nothing that the tuning would train; use tuning = 'lora' or 'full'"
 NO_LAYERS = r"does not know this model's layers; name them in ia3\.\w+, of .*, or use 'lora'"
 NO_LINEAR = r"needs linear (layers \(torch.nn.Linear\)|or layer-norm layers), and this model has none; use 'full'"
@@ -39,7 +40,8 @@ NO_CACHE = "'prefix' does not fit this model .*; use tuning = 'lora'"
 NO_PROMPT = "'prompt' does not fit this (model|classifier).*; use tuning = '(lora|prefix)"
 FOR_TEXTS = "'prefix' is for text; for images use tuning = 'prompt'"
 OTHER_VISION = "puts tokens into vision transformers of the types vit, deit, dinov2, not into a"
-CONVOLUTIONS = dict.fromkeys(("lora", "dora", "ia3", "ssf"), NO_LINEAR) | {"adapter": NO_BLOCKS}
+ON_LINEAR = [name for name in TUNINGS if registry.load(name).on_linear_layers]
+CONVOLUTIONS = dict.fromkeys(ON_LINEAR, NO_LINEAR) | {"adapter": NO_BLOCKS}
 
 REFUSED: dict[str, dict[str, str]] = {
     **{name: {"bias": NO_BIASES} for name in ("llama", "qwen3", "gemma2", "gemma3", "cohere")},
@@ -63,7 +65,6 @@ REFUSED: dict[str, dict[str, str]] = {
     "clip": {"prefix": FOR_TEXTS, "prompt": OTHER_VISION},
     "siglip": {"prefix": FOR_TEXTS, "prompt": OTHER_VISION},
 }
-TUNINGS = registry.names()
 # Tunings whose folders are read as bases again, which takes a while. ARCHITECTURES=all: every tuning.
 NEXT = tuple(TUNINGS) if os.environ.get("ARCHITECTURES") == "all" else ("full", "lora")
 PAIRS = [(name, tuning) for name in ARCHITECTURES for tuning in TUNINGS]
@@ -229,7 +230,7 @@ def test_what_is_saved_loads_without_us(table: Table) -> None:
     """By the class that people call, in another process that does not have this project."""
     cases = {pair: table.folder / "saved" / " ".join(pair) for pair in table.outcomes if _loads_elsewhere(*pair)}
     lines = [
-        json.dumps([ARCHITECTURES[n].kind, registry.load(t).soft_prompts, str(place)])
+        json.dumps([ARCHITECTURES[n].kind, not registry.load(t).transformers_loads, str(place)])
         for (n, t), place in cases.items()
     ]
     command = [sys.executable, "-I", "-c", LOAD]

@@ -55,7 +55,7 @@ def auto(kind: str, folder: Path, adapter: bool) -> Any:
 
 def transformers_reads(config: TaskConfig) -> bool:
     """Return whether transformers loads the folder by itself."""
-    return saved_as(config) != OWN and not (saved_as(config) == PEFT and config.tuning.soft_prompts)
+    return saved_as(config) != OWN and config.tuning.transformers_loads
 
 
 @pytest.mark.each_value

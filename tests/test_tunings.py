@@ -10,7 +10,9 @@ from tuned import FITTING, Sample, cancels, samples
 
 from task.models.base import Base, files
 from task.models.model import TunedModel
-from task.models.saving import restored, save
+from task.models.saving import restored, save, saved_as
+from task.tunings import registry
+from task.tunings.base import OWN, PEFT
 
 ADDED = {  # what a tuning adds to the names of the plain model
     "lora": r"\.lora_[AB]\.weight",
@@ -21,8 +23,8 @@ ADDED = {  # what a tuning adds to the names of the plain model
     "prefix": r"^prompt_encoder\.embedding\.weight",
     "prompt": r"^prompt_encoder\.embedding\.weight|\.visual_prompt",
 }
-DRAWN = ("prompt", "prefix")  # tunings that are not the base at the start
-PEFT = ("lora", "dora", "ia3", "norm", "prefix")
+CLEAN = r"^(?!.*(base_model|base_layer|modules_to_save|\bdefault\b)).+"  # of any other tuning: without peft's wrapping
+OTHERS = [pair for pair in FITTING if not registry.load(pair[1]).in_place]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def test_names_are_clean_and_the_same_everywhere(kinds: dict[str, Sample], kind:
         if name in plain:
             assert tensor.shape == plain[name].shape
         else:
-            assert re.search(rf"({ADDED[tuning]})$", name)
+            assert re.search(rf"({ADDED.get(tuning, CLEAN)})$", name)
         assert torch.equal(tensor, other.trained[name])
     assert len(one.trained) == sum(p.requires_grad for p in one.module.parameters())  # no two have one name
     assert one.trained.keys() == other.trained.keys()
@@ -63,11 +65,11 @@ def test_names_are_clean_and_the_same_everywhere(kinds: dict[str, Sample], kind:
 def test_the_start_is_the_base_unless_it_is_drawn(kinds: dict[str, Sample], kind: str, tuning: str) -> None:
     sample = kinds[kind]
     own, base = sample.logits(sample.build(tuning).module), sample.logits(sample.plain())
-    assert torch.allclose(own, base, rtol=0, atol=1e-6) == (tuning not in DRAWN)
+    assert torch.allclose(own, base, rtol=0, atol=1e-6) != registry.load(tuning).soft_prompts
 
 
 @pytest.mark.each_value
-@pytest.mark.parametrize(("kind", "tuning"), [pair for pair in FITTING if pair[1] in ADDED or pair[1] == "norm"])
+@pytest.mark.parametrize(("kind", "tuning"), OTHERS)
 def test_all_that_trains_gets_a_gradient(kinds: dict[str, Sample], kind: str, tuning: str) -> None:
     model, alive = kinds[kind].build(tuning), set()
     model.module.train()
@@ -92,7 +94,7 @@ def test_what_is_saved_loads(kinds: dict[str, Sample], kind: str, tuning: str, t
     expected = sample.logits(model.module)
     save(model, tmp_path / "tuned", str(sample.base.folder))
     found = sample.logits(reloaded(sample, tuning, tmp_path / "tuned"))
-    tolerance = 1e-5 if tuning == "ssf" else 1e-6  # folded weights are rounded
+    tolerance = 1e-5 if registry.load(tuning).folds else 1e-6  # folded weights are rounded
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
     assert not torch.allclose(expected, sample.logits(sample.plain()), atol=1e-3)
     model.reset(model.trained)
@@ -104,9 +106,9 @@ def reloaded(sample: Sample, tuning: str, folder: Path) -> torch.nn.Module:
     if (folder / "adapter_config.json").exists():
         from peft import PeftModel
 
-        assert tuning in PEFT or (tuning == "prompt" and sample.flat)
+        assert saved_as(sample.config(tuning)) == PEFT
         return PeftModel.from_pretrained(sample.plain(), folder)  # type: ignore[no-any-return]
-    if tuning in ("adapter", "prompt"):
+    if saved_as(sample.config(tuning)) == OWN:
         return restored(folder, "" if (folder / "base").is_dir() else str(sample.base.folder))
     for name, path in files(sample.base.folder).items():
         if "token" in name and not (folder / name).exists():

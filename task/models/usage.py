@@ -36,7 +36,7 @@ def usage(config: TaskConfig, base: Base, folder: Path | str, base_folder: str =
 
 def _loaded(config: TaskConfig, folder: str, base_folder: str) -> tuple[str, str]:
     """What is imported, and the arguments of a pipeline."""
-    if saved_as(config) != OWN and not config.tuning.soft_prompts:  # transformers alone loads no soft prompts
+    if saved_as(config) != OWN and config.tuning.transformers_loads:
         return "from transformers import pipeline", f"model={folder!r}"
     reader, what = (
         ("AutoImageProcessor", "image_processor") if kinds.of(config).images else ("AutoTokenizer", "tokenizer")

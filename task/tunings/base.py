@@ -65,6 +65,7 @@ class Tuning(ABC):
     has_ranks: ClassVar[bool] = False  # trains pairs of factors whose rank is a node's budget
     on_linear_layers: ClassVar[bool] = False  # reaches linear layers alone, not matrices stacked in one parameter
     soft_prompts: ClassVar[bool] = False  # puts learned tokens in front of a row
+    transformers_loads: ClassVar[bool] = True  # transformers alone loads its folder, if peft wrote that
     running_statistics: ClassVar[bool] = False  # exchanges the running statistics of normalisation layers
     folds: ClassVar[bool] = False  # is saved as the plain model that what trains folds into
     substitute: ClassVar[int] = 0  # place among those to suggest where another does not fit; 0: never

@@ -20,6 +20,7 @@ class Prompt(Tuning):
     """
 
     soft_prompts = True
+    transformers_loads = False
     usual_adamw = (1e-4, 5e-1)
     usual_sgd = (1e-3, 1e2)
 

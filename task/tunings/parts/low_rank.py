@@ -8,16 +8,10 @@ from torch import nn
 
 from task.schema import option
 from task.tunings.base import AUTO, MAX_RANK, Head, Tuning
-from task.tunings.parts.trainable import chosen, ends, linear_layers
+from task.tunings.parts.trainable import chosen, linear_layers
 
 ALL = ("all-linear",)
 FEW = 2.0  # times the largest usual learning rate, where only some layers have adapters
-# Linear layers whose weights these models read themselves, past an adapter: on an accelerator, or always.
-OWN_READING = ("mamba2", "falcon_h1", "nemotron_h", "bamba", "granitemoehybrid", "zamba2")
-BYPASSED = {
-    **dict.fromkeys(("mamba", "falcon_mamba"), ("x_proj", "dt_proj", "out_proj")),
-    **dict.fromkeys(OWN_READING, ("out_proj",)),
-}
 
 
 @dataclass(frozen=True)
@@ -48,8 +42,6 @@ class LowRank(Tuning, ABC):
         from peft import LoraConfig, get_peft_model
 
         linear = linear_layers(module, head, self.name)
-        bypassed = BYPASSED.get(module.config.model_type, ())  # type: ignore[union-attr, arg-type]
-        linear = [name for name in linear if not any(ends(name, ending) for ending in bypassed)]
         return get_peft_model(  # type: ignore[no-any-return]
             module,
             LoraConfig(

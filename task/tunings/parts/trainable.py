@@ -7,6 +7,13 @@ from torch import nn
 
 from task.tunings.base import Head, TuningError
 
+# Linear layers whose weights these models read themselves, past an adapter: on an accelerator, or always.
+OWN_READING = ("mamba2", "falcon_h1", "nemotron_h", "bamba", "granitemoehybrid", "zamba2")
+BYPASSED = {
+    **dict.fromkeys(("mamba", "falcon_mamba"), ("x_proj", "dt_proj", "out_proj")),
+    **dict.fromkeys(OWN_READING, ("out_proj",)),
+}
+
 
 def set_trainable(module: nn.Module, trains: Callable[[str], bool]) -> nn.Module:
     """Let exactly the parameters train for whose names `trains` is true. Raises TuningError where there are none."""
@@ -28,13 +35,14 @@ def ends(name: str, ending: str) -> bool:
 
 
 def linear_layers(module: nn.Module, head: Head, tuning: str) -> list[str]:
-    """Names of the linear layers outside the head. Raises TuningError where there are none."""
+    """Return the names of the linear layers outside the head that an adapter reaches. Raises TuningError for none."""
     linear = [n for n, m in module.named_modules() if is_linear(m) and not inside(n, head.modules)]
     if not linear:
         raise TuningError(
             f"tuning = '{tuning}' needs linear layers (torch.nn.Linear), and this model has none; use 'full'"
         )
-    return linear
+    bypassed = BYPASSED.get(getattr(module.config, "model_type", ""), ())
+    return [name for name in linear if not any(ends(name, ending) for ending in bypassed)]
 
 
 def is_linear(layer: nn.Module) -> bool:
