@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PYTEST = $(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help venv run test test-all test-rest test-for fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment check docs bench-aggregation bench-projection bench-ferret bench-scoring bench-deployment bench-attacks \
+.PHONY: help venv run test test-all test-rest test-for fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment check docs bench-aggregation bench-projection bench-ferret bench-scoring bench-deployment bench-attacks bench-optimizers \
 	results-rbla results-sa-fedlora results-ferret results-fedpeft clean
 
 help:  ## what can be made
@@ -78,6 +78,9 @@ bench-deployment: venv  ## what a round costs beside training, with Flower's sta
 
 bench-attacks: venv  ## two hostile nodes of ten on the embedded digits, attack by attack: an hour
 	$(BIN)/python -m benchmarks.attacks
+
+bench-optimizers: venv  ## server optimizers on skewed rows of the embedded digits: half an hour
+	$(BIN)/python -m benchmarks.optimizers
 
 results-rbla: venv  ## hours: RBLA against other rules, docs/results/rbla.md; JOBS=2 runs two federations at a time
 	$(BIN)/python -m benchmarks.rbla --jobs $(or $(JOBS),1)
