@@ -20,7 +20,8 @@ from task.data.labels import LabelError
 from task.data.prepared import DataError, prepare, prepare_file
 from task.data.rows import IGNORED
 from task.kinds import registry
-from task.models.base import Base, server_base
+from task.models.base import Base
+from task.models.finding import server_base
 from task.schema import ConfigError
 from task.storage.store import Store, server_store
 from thistledown.commands.check import check
