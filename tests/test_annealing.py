@@ -26,6 +26,7 @@ from task.models.base import Base
 from task.models.finding import server_base
 from task.models.model import TunedModel, build, kept_model, tuned_model
 from task.storage.store import server_store
+from task.tunings import registry
 
 OPTIONS = QV | {"lora.ranks": "2,4,8", "learning-rate": 0.01}
 SCHEDULE: dict[str, Any] = {"schedule": "linear", "heating": 0.0, "cooling": 0.2, "final_rank": 2}
@@ -83,7 +84,7 @@ def count(tensors: Tensors) -> int:
 
 
 def test_an_initiating_round_moves_what_full_tuning_moves(annealed: Watched, base: Base) -> None:
-    full = build(base, replace(TASK, tuning="full"), 0, "cpu").trained
+    full = build(base, replace(TASK, tuning=registry.load("full")()), 0, "cpu").trained
     shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in full.items()}
     for exchange in trainings(annealed, 1):
         down, up = sent(exchange.request), sent(exchange.reply)

@@ -134,7 +134,7 @@ def test_preset_that_does_not_exist(tmp_path: Path) -> None:
 
 
 def test_folder_that_is_no_app(tmp_path: Path) -> None:
-    assert "is no Flower app" in problems(tmp_path, app=tmp_path)[0]
+    assert "is not a Flower app" in problems(tmp_path, app=tmp_path)[0]
 
 
 def test_key_that_the_app_does_not_declare(tmp_path: Path) -> None:
