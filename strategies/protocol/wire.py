@@ -92,8 +92,8 @@ def head(names: tuple[str, ...]) -> int:
 
 
 def to_arrays(state: State) -> ArrayRecord:
-    """A state as Flower's `Result.arrays` carries it: tensors by name, those of the journal as
-    `journal/<number>/<round>/<seed>/<name>`."""
+    """Return a state as Flower's `Result.arrays` carries it: tensors by name, those of the journal as
+    `journal/<number>/<round>/<seed>/<name>`. What only the server has is not part of it."""
     named = dict(state.tensors)
     for number, entry in enumerate(state.journal):
         named |= {f"journal/{number}/{entry.round}/{entry.seed}/{n}": t for n, t in entry.tensors.items()}
