@@ -28,6 +28,7 @@ from strategies.exchange.strategy import EQUAL_RANKS, EXACT, FIXED_POINT, IDENTI
 from strategies.exchange.types import State, Update
 from strategies.ferret import COUNTS, NUMBERS, SCALES, SEEDS, Ferret
 from task.config import TaskConfig
+from task.tunings import registry
 
 EXAMPLES = examples(40)
 CLOSE = 1e-5
@@ -66,7 +67,7 @@ def test_strategies_that_combine_products_say_what_works_instead(rule: str) -> N
 
 @pytest.mark.parametrize("rule", ["median", "trimmed-mean"])
 def test_bases_of_a_nodes_own_have_no_middle(rule: str) -> None:
-    bias, wrapper = replace(TASK, tuning="bias"), strategies.load_wrapper(rule)
+    bias, wrapper = replace(TASK, tuning=registry.load("bias")()), strategies.load_wrapper(rule)
     assert "'ferret.seeds = 'fresh'" not in said(strategies.load("ferret", [wrapper], seeds="shared"), bias)
     assert "with ferret.seeds = 'fresh' every node has a basis of its own" in said(
         strategies.load("ferret", [wrapper]), bias
@@ -76,7 +77,7 @@ def test_bases_of_a_nodes_own_have_no_middle(rule: str) -> None:
 
 
 def test_directions_that_few_try_have_no_middle() -> None:
-    bias, wrapper = replace(TASK, tuning="bias"), strategies.load_wrapper("median")
+    bias, wrapper = replace(TASK, tuning=registry.load("bias")()), strategies.load_wrapper("median")
     few = strategies.load("fedkseed", [wrapper], directions=8)
     assert not said(few, replace(bias, local_steps=8))
     assert "in local-steps = 7 a node tries few of fedkseed.directions = 8" in said(few, replace(bias, local_steps=7))
