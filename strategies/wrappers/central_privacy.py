@@ -41,9 +41,9 @@ from strategies.exchange import cohort
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import Federation
 from strategies.exchange.privacy import Mechanism, Plan
-from strategies.exchange.private_wrapper import PrivateWrapper
 from strategies.exchange.types import Profile, Update
 from strategies.exchange.wrapper import SERVER, Wrapper
+from strategies.wrappers.parts.private_wrapper import PrivateWrapper
 from task.config import TaskConfig
 from task.schema import ConfigError, option
 from task.secure_random import normal, system

@@ -14,11 +14,11 @@ from strategies.algebra.accountant import Release
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import Federation
-from strategies.exchange.node_accounts import NodeAccounts
 from strategies.exchange.privacy import Mechanism, Plan
-from strategies.exchange.private_wrapper import PrivateWrapper
 from strategies.exchange.types import Assignment
 from strategies.exchange.wrapper import NODE, Wrapper
+from strategies.wrappers.parts.node_accounts import NodeAccounts
+from strategies.wrappers.parts.private_wrapper import PrivateWrapper
 from task.config import TaskConfig
 from task.kinds import registry as kinds
 from task.training.batches import steps_of

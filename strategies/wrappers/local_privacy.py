@@ -20,11 +20,11 @@ from strategies.algebra.clipping import clipped
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import Federation
-from strategies.exchange.node_accounts import Account, NodeAccounts
 from strategies.exchange.privacy import Mechanism, Plan
-from strategies.exchange.private_wrapper import PrivateWrapper
 from strategies.exchange.types import Assignment
 from strategies.exchange.wrapper import NODE, Wrapper
+from strategies.wrappers.parts.node_accounts import Account, NodeAccounts
+from strategies.wrappers.parts.private_wrapper import PrivateWrapper
 from task.config import TaskConfig
 from task.schema import ConfigError
 from task.secure_random import normal

@@ -13,7 +13,7 @@ memory does not grow with their number (`strategies/algebra/robust.py`).
 from dataclasses import dataclass
 
 from strategies.algebra.robust import Columns, median
-from strategies.exchange.order_statistics import OrderStatistic
+from strategies.wrappers.parts.order_statistics import OrderStatistic
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ import torch
 from strategies.algebra.quantiser import MULTIPLE, blocks, packed, quantised, restored, uniform, unpacked
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.algorithm import Algorithm
-from strategies.exchange.compression import Compression
 from strategies.exchange.federation import Federation
 from strategies.exchange.types import Assignment, Refused
 from strategies.exchange.wrapper import Wrapper
 from strategies.wrappers.half import Half
+from strategies.wrappers.parts.compression import Compression
 from task.config import TaskConfig
 from task.schema import option
 from task.seeds import derive

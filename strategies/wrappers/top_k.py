@@ -16,8 +16,8 @@ import torch
 
 from strategies.algebra.sparse import code_form, coded, decoded, largest
 from strategies.algebra.tensors import Tensors
-from strategies.exchange.compression import Compression
 from strategies.exchange.types import Assignment, Refused
+from strategies.wrappers.parts.compression import Compression
 from task.schema import option
 
 VALUES, PLACES = "top-k/values", "top-k/places"

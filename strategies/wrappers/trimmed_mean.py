@@ -12,7 +12,7 @@ these. Updates wait in a file; memory does not grow with their number (`strategi
 from dataclasses import dataclass
 
 from strategies.algebra.robust import Columns, trimmed_mean
-from strategies.exchange.order_statistics import OrderStatistic
+from strategies.wrappers.parts.order_statistics import OrderStatistic
 from task.schema import option
 
 

@@ -22,8 +22,8 @@ from strategies.algebra.accountant import (
     written,
 )
 from strategies.exchange.privacy import Mechanism, Plan
-from strategies.exchange.private_wrapper import PrivateWrapper
 from strategies.exchange.types import Profile, RunFailed
+from strategies.wrappers.parts.private_wrapper import PrivateWrapper
 
 
 @dataclass
