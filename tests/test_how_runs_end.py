@@ -19,7 +19,7 @@ from server_app.config import RunConfig
 from server_app.results import endings
 from server_app.results.learning import not_falling
 from server_app.results.lines import line_of, written_json
-from server_app.results.measure import CLASSES, TOKENS
+from server_app.results.measure import measure_named
 from server_app.resuming import alone
 from strategies.exchange.callback import RoundReport
 from strategies.exchange.types import RunFailed
@@ -33,6 +33,7 @@ from thistledown.settings import Settings
 from thistledown.summary import summary_lines
 
 APP = Path(__file__).parent.parent
+CLASSES, TOKENS = measure_named("accuracy"), measure_named("perplexity")
 PRESETS = sorted(path.stem for path in (APP / "presets").glob("*.toml"))
 
 

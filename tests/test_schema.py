@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 import strategies
 from server_app.callbacks import tracker
 from server_app.config import RunConfig, ServerConfig, keys
+from strategies.exchange.server_optimizer import prefix_of
 from strategies.exchange.strategy import Strategy
 from strategies.protocol import instructions
+from strategies.registry import optimizer_class, optimizer_names
 from task.config import TaskConfig
 from task.schema import ConfigError, Option, build, flatten, group, key_of, option, read, schema, unknown
 
@@ -73,8 +75,9 @@ def test_the_defaults_can_run():
 
 def test_groups_of_keys_do_not_overlap():
     own = [schema(TaskConfig), schema(ServerConfig)]
-    own += [strategies.option_keys(name, []) for name in strategies.names()]
+    own += [strategies.option_keys(name, [], []) for name in strategies.names()]
     own += [schema(strategies.wrapper_class(name), f"{name}.") for name in strategies.wrapper_names()]
+    own += [schema(optimizer_class(name), prefix_of(name)) for name in optimizer_names()]
     own += [schema(tracker.tracker_class(name), f"{name}.") for name in tracker.names()]
     assert sum(len(part) for part in own) == len(keys())
 
