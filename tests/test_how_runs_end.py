@@ -33,7 +33,7 @@ from thistledown.settings import Settings
 from thistledown.summary import summary_lines
 
 APP = Path(__file__).parent.parent
-CLASSES, TOKENS = measure_named("accuracy"), measure_named("perplexity")
+CLASSES, TOKENS = measure_named("accuracy"), measure_named("loss")
 PRESETS = sorted(path.stem for path in (APP / "presets").glob("*.toml"))
 
 
