@@ -19,7 +19,7 @@ from server_app.callbacks.results_folder import Results
 from server_app.callbacks.tracker import Tracking
 from server_app.config import RunConfig
 from server_app.evaluation import Evaluator
-from server_app.outputs import output_folder
+from server_app.outputs import GO_TO, output_folder
 from server_app.results.endings import hint, interrupted_in
 from server_app.resuming import alone, continued, given
 from strategies.exchange.callback import Callback
@@ -50,7 +50,7 @@ def federate(grid: Grid, run: RunConfig, callbacks: Sequence[Callback] = ()) -> 
     folder = output_folder(run)
     for dead in interrupted_in(folder.parent):
         LOG.info("the run in %s was interrupted; %s", dead, hint(dead) or "nothing was kept of it")
-    LOG.info("results go to %s", folder)
+    LOG.info("%s%s", GO_TO, folder)
     with room(folder), alone(folder), Results(folder, run) as results, room(folder):
         _run(grid, run, results, callbacks)
     return folder
@@ -82,11 +82,11 @@ def _run(grid: Grid, run: RunConfig, results: Results, others: Sequence[Callback
 
 
 def _callbacks(run: RunConfig, results: Results) -> Iterator[Callback]:
-    """Return who is told of the run: who may end it before those that say or write that it ended."""
+    """Return who is told of the run: who may end it before who writes that it ended."""
     if run.server.early_stopping.patience:
         yield EarlyStopping(run.server.early_stopping, results.history.lines)
-    yield Progress()
     yield results
+    yield Progress()
     for tracker in run.trackers:
         yield Tracking(tracker, results.folder)
 

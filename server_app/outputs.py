@@ -11,6 +11,8 @@ from server_app.config import RunConfig
 from task.schema import ConfigError
 from task.storage.room import is_full
 
+GO_TO = "results go to "  # what the log says of them, before the folder: the command looks for it
+
 
 def output_folder(run: RunConfig) -> Path:
     """`<outputs>/<time>-<strategy>`, made here, and `<outputs>/latest` points to it; or that of the run to resume."""

@@ -1,6 +1,13 @@
-"""What the command shows of a run's log."""
+"""What the command shows of a run: of its log, and of metrics.jsonl as it grows."""
 
+import json
+from pathlib import Path
+from typing import Any
+
+from server_app.results.measure import measure_of
+from task.config import TaskConfig
 from thistledown.console import Console
+from thistledown.rounds import Rounds
 
 GOOD = """\
 Using SuperLink: simulation (127.0.0.1:44017)
@@ -94,8 +101,6 @@ def test_console_shows_what_matters_of_a_good_run() -> None:
         "results go to /home/me/outputs/20261121-021209-fedavg",
         "preparing data 'digits'",
         "offered the base 'embedded' to 1 stores that lack it (554497 bytes each)",
-        "round 0/2  accuracy 0.118  loss 5.247  (before training)",
-        "round 1/2  accuracy 0.273  loss 2.331  up 237.0 kB  down 237.5 kB  9.5 s  ETA 0:10",
     ]
     assert console.run_id == "491138605137914210"
     assert console.folder == "/home/me/outputs/20261121-021209-fedavg"
@@ -131,3 +136,42 @@ def test_verbose_console_shows_everything_without_colours() -> None:
     lines = shown(CLIENT_ERROR, Console(verbose=True))
     assert len(lines) == len(CLIENT_ERROR.splitlines())
     assert lines[1].startswith("ERROR :     ray::ClientAppActor.run() (pid=8148")
+
+
+TITLES = measure_of(TaskConfig()).titles
+
+
+def line(number: int, **more: Any) -> str:
+    quality = {"accuracy": 0.1 + number / 10, "loss": 2.0, "train-loss": None if number == 0 else 1.0}
+    return json.dumps({"round": number, **quality, "bytes_up": 10, "bytes_down": 20, "seconds": 4.0, **more}) + "\n"
+
+
+def test_rounds_are_said_as_their_lines_come(tmp_path: Path) -> None:
+    rounds, metrics = Rounds(TITLES, 2), tmp_path / "metrics.jsonl"
+    assert list(rounds.new(tmp_path)) == []
+    (tmp_path / "summary.json").write_text('{"status": "running"}')
+    assert list(rounds.new(tmp_path)) == []
+    metrics.write_text(line(0) + line(1)[:20])  # half of it is there
+    assert list(rounds.new(tmp_path)) == ["round 0/2  accuracy 0.100  loss 2.000  (before training)"]
+    metrics.write_text(line(0) + line(1))
+    [said] = rounds.new(tmp_path)
+    assert said.startswith("round 1/2  accuracy 0.200  loss 2.000  train loss 1.000  up 10 B  down 20 B  4.0 s  ETA 0:")
+    assert list(rounds.new(tmp_path)) == []
+    metrics.write_text(line(0) + line(1) + line(2))
+    (tmp_path / "summary.json").write_text('{"status": "completed"}')
+    [said] = rounds.new(tmp_path, ended=True)
+    assert said.endswith("ETA 0:00")
+
+
+def test_rounds_of_an_earlier_process_are_not_said(tmp_path: Path) -> None:
+    """Round 2 was written and not kept: it is cut off, and done again, once the next process is at work."""
+    rounds, metrics = Rounds(TITLES, 2, first=2), tmp_path / "metrics.jsonl"
+    (tmp_path / "summary.json").write_text('{"status": "interrupted"}')
+    metrics.write_text(line(0) + line(1) + line(2, loss=9.0))
+    assert list(rounds.new(tmp_path)) == []
+    metrics.write_text(line(0) + line(1))
+    (tmp_path / "summary.json").write_text('{"status": "running"}')
+    assert list(rounds.new(tmp_path)) == []
+    metrics.write_text(line(0) + line(1) + line(2))
+    [said] = rounds.new(tmp_path)
+    assert "loss 2.000" in said

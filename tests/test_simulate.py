@@ -291,5 +291,10 @@ def test_bits_are_those_of_the_command(name: str, tmp_path: Path) -> None:
     theirs = thistledown.Outcome(tmp_path / "outputs" / "latest")
     assert equal(state_of(ours.folder).tensors, state_of(theirs.folder).tensors)
     assert state_of(ours.folder).positions == state_of(theirs.folder).positions
-    for one, other in zip(ours.metrics, theirs.metrics, strict=True):
-        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    assert [repeated(row) for row in ours.metrics] == [repeated(row) for row in theirs.metrics]
+
+
+def repeated(row: dict[str, Any]) -> dict[str, Any]:
+    """What two runs have in common: not the time, nor, before round 1, the offer of a base that a store has by now."""
+    once = ("seconds", *(("bytes_up", "bytes_down", "bytes_base") if row["round"] == 0 else ()))
+    return {key: value for key, value in row.items() if key not in once}

@@ -1,30 +1,35 @@
 """What of a run's log is worth showing: our own lines as they come, an error once and short, no banners.
 
-Flower writes `INFO :      text`; lines without such a start belong to the record before them (tracebacks) or were
-printed by a library. The whole log is in run.log.
+Rounds are not read here: they come from metrics.jsonl (`thistledown.rounds`). Flower writes `INFO :      text`; lines
+without such a start belong to the record before them (tracebacks) or were printed by a library. The whole log is in
+run.log.
 """
 
 import itertools
 import re
 from collections import Counter
 
+from server_app.outputs import GO_TO
+
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-RECORD = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL)\s*:\s")
-TEXT = 12  # column at which a record's text begins
-RUN = re.compile(r"Successfully started run (\d+)")
-FOLDER = re.compile(r"results go to (.+)")
 EXCEPTION = re.compile(r"(?:\w+\.)*([A-Z]\w*)(: .+)?")
-ITEM = re.compile(r"  - ")
+NUMBER = re.compile(r"\d+")
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+TEXT = 12  # column at which a record's text begins
+STARTED = "Successfully started run "  # and Flower's id of it
+ITEM = "  - "  # of an error that lists problems
 CARRIERS = ("RayTaskError", "ClientAppException")  # they repeat the exception that they carry
 TRACEBACK = "Traceback (most recent call last):"
 RAISED = "Simulation raised an exception"
-NOISE = re.compile(
-    r"Starting logstream|Since flwr |Federation `|To change federation size|\s*flwr federation|Exiting logstream"
-    r"|configure_\w+: Sampled|aggregate_\w+: Received|\[ROUND \d+/\d+\]$"
-    r"|An exception was raised when processing|ray::|Exit Code: |Starting \w+: strategy="
-    r"|the run failed: |finished in |the tuned model, in Python:|go on with it: "
-    r"|node   rows|\s+\d+ +\d+ +[\d.]|\.\.\. and \d+ more; |\s*$"
-)
+FLOWERS = (
+    "Starting logstream", "Since flwr ", "Federation `", "To change federation size", "Exiting logstream",
+    "An exception was raised when processing", "ray::", "Exit Code: ", "configure_", "aggregate_", "[ROUND ",
+)  # fmt: skip
+# lines of the round loop and of the results folder that are shown otherwise: from metrics.jsonl and summary.json
+SHOWN_OTHERWISE = (
+    "round ", "the run failed: ", "finished in ", "the tuned model, in Python:", "go on with it: ", "Starting ",
+    "node   rows", "... and ", " ", "\t",
+)  # fmt: skip
 SAID = {"Starting Flower Simulation": "starting Ray (takes a while the first time)"}
 LIMIT = 5  # warnings that differ by numbers only are shown this often, then counted
 
@@ -46,13 +51,15 @@ class Console:
     def read(self, line: str) -> list[str]:
         """What to print for the next line of the log."""
         line = ANSI.sub("", line).rstrip().rsplit("\r", 1)[-1]
-        if RECORD.match(line):
+        if level := _level(line):
             shown = self._finished()
-            self._level, self._text = line.split(" ", 1)[0].rstrip(":"), line[TEXT:]
-            self._find(FOLDER, "folder", self._text)
+            self._level, self._text = level, line[TEXT:]
+            if self._text.startswith(GO_TO):
+                self.folder = self._text.removeprefix(GO_TO)
             shown += self._begun()
         else:
-            self._find(RUN, "run_id", line)
+            if line.startswith(STARTED):
+                self.run_id = line.removeprefix(STARTED)
             self._below_record(line)
             shown = []
         return [line] if self.verbose else shown
@@ -66,10 +73,11 @@ class Console:
     def _begun(self) -> list[str]:
         """What to print when a record begins."""
         text = SAID.get(self._text, self._text)
-        if self._is_traceback() or NOISE.match(text) or text in self._said:
+        loud = self._level in ("WARNING", "ERROR", "CRITICAL")
+        if not text.strip() or self._is_traceback() or self._is_idle(text, loud) or text in self._said:
             return []
-        if self._level in ("WARNING", "ERROR", "CRITICAL"):
-            return self._limited(f"{self._level.lower()}: {text}", re.sub(r"\d+", "#", text), LIMIT)
+        if loud:
+            return self._limited(f"{self._level.lower()}: {text}", NUMBER.sub("#", text), LIMIT)
         self._said.add(text)
         return [text]
 
@@ -83,7 +91,7 @@ class Console:
         if not traceback or not raised:
             return []
         place, last = raised[-1]
-        more = itertools.takewhile(ITEM.match, lines[place + 1 :])  # of an error that lists its problems
+        more = itertools.takewhile(lambda line: line.startswith(ITEM), lines[place + 1 :])
         short = "\n".join([last[1] + (last[2] or ""), *more])
         if text == RAISED:
             self.cause = short
@@ -107,6 +115,15 @@ class Console:
         self._hidden.setdefault(key, line)
         return []
 
-    def _find(self, pattern: re.Pattern[str], name: str, text: str) -> None:
-        if found := pattern.match(text):
-            setattr(self, name, found[1])
+    @staticmethod
+    def _is_idle(text: str, loud: bool) -> bool:
+        """Return whether a record tells nobody anything, or nothing that is not shown otherwise."""
+        if text.startswith("[ROUND ") and not text.endswith("]"):
+            return False  # what the round loop says of a round
+        return text.startswith(FLOWERS) or text.startswith("the run failed: " if loud else SHOWN_OTHERWISE)
+
+
+def _level(line: str) -> str:
+    """Return the level of the record that a line begins, empty where it begins none."""
+    level, colon, text = line.partition(":")
+    return level.strip() if colon and level.strip() in LEVELS and text[:1].isspace() else ""

@@ -122,9 +122,6 @@ class Results(Callback):
         self.history.add(line)
         self._last = state
         self.stopped = report.stopped if report.number < self.run.server.num_server_rounds else ""
-        if not self._slow and (slow := not_falling(self.history.lines, self._task, self.measure)):
-            self._slow = True
-            self.notice([slow])
         self._summarise(RUNNING)  # what a run that is killed leaves
 
     def on_checkpoint(self, report: RoundReport, state: State) -> None:
@@ -132,6 +129,9 @@ class Results(Callback):
         again, and may end in other bits, cannot have replaced an older best."""
         if self.history.best is self.history.lines[-1]:
             checkpoint.save(self.checkpoints / checkpoint.BEST, state, {"round": report.number})
+        if not self._slow and (slow := not_falling(self.history.lines, self._task, self.measure)):
+            self._slow = True
+            self.notice([slow])
 
     def on_end(self, error: BaseException | None) -> None:
         """Write the tuned model, the summary and the report."""

@@ -13,12 +13,14 @@ import tomli_w
 
 from server_app.outputs import writable
 from server_app.results.endings import COMPLETED, at_work, held, hint, interrupt, interrupted_in
+from server_app.results.measure import measure_of
 from server_app.results.started import nested
 from server_app.resuming import rounds_done
 from task.schema import ConfigError
 from task.storage.room import append, room
 from thistledown.console import ANSI, Console
 from thistledown.processes.superlink import SuperLink, SuperLinkError
+from thistledown.rounds import Rounds
 from thistledown.settings import Settings, check_simulated
 from thistledown.summary import headline, summary_lines
 
@@ -37,17 +39,20 @@ def run(settings: Settings, say: Say, *, verbose: bool = False) -> bool:
     say(headline(settings.config))
     if server.resume and held(Path(server.resume)):
         raise ConfigError([at_work(Path(server.resume))])
+    done = -1
     if server.resume:
-        say(f"resuming {server.resume} after round {rounds_done(Path(server.resume), server.resume_from)}")
+        done = rounds_done(Path(server.resume), server.resume_from)
+        say(f"resuming {server.resume} after round {done}")
     outputs = Path(server.output_dir)
     log = Log(outputs)
     for dead in interrupted_in(outputs):
         say(f"the run in {dead} was interrupted; {hint(dead) or 'nothing was kept of it'}")
     say("starting Flower's SuperLink")
     console = Console(verbose=verbose)
+    rounds = Rounds(measure_of(settings.config.task).titles, server.num_server_rounds, done + 1)
     try:
         with log, SuperLink() as superlink:
-            code = _follow(_submitted(superlink, settings), console, log, say)
+            code = _follow(_submitted(superlink, settings), console, rounds, log, say)
             superlink.check()
             status, details = superlink.status(console.run_id) if console.run_id else ("", "")
             if status != FINISHED:
@@ -113,7 +118,7 @@ def _submitted(superlink: SuperLink, settings: Settings) -> "subprocess.Popen[st
     return superlink.submit(settings.app, values, simulation.num_supernodes, simulation.num_cpus, simulation.num_gpus)
 
 
-def _follow(process: "subprocess.Popen[str]", console: Console, log: Log, say: Say) -> int:
+def _follow(process: "subprocess.Popen[str]", console: Console, rounds: Rounds, log: Log, say: Say) -> int:
     """Read the log to its end; the exit code of `flwr run`, which says nothing of the run itself."""
     assert process.stdout is not None
     found = False
@@ -124,9 +129,18 @@ def _follow(process: "subprocess.Popen[str]", console: Console, log: Log, say: S
         if console.folder and not found:
             found = True
             log.move(Path(console.folder))
+        _say_rounds(console, rounds, say)
+    _say_rounds(console, rounds, say, ended=True)
     for shown in console.end():
         say(shown)
     return process.wait()
+
+
+def _say_rounds(console: Console, rounds: Rounds, say: Say, *, ended: bool = False) -> None:
+    """Say the rounds that are over; a log that is shown whole has them already."""
+    if console.folder and not console.verbose:
+        for shown in rounds.new(Path(console.folder), ended=ended):
+            say(shown)
 
 
 def _summary(folder: str) -> dict[str, Any]:

@@ -1,0 +1,42 @@
+"""The rounds of a run, read from metrics.jsonl as it grows."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from server_app.callbacks.progress import progress
+from server_app.results.endings import METRICS, RUNNING, summary_of
+
+
+class Rounds:
+    """Says every round of the process that works in a results folder, as soon as its line is there.
+
+    `first` is its first round; lines of earlier ones are of another process. `titles` are the names of what is
+    measured, `total` is the number of the last round.
+    """
+
+    def __init__(self, titles: Mapping[str, str], total: int, first: int = 0) -> None:
+        self._titles, self._total, self._next = titles, total, first
+        self._over: list[float] = []
+        self._size, self._at_work = 0, False
+
+    def new(self, folder: Path, *, ended: bool = False) -> Iterator[str]:
+        """Return what to say of rounds that are over since the last look."""
+        if not self._starts(folder, ended):
+            return
+        path = folder / METRICS
+        size = path.stat().st_size if path.exists() else 0
+        if size == self._size:
+            return
+        self._size = size
+        for text in path.read_text(encoding="utf-8").splitlines(keepends=True)[self._next :]:
+            if text.endswith("\n"):  # else it is being written
+                self._next += 1
+                self._over.append(time.monotonic())
+                yield progress(json.loads(text), self._titles, self._total, self._over)
+
+    def _starts(self, folder: Path, ended: bool) -> bool:
+        """Return whether the process has begun. Before that, there may be a line that it will do again."""
+        self._at_work = self._at_work or ended or summary_of(folder).get("status") == RUNNING
+        return self._at_work
