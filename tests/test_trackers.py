@@ -159,18 +159,31 @@ def from_trackio(folder: Path) -> dict[int, float]:
 
 def from_wandb(folder: Path) -> dict[int, float]:
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
 
     [path] = folder.glob("wandb/offline-run-*/*.wandb")
-    store, losses = DataStore(), {}
-    store.open_for_scan(str(path))
-    while (data := store.scan_data()) is not None:
+    losses = {}
+    for data in records(path.read_bytes()):
         record = Record()
         record.ParseFromString(data)
         found = {(item.key or item.nested_key[0]): item.value_json for item in record.history.item}
         if "loss" in found:
             losses[int(found["round"])] = float(found["loss"])
     return losses
+
+
+def records(content: bytes, block: int = 32768) -> Iterator[bytes]:
+    """The records of a log in LevelDB's form, which opens with seven bytes of its own: checksum, length, kind, data."""
+    place, data = 7, b""
+    while place + 7 <= len(content):
+        if block - place % block < 7:  # nothing begins in the last bytes of a block
+            place += block - place % block
+            continue
+        length, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
+        data += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # a whole one, or the last part of one
+            yield data
+            data = b""
 
 
 READ: dict[str, Callable[[Path], dict[int, float]]] = {
