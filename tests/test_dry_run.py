@@ -24,7 +24,8 @@ from task.models.base import Base
 from task.models.model import TunedModel, build
 from task.storage.store import Store
 from task.training.batches import TooFewRows, batches, per_epoch
-from task.training.dry_run import DryRunError, dry_run, too_large
+from task.training.dry_run import DryRunError, dry_run
+from task.training.dry_run_work import too_large
 from task.training.extremes import stretched
 from task.training.trainer import Trainer
 from thistledown.commands.check import check

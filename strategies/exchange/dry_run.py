@@ -7,7 +7,8 @@ from task.data.rows import Rows
 from task.device import kind
 from task.models.base import Base
 from task.models.model import build
-from task.training.dry_run import dry_run, too_large
+from task.training.dry_run import dry_run
+from task.training.dry_run_work import too_large
 from task.training.trainer import Trainer
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from task.config import TaskConfig
-from task.device import kind, ran_out
+from task.device import ran_out
 from task.kinds import registry as kinds
 from task.models.model import TunedModel, build
 from task.models.tuning import first_sentence
@@ -22,8 +21,6 @@ from task.training.trainer import Trainer, Unsuited, evaluate
 from task.tunings import registry
 
 SLACK = 3.0  # times the root of the dtype's precision: how far logits may be from those of the same row alone
-MOST = 10**13  # operations that a CPU is asked for: about a minute on eight cores
-WORK = 14  # operations of a dry run, for each parameter and token
 
 Wrapped = Callable[[Trainer], Trainer]
 
@@ -34,18 +31,6 @@ class DryRunError(ValueError):
     def __init__(self, message: str, public: str = "") -> None:
         super().__init__(message)
         self.public = public or message
-
-
-def too_large(model: TunedModel, config: TaskConfig) -> str:
-    """Return why a model is not run once on this device, where that would take minutes; empty: it is."""
-    numbers = sum(parameter.numel() for parameter in model.module.parameters())
-    length = 1 if kinds.of(config).images else config.data.max_length
-    if kind(model.device) != "cpu" or WORK * numbers * length <= MOST:
-        return ""
-    return (
-        f"the model was not run once before the run: its {numbers:,} parameters and rows of up to {length:,} tokens "
-        "take minutes without an accelerator; whether they fit the settings shows in the first round"
-    )
 
 
 def dry_run(model: TunedModel, trainer: Trainer, wrapped: Wrapped = lambda trainer: trainer) -> tuple[str, ...]:
