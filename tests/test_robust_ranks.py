@@ -23,6 +23,7 @@ import strategies
 from strategies.algebra.lowrank import rank_axis
 from strategies.algebra.robust import cut
 from strategies.algebra.tensors import Tensors
+from strategies.exchange.algorithm import DECLARED
 from strategies.exchange.compatibility import problems as incompatibilities
 from strategies.exchange.strategy import EQUAL_RANKS, EXACT, FIXED_POINT, IDENTITY, ORDER, WEIGHTS, Strategy
 from strategies.exchange.types import State, Update
@@ -86,11 +87,13 @@ def test_directions_that_few_try_have_no_middle() -> None:
 class NoMean(strategies.strategy_class("fedavg")):  # type: ignore[misc]
     """Somebody's, which says that it takes no mean."""
 
-    mean = False
+    is_weighted_mean = False
 
 
 class Bounded(strategies.strategy_class("fedavg")):  # type: ignore[misc]
     """Somebody's, which changes updates before their mean is taken."""
+
+    is_weighted_mean = False
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
         return dict(super().combine(state, updates))
@@ -100,6 +103,13 @@ class Bounded(strategies.strategy_class("fedavg")):  # type: ignore[misc]
 def test_what_a_strategy_of_somebodys_does_is_not_passed_over(kind: type[Strategy]) -> None:
     strategy = kind(wrappers=(strategies.load_wrapper("median"),))
     assert "gives it none: it combines updates in a way of its own (combine)" in said(strategy)
+
+
+@pytest.mark.parametrize(("method", "declaration"), DECLARED.items())
+def test_a_rule_of_somebodys_must_say_what_it_is(method: str, declaration: str) -> None:
+    """Whoever forgets it would have a wrapper take the middle of what the rule changes."""
+    with pytest.raises(TypeError, match=f"Forgotten has a {method} of its own: it must say whether {declaration}"):
+        type("Forgotten", (Strategy,), {method: lambda self, *arguments: {}})
 
 
 # ---------------------------------------------------------------------- references, slice by slice

@@ -57,7 +57,9 @@ PROSE = {  # words of docstrings, comments, messages and pages
     r"ground": "base weight",
     r"goes on where it was": "resumes bit for bit",
 }
-FOREIGN = re.compile(r"unrolled|ground truth|rolled back|rolls? back", re.IGNORECASE)  # English, and other people's words
+FOREIGN = re.compile(
+    r"unrolled|ground truth|rolled back|rolls? back", re.IGNORECASE
+)  # English, and other people's words
 
 
 def parts(name: str) -> set[str]:
@@ -97,7 +99,9 @@ def test_names_are_todays(path: Path) -> None:
 @pytest.mark.parametrize("path", [*MODULES, *PAGES], ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_prose_is_todays(path: Path) -> None:
     said = re.compile(rf"\b({'|'.join(PROSE)})\b", re.IGNORECASE)
-    found = [f"line {line}: {match[0]} in: {text.strip()}" for line, text in prose(path) if (match := said.search(text))]
+    found = [
+        f"line {line}: {match[0]} in: {text.strip()}" for line, text in prose(path) if (match := said.search(text))
+    ]
     assert not found, "\n".join(found)
 
 

@@ -28,6 +28,9 @@ PRODUCTS = "it combines products of factors, of which no number of a factor has 
 EXACT = "the product of the factors becomes the weighted mean of the nodes' products"
 
 
+DECLARED = {"combine": "is_weighted_mean", "combine_by": "has_combine_by"}  # methods that a declaration goes with
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """Federated averaging (McMahan et al., arXiv 1602.05629, Algorithm 1) of whatever the tuning trains."""
@@ -44,6 +47,13 @@ class Algorithm:
     gradients: ClassVar[bool] = True  # does a node learn from its rows by `Trainer.fit` alone?
     personalized: ClassVar[bool] = False  # does every node end with a model of its own, which only it can score?
     laws: ClassVar[frozenset[str]] = frozenset({IDENTITY, FIXED_POINT, ORDER, WEIGHTS, EQUAL_RANKS})
+
+    def __init_subclass__(cls) -> None:
+        """Raise TypeError for a class that has a rule of its own and does not say what it is: wrappers go by that."""
+        super().__init_subclass__()
+        for method, declaration in DECLARED.items():
+            if method in vars(cls) and declaration not in vars(cls):
+                raise TypeError(f"{cls.__name__} has a {method} of its own: it must say whether {declaration} is true")
 
     def problems(self, config: TaskConfig) -> list[str]:
         """What is wrong between this strategy's options and the task's settings."""
