@@ -18,6 +18,7 @@ from task.schema import ConfigError
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
 EXAMPLE = re.compile(r"```python\n(# server_app/callbacks/trackers/(\w+)\.py\n.*?)```", re.DOTALL)
 MOST_LINES = 80
+pytestmark = pytest.mark.about("tracker")
 SHIPPED = ("mlflow", "tensorboard", "trackio", "wandb")
 
 
