@@ -141,9 +141,7 @@ class TaskConfig:
     task: Task = group(Task)
     model: Model = group(Model)
     data: Data = group(Data)
-    tuning: Tuning = chosen(
-        tunings, "lora", doc="what trains: full, lora, bias, head, norm, dora, ia3, prompt, prefix, adapter, ssf"
-    )
+    tuning: Tuning = chosen(tunings, "lora", doc="what trains: the name of a file in task/tunings/")
     seed: int = option(0, low=0, doc="everything random that is public follows from it")
     threads: int = option(1, low=1, high=1024, doc="torch threads of every process; equal counts give equal bits")
     device: str = option(
