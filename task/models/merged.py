@@ -67,8 +67,8 @@ def _about(path: Path) -> dict[str, Any]:
 def _base(folder: Path, about: Mapping[str, Any]) -> Path:
     """The folder of the model that an adapter was trained on: where it was, or where both were put together."""
     name = about["base_model_name_or_path"]
-    beside = [folder / name, *(place / Path(name).name for place in (folder, folder.parent))]
-    place = next((str(p) for p in [Path(name).expanduser(), *beside] if p.is_dir() and p != folder), name)
+    nearby = [folder / name, *(place / Path(name).name for place in (folder, folder.parent))]
+    place = next((str(p) for p in [Path(name).expanduser(), *nearby] if p.is_dir() and p != folder), name)
     try:
         found = named_folder(Model(name=place))
     except BaseError as error:

@@ -36,7 +36,7 @@ class TunedModel:
     initial_values: dict[str, torch.Tensor] = field(default_factory=dict)  # what `reset` has needed so far
     position: str = ""  # how far a journal has changed what the model stands on; empty: it is the base
     changed: set[str] = field(default_factory=set)  # frozen weights that were written since
-    journaled: set[str] = field(default_factory=set)  # names whose ground was asked for, to be changed
+    journaled: set[str] = field(default_factory=set)  # names whose base weight was asked for, to be changed
     replay_state: dict[str, torch.Tensor] = field(default_factory=dict)  # what else a journal leads, such as a momentum
     untouched: bool = False  # are the trained tensors still as they were built?
     notices: tuple[str, ...] = ()  # what a person should know of the base and how it was read, a sentence each

@@ -47,16 +47,16 @@ def read(base: Base, config: TaskConfig, options: dict[str, Any]) -> Read:
 
     said = []
     if lacks(report):
-        tried = {}
+        loaded = {}
         for prefix in prefixes(shapes)[:TRIES]:
             torch.set_rng_state(state)  # a head is drawn as in the first try
-            tried[prefix] = _loaded_under(prefix, files, type(module), module.config)
-        fitting = [prefix for prefix, (_, found) in tried.items() if not lacks(found)]
+            loaded[prefix] = _loaded_under(prefix, files, type(module), module.config)
+        fitting = [prefix for prefix, (_, found) in loaded.items() if not lacks(found)]
         if [prefix for prefix in fitting if not prefix.startswith(fitting[0])]:
             problem = f"its weights are there more than once, under {' and '.join(fitting)}; keep one of them"
             raise BaseError(f"model.name = '{base.name}': {problem}", "the base has its weights more than once")
         if fitting:
-            module, report = tried[fitting[0]]
+            module, report = loaded[fitting[0]]
             said.append(f"the base's weights are read under '{fitting[0]}', which stands before their names")
     check_body(base, report, _ends(module, labelled, report), shapes, "" if kind.drawn_head else kind.name)
     if left := unused(report):

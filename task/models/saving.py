@@ -30,7 +30,7 @@ from task.schema import ConfigError, build, flatten, read, schema
 from task.seeds import derive
 from task.tunings.base import OWN, TRANSFORMERS, Tuning, TuningError
 
-SETTINGS, TENSORS, GROUND = "tuning.json", "tuning.safetensors", "base"
+SETTINGS, TENSORS, BASE = "tuning.json", "tuning.safetensors", "base"
 ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
 # Settings that transformers writes by itself, and that change nothing of what a model computes.
 IDLE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
@@ -44,15 +44,15 @@ def save(model: TunedModel, folder: Path, base_name: str) -> None:
     be those it was built with: peft writes that rank into its config.
     """
     if by_peft(model.module):
-        _save_peft(model, folder, _ground(model, folder, base_name))
+        _save_peft(model, folder, _base_name(model, folder, base_name))
     elif saved_as(model.config) == OWN:
-        _save_own(model, folder, _ground(model, folder, base_name))
+        _save_own(model, folder, _base_name(model, folder, base_name))
     elif model.config.tuning.folds:
         values = model.frozen | model.config.tuning.folded(model.module, model.trained)
         _plain(model, values).save_pretrained(folder)  # type: ignore[operator]
     else:
         model.module.save_pretrained(folder)  # type: ignore[operator]
-    _copy_beside(model.base, folder)
+    _copy_rest(model.base, folder)
 
 
 def saved_as(config: TaskConfig) -> str:
@@ -74,7 +74,7 @@ def save_base(model: TunedModel, folder: Path) -> str:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "init"))  # a head that the base lacks is drawn, as in training
         loaded(base, config).module.save_pretrained(folder)  # type: ignore[operator]
-    _copy_beside(base, folder)
+    _copy_rest(base, folder)
     return str(folder)
 
 
@@ -133,9 +133,9 @@ def _about(path: Path) -> dict[str, Any]:
 def _named(folder: Path, name: str) -> str:
     """The base that a folder names or has in it. Raises BaseError for a path to anywhere else: others may have written
     the folder."""
-    beside = folder / GROUND
-    if beside.is_dir():
-        return str(beside)
+    own_base = folder / BASE
+    if own_base.is_dir():
+        return str(own_base)
     place = Path(name).expanduser()
     if not place.is_dir() or place.resolve().is_relative_to(folder.resolve().parent):
         return name
@@ -144,17 +144,17 @@ def _named(folder: Path, name: str) -> str:
     )
 
 
-def _ground(model: TunedModel, folder: Path, base_name: str) -> str:
+def _base_name(model: TunedModel, folder: Path, base_name: str) -> str:
     """Where the base is: it is written beside where the frozen weights are no longer those of the base."""
     if not (model.position or model.changed):
         return base_name
-    place = folder / GROUND
+    place = folder / BASE
     _plain(model, model.frozen).save_pretrained(place)  # type: ignore[operator]
-    _copy_beside(model.base, place)
+    _copy_rest(model.base, place)
     return str(place)
 
 
-def _copy_beside(base: Base, folder: Path) -> None:
+def _copy_rest(base: Base, folder: Path) -> None:
     """Copy what the base has beside weights, as far as the folder lacks it. Where peft reads a folder, a config.json
     would say that all weights are in it."""
     adapted = (folder / ADAPTER_CONFIG).exists()

@@ -59,8 +59,8 @@ def _by_processor(config: TaskConfig, folder: str, base_folder: str) -> list[str
 
 
 def _call(config: TaskConfig, loader: str, folder: str, base_folder: str) -> str:
-    told = f", {base_folder!r}" if base_folder and saved_as(config) == OWN else ""
-    return f"{loader}({folder!r}{told})"
+    base_argument = f", {base_folder!r}" if base_folder and saved_as(config) == OWN else ""
+    return f"{loader}({folder!r}{base_argument})"
 
 
 def _loader(config: TaskConfig) -> tuple[str, str]:

@@ -128,11 +128,11 @@ class _Once:
 
     def _apart(self) -> float:
         """How far a row's logits beside another are from those alone, as a share of the largest; 0 for rounding."""
-        beside, found = self._logits([0, 1]), 0.0
+        together, found = self._logits([0, 1]), 0.0
         for place in (0, 1):
             alone = self._logits([place])[0]
             largest = float(alone.abs().max())
-            apart = float((beside[place][: len(alone)] - alone).abs().max())
+            apart = float((together[place][: len(alone)] - alone).abs().max())
             if apart > SLACK * torch.finfo(alone.dtype).eps ** 0.5 * largest:
                 found = max(found, apart / largest)
         return found

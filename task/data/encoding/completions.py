@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from task.config import Data
-from task.data.encoding.prompts import Prompts, bare_ids, chats, opening_ids, prompts_of
+from task.data.encoding.prompts import Prompts, bare_ids, chats, prompt_ids, prompts_of
 from task.data.encoding.texts import (
     CHUNK,
     check_ids,
@@ -115,8 +115,8 @@ class CompletionEncoder:
         check_ids(ids, pad, self.base)
         write_tokens(folder, part, ids, pad)
         np.save(folder / f"{part}-prompts.npy", np.array(prompts, np.int64))
-        told = part == "train" and self.columns.instruction and self.template != "plain" and _tells_date(self.base)
-        day = (f"the chat template tells the day: it is {self.day} for the whole run (data.date)",) if told else ()
+        dated = part == "train" and self.columns.instruction and self.template != "plain" and _tells_date(self.base)
+        day = (f"the chat template tells the day: it is {self.day} for the whole run (data.date)",) if dated else ()
         return (*self._said(part, len(ids), cut), *day)
 
     def read(self, folder: Path, part: str) -> Completions:
@@ -168,7 +168,7 @@ class CompletionEncoder:
     def _wholes(self, tokenizer: Any, raw: Raw, rows: NDArray[np.int64], cut: Counter[str]) -> Iterator[Pair]:
         """Outputs as texts of their own: the first token is given, all others are learned; what is too long loses
         its end."""
-        outputs = opening_ids(tokenizer, read_texts(raw, self.columns.output, rows))
+        outputs = prompt_ids(tokenizer, read_texts(raw, self.columns.output, rows))
         check_tokens(outputs, raw, self.columns.output, rows)
         for output in outputs:
             whole = [*output, tokenizer.eos_token_id][: self.max_length]

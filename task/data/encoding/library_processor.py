@@ -43,7 +43,7 @@ class Library:
         """What is done with every image. Raises DataError for a processor that cannot be used."""
         try:
             processor = self._made()
-            return self._tried(processor)
+            return self._checked(processor)
         except DataError:
             raise
         except Exception as error:
@@ -68,7 +68,7 @@ class Library:
             raise fault(self.path, "it makes colours (do_convert_rgb), and the model has one channel")
         return processor
 
-    def _tried(self, processor: Any) -> Fitting:
+    def _checked(self, processor: Any) -> Fitting:
         """The processor at work on images of two shapes."""
         values = {key: getattr(processor, key, None) for key in NUMBERS}
         means = by_channel(values["image_mean"] if values["do_normalize"] else 0.0, self.channels, self.path)

@@ -55,10 +55,10 @@ def chat_prompts(
 
 def plain_prompts(tokenizer: Any, instructions: Sequence[str], inputs: Sequence[str]) -> list[list[int]]:
     """Token ids of every prompt, by the plain template, with what the tokenizer puts in front."""
-    return opening_ids(tokenizer, [_plain(task, about) for task, about in zip(instructions, inputs, strict=True)])
+    return prompt_ids(tokenizer, [_plain(task, about) for task, about in zip(instructions, inputs, strict=True)])
 
 
-def opening_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+def prompt_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of texts that something follows on: special tokens in front, no end token."""
     found = tokenized(tokenizer, texts, verbose=False)
     end = tokenizer.eos_token_id

@@ -47,7 +47,7 @@ def environment(day: str = "") -> ImmutableSandboxedEnvironment:
     one that they are told."""
     made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     made.filters["tojson"] = _json
-    made.globals |= {"raise_exception": _refuse, "strftime_now": told_of(day)}
+    made.globals |= {"raise_exception": _refuse, "strftime_now": strftime_of(day)}
     return made
 
 
@@ -106,7 +106,7 @@ def _refuse(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
-def told_of(day: str) -> Callable[[str], str]:
+def strftime_of(day: str) -> Callable[[str], str]:
     """Return what tells a template the time: midnight of a day, or now where there is none."""
     return (datetime.fromisoformat(day) if day else datetime.now()).strftime
 

@@ -27,14 +27,14 @@ class Template:
     """A chat template at work."""
 
     def __init__(self, process: "subprocess.Popen[str]", place: object) -> None:
-        self._process, self._place, self._tried = process, place, False
+        self._process, self._place, self._rendered_once = process, place, False
 
     def texts(self, chats: Sequence[Chat]) -> list[str]:
         """Return what becomes of every conversation. Raises DataError for a template that refuses one, or runs away."""
         found: list[str] = []
-        for part in _parts(chats, first=0 if self._tried else 1):
+        for part in _parts(chats, first=0 if self._rendered_once else 1):
             found += self.ask(part, STARTED + ROW * len(part))["texts"]
-            self._tried = True
+            self._rendered_once = True
         return found
 
     def ask(self, what: object, seconds: float) -> dict[str, Any]:

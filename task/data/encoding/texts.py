@@ -163,12 +163,12 @@ def tokenized(tokenizer: Any, texts: Sequence[str], **options: Any) -> list[list
 
 def check_length(max_length: int, tokenizer: Any, base: Path) -> None:
     """DataError where `data.max-length` is more than tokenizer and model take."""
-    told = tokenizer.model_max_length
-    if not isinstance(told, int | float):
+    model_limit = tokenizer.model_max_length
+    if not isinstance(model_limit, int | float):
         raise DataError(
-            f"the tokenizer in {base} has model_max_length = {told!r:.80}, which is no number", NO_TOKENIZER
+            f"the tokenizer in {base} has model_max_length = {model_limit!r:.80}, which is no number", NO_TOKENIZER
         )
-    limit = min(told, _stated(base, "max_position_embeddings", "n_positions"))
+    limit = min(model_limit, _stated(base, "max_position_embeddings", "n_positions"))
     if max_length > limit:
         problem = f"data.max-length = {max_length} is more than the {limit} tokens that"
         raise DataError(f"{problem} {base} takes", f"{problem} the base takes")

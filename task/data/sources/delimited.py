@@ -85,17 +85,17 @@ def _first(path: Path, encoding: str, dialect: Dialect, reading: Reading, notice
     """Return the table as the first way reads it that fits all rows."""
     try:
         return _table(path, encoding, dialect, reading, notices)
-    except _Misfit as misfit:
+    except _BadTable as problem:
         for other in dialect.others():
             said = (f"{path} is read with quotes as they stand",) if other.quotes == "none" else ()
             try:
                 return _table(path, encoding, other, reading, notices + said)
-            except _Misfit:
+            except _BadTable:
                 continue
-        raise DataError(misfit.message, misfit.public) from misfit
+        raise DataError(problem.message, problem.public) from problem
 
 
-class _Misfit(ValueError):
+class _BadTable(ValueError):
     """A file that this dialect does not read."""
 
     def __init__(self, message: str, public: str) -> None:
@@ -154,7 +154,7 @@ def _rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
         except csv.Error as error:
             problem = "quotes do not end where a cell does"
             advice = 'quotes inside a quoted cell are doubled ("")'
-            raise _Misfit(f"{path}, line {line}: {problem}; {advice}", f"{problem}; {advice}") from error
+            raise _BadTable(f"{path}, line {line}: {problem}; {advice}", f"{problem}; {advice}") from error
         if cells is None:
             return
         if len(cells) > 1 or (cells and cells[0].strip()):
@@ -188,7 +188,7 @@ def _check_width(
     word = WORDS.get(dialect.delimiter, repr(dialect.delimiter))
     advice = f"a cell with {word} in it stands in double quotes; data.delimiter says what is between cells"
     counts = f"{len(cells)} cells, where the first line names {len(names)} columns"
-    raise _Misfit(f"{path}, row {row} (line {line}) has {counts}; {advice}", problem)
+    raise _BadTable(f"{path}, row {row} (line {line}) has {counts}; {advice}", problem)
 
 
 def _lines(path: Path, encoding: str, notices: tuple[str, ...]) -> Table:
