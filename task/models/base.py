@@ -1,7 +1,7 @@
-"""The base: the pretrained model that everybody starts from and that never crosses the wire if it can be helped.
+"""The base: the pretrained model that all nodes start from. It crosses the wire only if a node lacks it.
 
 A base is a folder as transformers reads it (config, safetensors, tokenizer or preprocessor; `task.files.contents` lists
-what it may hold) and a fingerprint of its files. `task.models.finding` says where the server and a node have it from.
+what it may hold) and a fingerprint of its files. `task.models.finding` finds it for the server and for a node.
 """
 
 import hashlib
@@ -56,10 +56,10 @@ class Base:
 
 
 def named_folder(model: Model, paths: bool = True) -> Path:
-    """The folder of a model given as a path or a hub id (fetched once, kept by huggingface_hub). Without `paths` a name
-    is no path: the disk is not looked at.
+    """Return the folder of a model given as a path or a hub id (fetched once, cached by huggingface_hub). Without
+    `paths` a name is never a path: the disk is not searched.
 
-    Code is fetched only where `model.trust-remote-code` asks for it. Raises BaseError.
+    Code is fetched only if `model.trust-remote-code` is set. Raises BaseError.
     """
     folder = located(model, paths)
     check(folder)
@@ -67,7 +67,7 @@ def named_folder(model: Model, paths: bool = True) -> Path:
 
 
 def located(model: Model, paths: bool = True) -> Path:
-    """Return the folder of a model, unchecked; else as `named_folder`."""
+    """Return the folder of a model as `named_folder` does, without checking it."""
     name = model.name
     folder = Path(name).expanduser()
     if paths and folder.is_dir():
@@ -80,7 +80,7 @@ def located(model: Model, paths: bool = True) -> Path:
 
 @lru_cache
 def _fetched(name: str, with_code: bool) -> Path:
-    """The hub is asked once per process, not at every message and evaluation."""
+    """Fetch a model from the hub, once per process and not at every message and evaluation."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -94,13 +94,13 @@ def _fetched(name: str, with_code: bool) -> Path:
 
 
 def files(folder: Path) -> dict[str, Path]:
-    """The files that make a base, by name. Raises BaseError for one that is not to be read."""
+    """Return the files of a base, by name. Raises BaseError for a file that may not be read."""
     return listed(folder)
 
 
 def examine(folder: Path) -> None:
-    """Raise BaseError for a base that holds anything but what a base may hold, or half of it. Read once, not in
-    every process: it takes as long as reading the tokenizer."""
+    """Raise BaseError for a base with files that it may not have, or with missing ones. Runs once, not in every
+    process: it takes as long as reading the tokenizer."""
     found = check(folder)
     weights(found)
     if TOKENIZER in found:
@@ -108,8 +108,8 @@ def examine(folder: Path) -> None:
 
 
 def fingerprint(folder: Path, store: Store) -> str:
-    """A hash of the names and bytes of a base's files; remembered per path, size and time of change. Raises BaseError
-    for a base that is not to be read."""
+    """Return a hash of the names and bytes of a base's files, cached by path, size and modification time. Raises
+    BaseError for a base that may not be read."""
     parts = files(folder)
     stats = [(name, str(path), path.stat().st_size, path.stat().st_mtime_ns) for name, path in parts.items()]
     key = recipe_hash([EDITION, stats])

@@ -1,7 +1,7 @@
 """The embedded base: a small vision transformer, trained once on upright digits and cached.
 
-It stands for "the public pretrained model" where there is no network, and it is a real case of a
-private base: it is on nobody's hub, so nodes can only have it from the server.
+It stands for a public pretrained model where there is no network. It is also a real private base: it is on no hub, so
+nodes can only get it from the server.
 """
 
 import json
@@ -26,7 +26,7 @@ PREPROCESSOR = {
 
 
 def trained_base(store: Store) -> Path:
-    """The folder of the embedded base; trains it (some seconds on one core) where the store lacks it."""
+    """Return the folder of the embedded base; train it (some seconds on one core) if the store lacks it."""
     import torch
 
     training = [EPOCHS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY, SEED]
@@ -38,7 +38,7 @@ def trained_base(store: Store) -> Path:
 
 
 def _train(folder: Path) -> None:
-    """On one thread, whatever the process uses: more would give other bits."""
+    """Train the embedded base on one thread, whatever the process uses: more threads would give other bits."""
     import torch
 
     threads = torch.get_num_threads()
@@ -53,7 +53,7 @@ def _train(folder: Path) -> None:
 
 
 def _fitted() -> Any:
-    """The model, after it has learned the upright digits."""
+    """Return the model, trained on the upright digits."""
     import torch
     from transformers import ViTConfig, ViTForImageClassification
     from transformers.utils.logging import disable_progress_bar

@@ -1,4 +1,4 @@
-"""Find the base of a run: on the server by hub id or folder, or the embedded one; on a node in its own store, by the
+"""Find the base of a run. On the server: by hub id or folder, or the embedded one. On a node: in its own store, by the
 same name, or in an offer of the server.
 """
 
@@ -15,16 +15,16 @@ from task.storage.retention import trim
 from task.storage.store import Store
 
 LOG = logging.getLogger("flwr")
-BASES = "bases"  # in a store: those that were offered
+BASES = "bases"  # the kind of thing in a store: offered bases
 NO_ROOM = "this node's store has no room for the offered base"
 
 
 class BaseMissing(BaseError):
-    """A base that a node does not have, or no longer: it may be offered."""
+    """A base that a node does not have, or no longer has. The server may offer it."""
 
 
 def server_base(model: Model, store: Store) -> Base:
-    """The base that a run starts from, on the server. Raises BaseError."""
+    """Return the base that a run starts from, on the server. Raises BaseError."""
     if model.name == EMBEDDED_MODEL:
         folder = trained_base(store)
     elif adapter(folder := located(model)):
@@ -35,9 +35,9 @@ def server_base(model: Model, store: Store) -> Base:
 
 
 def node_base(model: Model, wanted: str, store: Store, paths: bool = True) -> Base:
-    """The base with the fingerprint `wanted`, on a node; `model.name` may be a path only where `paths`.
+    """Return the base with the fingerprint `wanted`, on a node; `model.name` may be a path only if `paths`.
 
-    Raises BaseMissing where the node lacks it, and says the same to others whatever it found at that name.
+    Raises BaseMissing if the node lacks it. Its public message is the same whatever was found at that name.
     """
     if not FINGERPRINT.fullmatch(wanted):
         raise BaseError(f"{wanted[:80]!r} is no fingerprint", "what the order names is no fingerprint")
@@ -54,8 +54,8 @@ def node_base(model: Model, wanted: str, store: Store, paths: bool = True) -> Ba
 
 
 def node_bases(model: Model, store: Store, paths: bool = True) -> list[str]:
-    """Fingerprints of the bases this node could start from: those in its store, and what `model.name` is here (a path
-    only where `paths`)."""
+    """Return the fingerprints of the bases this node could start from: those in its store, and the one that
+    `model.name` names here (a path only if `paths`)."""
     names = [path.name for path in sorted(store.path(BASES, "").glob("*")) if FINGERPRINT.fullmatch(path.name)]
     for name in names:
         _adopt(store, name)
@@ -70,7 +70,7 @@ def node_bases(model: Model, store: Store, paths: bool = True) -> list[str]:
 
 
 def _adopt(store: Store, wanted: str) -> None:
-    """Check a base that an earlier version kept, which wrote no hashes of its files; the fingerprint is one."""
+    """Check a base stored by an earlier version, which wrote no hashes of its files, against its fingerprint."""
     place = store.path(BASES, wanted)
     if not place.exists() or seal.sealed(place):
         return
@@ -88,10 +88,10 @@ def _adopt(store: Store, wanted: str) -> None:
 
 
 def accept_offer(contents: Mapping[str, bytes | memoryview], wanted: str, store: Store) -> None:
-    """Keep a base that the server sent.
+    """Store a base that the server sent.
 
-    Nothing is written that is badly named, not what was announced or more than the store has room for, and nothing is
-    kept that could not be read. Raises BaseError.
+    Nothing is written if a name is bad, the content differs from the announced one, or the store has too little room.
+    A base that cannot be read is not kept. Raises BaseError.
     """
     if bad := [name for name in contents if not may_be_named(name)]:
         raise BaseError(f"the offered base has bad file names: {bad!r:.500}", "the offered base has bad file names")

@@ -1,4 +1,4 @@
-"""The head of a classifier: which modules it is, and which rows of it belong to which class."""
+"""The head of a classifier: its modules, and the class of each of its rows."""
 
 import re
 from collections.abc import Mapping
@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-GENERIC = re.compile(r"label_(\d+)")  # what transformers calls a class that nobody has named
-POOLER = re.compile(r"(^|\.)pooler(\.|$)")  # a layer between body and head that language models are saved without
+GENERIC = re.compile(r"label_(\d+)")  # transformers' name of an unnamed class
+POOLER = re.compile(r"(^|\.)pooler(\.|$)")  # a layer between body and head; language models are saved without it
 
 
 def by_labels(module: Any) -> dict[str, int]:
-    """Return the parameters whose shape follows the number of labels, each with the dimension that does.
+    """Return the parameters whose shape depends on the number of labels, each with that dimension.
 
-    The model is built once more for one label more, without memory for its numbers.
+    The model is built again for one more label, without memory for its numbers.
     """
     from transformers.initialization import no_init_weights
 
@@ -32,11 +32,11 @@ def by_labels(module: Any) -> dict[str, int]:
 
 
 def head_modules(module: Any, labelled: dict[str, int], drawn: list[str]) -> list[str]:
-    """Return the names of the modules that a classifier ends in.
+    """Return the names of the modules of a classifier's head.
 
-    These are the modules beside the pretrained body, as far as transformers names one; else those at the top that have
-    a parameter of `labelled`. A layer inside the body belongs to the head where it gives the classes or pools for them,
-    and its values are `drawn`: a fresh one must be learned.
+    These are the modules outside the pretrained body if transformers names one; else the top-level modules that have a
+    parameter of `labelled`. A layer inside the body belongs to the head if it computes the classes or pools for them,
+    and its values are `drawn`: a new layer must be trained.
     """
     body = getattr(module, "base_model_prefix", "")
     if not isinstance(getattr(module, body, None), nn.Module):
@@ -47,8 +47,8 @@ def head_modules(module: Any, labelled: dict[str, int], drawn: list[str]) -> lis
 
 
 def matching_rows(own: Mapping[int, object], names: tuple[str, ...]) -> list[int] | None:
-    """Return the row of the base's head for every class in `names`; `own` are the names of these rows. None where the
-    names are not the same: a class that is called otherwise is another class, whatever its position."""
+    """Return the row of the base's head for every class in `names`; `own` are the names of these rows. Return None if
+    the names differ: a class of another name is another class, whatever its position."""
     stored, wanted = [str(own.get(row, "")) for row in range(len(own))], list(names)
     for known, asked in ((list(map(_plain, stored)), list(map(_plain, wanted))), (stored, wanted)):
         if sorted(known) == sorted(asked) and len(set(known)) == len(known):
@@ -57,7 +57,7 @@ def matching_rows(own: Mapping[int, object], names: tuple[str, ...]) -> list[int
 
 
 def reorder(module: nn.Module, labelled: dict[str, int], rows: list[int]) -> None:
-    """Put the rows of a head into the order of `rows`."""
+    """Reorder the rows of a head to the order of `rows`."""
     for name, dimension in labelled.items():
         parameter = module.get_parameter(name)
         parameter.data = parameter.data.index_select(dimension, torch.tensor(rows))
@@ -74,7 +74,7 @@ def redraw(module: Any, labelled: dict[str, int]) -> None:
 
 
 def _plain(name: str) -> str:
-    """A name for comparing: `LABEL_3` is what a class is called that has no name but its number."""
+    """Return a class name for comparison: `LABEL_3`, transformers' name of an unnamed class, becomes its number."""
     plain = name.strip().casefold()
     generic = GENERIC.fullmatch(plain)
     return generic[1] if generic else plain

@@ -1,6 +1,6 @@
-"""What a base lacks, and what it has beside the weights that the model uses.
+"""Weights that a base lacks, and weights that the model does not use.
 
-Libraries draw what is missing at random, and skip what they do not know, without a word. Here only a head may be drawn.
+Libraries silently draw missing weights at random and skip unknown ones. Here only a head may be drawn.
 """
 
 import re
@@ -14,9 +14,9 @@ from task.models.heads import POOLER
 from task.tunings.parts.trainable import inside
 
 SHOWN = 4  # names in a message
-SHARE = 3  # a prefix is looked at where one in so many weights is under it
-DEEP = 4  # parts of a name that may be a prefix
-OTHERS = re.compile(  # heads of the kinds of pretraining, and buffers that were once kept
+SHARE = 3  # a prefix is tried if at least one weight in this many is under it
+DEEP = 4  # the most parts of a name that a prefix may have
+OTHERS = re.compile(  # pretraining heads, and buffers that old versions saved
     r"(cls|lm_head|embed_out|vocab_\w+|mlm|\w*predictions?|generator_\w+|classifier\w*|\w*_classifier|score|fc|head|"
     r"qa_outputs|decoder|mask_token|final_logits_bias|logits_proj|sequence_summary)(\.|$)|"
     r".*(position_ids|inv_freq|num_batches_tracked|masked_bias|attn\.bias|relative_position_index)$|.*pooler(\.|$)"
@@ -26,7 +26,7 @@ INSIDE = re.compile(r"\.(base_layer|lora_[AB]|modules_to_save|original_module)(\
 
 @dataclass(frozen=True)
 class Report:
-    """Names of weights that a model lacks in a base's files, or has in another shape, and of those it does not use."""
+    """Names of the weights that a base's files lack, have in another shape, or have without use."""
 
     missing: tuple[str, ...]
     misshapen: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]  # by name: in the files, and in the model
@@ -34,24 +34,24 @@ class Report:
 
     @classmethod
     def of(cls, loading: Mapping[str, Any]) -> "Report":
-        """From what transformers says of a load."""
+        """Return the report of a load, from transformers' loading info."""
         wrong = {name: (tuple(found), tuple(wanted)) for name, found, wanted in sorted(loading["mismatched_keys"])}
         return cls(tuple(sorted(loading["missing_keys"])), wrong, tuple(sorted(loading["unexpected_keys"])))
 
     @property
     def drawn(self) -> list[str]:
-        """The weights that were drawn at random."""
+        """Return the weights that were drawn at random."""
         return [*self.missing, *self.misshapen]
 
     def lacking(self, head: Iterable[str]) -> list[str]:
-        """Those of them that are neither of a head nor of a pooler."""
+        """Return the weights drawn at random that belong neither to a head nor to a pooler."""
         modules = list(head)
         return [name for name in self.drawn if not inside(name, modules) and not POOLER.search(name)]
 
 
 def check_body(base: Base, report: Report, head: Iterable[str], stored: Iterable[str], pretrained: str) -> None:
-    """Raise BaseError where weights of the body are missing or have another shape; `stored` are the names in the files,
-    `pretrained` is the task kind where that draws no head."""
+    """Raise BaseError if weights of the body are missing or have another shape. `stored` are the names in the files;
+    `pretrained` is the name of the task kind if it draws no head, else empty."""
     lacking = report.lacking(head)
     if not lacking:
         return
@@ -66,13 +66,13 @@ def check_body(base: Base, report: Report, head: Iterable[str], stored: Iterable
 
 
 def unused(report: Report) -> str:
-    """Return a sentence on weights that are there and not used; empty where they are heads of another kind."""
+    """Return a sentence on weights in the files that are not used; empty if they are only heads of another kind."""
     left = [name for name in report.unused if not OTHERS.match(name)]
     return f"the base's files have weights that this model does not use: {counted(left)}" if left else ""
 
 
 def prefixes(stored: Iterable[str]) -> list[str]:
-    """Return what many names of weights begin with, the shortest first: a model may be saved inside another module."""
+    """Return common prefixes of weight names, shortest first: a model may be saved inside another module."""
     names = list(stored)
     counts = Counter(
         ".".join(parts[:depth]) + "."
@@ -85,13 +85,13 @@ def prefixes(stored: Iterable[str]) -> list[str]:
 
 
 def counted(names: list[str]) -> str:
-    """Return the first few names, and how many there are."""
+    """Return the first few names, and the number of the others."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
 
 def _cure(stored: list[str], pretrained: str) -> str:
-    """What to do; a model inside another one can often be seen by the names."""
+    """Return what to do. The names often show that a model was saved inside another one."""
     if any(INSIDE.search(name) for name in stored):
         return "They are weights of a peft model with its adapter inside: merge_and_unload() it, and save that"
     if pretrained:

@@ -1,4 +1,4 @@
-"""From the files of a base to a plain transformers model and the head that it ends in."""
+"""From the files of a base to a plain transformers model and its head."""
 
 import importlib
 from typing import Any, NamedTuple
@@ -16,11 +16,11 @@ from task.models.reading import Read, own_settings, read
 from task.tunings.base import Head
 from task.tunings.parts.trainable import inside
 
-LARGE = 0.5  # share of a model above which what seems to be its head is suspect
+LARGE = 0.5  # a supposed head with a larger share of the parameters is reported
 
 
 class Loaded(NamedTuple):
-    """A model, its head, and what a person should know of how the base was read."""
+    """A model, its head, and notices on how the base was read."""
 
     module: nn.Module
     head: Head
@@ -28,16 +28,16 @@ class Loaded(NamedTuple):
 
 
 def warm_up() -> None:
-    """Import what `loaded` takes: seconds, for whoever has to wait for others anyway."""
+    """Import what `loaded` needs, which takes seconds, while the process waits for others anyway."""
     importlib.import_module("transformers.modeling_utils")
 
 
 def loaded(base: Base, config: TaskConfig) -> Loaded:
-    """Return the model for `task.kind`, mostly with a head for `data.labels`. A head that the base lacks, or has for
-    other classes, is drawn from torch's global random state; nothing else may be missing.
+    """Return the model for `task.kind`; most kinds have a head for `data.labels`. A head that the base lacks, or has
+    for other classes, is drawn from torch's global random state; nothing else may be missing.
 
-    Raises BaseError for a base that is no model of this kind or lacks weights of its body, DataError for one of texts
-    without a tokenizer that fits it.
+    Raises BaseError if the base is no model of this kind or lacks weights of its body, DataError if a text model has no
+    tokenizer that fits it.
     """
     return (_with_head if kinds.of(config).drawn_head else _pretrained)(base, config)
 
@@ -69,7 +69,7 @@ def _with_head(base: Base, config: TaskConfig) -> Loaded:
 
 
 def _special_ids(tokenizer: Any, base: Base, own: Any) -> dict[str, Any]:
-    """Models find the end of a row by these ids, so they must be those that rows are made with."""
+    """Return the special token ids of the tokenizer. Models find the end of a row by them, so both must agree."""
     ids = {"pad_token_id": padding(tokenizer, base.folder)}
     if own.is_encoder_decoder and tokenizer.eos_token_id is not None:
         ids["eos_token_id"] = int(tokenizer.eos_token_id)
@@ -77,7 +77,7 @@ def _special_ids(tokenizer: Any, base: Base, own: Any) -> dict[str, Any]:
 
 
 def _head(model: Read, own: dict[int, object], names: tuple[str, ...]) -> tuple[Head, list[str]]:
-    """The head, with the rows of these classes, and what is to be said of it."""
+    """Return the head, with its rows in the order of these classes, and notices on it."""
     drawn, said = model.report.drawn, []
     if not model.labelled.keys() & set(drawn):
         rows = heads.matching_rows(own, names)
@@ -104,7 +104,7 @@ def _share(module: nn.Module, modules: list[str]) -> float:
 
 
 def _check_positions(base: Base, own: object, module: Any) -> None:
-    """BaseError where places are counted from the pad id (RoBERTa's are), and that is another one than the base's."""
+    """Raise BaseError if positions are counted from the pad id, as in RoBERTa, and the base's pad id is another."""
     pad = module.config.pad_token_id
     counting = any(
         name.endswith("position_embeddings") and getattr(part, "padding_idx", None) == pad
@@ -119,7 +119,7 @@ def _check_positions(base: Base, own: object, module: Any) -> None:
 
 
 def _output_embedding(module: Any) -> list[str]:
-    """All modules that have its weight as their own: where it is tied, the input embedding is another."""
+    """Return all modules that share its weight; with tied embeddings the input embedding is one of them."""
     output = module.get_output_embeddings()
     weight = getattr(output, "weight", output)
     return [

@@ -1,7 +1,7 @@
-"""An adapter of peft as a base: it is merged into the model that it was trained on, once, and that is the base.
+"""A peft adapter as a base: it is merged once into the model it was trained on, and the result is the base.
 
-What it was trained on is what its settings name: a folder, one of that name beside it, or a model of the hub. Both are
-read as any base is, safetensors alone, and no code of theirs runs.
+Its settings name the model it was trained on: a folder, a folder of that name next to it, or a hub id. Both are read as
+any base: only safetensors, and none of their code runs.
 """
 
 import hashlib
@@ -29,15 +29,15 @@ from task.storage.store import Store, recipe_hash
 
 LOG = logging.getLogger("flwr")
 MERGING = ("LORA", "ADALORA", "LOHA", "LOKR", "IA3", "LN_TUNING", "OFT", "BOFT", "VERA")
-PREFIX = "base_model.model."  # before the names of all that an adapter holds
+PREFIX = "base_model.model."  # of all names in an adapter's file
 CURE = (
     "merge it where its base is (merge_and_unload(), save_pretrained(), its tokenizer or processor too) and name that"
 )
 
 
 def merged(folder: Path, store: Store) -> Path:
-    """The folder of the base that the adapter in `folder` makes of its own, kept in the store. Raises BaseError where
-    that base cannot be had, or one does not fit the other."""
+    """Return the folder, in the store, of the base merged from the adapter in `folder` and its own base. Raises
+    BaseError if that base is not available or the two do not fit."""
     files, about = adapter(folder), _about(folder / ADAPTER)
     kind = about.get("peft_type")
     if kind not in MERGING:
@@ -65,7 +65,7 @@ def _about(path: Path) -> dict[str, Any]:
 
 
 def _base(folder: Path, about: Mapping[str, Any]) -> Path:
-    """The folder of the model that an adapter was trained on: where it was, or where both were put together."""
+    """Return the folder of the model that an adapter was trained on: at its original place, or next to the adapter."""
     name = about["base_model_name_or_path"]
     nearby = [folder / name, *(place / Path(name).name for place in (folder, folder.parent))]
     place = next((str(p) for p in [Path(name).expanduser(), *nearby] if p.is_dir() and p != folder), name)
@@ -84,14 +84,14 @@ def _merge(folder: Path, about: Mapping[str, Any], base: Path, draft: Path) -> N
     module, drawn = _joined(folder, about, base)
     kept = {name: tensor for name, tensor in module.state_dict().items() if name not in drawn}
     module.save_pretrained(draft, state_dict=kept)
-    for source in (folder, base):  # a tokenizer that was trained along goes first
+    for source in (folder, base):  # a tokenizer saved with the adapter takes precedence
         for name, path in listed(source).items():
             if name not in (CONFIG, INDEX) and not is_weights(name) and not (draft / name).exists():
                 shutil.copyfile(path, draft / name)
 
 
 def _joined(folder: Path, about: Mapping[str, Any], base: Path) -> tuple[Any, set[str]]:
-    """The model with the adapter in it, and the names of what neither has values for: of a head."""
+    """Return the model with the adapter, and the names of the weights that neither has, such as a head's."""
     import peft
     import transformers
 
@@ -141,8 +141,8 @@ def _joined(folder: Path, about: Mapping[str, Any], base: Path) -> tuple[Any, se
 
 
 def _settle(adapted: Any) -> None:
-    """Put heads that the adapter brings in the place of the base's: what merging does with IA3 and norm layers takes
-    them for layers with a weight, or leaves both."""
+    """Replace the base's heads by the adapter's own: the merge of IA3 and norm layers mistakes them for layers with a
+    weight, or keeps both."""
     from peft.utils import ModulesToSaveWrapper
 
     for name, child in list(adapted.base_model.model.named_modules()):
@@ -151,14 +151,14 @@ def _settle(adapted: Any) -> None:
 
 
 def _stored(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes in an adapter's file, by the names of the plain model."""
+    """Return the shapes in an adapter's file, by the names of the plain model."""
     with safe_open(path, framework="np") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     return {name.removeprefix(PREFIX).replace(".modules_to_save.", "."): shape for name, shape in shapes.items()}
 
 
 def _classes(kind: Kind, auto: Any, config: Any, stored: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """The number of classes of the head that the adapter brings, where it brings one."""
+    """Return the number of classes of the adapter's head, if it has one, as model settings."""
     import torch
 
     if not kind.drawn_head:

@@ -1,4 +1,4 @@
-"""From a base to a model that trains: load, mark what the tuning trains, name its tensors."""
+"""From a base to a model that trains: load it, set what the tuning trains, name its tensors."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -28,21 +28,21 @@ class TunedModel:
     module: nn.Module
     base: Base
     config: TaskConfig
-    rank: int = 0  # that adapters are built with; 0 where there are none
+    rank: int = 0  # rank of the adapters; 0: the model has none
     device: str = "cpu"
     trained: dict[str, torch.Tensor] = field(default_factory=dict)  # what the tuning trains
     frozen: dict[str, torch.Tensor] = field(default_factory=dict)  # the other weights of the base
     transposed: frozenset[str] = frozenset()  # names of linear layers' weights that are inputs x outputs
     initial_values: dict[str, torch.Tensor] = field(default_factory=dict)  # what `reset` has needed so far
-    position: str = ""  # how far a journal has changed what the model stands on; empty: it is the base
-    changed: set[str] = field(default_factory=set)  # frozen weights that were written since
-    journaled: set[str] = field(default_factory=set)  # names whose base weight was asked for, to be changed
-    replay_state: dict[str, torch.Tensor] = field(default_factory=dict)  # what else a journal leads, such as a momentum
-    untouched: bool = False  # are the trained tensors still as they were built?
-    notices: tuple[str, ...] = ()  # what a person should know of the base and how it was read, a sentence each
+    position: str = ""  # the journal position of the base weights; empty: the base itself
+    changed: set[str] = field(default_factory=set)  # frozen weights written since the base was loaded
+    journaled: set[str] = field(default_factory=set)  # names whose base weights a journal may have changed
+    replay_state: dict[str, torch.Tensor] = field(default_factory=dict)  # other state of a replay, such as a momentum
+    untouched: bool = False  # whether the trained tensors are still as built
+    notices: tuple[str, ...] = ()  # sentences for users on the base and how it was read
 
     def write(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put values into tensors; factors may come with fewer ranks. KeyError on a strange name."""
+        """Write values into tensors; factors may have fewer ranks. Raises KeyError for an unknown name."""
         for name, value in tensors.items():
             if name in self.frozen:
                 self.changed.add(name)
@@ -52,14 +52,14 @@ class TunedModel:
             own.data = value.detach().to(own.device, own.dtype, copy=True)
 
     def reset(self, names: Iterable[str]) -> None:
-        """Put back what training began with: values of the base, and the seeded fresh ones."""
+        """Restore the values that training began with: those of the base, and the seeded initial values."""
         wanted = set(names)
         self._remember(wanted)
         self.write({name: self.initial_values[name] for name in wanted})
 
     def base_weight(self, name: str) -> torch.Tensor:
-        """What the model stands on, to be changed in place: a frozen weight, or what a trained one is reset to, in
-        float32 where the model itself has 16 bits."""
+        """Return a base weight, to be changed in place: a frozen weight, or the value that a trained one is reset to;
+        float32 if the model itself has 16 bits."""
         self.journaled.add(name)
         if name in self.frozen:
             return self.frozen[name].data
@@ -67,16 +67,16 @@ class TunedModel:
         return self.initial_values[name]
 
     def shift(self, name: str, change: torch.Tensor) -> None:
-        """Add to what the model stands on: in float64 on the CPU, so that every machine rounds alike, and once."""
+        """Add `change` to a base weight, in float64 on the CPU, so that every machine rounds alike, and only once."""
         base_weights = self.base_weight(name)
         base_weights.copy_(base_weights.cpu().double() + change.cpu())
 
     def shift_product(self, name: str, product: torch.Tensor) -> None:
-        """Add an outputs x inputs matrix to a linear layer's weight that the model stands on, as `shift` does."""
+        """Add an outputs x inputs matrix to the base weight of a linear layer, as `shift` does."""
         self.shift(name, product.T if name in self.transposed else product)
 
     def _remember(self, names: set[str]) -> None:
-        """Fresh values are copied, or built again where training has begun, when they are first asked for, and kept."""
+        """Keep the initial values of `names`: copy them, or rebuild them if training has begun."""
         if names - self.initial_values.keys():
             built = self.trained if self.untouched else build(self.base, self.config, self.rank, "cpu").trained
             self.initial_values = {
@@ -85,13 +85,13 @@ class TunedModel:
 
 
 def _master(tensor: torch.Tensor, device: str) -> torch.Tensor:
-    """A copy in at least float32, contiguous: small changes must not be lost in 16 bits."""
+    """Return a contiguous copy in at least float32, because 16 bits lose small changes."""
     wide = torch.promote_types(tensor.dtype, torch.float32)
     return tensor.detach().to(device, wide, copy=True, memory_format=torch.contiguous_format)
 
 
 def build(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
-    """A fresh model. What the base has no weights for is drawn from the run's seed: the same on every machine."""
+    """Return a new model. Weights that the base lacks are drawn from the run's seed: the same on every machine."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "init"))
         found = loaded(base, config)
@@ -107,25 +107,25 @@ def build(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
 
 
 def _narrow(dtype: torch.dtype, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    """Inputs in the model's dtype: some models of images see to that, others do not."""
+    """Return the inputs in the model's dtype. Some image models cast them, others do not."""
     inputs = {n: v.to(dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for n, v in named.items()}
     return given, inputs
 
 
 def tuned_model(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
-    """The model of this process: built once, then reused for every node and round. Whoever uses it first brings
-    it to where it shall be (`strategies.protocol.journal`)."""
+    """Return the model of this process: built once, then reused for every node and round. The caller must first bring
+    it to the wanted journal position (`strategies.protocol.journal`)."""
     return kept_model(base, config.shaping(), rank, device)
 
 
 @lru_cache(maxsize=1)
 def kept_model(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
-    """What `tuned_model` keeps."""
+    """Return the model that `tuned_model` keeps."""
     kept_model.cache_clear()  # before the next is built: never two models at once
     return build(base, config, rank, device)
 
 
 def pristine(model: TunedModel) -> TunedModel:
-    """This process's model, built again from the base."""
+    """Return this process's model, rebuilt from the base."""
     kept_model.cache_clear()
     return tuned_model(model.base, model.config, model.rank, model.device)

@@ -22,34 +22,34 @@ def trained(module: nn.Module, tuning: Tuning) -> dict[str, torch.Tensor]:
 
 
 def frozen(module: nn.Module, tuning: Tuning, trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """All other parameters, but for peft's untouched copies of a head or a norm layer that trains."""
+    """Return all other parameters, except peft's unchanged copies of a head or a norm layer that trains."""
     names = _names(module, tuning)
     named = {names[n]: p for n, p in module.named_parameters() if ".original_module." not in n}
     return {name: parameter for name, parameter in named.items() if name not in trained}
 
 
 def transposed(module: nn.Module, tuning: Tuning) -> frozenset[str]:
-    """Names of the weights of linear layers that are inputs x outputs."""
+    """Return the names of the weights of linear layers whose shape is inputs x outputs."""
     weights = {id(layer.weight) for layer in module.modules() if is_transposed(layer)}
     names = _names(module, tuning)
     return frozenset(names[name] for name, parameter in module.named_parameters() if id(parameter) in weights)
 
 
 def by_peft(module: nn.Module) -> bool:
-    """Has peft added what trains?"""
+    """Return whether peft added the parameters that train."""
     return hasattr(module, "peft_config")
 
 
 def _names(module: nn.Module, tuning: Tuning) -> dict[str, str]:
-    """The name on the wire of every parameter."""
+    """Return the name on the wire of every parameter."""
     if not by_peft(module):
         return {name: name for name, _ in module.named_parameters()}
-    learned = module.peft_config[ADAPTER].is_prompt_learning  # type: ignore  # these stand beside the model, not in it
+    learned = module.peft_config[ADAPTER].is_prompt_learning  # type: ignore  # these are outside the model
     prefix = "base_model." if learned else "base_model.model."
     return {name: tuning.wire_name(wire_name(name, prefix)) for name, _ in module.named_parameters()}
 
 
 def wire_name(name: str, prefix: str = "base_model.model.") -> str:
-    """A parameter's name without what peft wraps round it."""
+    """Return a parameter's name without the prefixes that peft adds."""
     name = name.removeprefix(prefix).replace(f".modules_to_save.{ADAPTER}.", ".").replace(".ln_tuning_layers.", ".")
     return name.replace(f".{ADAPTER}.", ".").replace(".base_layer.", ".").removesuffix(f".{ADAPTER}")

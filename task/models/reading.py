@@ -1,4 +1,4 @@
-"""Reading a base's weights into a model of transformers: all that its body needs, under whatever prefix they are."""
+"""Read a base's weights into a transformers model: everything its body needs, under any prefix."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -19,14 +19,14 @@ from task.models.base import Base, BaseError
 from task.models.heads import by_labels, head_modules
 from task.models.lacking import Report, check_body, prefixes, unused
 
-TRIES = 4  # prefixes that are looked at
+TRIES = 4  # prefixes to try
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Read:
-    """A model, how its load went, its parameters that follow the number of labels, and what is to be said."""
+    """A model, the report of its load, its parameters whose shape follows the number of labels, and notices."""
 
     module: Any
     report: Report
@@ -35,7 +35,7 @@ class Read:
 
 
 def read(base: Base, config: TaskConfig, options: dict[str, Any]) -> Read:
-    """The model of `task.kind` with these settings instead of the base's own. Raises BaseError."""
+    """Return the model of `task.kind` with these settings in place of the base's own. Raises BaseError."""
     files = check(base.folder)
     shapes, state = weights(files), torch.get_rng_state()
     module, report = _loaded(base, config, options, shapes)
@@ -66,7 +66,7 @@ def read(base: Base, config: TaskConfig, options: dict[str, Any]) -> Read:
 
 
 def own_settings(base: Base, config: TaskConfig) -> Any:
-    """The base's settings as transformers reads them, with its defaults for what they leave out. Raises BaseError."""
+    """Return the base's settings as transformers reads them, with defaults for missing keys. Raises BaseError."""
     import transformers
 
     check(base.folder)
@@ -80,7 +80,7 @@ def own_settings(base: Base, config: TaskConfig) -> Any:
 
 
 def _ends(module: Any, labelled: dict[str, int], report: Report) -> list[str]:
-    """The modules that may be drawn at random: none where the kind draws no head."""
+    """Return the modules that may be initialised at random; none if the kind draws no head."""
     return head_modules(module, labelled, report.drawn) if labelled else []
 
 
@@ -95,7 +95,7 @@ def _loaded(base: Base, config: TaskConfig, options: dict[str, Any], shapes: Sha
             module, loading = auto.from_pretrained(
                 folder,
                 **options,
-                ignore_mismatched_sizes=True,  # a head for other labels is replaced by a fresh one; else they are said
+                ignore_mismatched_sizes=True,  # a head for other labels is drawn anew; others are reported
                 dtype=getattr(torch, config.model.dtype),
                 use_safetensors=True,
                 local_files_only=True,
@@ -108,7 +108,7 @@ def _loaded(base: Base, config: TaskConfig, options: dict[str, Any], shapes: Sha
 
 
 def _loaded_under(prefix: str, files: Mapping[str, Path], kind: Any, settings: Any) -> tuple[Any, Report]:
-    """The same model from the weights whose names begin with `prefix`, without it."""
+    """Return the model built from the weights under `prefix`, with the prefix removed."""
     stored: dict[str, torch.Tensor] = {}
     for name in files:
         if is_weights(name):
@@ -127,13 +127,13 @@ def _loaded_under(prefix: str, files: Mapping[str, Path], kind: Any, settings: A
 
 @contextmanager
 def _visible(base: Base, config: TaskConfig) -> Iterator[Path]:
-    """What the library sees of a base: code that comes with it reads what it likes."""
+    """Yield the folder that the library reads: the base itself if its own code may run, else a checked copy."""
     with nullcontext(base.folder) if config.model.trust_remote_code else shown(base.folder) as folder:
         yield folder
 
 
 def _refusal(error: Exception, base: Base, config: TaskConfig) -> Exception:
-    """What an error of the library means: a base that cannot be used, but where it is a lack of memory."""
+    """Return the error to raise for a library error: BaseError, unless memory ran out."""
     if isinstance(error, BaseError) or ran_out(error):
         return error
     if "Unrecognized configuration class" in str(error):

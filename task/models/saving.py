@@ -1,7 +1,7 @@
 """Tuned models as folders, for peft, for transformers, or for `restored`.
 
-A folder has all that the base had beside its weights: tokenizer, processor, chat template, settings of generation. So
-who loads the model reads rows as they were read in training.
+A folder has everything the base had besides its weights: tokenizer, processor, chat template, generation settings. A
+loaded model therefore reads rows as in training.
 """
 
 import json
@@ -32,16 +32,17 @@ from task.tunings.base import OWN, TRANSFORMERS, Tuning, TuningError
 
 SETTINGS, TENSORS, BASE = "tuning.json", "tuning.safetensors", "base"
 ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
-# Settings that transformers writes by itself, and that change nothing of what a model computes.
+# Settings that transformers writes by itself. They do not change what a model computes.
 IDLE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 
 def save(model: TunedModel, folder: Path, base_name: str) -> None:
-    """Write a folder that loads: peft's where peft has added what trains (it names its base), the plain model as
-    transformers has it where the tuning changes or folds into that, else one for `restored`.
+    """Write a folder that loads.
 
-    Where the frozen weights are no longer those of the base, the base is written beside it. The ranks in the model must
-    be those it was built with: peft writes that rank into its config.
+    The format is peft's if peft added the parameters that train (it names its base), the plain transformers model if
+    the tuning changes that or folds into it, else the one that `restored` loads. If the frozen weights differ from the
+    base, the base is written into the folder too. The model must have the ranks it was built with: peft writes that
+    rank into its config.
     """
     if by_peft(model.module):
         _save_peft(model, folder, _base_name(model, folder, base_name))
@@ -61,9 +62,11 @@ def saved_as(config: TaskConfig) -> str:
 
 
 def save_base(model: TunedModel, folder: Path) -> str:
-    """Return the name under which an adapter finds its base: its own, or `folder`, to which it is written where its own
-    name does not do. That is the embedded base; a classifier whose settings are not those of the run, as peft and
-    transformers take the labels from the base; and a base that was not read as it lies in its files.
+    """Return the name under which an adapter finds its base: the base's own name, or `folder`.
+
+    The base is written to `folder` if its own name is not enough: for the embedded base; for a classifier whose
+    settings differ from the run's, because peft and transformers take the labels from the base; and for a base that was
+    not read exactly as stored.
     """
     base, config = model.base, model.config
     if saved_as(config) == TRANSFORMERS:
@@ -79,24 +82,24 @@ def save_base(model: TunedModel, folder: Path) -> str:
 
 
 def _is_as_saved(model: TunedModel) -> bool:
-    """Whether whoever loads the base by its name gets what was trained on."""
+    """Return whether loading the base by its name gives the weights that the run started from."""
     said = set(model.notices) - set(stacked(model.module, model.config.tuning))
     return not said and _settings_of(model.module.config) == _settings_of(own_settings(model.base, model.config))
 
 
 def _settings_of(config: Any) -> dict[str, Any]:
-    """What a model's settings say of what it computes, labels among them."""
+    """Return the model settings that affect what it computes, labels included."""
     said = config.to_dict() | {"id2label": config.id2label, "num_labels": config.num_labels}
     return {key: value for key, value in said.items() if key not in IDLE}
 
 
 def restored(folder: Path | str, base: str = "", trust_remote_code: bool = False) -> nn.Module:
-    """The model of a folder with a `tuning.json`, ready to use: the base, and what was trained on it.
+    """Return the model of a folder with a `tuning.json`, ready to use: the base and the trained tensors.
 
-    `base` is a folder or a hub id; empty: the one that the folder names, as far as that leads nowhere but to the hub,
-    or has in it or beside it. Code that comes with the base runs only where `trust_remote_code`, whatever the folder
-    says. Raises BaseError where the base cannot be had, ConfigError for settings that cannot be read, TuningError where
-    the tensors do not fit the base.
+    `base` is a folder or a hub id; empty: the base that the folder names, if it is on the hub, in the folder, or next
+    to it. Code that comes with the base runs only if `trust_remote_code` is set, whatever the folder says. Raises
+    BaseError if the base is not available, ConfigError if the settings cannot be read, TuningError if the tensors do
+    not fit the base.
     """
     folder = Path(folder)
     about = _about(folder / SETTINGS)
@@ -119,7 +122,7 @@ def restored(folder: Path | str, base: str = "", trust_remote_code: bool = False
 
 
 def _about(path: Path) -> dict[str, Any]:
-    """The name of the base and the settings. Raises ConfigError."""
+    """Return the name of the base and the settings. Raises ConfigError."""
     try:
         found = read_json(path)
     except JSONError as error:
@@ -131,8 +134,8 @@ def _about(path: Path) -> dict[str, Any]:
 
 
 def _named(folder: Path, name: str) -> str:
-    """The base that a folder names or has in it. Raises BaseError for a path to anywhere else: others may have written
-    the folder."""
+    """Return the base that a folder names or contains. Raises BaseError for a path to any other place: the folder may
+    come from somebody else."""
     own_base = folder / BASE
     if own_base.is_dir():
         return str(own_base)
@@ -145,7 +148,7 @@ def _named(folder: Path, name: str) -> str:
 
 
 def _base_name(model: TunedModel, folder: Path, base_name: str) -> str:
-    """Where the base is: it is written beside where the frozen weights are no longer those of the base."""
+    """Return the name of the base. If the frozen weights differ from the base, write them into `folder` first."""
     if not (model.position or model.changed):
         return base_name
     place = folder / BASE
@@ -155,8 +158,8 @@ def _base_name(model: TunedModel, folder: Path, base_name: str) -> str:
 
 
 def _copy_rest(base: Base, folder: Path) -> None:
-    """Copy what the base has beside weights, as far as the folder lacks it. Where peft reads a folder, a config.json
-    would say that all weights are in it."""
+    """Copy the base's files other than weights, unless the folder has them. A folder for peft gets no config.json,
+    which would say that all weights are in it."""
     adapted = (folder / ADAPTER_CONFIG).exists()
     for name, path in listed(base.folder).items():
         theirs = is_weights(name) or name == INDEX or (adapted and name == CONFIG)
@@ -168,7 +171,7 @@ def _copy_rest(base: Base, folder: Path) -> None:
 def _save_peft(model: TunedModel, folder: Path, base_name: str) -> None:
     model.module.peft_config[ADAPTER].base_model_name_or_path = base_name  # type: ignore
     model.module.save_pretrained(folder)  # type: ignore[operator]
-    (folder / "README.md").unlink(missing_ok=True)  # a blank form with this machine's paths
+    (folder / "README.md").unlink(missing_ok=True)  # an empty template with this machine's paths
     _rename(folder / ADAPTER_TENSORS, model.config.tuning)
     if kind := kinds.of(model.config).peft_task_type:
         path = folder / ADAPTER_CONFIG
@@ -177,7 +180,7 @@ def _save_peft(model: TunedModel, folder: Path, base_name: str) -> None:
 
 
 def _rename(path: Path, tuning: Tuning) -> None:
-    """Give the tensors of an adapter the names that the tuning wants them saved under."""
+    """Rename the tensors of an adapter to the names that the tuning saves."""
     tensors = load_file(path)
     named = {tuning.saved_name(name): tensor for name, tensor in tensors.items()}
     if named.keys() != tensors.keys():
@@ -185,7 +188,7 @@ def _rename(path: Path, tuning: Tuning) -> None:
 
 
 def _save_own(model: TunedModel, folder: Path, base_name: str) -> None:
-    """Like a peft folder: what was trained, the settings that shape it, and the name of the base."""
+    """Write the trained tensors, the settings that shape them, and the name of the base, as a peft folder does."""
     folder.mkdir(parents=True, exist_ok=True)
     model.module.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
     about = {"base": base_name, "settings": flatten(model.config.shaping(), changed_only=True)}
@@ -194,7 +197,7 @@ def _save_own(model: TunedModel, folder: Path, base_name: str) -> None:
 
 
 def _plain(model: TunedModel, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
-    """The model as transformers has it, with these tensors in it."""
+    """Return the plain transformers model with these tensors."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(model.config.seed, "init"))  # a head that the base lacks is drawn
         plain = loaded(model.base, model.config).module

@@ -1,4 +1,4 @@
-"""Apply the configured tuning to a fresh model, and say what it does not reach."""
+"""Apply the configured tuning to a new model, and report what it does not reach."""
 
 import re
 
@@ -11,17 +11,17 @@ from task.kinds import registry as kinds
 from task.tunings import registry
 from task.tunings.base import Head, Tuning, TuningError
 
-LONGEST = 200  # characters of what a library says
+LONGEST = 200  # characters of a library's error message
 
 
 def tuned(module: nn.Module, head: Head, config: TaskConfig, rank: int) -> nn.Module:
-    """Apply the tuning of `config` to a fresh model. Raises TuningError where it does not fit, whoever finds that."""
+    """Apply the tuning of `config` to a new model. Raises TuningError if it does not fit, also for errors of peft."""
     tuning = config.tuning
     try:
         return tuning.apply(module, head, kinds.of(config), rank)
     except TuningError:
         raise
-    except Exception as error:  # peft raises whatever it comes upon
+    except Exception as error:  # peft raises errors of many types
         if ran_out(error):
             raise
         cause = f"{type(error).__name__}: {first_sentence(error)}".rstrip(": ")
@@ -33,13 +33,13 @@ def tuned(module: nn.Module, head: Head, config: TaskConfig, rank: int) -> nn.Mo
 
 
 def first_sentence(error: Exception) -> str:
-    """Return what a library says of an error, as far as one sentence of ours can hold it."""
+    """Return the first sentence of a library's error message, short enough to quote."""
     return re.split(r"\.\s|\n", str(error).strip())[0].rstrip(".")[:LONGEST]
 
 
 def stacked(module: nn.Module, tuning: Tuning) -> list[str]:
-    """Return what is to be said of matrices that a tuning of linear layers does not reach, as they are stacked in one
-    parameter: the experts of a mixture are."""
+    """Return notices on matrices that a tuning of linear layers does not reach because they are stacked in one
+    parameter, such as the experts of a mixture."""
     if not tuning.on_linear_layers:
         return []
     sizes = [

@@ -18,9 +18,9 @@ RGB = 3
 
 def usage(config: TaskConfig, base: Base, folder: Path | str, base_folder: str = "") -> list[str]:
     """Return the lines for a model that `task.models.saving` wrote to `folder`. They run as they are, on an empty
-    input, in whose place people put their own.
+    input, which users replace by their own.
 
-    `base_folder` is where the base is, if `restored` is to be told: a folder is not believed a path out of it.
+    `base_folder` is where the base is, if `restored` needs it as an argument: it follows no path out of `folder`.
     """
     kind, channels = kinds.of(config), settings(base.folder / CONFIG).get("num_channels", RGB)
     if kind.images and channels != RGB:
@@ -35,7 +35,7 @@ def usage(config: TaskConfig, base: Base, folder: Path | str, base_folder: str =
 
 
 def _loaded(config: TaskConfig, folder: str, base_folder: str) -> tuple[str, str]:
-    """What is imported, and the arguments of a pipeline."""
+    """Return the imports and the arguments of a pipeline."""
     if saved_as(config) != OWN and config.tuning.transformers_loads:
         return "from transformers import pipeline", f"model={folder!r}"
     reader, what = (
@@ -64,7 +64,7 @@ def _call(config: TaskConfig, loader: str, folder: str, base_folder: str) -> str
 
 
 def _loader(config: TaskConfig) -> tuple[str, str]:
-    """What loads the model, and where that is from."""
+    """Return the name of the loader and the module to import it from."""
     if saved_as(config) == OWN:
         return "task.models.saving", "restored"
     kind = kinds.of(config)
@@ -76,7 +76,7 @@ def _loader(config: TaskConfig) -> tuple[str, str]:
 def ready(config: TaskConfig, base: Base, folder: Path) -> nn.Module:
     """Return the model that these lines load, in evaluation mode. `folder` is where `task.models.saving` wrote it.
 
-    Raises BaseError where its base cannot be had.
+    Raises BaseError if its base is not available.
     """
     source, loader = _loader(config)
     name, _, method = loader.partition(".")

@@ -1,4 +1,4 @@
-"""Which versions of what computes are installed here, read without importing any of it."""
+"""The installed versions of the packages that compute, read without importing them."""
 
 import platform
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ PACKAGES = ("torch", "transformers", "peft", "flwr")
 
 
 def versions() -> dict[str, str]:
-    """Versions by name, Python's first; an empty one for what is not installed."""
+    """Return versions by name, Python first; an empty text for a package that is not installed."""
     return {"python": platform.python_version()} | {name: _installed(name) for name in PACKAGES}
 
 
-@lru_cache  # of a simulation's nodes each says them, and metadata takes milliseconds to read
+@lru_cache  # every simulated node reports them, and reading metadata takes milliseconds
 def _installed(name: str) -> str:
     try:
         return version(name)
@@ -22,11 +22,11 @@ def _installed(name: str) -> str:
 
 
 def written(found: Mapping[str, str]) -> str:
-    """Versions for people, and for a profile."""
+    """Return the versions as text, for people and for a profile."""
     return ", ".join(f"{name} {number or '(none)'}" for name, number in found.items())
 
 
 def differing(said: str, ours: str) -> str:
-    """Of versions as `written`, those that are not ours; empty where all are."""
+    """Return the versions in `said`, as `written` gives them, that differ from `ours`; empty if none does."""
     own = ours.split(", ")
     return ", ".join(part for part in said.split(", ") if part not in own)

@@ -1,10 +1,10 @@
-"""DP-SGD: local steps after which nobody can tell whether any one row was among a node's, through Opacus.
+"""DP-SGD by Opacus: differentially private local steps, which protect each row of a node.
 
 Abadi et al., "Deep Learning with Differential Privacy", arXiv 1607.00133, Algorithm 1. In every step each row takes
-part by itself with probability batch-size / rows; its gradient, over all that trains as one vector, is clipped;
-normal noise is added to the sum, and this is divided by the expected size of the batch. Opacus clips and keeps the
-sum; what steps cost is not counted here. Gradients of single rows come from torch's vmap, which is right for any
-module whose rows do not see each other; batches and noise from secret randomness.
+part independently with probability batch-size / rows. Its gradient, over all trained parameters as one vector, is
+clipped. Normal noise is added to the sum, which is divided by the expected batch size. Opacus clips and sums; the
+privacy cost of steps is not counted here. Per-row gradients come from torch's vmap, which is correct for any module
+whose rows do not affect each other. Batches and noise come from secure randomness.
 """
 
 from collections.abc import Mapping
@@ -25,20 +25,20 @@ from task.training.trainer import Penalty, Trainer, Unsuited
 if TYPE_CHECKING:
     from task.data.rows import Rows
 
-TOGETHER = 16  # rows whose gradients are held at a time
+TOGETHER = 16  # rows whose gradients are in memory at a time
 MASK = "attention_mask"
 
 
 class Unpaid(ValueError):
-    """More steps than were paid for."""
+    """More steps than the privacy budget pays for."""
 
     public = "more private steps were asked for than were paid for"
 
 
 @dataclass
 class PrivateSteps:
-    """What a trainer does instead of its plain loop: as many steps as were paid for, and no more. `noise` is in clips,
-    `rate` the probability with which a row takes part in a step."""
+    """Private steps in place of a trainer's plain loop, at most as many as are paid for. `noise` is in units of the
+    clipping norm; `rate` is the probability that a row takes part in a step."""
 
     noise: float
     clip: float
@@ -53,8 +53,8 @@ class PrivateSteps:
         plain: torch.optim.Optimizer,
         penalties: list[Penalty | None],
     ) -> dict[str, float]:
-        """Train in place. Returns the number of steps; no loss, which would say something of the rows. Raises
-        Unpaid before any step where there are more than were paid for."""
+        """Train in place. Return the number of steps, and no loss, which would reveal something about the rows. Raises
+        Unpaid, before any step, for more steps than are paid for."""
         rows = len(trainer.rows)
         steps = steps_of(trainer.config, rows)
         if steps > self.steps:
@@ -80,17 +80,17 @@ class PrivateSteps:
 
 
 class SecretOptimizer(DPOptimizer):  # type: ignore[misc]
-    """Opacus's, with noise that has no seed."""
+    """Opacus's optimizer with noise from the secure source, which has no seed."""
 
     def add_noise(self) -> None:
-        """`grad` becomes the sum of clipped gradients and noise."""
+        """Set `grad` to the sum of the clipped gradients and the noise."""
         for parameter in self.params:
             noise = normal(parameter.shape, self.noise_multiplier * self.max_grad_norm)
             parameter.grad = parameter.summed_grad + noise.to(parameter)
 
 
 def _parameters(model: TunedModel, live: Mapping[str, torch.Tensor]) -> list[torch.nn.Parameter]:
-    """What trains. Raises Unsuited where rows would see each other."""
+    """Return the parameters that train. Raises Unsuited if rows of a batch affect each other."""
     problems = [str(error) for error in ModuleValidator.validate(model.module, strict=False)]
     parameters = [tensor for tensor in live.values() if isinstance(tensor, torch.nn.Parameter)]
     if len(parameters) < len(live):
@@ -101,7 +101,7 @@ def _parameters(model: TunedModel, live: Mapping[str, torch.Tensor]) -> list[tor
 
 
 def _step(optimizer: SecretOptimizer, model: TunedModel, rows: "Rows", rate: float, device: str) -> None:
-    """Draw a batch, and leave the noised mean of its clipped gradients in `grad`."""
+    """Draw a batch, and set `grad` to the noised mean of its clipped gradients."""
     optimizer.zero_grad(set_to_none=True)
     drawn = (uniform(len(rows)) <= rate).nonzero().flatten()
     for positions in torch.split(drawn, TOGETHER) if len(drawn) else (drawn,):
@@ -117,7 +117,7 @@ def _step(optimizer: SecretOptimizer, model: TunedModel, rows: "Rows", rate: flo
 def _gradients(
     model: TunedModel, parameters: list[torch.nn.Parameter], batch: Mapping[str, torch.Tensor]
 ) -> list[torch.Tensor]:
-    """The gradient of each row's own loss, stacked, for every parameter."""
+    """Return, for every parameter, the gradients of each row's own loss, stacked."""
     names = {id(parameter): name for name, parameter in model.module.named_parameters()}
     live = {names[id(parameter)]: parameter.detach() for parameter in parameters}
     rest = {name: p.detach() for name, p in model.module.named_parameters() if name not in live}
@@ -125,19 +125,19 @@ def _gradients(
 
     def loss(trained: dict[str, torch.Tensor], row: dict[str, torch.Tensor]) -> torch.Tensor:
         inputs = {name: tensor.unsqueeze(0) for name, tensor in row.items()}
-        if MASK in inputs:  # whole, because transformers would look into one by tokens, which vmap does not allow
+        if MASK in inputs:  # the full mask: vmap does not allow transformers to branch on a token mask's values
             length = inputs[MASK].shape[1]
             inputs[MASK] = inputs[MASK].bool()[:, None, None, :].expand(1, 1, length, length)
         found: torch.Tensor = functional_call(model.module, (trained, rest), (), inputs).loss
         return found
 
-    with sdpa_kernel(SDPBackend.MATH):  # the fused ones work on one row at a time under vmap
+    with sdpa_kernel(SDPBackend.MATH):  # under vmap the fused kernels work on one row at a time
         samples = vmap(grad(loss), in_dims=(None, 0), randomness="different")(live, dict(batch))
     return [samples[names[id(parameter)]] for parameter in parameters]
 
 
 def _add_gradient(parameters: list[torch.nn.Parameter], penalty: torch.Tensor) -> None:
-    """A penalty sees no rows: its gradient needs neither clip nor noise."""
+    """Add the gradient of a penalty. It depends on no row, so it needs neither clipping nor noise."""
     for parameter, more in zip(parameters, torch.autograd.grad(penalty, parameters, allow_unused=True), strict=True):
         if more is not None:
             assert parameter.grad is not None

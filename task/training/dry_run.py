@@ -1,7 +1,7 @@
-"""Running a model once before a run, as its rounds will: what a round would fail with is found, and said, before it.
+"""A dry run: the model is scored and trained once before the rounds, so that errors appear before any round starts.
 
-Two rows do: the longest that the settings allow and the shortest that there is, alone, beside each other, and as a
-local step. What fails is looked at again, with shorter rows and with other tunings, to say what to change.
+Two rows are enough: the longest that the settings allow and the shortest in the data, each alone, in one batch, and as
+a local step. After a failure, shorter rows and other tunings are tried to find out what to change.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,13 +20,13 @@ from task.training.extremes import extremes, stretched
 from task.training.trainer import Trainer, Unsuited, evaluate
 from task.tunings import registry
 
-SLACK = 3.0  # times the root of the dtype's precision: how far logits may be from those of the same row alone
+SLACK = 3.0  # tolerance between logits in a batch and alone, in units of the square root of the dtype's precision
 
 Wrapped = Callable[[Trainer], Trainer]
 
 
 class DryRunError(ValueError):
-    """A model that cannot be trained as the settings ask. `public`: without what a library says."""
+    """A model that cannot be trained with these settings. `public` leaves out the library's own message."""
 
     def __init__(self, message: str, public: str = "") -> None:
         super().__init__(message)
@@ -34,9 +34,9 @@ class DryRunError(ValueError):
 
 
 def dry_run(model: TunedModel, trainer: Trainer, wrapped: Wrapped = lambda trainer: trainer) -> tuple[str, ...]:
-    """Score `model` and train it for a step, as `wrapped` has the trainer; return what is to be said of that.
+    """Score `model` and train it for one step, with the trainer as `wrapped` changes it; return notices.
 
-    The model is of no use afterwards: it was trained. torch's random state is as before. Raises DryRunError.
+    The model was trained and must not be used afterwards. torch's random state is restored. Raises DryRunError.
     """
     once = _Once(model, _small(trainer), wrapped)
     with torch.random.fork_rng(devices=[]):
@@ -47,14 +47,14 @@ def dry_run(model: TunedModel, trainer: Trainer, wrapped: Wrapped = lambda train
             raise
         except (TooFewRows, Unsuited) as error:
             raise DryRunError(str(error)) from error
-        except Exception as error:  # whatever model, tuning or a library raise: they have no kind in common
+        except Exception as error:  # models, tunings and libraries raise errors with no common base class
             if ran_out(error):
                 raise
             raise once.diagnosed(error) from error
 
 
 def _small(trainer: Trainer) -> Trainer:
-    """The trainer for a step of two rows, or for two of one where `batch-size` is 1."""
+    """Return the trainer for one step of two rows, or for two steps of one row if `batch-size` is 1."""
     batch = min(2, trainer.config.batch_size)
     config = replace(trainer.config, batch_size=batch, local_steps=2 // batch)
     return replace(trainer, config=config, rows=extremes(trainer.rows, config.data.max_length))
@@ -62,14 +62,14 @@ def _small(trainer: Trainer) -> Trainer:
 
 @dataclass(frozen=True)
 class _Once:
-    """One dry run; `trainer` has two rows, the first is the longest."""
+    """One dry run. `trainer` has two rows; the first is the longest."""
 
     model: TunedModel
     trainer: Trainer
     wrapped: Wrapped
 
     def run(self) -> None:
-        """Raises DryRunError, and whatever else goes wrong."""
+        """Score and train. Raises DryRunError, and any error of the model, the tuning or a library."""
         self._check_tokens()
         self._check_neighbours()
         scores = evaluate(self.model, self.trainer.rows, self.trainer.device)
@@ -77,7 +77,7 @@ class _Once:
         self.train()
 
     def said(self) -> Iterator[str]:
-        """What is to be said of the step that was done."""
+        """Yield notices on the step."""
         trained = self.model.trained
         idle = [name for name, tensor in trained.items() if tensor.grad is None]
         if self.model.config.tuning.adds and 0 < len(idle) < len(trained):
@@ -93,7 +93,7 @@ class _Once:
             )
 
     def train(self) -> None:
-        """One step, with privacy and penalties."""
+        """Train one step, with privacy and penalties."""
         metrics = self.wrapped(self.trainer).fit(self.model)
         self._check_finite("the loss of a step", metrics.get("train-loss", 0.0))
         for name, tensor in self.model.trained.items():
@@ -101,7 +101,7 @@ class _Once:
                 raise self._overflow(f"after a step '{name}'")
 
     def _check_tokens(self) -> None:
-        """Every token needs an embedding: without one torch speaks of an index, and an accelerator breaks down."""
+        """Raise unless every token has an embedding. torch would report only an index; an accelerator would crash."""
         tokens, embedding = self.trainer.rows.inputs.tokens, _embedding(self.model.module)
         if tokens is None or embedding is None:
             return
@@ -114,7 +114,7 @@ class _Once:
             )
 
     def _check_neighbours(self) -> None:
-        """A row's logits must be those that it has alone."""
+        """Raise if a row's logits depend on the other rows of its batch."""
         apart = self._apart()
         if not apart:
             return
@@ -127,7 +127,7 @@ class _Once:
         )
 
     def _apart(self) -> float:
-        """How far a row's logits beside another are from those alone, as a share of the largest; 0 for rounding."""
+        """Return how far a row's logits in a batch are from those alone, relative to the largest; 0 for rounding."""
         together, found = self._logits([0, 1]), 0.0
         for place in (0, 1):
             alone = self._logits([place])[0]
@@ -138,7 +138,7 @@ class _Once:
         return found
 
     def _logits(self, places: list[int]) -> list[torch.Tensor]:
-        """Of every row, in evaluation mode, without gradients; where tokens are learned, those of its own tokens."""
+        """Return the logits of every row, in evaluation mode, without gradients; of its own tokens if it has any."""
         module, rows = self.model.module.eval(), self.trainer.rows
         batch = rows.batch(places, self.trainer.device)
         batch.pop("labels")
@@ -146,7 +146,7 @@ class _Once:
             logits: torch.Tensor = module(**batch).logits
         if not kinds.of(self.model.config).per_token:
             return list(logits)
-        own = logits[:, -batch["input_ids"].shape[1] :]  # behind those of soft prompts
+        own = logits[:, -batch["input_ids"].shape[1] :]  # after the logits of soft prompts
         return [row[mask.bool()] for row, mask in zip(own, batch["attention_mask"], strict=True)]
 
     def _check_finite(self, what: str, number: float) -> None:
@@ -162,7 +162,7 @@ class _Once:
 
     # ------------------------------------------------------------------------------------------- what to change
     def diagnosed(self, error: Exception) -> DryRunError:
-        """What an error that is not ours means."""
+        """Return the DryRunError that explains an error of a library."""
         says = f"{type(error).__name__}: {first_sentence(error)}".rstrip(": ")
         tuning = self.model.config.tuning
         if longest := self._longest():
@@ -188,7 +188,7 @@ class _Once:
         return DryRunError(f"{problem} ({says}); use another base", problem)
 
     def _longest(self) -> int:
-        """The length of the longest row that the model reads; 0 where rows are not too long for it, or not alone."""
+        """Return the longest row length that the model reads; 0 if length is not the problem, or not the only one."""
         if (tokens := self.trainer.rows.inputs.tokens) is None:
             return 0
         fits, fails = int(np.diff(tokens.offsets).min()), self.trainer.config.data.max_length
@@ -209,7 +209,7 @@ class _Once:
         return _succeeds(lambda: self._with(tuning).train())
 
     def _with(self, tuning: str = "", dtype: str = "") -> "_Once":
-        """The same with another tuning or dtype, and without wrappers."""
+        """Return the same dry run with another tuning or dtype, and without wrappers."""
         own = self.model.config
         config = replace(
             own,
@@ -222,7 +222,7 @@ class _Once:
 
 
 def _succeeds(work: Callable[[], object]) -> bool:
-    """Does it end without an error? Which one does not matter: another was found before, and that is told."""
+    """Return whether `work` ends without an error. Which error does not matter: the first one is reported."""
     try:
         work()
     except Exception as error:
@@ -233,9 +233,9 @@ def _succeeds(work: Callable[[], object]) -> bool:
 
 
 def _embedding(module: Any) -> torch.nn.Embedding | None:
-    """The embedding of tokens, where the model has one as torch has them."""
+    """Return the token embedding, if the model has a torch embedding; else None."""
     try:
         found = module.get_input_embeddings()
-    except (AttributeError, NotImplementedError):  # how transformers says that there is none
+    except (AttributeError, NotImplementedError):  # transformers' way to report that there is none
         return None
     return found if isinstance(found, torch.nn.Embedding) else None

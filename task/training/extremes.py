@@ -1,4 +1,4 @@
-"""Two rows that are all a model meets: the longest that there could be, and the shortest that there is."""
+"""The two extreme rows that a model may see: the longest possible one, and the shortest in the data."""
 
 import numpy as np
 
@@ -6,8 +6,8 @@ from task.data.rows import Rows
 
 
 def extremes(rows: Rows, most: int) -> Rows:
-    """Return two rows: the longest that there could be, made of the longest that there is, and the shortest; of images
-    the first and the last."""
+    """Return two rows: the longest possible one, made from the longest in the data, and the shortest; for images, the
+    first and the last row."""
     if rows.inputs.tokens is None:
         return rows.select([0, len(rows) - 1])
     order = np.argsort(rows.lengths, kind="stable")
@@ -15,7 +15,7 @@ def extremes(rows: Rows, most: int) -> Rows:
 
 
 def stretched(rows: Rows, length: int) -> Rows:
-    """Return the same two rows, the first of `length` tokens: what is between its first and last is repeated, or left
+    """Return the same two rows, the first with `length` tokens: those between its first and last are repeated or left
     out."""
     assert rows.indices is not None
     return Rows(rows.inputs.stretched(rows.indices, length), rows.labels, rows.names, indices=np.arange(2))

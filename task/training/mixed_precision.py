@@ -1,7 +1,6 @@
-"""Steps of an optimiser on weights that a model has in 16 bits: on copies in 32, which are rounded into the model.
+"""Optimiser steps for 16-bit weights: they are made on 32-bit copies, which are rounded into the model.
 
-In 16 bits small steps are rounded away, and the squares that AdamW keeps of gradients are zero in float16, which it
-divides by.
+In 16 bits small steps are rounded away. In float16 AdamW's squared gradients become zero, and it divides by them.
 """
 
 from collections.abc import Iterable
@@ -11,14 +10,14 @@ from torch import nn
 
 
 class Masters:
-    """What an optimiser steps on instead of a model's parameters: those of 32 bits themselves, copies of others."""
+    """The parameters that an optimiser updates: a model's own if they have 32 bits, else 32-bit copies."""
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self._pairs = [(own, _wide(own)) for own in parameters]
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """The parameters to step on, at least float32, in the model's order."""
+        """Return the parameters to update, at least float32, in the model's order."""
         return [wide for _, wide in self._pairs]
 
     def take_gradients(self) -> None:

@@ -1,4 +1,4 @@
-"""Batches that are scored at the same time, on cores that would idle; what comes of it does not depend on how many."""
+"""Parallel evaluation: score batches at the same time on idle cores. The result does not depend on their number."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -8,17 +8,17 @@ import torch
 
 from task.device import cores, kind
 
-MOST = 8  # at a time, on a CPU
+MOST = 8  # batches at a time on a CPU
 Batch = TypeVar("Batch")
 Score = tuple[float, ...]
 
 
 def evaluate_in_parallel(score: Callable[[Batch], Score], batches: Iterable[Batch], at_once: int) -> list[Score]:
-    """The scores of all batches, in their order; `at_once` of them are computed at a time, without gradients.
+    """Return the scores of all batches, in their order; `at_once` of them are computed at a time, without gradients.
 
-    Every one is computed by as many torch threads as without the others, so that its bits are the same.
+    Each batch uses as many torch threads as it would alone, so its bits are the same.
     """
-    scored = torch.no_grad()(score)  # in the thread that computes: torch keeps this by thread
+    scored = torch.no_grad()(score)  # applied in each worker thread: torch stores this setting per thread
     if at_once == 1:
         return [scored(batch) for batch in batches]
     with ThreadPoolExecutor(at_once) as pool:
@@ -26,13 +26,13 @@ def evaluate_in_parallel(score: Callable[[Batch], Score], batches: Iterable[Batc
 
 
 def batches_at_once(device: str, threads: int) -> int:
-    """How many batches keep all cores busy that have `threads` torch threads each; one on an accelerator."""
+    """Return how many batches of `threads` torch threads each keep all cores busy; 1 on an accelerator."""
     return max(1, min(_most(device), cores() // threads))
 
 
 def portion(budget: int, device: str) -> int:
-    """What one batch may take of a budget for all at a time. It is the same for however many there are, as the bits of
-    a batch hang on its size."""
+    """Return the share of a budget that one batch may use. It is the same for any number of parallel batches, because
+    the bits of a batch depend on its size."""
     return budget // _most(device)
 
 

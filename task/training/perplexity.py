@@ -1,4 +1,4 @@
-"""How well a causal language model foretells completions, given all tokens before each (teacher forcing)."""
+"""Evaluation of a causal language model on completions, given all tokens before each one (teacher forcing)."""
 
 import math
 from collections.abc import Iterator
@@ -12,15 +12,16 @@ from task.data.rows import IGNORED, Positions, Rows
 from task.kinds.base import LARGEST_EXPONENT
 from task.training.parallel_evaluation import evaluate_in_parallel, portion
 
-LOGITS = 2**25  # at a time: 128 MiB in float32; a longer row is a batch by itself
+LOGITS = 2**25  # logits at a time: 128 MiB in float32; a longer row is a batch of its own
 
 
 def score_tokens(module: nn.Module, rows: Rows, device: str, at_once: int = 1) -> dict[str, float]:
-    """`loss`: the mean negative log-likelihood in nats of a completion token, over all tokens of all rows alike;
-    `perplexity`: its exponential, e^100 at most; `accuracy`: the share of these tokens that get the largest logit.
+    """Return the metrics of a model, in evaluation mode, on the completion tokens of all rows, weighted equally.
 
-    `module` is in evaluation mode. What each of `at_once` batches takes: its logits, (B, T, vocabulary) with at most
-    its portion of `LOGITS` numbers or those of one row, and in float32 those of its completions, twice.
+    `loss` is the mean negative log-likelihood of a token, in nats; `perplexity` is its exponential, at most e^100;
+    `accuracy` is the share of tokens that get the largest logit. Each of `at_once` batches needs memory for its logits
+    (B, T, vocabulary), with at most its portion of `LOGITS` numbers or one row, and twice for the float32 logits of its
+    completions.
     """
 
     def score(positions: Positions) -> tuple[float, int, int]:
@@ -28,7 +29,7 @@ def score_tokens(module: nn.Module, rows: Rows, device: str, at_once: int = 1) -
         targets = batch.pop("labels")[:, 1:]
         learned = targets != IGNORED
         output: Any = module(**batch, use_cache=False)
-        own = output.logits[:, -batch["input_ids"].shape[1] :]  # behind those of soft prompts
+        own = output.logits[:, -batch["input_ids"].shape[1] :]  # after the logits of soft prompts
         logits, wanted = own[:, :-1][learned].float(), targets[learned]
         loss = float(cross_entropy(logits, wanted, reduction="none").double().sum())
         return loss, int((logits.argmax(-1) == wanted).sum()), len(wanted)
@@ -41,7 +42,7 @@ def score_tokens(module: nn.Module, rows: Rows, device: str, at_once: int = 1) -
 
 
 def _batches(lengths: Positions, budget: int) -> Iterator[Positions]:
-    """Rows of similar length together, so many that a batch has at most `budget` tokens, padding included."""
+    """Yield batches of rows of similar length, with at most `budget` tokens each, padding included."""
     order = np.argsort(lengths, kind="stable")
     start = 0
     for end in range(1, len(order) + 1):

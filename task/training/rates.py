@@ -1,20 +1,20 @@
-"""Learning rates that are usual for a tuning, and what to try where a run does not learn."""
+"""The usual learning rates of a tuning, and the rate to try if a run does not learn."""
 
 import math
 
 from task.config import EMBEDDED_MODEL, TaskConfig
 
-SMALL = 10.0  # times the largest usual rate, for the embedded model of 0.1 million weights
+SMALL = 10.0  # factor on the largest usual rate for the embedded model of 0.1 million weights
 
 
 def usual(config: TaskConfig) -> tuple[float, float]:
-    """Return the smallest and the largest rate that people use for this tuning and optimizer, and this base."""
+    """Return the smallest and the largest usual rate for this tuning, optimizer and base."""
     low, high = config.tuning.usual_rates(config.optimizer)
     return low, high * SMALL if config.model.name == EMBEDDED_MODEL else high
 
 
 def unusual(config: TaskConfig) -> str:
-    """Return what to say of a rate that is outside what is usual, "" where it is not."""
+    """Return a warning if the rate is outside the usual range, else ""."""
     low, high = usual(config)
     if low <= config.learning_rate <= high or not config.learning_rate:
         return ""
@@ -26,7 +26,7 @@ def unusual(config: TaskConfig) -> str:
 
 
 def another(config: TaskConfig, rising: bool) -> float:
-    """Return the rate to try where a run at the configured one does not learn; `rising`: its loss grew."""
+    """Return the rate to try if a run at the configured one does not learn; `rising`: its loss grew."""
     low, high = usual(config)
     rate = config.learning_rate
     if rate > high:

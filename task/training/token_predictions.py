@@ -1,4 +1,4 @@
-"""What a model says of every labelled token of some rows, beside what is true."""
+"""A model's predictions for every labelled token, with the true labels."""
 
 import math
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from torch import nn
 from task.data.rows import IGNORED, Rows
 from task.training.parallel_evaluation import evaluate_in_parallel, portion
 
-ROWS = 256  # that are scored at a time
+ROWS = 256  # rows scored at a time
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The label names of every row's tokens, `true` and `said`; `loss` is the mean cross-entropy of a token, nats."""
+    """The true and the predicted (`said`) label names of every row's tokens; `loss`: mean cross-entropy, nats."""
 
     true: list[list[str]]
     said: list[list[str]]
@@ -23,7 +23,7 @@ class Predictions:
 
     @property
     def accuracy(self) -> float:
-        """The share of tokens whose label has the largest logit."""
+        """Return the share of tokens whose label has the largest logit."""
         right = [one == other for row in zip(self.true, self.said) for one, other in zip(*row)]
         return sum(right) / len(right)
 
@@ -36,7 +36,7 @@ def token_predictions(module: nn.Module, rows: Rows, device: str, at_once: int =
     def score(positions: torch.Tensor) -> tuple[Any, ...]:
         batch = rows.batch(positions, device)
         labels, output = batch["labels"], module(**batch)
-        logits = output.logits[:, -labels.shape[1] :]  # behind those of soft prompts
+        logits = output.logits[:, -labels.shape[1] :]  # after the logits of soft prompts
         said, learned = logits.argmax(-1), labels != IGNORED
         pairs = [(labels[row][own].tolist(), said[row][own].tolist()) for row, own in enumerate(learned)]
         return float(output.loss) * int(learned.sum()), pairs

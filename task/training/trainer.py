@@ -23,7 +23,7 @@ Regulariser = Callable[[Mapping[str, torch.Tensor]], Penalty | None]
 
 
 class Unsuited(ValueError):
-    """A way of training that does not do for a model; the message names both and is for everybody."""
+    """A way of training that does not fit a model. The message names both and is public."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -31,7 +31,7 @@ class Unsuited(ValueError):
 
 
 class PrivateSteps(Protocol):
-    """Local steps that take the place of the plain ones: `task.training.dp_sgd`."""
+    """Local steps that replace the plain ones: `task.training.dp_sgd`."""
 
     def fit(
         self,
@@ -41,36 +41,36 @@ class PrivateSteps(Protocol):
         plain: torch.optim.Optimizer,
         penalties: list[Penalty | None],
     ) -> dict[str, float]:
-        """Train in place; return what may be said of it."""
+        """Train in place; return the metrics that may be published."""
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """What a node trains with: its rows, the task's settings, a seed for order and dropout."""
+    """A node's training: its rows, the task's settings, and a seed for the order of rows and for dropout."""
 
     config: TaskConfig
     rows: Rows
     seed: int
     device: str = "cpu"
-    regularisers: tuple[Regulariser, ...] = ()  # of every fit: each makes a penalty for the tensors that train
-    private: PrivateSteps | None = None  # steps from which no row can be told, instead of the plain ones
+    regularisers: tuple[Regulariser, ...] = ()  # each gives a penalty on the tensors that train, in every fit
+    private: PrivateSteps | None = None  # differentially private steps in place of the plain ones
 
     def regularised(self, regulariser: Regulariser) -> "Trainer":
-        """The same trainer with one more penalty in every fit, before the others."""
+        """Return the same trainer with one more penalty in every fit, before the others."""
         return replace(self, regularisers=(regulariser, *self.regularisers))
 
     def at_rate(self, rate: float) -> "Trainer":
-        """The same trainer with another learning rate."""
+        """Return the same trainer with another learning rate."""
         return replace(self, config=replace(self.config, learning_rate=rate))
 
     def fit(
         self, model: TunedModel, live: Mapping[str, torch.Tensor] | None = None, penalty: Penalty | None = None
     ) -> dict[str, float]:
-        """Train in place by the task's own optimiser; `penalty` and those of `regularisers` are added to every loss.
+        """Train in place with the task's optimiser; `penalty` and those of `regularisers` are added to every loss.
 
-        `live` are those of `model.trained` that change, None all of them; the others are frozen meanwhile.
-        Returns the mean loss over the last pass, per row or, where tokens are learned, per token (`train-loss`, nats),
-        and the number of steps.
+        `live` are the tensors of `model.trained` that change (None: all); the others are frozen meanwhile. Return the
+        mean loss over the last pass (`train-loss`, nats), per row or, if tokens are learned, per token, and the number
+        of steps.
         """
         torch.manual_seed(self.seed)
         chosen = model.trained if live is None else live
@@ -105,8 +105,8 @@ class Trainer:
         return {"train-loss": _mean(losses, counts), "steps": steps}
 
     def losses(self, model: TunedModel) -> Iterator[Callable[[], float]]:
-        """For every local step, what the loss of its batch is on the model as it stands: no gradients, no dropout,
-        penalties included. For methods that move the model by themselves.
+        """Yield, for every local step, a function that returns the loss of its batch on the current model: without
+        gradients and dropout, with penalties. For methods that update the model themselves.
         """
         penalties = [regulariser(model.trained) for regulariser in self.regularisers]
         model.untouched = False
@@ -134,8 +134,8 @@ def _mean(losses: Iterable[torch.Tensor], counts: Iterable[torch.Tensor]) -> flo
 
 
 def _training_mode(model: TunedModel) -> None:
-    """Dropout is on. Running statistics move only where they are exchanged (full tuning): nothing would put them back,
-    and what a node learns would depend on the nodes that the process served before."""
+    """Turn on dropout. Let running statistics move only if they are exchanged (full tuning): otherwise nothing would
+    restore them, and a node's result would depend on the nodes that the process served before."""
     model.module.train()
     exchanged = {id(tensor) for tensor in model.trained.values()}
     for module in model.module.modules():
@@ -145,7 +145,7 @@ def _training_mode(model: TunedModel) -> None:
 
 @contextmanager
 def _only(model: TunedModel, live: list[torch.nn.Parameter]) -> Iterator[None]:
-    """Within this block `live` and nothing else asks for gradients; what others would get is not computed."""
+    """Require gradients of `live` only within this block; no others are computed."""
     everything = list(model.module.parameters())
     before = [parameter.requires_grad for parameter in everything]
     ids = {id(parameter) for parameter in live}
@@ -159,7 +159,7 @@ def _only(model: TunedModel, live: list[torch.nn.Parameter]) -> Iterator[None]:
 
 
 def evaluate(model: TunedModel, rows: Rows, device: str, at_once: int = 1) -> dict[str, float]:
-    """Return the metrics of the model as it stands: see `evaluate` of its task kind. `at_once` batches are scored at a
+    """Return the metrics of the current model, as `evaluate` of its task kind does. `at_once` batches are scored at a
     time."""
     model.module.eval()
     return kinds.of(model.config).evaluate(model.module, rows, device, at_once)

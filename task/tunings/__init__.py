@@ -1,1 +1,1 @@
-"""What trains, one tuning a file."""
+"""What trains: one tuning per file."""

@@ -1,4 +1,4 @@
-"""Bottleneck adapters: a narrow network beside the end of every transformer block."""
+"""Bottleneck adapters: a narrow residual network after every transformer block."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ ADAPTER = "adapter"  # the module's name in its block
 
 
 class Bottleneck(nn.Module):
-    """U gelu(D h + d) + u, with D of `width` rows; zero at the start, for U and u are. Computes in float32 at least."""
+    """The map U gelu(D h + d) + u, with D of `width` rows. Zero at the start, as U and u are. At least float32."""
 
     def __init__(self, features: int, width: int, like: torch.Tensor) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Bottleneck(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(..., features) to (..., features), in the type that came."""
+        """Return the output (..., features) for `hidden` (..., features), in the dtype of `hidden`."""
         wide = hidden.to(self.down.weight.dtype)
         return self.up(nn.functional.gelu(self.down(wide))).to(hidden.dtype)  # type: ignore[no-any-return]
 
@@ -35,8 +35,7 @@ class Adapter(Tuning):
     """Adapters (Houlsby et al., arXiv 1902.00751), one after every block as FedPEFT (Sun et al., arXiv 2210.01708) has
     them: h -> h + U gelu(D h + d) + u, D with `adapter.width` rows. A classifier's head trains too.
 
-    U and u are zero at the start: the model is the base, U and u learn from the first step on and D and d from the
-    second.
+    U and u are zero at the start, so the model is the base. U and u learn from the first step, D and d from the second.
     """
 
     usual_adamw = (1e-5, 1e-2)

@@ -1,8 +1,8 @@
-"""What a tuning is: the choice of what trains, applied to a fresh model.
+"""The base class of tunings. A tuning chooses what trains, and is applied to a new model.
 
-A classifier's head always trains too: a fresh one must be learned, and a pretrained one must follow its features. The
-output embedding of a causal language model is pretrained like the rest, and often is the input embedding as well; it
-does not train unless the tuning says so.
+A classifier's head always trains too: a new head must be learned, and a pretrained one must follow its features. The
+output embedding of a causal language model is pretrained like the rest, and is often also the input embedding. It
+trains only if the tuning says so.
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import nn
 
-AUTO = "auto"  # instead of a rank: found by a trial on the node
+AUTO = "auto"  # in place of a rank: a trial on the node finds it
 MAX_RANK = 1024  # the largest rank of an adapter
 TRANSFORMERS, PEFT, OWN = "transformers", "peft", "own"  # formats of a saved folder; OWN: task.models.saving.restored
 
@@ -29,69 +29,69 @@ class TuningError(ValueError):
 
 @dataclass(frozen=True)
 class Head:
-    """The names of the modules that a model ends in; `along`: whether every tuning trains them too."""
+    """The names of a model's head modules. `along`: whether every tuning trains them too."""
 
     modules: list[str]
     along: bool
 
     @property
     def trained(self) -> list[str]:
-        """The modules that every tuning trains."""
+        """Return the modules that every tuning trains."""
         return self.modules if self.along else []
 
 
 class TaskKind(Protocol):
-    """What a tuning may ask of the task kind, which is a file in task/kinds/."""
+    """The attributes of a task kind (a file in task/kinds/) that a tuning may use."""
 
     @property
     def images(self) -> bool:
-        """Whether the inputs are images; else texts."""
+        """Whether the inputs are images; otherwise they are texts."""
 
     @property
     def peft_task_type(self) -> str:
-        """What peft calls it; empty: it has no word."""
+        """peft's task type; empty: peft has none."""
 
 
 @dataclass(frozen=True)
 class Tuning(ABC):
-    """A choice of what trains. Its options are fields made by `task.schema.option`.
+    """A choice of what trains. Its options are fields made with `task.schema.option`.
 
-    `table` is the table of the configuration that holds the options; empty: one of the tuning's name.
+    `table` is the configuration table of its options; empty: the tuning's name.
     """
 
     table: ClassVar[str] = ""
-    adds: ClassVar[bool] = True  # adds tensors to the model, beside those of the base
-    in_place: ClassVar[bool] = False  # trains tensors of the base where they are
+    adds: ClassVar[bool] = True  # adds tensors to the model
+    in_place: ClassVar[bool] = False  # trains tensors of the base in place
     has_ranks: ClassVar[bool] = False  # trains pairs of factors whose rank is a node's budget
-    on_linear_layers: ClassVar[bool] = False  # reaches linear layers alone, not matrices stacked in one parameter
+    on_linear_layers: ClassVar[bool] = False  # reaches only linear layers, not matrices stacked in one parameter
     soft_prompts: ClassVar[bool] = False  # puts learned tokens in front of a row
-    transformers_loads: ClassVar[bool] = True  # transformers alone loads its folder, if peft wrote that
+    transformers_loads: ClassVar[bool] = True  # transformers can load a folder that peft wrote
     running_statistics: ClassVar[bool] = False  # exchanges the running statistics of normalisation layers
-    folds: ClassVar[bool] = False  # is saved as the plain model that what trains folds into
-    substitute: ClassVar[int] = 0  # place among those to suggest where another does not fit; 0: never
+    folds: ClassVar[bool] = False  # saved as the plain model: the trained tensors fold into its weights
+    substitute: ClassVar[int] = 0  # position in the suggestions if another tuning does not fit; 0: never
     usual_adamw: ClassVar[tuple[float, float]] = (1e-5, 1e-1)  # smallest and largest usual learning rate
     usual_sgd: ClassVar[tuple[float, float]] = (1e-4, 1e2)
 
     @property
     def name(self) -> str:
-        """The name of its file, which is the value of the key `tuning`."""
+        """Return the name of its file, which is the value of the key `tuning`."""
         return type(self).__module__.rsplit(".", 1)[-1].replace("_", "-")
 
     @abstractmethod
     def apply(self, module: nn.Module, head: Head, kind: TaskKind, rank: int) -> nn.Module:
         """Return the model with `requires_grad` set on what trains and on nothing else.
 
-        `module` is a fresh model of transformers for `kind`, on the CPU. What is drawn must come from
-        torch's global random state, which is the same on every machine. `rank` is that of all factors (`has_ranks`),
-        else 0. Return `module`, changed, or peft's model around it. Raises TuningError where the tuning does not fit.
+        `module` is a new transformers model for `kind`, on the CPU. Random values must come from torch's global random
+        state, which is the same on every machine. `rank` is the rank of all factors if `has_ranks`, else 0. Return
+        `module`, changed, or peft's model around it. Raises TuningError if the tuning does not fit.
         """
 
     def problems(self) -> list[str]:
-        """Return what is wrong between options that are each fine by themselves."""
+        """Return the problems between options that are each valid."""
         return []
 
     def budgets(self) -> tuple[int, ...]:
-        """Return the ranks of nodes that have no budget of their own, dealt in turn; (): found by a trial."""
+        """Return the ranks for nodes without a budget of their own, assigned in turn; (): a trial finds the rank."""
         return (0,)
 
     def candidates(self) -> tuple[int, ...]:
@@ -99,23 +99,23 @@ class Tuning(ABC):
         return ()
 
     def product_scale(self) -> float:
-        """Return what the product of a pair of factors is multiplied by before it is added to a weight."""
+        """Return the factor on the product of a pair of factors when it is added to a weight."""
         return 1.0
 
     def saved_as(self, kind: TaskKind) -> str:
-        """Return the format that a tuned model of this kind of task is saved in: TRANSFORMERS, PEFT or OWN."""
+        """Return the format in which a tuned model of this task kind is saved: TRANSFORMERS, PEFT or OWN."""
         return PEFT
 
     def wire_name(self, name: str) -> str:
-        """Return the name on the wire of a parameter that is called `name` once peft's wrapping is removed."""
+        """Return the name on the wire of a parameter; `name` is its name without peft's prefixes."""
         return name
 
     def saved_name(self, name: str) -> str:
-        """Return the name in a saved folder of a tensor that peft calls `name`."""
+        """Return the name, in a saved folder, of the tensor that peft calls `name`."""
         return name
 
     def folded(self, module: nn.Module, trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the tensors of the plain model that `trained` folds into, by name; asked only where `folds`."""
+        """Return the plain model's tensors with `trained` folded in, by name. Called only if `folds`."""
         return dict(trained)
 
     def usual_rates(self, optimizer: str) -> tuple[float, float]:

@@ -10,9 +10,9 @@ from task.tunings.parts.trainable import inside, set_trainable
 
 @dataclass(frozen=True)
 class Bias(Tuning):
-    """Every bias term outside the head trains (BitFit; Ben Zaken et al., arXiv 2106.10199), and a classifier's head.
+    """BitFit (Ben Zaken et al., arXiv 2106.10199): every bias term outside the head trains, and a classifier's head.
 
-    Many language models have no bias terms; these are refused.
+    Models without bias terms, as many language models are, are refused.
     """
 
     adds = False

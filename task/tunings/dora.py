@@ -14,9 +14,9 @@ MAGNITUDE = "lora_magnitude_vector"  # peft's name of the magnitudes
 class Dora(LowRank):
     """DoRA (Liu et al., arXiv 2402.09353): W' = m (W + s B A) / ||W + s B A||, with norms over the inputs.
 
-    The magnitude m starts at ||W||, so the model is the base, up to rounding. All nodes have the one rank of
-    `lora.ranks`: slices of the factors mean little without the magnitudes that were learned with them. On the wire they
-    are `<layer>.dora_A.weight`, so that nothing takes B A for all that changed.
+    The magnitude m starts at ||W||, so the model is the base, up to rounding. All nodes have the same rank, the one of
+    `lora.ranks`: slices of the factors mean little without the magnitudes learned with them. On the wire the factors
+    are named `<layer>.dora_A.weight`, so that nothing takes B A for the whole change.
     """
 
     def apply(self, module: nn.Module, head: Head, kind: TaskKind, rank: int) -> nn.Module:
@@ -32,6 +32,6 @@ class Dora(LowRank):
         return name.replace(".lora_", ".dora_")
 
     def saved_name(self, name: str) -> str:
-        """Return a name that peft and transformers both know: by peft's own one, transformers does not find the
-        magnitudes, says nothing, and computes something else."""
+        """Return a name that both peft and transformers know. With peft's own name transformers silently ignores the
+        magnitudes, and computes something else."""
         return f"{name}.weight" if name.endswith(MAGNITUDE) else name

@@ -10,7 +10,7 @@ from task.tunings.parts.trainable import set_trainable
 
 @dataclass(frozen=True)
 class Full(Tuning):
-    """Everything trains, and the running statistics of normalisation layers are exchanged too."""
+    """Full fine-tuning; the running statistics of normalisation layers are exchanged too."""
 
     adds = False
     in_place = True

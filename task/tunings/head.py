@@ -1,4 +1,4 @@
-"""Head tuning (a linear probe): only what the model ends in."""
+"""Head tuning (a linear probe): only the head trains."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,8 @@ from task.tunings.parts.trainable import inside, set_trainable
 
 @dataclass(frozen=True)
 class HeadTuning(Tuning):
-    """Only the head trains. Of a causal language model that is the output embedding, and where the two are tied the
-    input embedding too."""
+    """A linear probe: only the head trains. The head of a causal language model is the output embedding, and with tied
+    embeddings the input embedding too."""
 
     adds = False
     in_place = True

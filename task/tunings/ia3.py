@@ -8,18 +8,18 @@ from task.schema import option
 from task.tunings.base import Head, TaskKind, Tuning, TuningError
 from task.tunings.parts.trainable import chosen, ends, linear_layers
 
-# What transformers calls them. Where one layer makes queries, keys and values, all of its output is scaled.
+# Names in transformers. If one layer computes queries, keys and values, its whole output is scaled.
 ATTENTION = ("k_proj", "v_proj", "key_proj", "value_proj", "key", "value", "k_lin", "v_lin", "k", "v",
              "query_key_value", "c_attn", "Wqkv")  # fmt: skip
 INNER = ("fc2", "down_proj", "lin2", "output.dense", "DenseReluDense.wo", "dense_4h_to_h", "w2", "mlp.c_proj",
          "ffn_output", "mlp.Wo")  # fmt: skip
-OUTER = ("attention.output.dense",)  # BERT calls the end of attention like the end of its feed-forward layers
+OUTER = ("attention.output.dense",)  # BERT names the last layer of attention like the last feed-forward layer
 
 
 @dataclass(frozen=True)
 class Ia3(Tuning):
     """(IA)^3 (Liu et al., arXiv 2205.05638, section 3.3): k -> l_k * k, v -> l_v * v, and in a feed-forward layer
-    gamma(W_1 x) -> l_ff * gamma(W_1 x), each l a vector of ones at the start: the model is the base."""
+    gamma(W_1 x) -> l_ff * gamma(W_1 x). Each l is a vector of ones at the start, so the model is the base."""
 
     on_linear_layers = True
     usual_adamw = (1e-4, 1e-1)

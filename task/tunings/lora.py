@@ -1,4 +1,4 @@
-"""LoRA: low-rank factors beside linear layers, by peft."""
+"""LoRA: low-rank factors on linear layers, by peft."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ from task.tunings.parts.low_rank import LowRank
 
 @dataclass(frozen=True)
 class Lora(LowRank):
-    """LoRA adapters (Hu et al., arXiv 2106.09685) of one rank on the targeted linear layers; a classifier's head too.
+    """LoRA (Hu et al., arXiv 2106.09685) of one rank on the targeted linear layers; a classifier's head trains too.
 
-    peft scales the product of the factors by lora_alpha / r; alpha is set so that this is `lora.scaling`, whatever the
-    rank. A node that trains fewer ranks puts smaller factors into the same layers. The product is zero at the start, so
+    peft scales the product of the factors by lora_alpha / r. alpha is set so that this equals `lora.scaling` for any
+    rank. A node that trains fewer ranks has smaller factors in the same layers. The product is zero at the start, so
     the model is the base.
     """
 

@@ -11,7 +11,7 @@ from task.tunings.parts.trainable import inside, is_norm
 
 @dataclass(frozen=True)
 class Norm(Tuning):
-    """Every normalisation layer outside the head trains (Zhao et al., arXiv 2312.11420), and a classifier's head.
+    """Norm tuning (Zhao et al., arXiv 2312.11420): normalisation layers outside the head, and a classifier's head.
 
     The layers start as copies of the base's, so the model is the base.
     """
@@ -29,6 +29,6 @@ class Norm(Tuning):
                 "tuning = 'norm' needs normalisation layers with weights; this model has none; use 'lora'"
             )
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)  # peft knows no norms by name
+            warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)  # peft lists no norm layers
             chosen = LNTuningConfig(target_modules=layers, modules_to_save=head.trained)
             return get_peft_model(module, chosen)  # type: ignore[no-any-return]

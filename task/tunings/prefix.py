@@ -12,9 +12,9 @@ from task.tunings.parts.soft_prompts import with_soft_prompt
 @dataclass(frozen=True)
 class Prefix(Tuning):
     """`prefix.tokens` learned keys and values in front of every row, in every attention layer (Li and Liang, arXiv
-    2101.00190, without the network that they are computed by while training).
+    2101.00190, without the network that computes them in training).
 
-    Drawn from the run's seed: the model is not the base at the start.
+    They are drawn from the run's seed, so the model differs from the base at the start.
     """
 
     soft_prompts = True

@@ -12,11 +12,11 @@ from task.tunings.parts.visual_prompts import with_visual_prompts
 
 @dataclass(frozen=True)
 class Prompt(Tuning):
-    """Of text, `prompt.tokens` learned embeddings in front of every row (Lester et al., arXiv 2104.08691); of images,
+    """For text, `prompt.tokens` learned embeddings in front of every row (Lester et al., arXiv 2104.08691); for images,
     visual prompts (`task.tunings.parts.visual_prompts`).
 
-    Drawn from the run's seed: the model is not the base at the start. A classifier such as BERT's, which reads at the
-    first place of a row, reads there at the first learned token.
+    They are drawn from the run's seed, so the model differs from the base at the start. A classifier that reads the
+    first position of a row, such as BERT's, then reads the first learned token.
     """
 
     soft_prompts = True
@@ -39,7 +39,7 @@ class Prompt(Tuning):
                 "it is not given behind learned embeddings; use tuning = 'prefix' or 'lora'"
             )
         width = module.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
-        shape = {"token_dim": width, "num_attention_heads": 1, "num_layers": 1}  # peft would guess, and needs the first
+        shape = {"token_dim": width, "num_attention_heads": 1, "num_layers": 1}  # else peft would guess them
         return with_soft_prompt(module, head, kind, PromptTuningConfig, self.tokens, **shape)
 
     def saved_as(self, kind: TaskKind) -> str:

@@ -1,4 +1,4 @@
-"""Tunings by name: each is one file of this folder, and the file's name is the value of the key `tuning`."""
+"""Tunings by name. Each is one file of this folder, and the file's name is the value of the key `tuning`."""
 
 from task import extensions
 from task.tunings.base import Tuning
@@ -12,11 +12,11 @@ def names() -> list[str]:
 
 
 def load(name: str) -> type[Tuning]:
-    """Return the class in the file of a tuning. Raises ConfigError where there is none."""
+    """Return the class of a tuning. Raises ConfigError if there is none of this name."""
     return extensions.load(PACKAGE, name, Tuning)  # type: ignore[type-abstract]
 
 
 def substitutes() -> list[str]:
-    """Return the names of the tunings to try where another does not fit, in the order in which they are tried."""
+    """Return the names of the tunings to suggest if another does not fit, in that order."""
     found = [(load(name).substitute, name) for name in names()]
     return [name for place, name in sorted(found) if place]

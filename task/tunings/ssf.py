@@ -16,10 +16,10 @@ SCALE, SHIFT = "ssf_scale", "ssf_shift"  # the parameters' names in their layer
 @dataclass(frozen=True)
 class Ssf(Tuning):
     """SSF (Lian et al., arXiv 2210.08823, section 3.2): y = gamma * x + beta after every linear and layer-norm layer
-    outside the head, gamma and beta a number a feature. A classifier's head trains too.
+    outside the head, with one gamma and one beta per feature. A classifier's head trains too.
 
-    gamma is one and beta is zero at the start (the paper draws them close by): the model is the base. A layer without a
-    bias gets no beta, and a norm whose weight is no plain factor (Gemma's) gets neither: there they could not be
+    gamma is one and beta is zero at the start (the paper draws them nearby), so the model is the base. A layer without
+    a bias gets no beta. A norm whose weight is not a plain factor (Gemma's) gets neither, because they could not be
     folded.
     """
 
@@ -47,7 +47,7 @@ class Ssf(Tuning):
         return TRANSFORMERS
 
     def folded(self, module: nn.Module, trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the head, and the weights that gamma and beta go into: W' = gamma W, b' = gamma b + beta, float64."""
+        """Return the head and the folded weights: W' = gamma W, b' = gamma b + beta, computed in float64."""
         values = {name: tensor for name, tensor in trained.items() if not name.endswith((SCALE, SHIFT))}
         for name, layer in module.named_modules():
             if hasattr(layer, SCALE):
@@ -64,12 +64,12 @@ def _modulate(layer: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
 
 
 def _axis(layer: nn.Module) -> int:
-    """Return the axis of the layer's weight that counts features of its output."""
+    """Return the output axis of the layer's weight."""
     return int(is_transposed(layer))
 
 
 def _foldable(layer: nn.Module) -> bool:
-    """Return whether a factor on every feature of the output can be one on the layer's weight."""
+    """Return whether a factor on each output feature can be folded into the layer's weight."""
     if is_linear(layer):
         return True
     weight = getattr(layer, "weight", None)
@@ -80,7 +80,7 @@ def _foldable(layer: nn.Module) -> bool:
 
 @torch.no_grad()
 def _factor(layer: Any) -> bool:
-    """Return whether twice the weight makes twice the output: some classes compute with one plus the weight."""
+    """Return whether twice the weight gives twice the output. Some classes compute with one plus the weight."""
     features = torch.linspace(-1, 1, len(layer.weight), dtype=layer.weight.dtype, device=layer.weight.device)[None]
     once = layer(features)
     layer.weight.mul_(2)

@@ -1,1 +1,1 @@
-"""What several tunings share."""
+"""Building blocks that several tunings share."""

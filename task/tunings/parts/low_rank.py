@@ -1,4 +1,4 @@
-"""Low-rank factors on linear layers, by peft: the options that LoRA and DoRA share, and how the factors are added."""
+"""Low-rank factors on linear layers, by peft: the options and the construction that LoRA and DoRA share."""
 
 from abc import ABC
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from task.tunings.base import AUTO, MAX_RANK, Head, Tuning
 from task.tunings.parts.trainable import chosen, linear_layers
 
 ALL = ("all-linear",)
-FEW = 2.0  # times the largest usual learning rate, where only some layers have adapters
+FEW = 2.0  # factor on the largest usual learning rate if only some layers have adapters
 
 
 @dataclass(frozen=True)
 class LowRank(Tuning, ABC):
-    """Adds scaling * B A to the weights of linear layers; all of the kind have their options in one table."""
+    """A tuning that adds scaling * B A to the weights of linear layers. All such tunings share one options table."""
 
     table: ClassVar[str] = "lora"
     on_linear_layers = True

@@ -10,7 +10,7 @@ from task.tunings.base import Head, TaskKind
 def with_soft_prompt(
     module: nn.Module, head: Head, kind: TaskKind, method: Any, tokens: int, **shape: int
 ) -> nn.Module:
-    """Return the model behind `tokens` learned tokens; `method` is peft's class of settings, `shape` what it needs."""
+    """Return the model with `tokens` learned tokens in front; `method` is a peft config, `shape` its arguments."""
     from peft import get_peft_model
 
     module.requires_grad_(False)

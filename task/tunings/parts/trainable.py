@@ -1,4 +1,4 @@
-"""What tunings need of a model: its linear layers, blocks and norm layers, and setting what trains."""
+"""Find a model's linear layers, blocks and norm layers for a tuning, and set what trains."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,7 +7,7 @@ from torch import nn
 
 from task.tunings.base import Head, TuningError
 
-# Linear layers whose weights these models read themselves, past an adapter: on an accelerator, or always.
+# Linear layers whose weights these models read directly, bypassing an adapter: on an accelerator, or always.
 OWN_READING = ("mamba2", "falcon_h1", "nemotron_h", "bamba", "granitemoehybrid", "zamba2")
 BYPASSED = {
     **dict.fromkeys(("mamba", "falcon_mamba"), ("x_proj", "dt_proj", "out_proj")),
@@ -16,7 +16,7 @@ BYPASSED = {
 
 
 def set_trainable(module: nn.Module, trains: Callable[[str], bool]) -> nn.Module:
-    """Let exactly the parameters train for whose names `trains` is true. Raises TuningError where there are none."""
+    """Set the parameters to train for whose names `trains` is true, and no others. Raises TuningError for none."""
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(trains(name))
     if not any(parameter.requires_grad for parameter in module.parameters()):
@@ -25,12 +25,12 @@ def set_trainable(module: nn.Module, trains: Callable[[str], bool]) -> nn.Module
 
 
 def inside(name: str, modules: Iterable[str]) -> bool:
-    """Is it the name of one of the modules, or of something in one?"""
+    """Return whether `name` is one of the modules or inside one."""
     return any(name == module or name.startswith(module + ".") for module in modules)
 
 
 def ends(name: str, ending: str) -> bool:
-    """Does a dotted name end in these whole parts?"""
+    """Return whether a dotted name ends in `ending`, compared by whole parts."""
     return name == ending or name.endswith("." + ending)
 
 
@@ -46,19 +46,19 @@ def linear_layers(module: nn.Module, head: Head, tuning: str) -> list[str]:
 
 
 def is_linear(layer: nn.Module) -> bool:
-    """Return whether it is a linear layer, in torch's form or in that of GPT-2."""
+    """Return whether `layer` is a linear layer, of torch or of GPT-2 (`Conv1D`)."""
     return isinstance(layer, nn.Linear) or is_transposed(layer)
 
 
 def is_transposed(layer: nn.Module) -> bool:
-    """Return whether it is GPT-2's form of a linear layer (`Conv1D`), whose weight is inputs x outputs."""
+    """Return whether `layer` is GPT-2's linear layer (`Conv1D`), whose weight is inputs x outputs."""
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(layer, Conv1D)
 
 
 def chosen(linear: list[str], endings: tuple[str, ...], option: str) -> list[str]:
-    """The layers whose names have one of the endings. Raises TuningError for an ending that none has."""
+    """Return the layers whose names have one of the endings. Raises TuningError for an ending that matches none."""
     unmatched = [ending for ending in endings if not any(ends(name, ending) for name in linear)]
     if unmatched:
         there = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
@@ -67,12 +67,12 @@ def chosen(linear: list[str], endings: tuple[str, ...], option: str) -> list[str
 
 
 def is_norm(layer: nn.Module) -> bool:
-    """Is it a normalisation layer with weights of its own? transformers has dozens of classes, all so named."""
+    """Return whether `layer` is a normalisation layer with weights; transformers' dozens of classes share the name."""
     return "norm" in type(layer).__name__.lower() and any(True for _ in layer.parameters(recurse=False))
 
 
 def blocks(module: nn.Module, tuning: str) -> list[nn.Module]:
-    """The transformer blocks, first to last. Raises TuningError for a model of another kind."""
+    """Return the transformer blocks, first to last. Raises TuningError for a model of another kind."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     rows = [child for child in module.modules() if isinstance(child, nn.ModuleList)]
@@ -83,7 +83,7 @@ def blocks(module: nn.Module, tuning: str) -> list[nn.Module]:
 
 
 def hidden_size(module: Any, layers: Iterable[nn.Module], tuning: str) -> int:
-    """How many features a token has from block to block. Raises TuningError where that changes on the way."""
+    """Return the number of features of a token between blocks. Raises TuningError if it differs between blocks."""
     size = getattr(module.config.get_text_config(), "hidden_size", None)
     for block in layers:
         if not any(p.numel() == size for m in block.modules() if is_norm(m) for p in m.parameters(recurse=False)):

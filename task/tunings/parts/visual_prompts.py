@@ -11,15 +11,15 @@ from task.tunings.base import Head, TuningError
 from task.tunings.parts.trainable import blocks, hidden_size, inside, set_trainable
 
 PROMPT = "visual_prompt"  # the parameter's name in its block
-PLAIN = ("vit", "deit", "dinov2")  # model types whose blocks take (rows, tokens, features), in any order of tokens
+PLAIN = ("vit", "deit", "dinov2")  # model types whose blocks take (rows, tokens, features) in any token order
 
 
 def with_visual_prompts(module: Any, head: Head, tokens: int, deep: bool) -> nn.Module:
-    """Visual prompt tuning (Jia et al., arXiv 2203.12119, section 3.2), and a classifier's head.
+    """Apply visual prompt tuning (Jia et al., arXiv 2203.12119, section 3.2); a classifier's head trains too.
 
-    Deep: every block i gets `tokens` tokens P_i of its own in front, and what it makes of them is dropped. Not deep:
-    P_1 goes in front of the first block and leaves after the last. Drawn from U(-v, v) with v^2 = 6 / (values in a
-    patch + features), by the run's seed: the model is not the base at the start.
+    If `deep`, every block i gets `tokens` tokens P_i of its own in front, and their outputs are dropped. Otherwise P_1
+    is added before the first block and removed after the last. The tokens are drawn from U(-v, v) with v^2 = 6 /
+    (values in a patch + features), by the run's seed: the model differs from the base at the start.
     """
     if module.config.model_type not in PLAIN:
         raise TuningError(
@@ -42,7 +42,7 @@ def with_visual_prompts(module: Any, head: Head, tokens: int, deep: bool) -> nn.
 
 
 def _insert(layer: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the learned tokens, then those that come."""
+    """Return the inputs with the learned tokens in front."""
     hidden, *others = inputs
     learned = layer.visual_prompt.to(hidden.dtype).expand(len(hidden), -1, -1)
     return torch.cat([learned, hidden], dim=1), *others
