@@ -59,11 +59,12 @@ def main() -> None:
     for name in arguments.optimizers.split(","):
         found = {rate: _curve(options, name, rate, SEARCHED, "server-validation-accuracy")[-1] for rate in RATES[name]}
         print("".join(f" [{name} {rate:g}: {value:.3f}]" for rate, value in found.items()), file=sys.stderr, flush=True)
-        rate = max(found, key=lambda rate: found[rate])
-        curves = [_curve(options, name, rate, seed, "accuracy") for seed in range(arguments.seeds)]
-        half, last = [curve[-2] for curve in curves], [curve[-1] for curve in curves]
-        said = " ".join(_short(value) for value in last)
-        print(f"| `{name}` | {rate:g} | {_spread(half)} | {said} | {_spread(last)} |", flush=True)
+        best = max(found, key=lambda rate: found[rate])
+        for rate in (best, 1.0) if name == "sgd" and best != 1.0 else (best,):  # FedAvg itself, beside its best rate
+            curves = [_curve(options, name, rate, seed, "accuracy") for seed in range(arguments.seeds)]
+            half, last = [curve[-2] for curve in curves], [curve[-1] for curve in curves]
+            said = " ".join(_short(value) for value in last)
+            print(f"| `{name}` | {rate:g} | {_spread(half)} | {said} | {_spread(last)} |", flush=True)
 
 
 def _curve(options: dict[str, Any], name: str, rate: float, seed: int, metric: str) -> list[float]:

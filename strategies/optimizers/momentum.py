@@ -21,7 +21,7 @@ from task.schema import option
 class Momentum(ServerOptimizer):
     """v <- beta v + Delta, x <- x + eta v."""
 
-    learning_rate: float = option(1.0, low=0.0, doc="factor of what is accumulated")
+    learning_rate: float = option(0.3, low=0.0, doc="factor of what is accumulated; the paper has 1")
     beta: float = option(0.9, low=0.0, high=0.999, doc="share of what was accumulated that stays for the next round")
 
     def initial(self) -> dict[str, float]:
