@@ -1,4 +1,4 @@
-"""The node's side: what a ClientApp does when a message comes."""
+"""The node's side: what a ClientApp does with a message."""
 
 from client_app.main import app
 

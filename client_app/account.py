@@ -1,13 +1,13 @@
-"""What the rows of this node have paid in privacy: one account for a data set, on the node's own disk.
+"""The node's privacy account: what its rows have paid, one account per data set, on the node's own disk.
 
-Every message that a privacy wrapper covers is paid before it leaves, also where the same round is asked again: the
-noise of its answer is new. On a deployed node the account is of the data set (its path, or the node's share of a named
-one) over all runs, tokens, names and restarts; the policy's `privacy.epsilon` is the most that it may come to. The
-budget of an order is that of its run. Where Flower simulates nodes, rows are the server's own, and the account is of
-the run.
+Every message that a privacy wrapper covers is paid for before it leaves, even if the same round is asked for again: the
+noise of its answer is new. On a deployed node the account belongs to the data set (its path, or the node's share of a
+named one) over all runs, tokens, names and restarts; the policy's `privacy.epsilon` is its upper limit. The budget in
+the instructions belongs to their run. If Flower simulates the nodes, the rows are the server's own, and the account
+belongs to the run.
 
-A file has one line of JSON a payment, is only ever appended to, and synced before the answer leaves. Every line seals
-those before it, so that an edited or damaged file is found; the node then refuses to answer rather than start anew.
+A file has one line of JSON per payment, is append-only, and is synced before the answer leaves. Every line seals the
+lines before it, so an edited or damaged file is detected; the node then refuses to answer rather than start anew.
 """
 
 import errno
@@ -47,19 +47,19 @@ class Account:
 
     @classmethod
     def at(cls, folder: Path, data: str) -> "Account":
-        """The account of a data set among those in a folder."""
+        """Return the account of a data set in a folder."""
         return cls(folder / (recipe_hash([data]) + SUFFIX), data)
 
     def entries(self) -> list[dict[str, Any]]:
-        """All payments so far, oldest first. Raises AccountError."""
+        """Return all payments so far, oldest first. Raises AccountError."""
         return self._lines()[1:]
 
     def check(self, payments: Sequence[Payment], run: str, limits: Privacy) -> None:
-        """Raise BudgetSpent where these payments are more than a budget allows, AccountError."""
+        """Raise BudgetSpent if these payments exceed a budget, AccountError if the account cannot be read."""
         _check(self.entries(), payments, run, limits)
 
     def pay(self, payments: Sequence[Payment], run: str, node: str, round: int, limits: Privacy) -> None:
-        """Write these payments down, and return when they are on the disk. Raises BudgetSpent, AccountError."""
+        """Write these payments and return when they are on the disk. Raises BudgetSpent, AccountError."""
         if not payments:
             return
         try:
@@ -73,11 +73,11 @@ class Account:
             raise AccountError(f"cannot write {self.path}: {error}") from error
 
     def _lines(self) -> list[dict[str, Any]]:
-        """All lines; none where there is no file yet."""
+        """Return all lines; none if there is no file yet."""
         return read_lines(self.path) if self.path.exists() else []
 
     def _append(self, content: bytes, new: bool) -> None:
-        """Write to the end of the file, all or nothing; a new one appears with its content."""
+        """Append to the file, all or nothing; a new file appears with its content."""
         place = self.path.with_suffix(".part") if new else self.path
         handle = os.open(place, os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if new else os.O_APPEND), 0o600)
         try:
@@ -94,7 +94,7 @@ class Account:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """While this lasts no other process of this machine pays into the account."""
+        """Keep other processes of this machine from writing to the account."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -105,8 +105,8 @@ class Account:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of an account, the one that says whose it is first. Raises AccountError for anything that is not as it
-    was written."""
+    """Return the lines of an account, its header first. Raises AccountError for anything that is not as it was
+    written."""
     found: list[dict[str, Any]] = []
     try:
         content = path.read_bytes()
@@ -136,7 +136,7 @@ ADVICE = (
 
 
 def total(lines: Sequence[dict[str, Any]]) -> History:
-    """All that the payments of an account released."""
+    """Return everything that the payments of an account released."""
     history = History()
     for line in lines:
         history += read(line["paid"])

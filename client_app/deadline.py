@@ -1,4 +1,4 @@
-"""Work on a message that ends after a time that the node's owner has set."""
+"""The time limit that the node's owner sets for work on a message."""
 
 import logging
 import signal
@@ -15,12 +15,12 @@ LOG = logging.getLogger("flwr")
 
 
 class TooLong(NodeError):
-    """Work that was broken off."""
+    """Work that exceeded the time limit."""
 
 
 @contextmanager
 def within_seconds(limit: float) -> Iterator[None]:
-    """Break off the block after `limit` seconds (0: never), between two instructions of Python. Raises TooLong."""
+    """Interrupt the block after `limit` seconds (0: never), between two Python instructions. Raises TooLong."""
     if not limit:
         yield
         return

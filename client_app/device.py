@@ -1,4 +1,4 @@
-"""Where a node trains: what its device computes in, what memory is free there, and what happens without it."""
+"""The node's device: which dtypes it trains in, how much memory is free, and what happens when memory runs out."""
 
 import gc
 from collections.abc import Callable
@@ -12,50 +12,52 @@ from strategies.exchange.types import OutOfMemory
 from task.device import kind, ran_out
 from task.models.model import kept_model
 
-OWN_MEMORY = ("cuda", "xpu")  # those with memory apart from the machine's, which torch counts
+OWN_MEMORY = ("cuda", "xpu")  # those with memory of their own, which torch counts
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 T = TypeVar("T")
 
 
 def free_memory(device: str) -> int:
-    """Bytes that are free for training: the accelerator's own, else the machine's available RAM.
+    """Return the bytes that are free for training: the accelerator's own, else the machine's available RAM.
 
     A container's limit below the machine's is not seen.
     """
     if kind(device) in OWN_MEMORY:
-        torch.get_device_module(kind(device)).empty_cache()  # what torch keeps for later is free too
+        torch.get_device_module(kind(device)).empty_cache()  # memory that torch caches is free too
         return int(torch.get_device_module(kind(device)).mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
 
 
 def dtypes(device: str) -> list[str]:
-    """Names of the dtypes that the device trains in: those of a small product and its gradient."""
+    """Return the names of the dtypes that the device trains in, found by a small product and its gradient."""
     return [str(dtype).removeprefix("torch.") for dtype in DTYPES if _trains(dtype, device)]
 
 
 def within_memory(device: str, work: Callable[[], T]) -> T:
-    """What `work` returns. Raises OutOfMemory where it runs out; nothing that it had allocated is kept then, nor
-    is the process's model, which may be half trained or half built."""
+    """Return what `work` returns. Raises OutOfMemory if memory runs out.
+
+    Then nothing that it allocated stays, nor does the process's model, which may be half trained or half built.
+    """
     try:
         return work()
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise
         said = str(error) or type(error).__name__
-    kept_model.cache_clear()  # after the except clause: its traceback holds what training had allocated
+    kept_model.cache_clear()  # after the except clause, whose traceback holds what training allocated
     gc.collect()
     if kind(device) != "cpu":
         torch.get_device_module(kind(device)).empty_cache()
     raise OutOfMemory(said)
 
 
-@lru_cache  # of a simulation's nodes each asks; what a device can do stays
+@lru_cache  # every node of a simulation asks; a device's abilities do not change
 def _trains(dtype: torch.dtype, device: str) -> bool:
     try:
         matrix = torch.ones(2, 2, dtype=dtype, device=device, requires_grad=True)
         torch.nn.functional.layer_norm(matrix @ matrix, (2,)).sum().backward()  # type: ignore[no-untyped-call]
-    except torch.OutOfMemoryError:  # a RuntimeError too, and no lack of the device
+    except torch.OutOfMemoryError:  # a RuntimeError too, but the device has the dtype
         raise
-    except (RuntimeError, TypeError):  # how torch says that a device lacks a dtype or an operation in it
+    except (RuntimeError, TypeError):  # torch's errors for a device without a dtype or an operation in it
         return False
     return True

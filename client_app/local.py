@@ -1,9 +1,10 @@
-"""What this node has: a name, a store, a device, rows of its own. Node config decides; the rest is the order's.
+"""The node's own side of an exchange: its name, store, device and rows. Node config decides about these; everything
+else is in the instructions.
 
-Node config keys: `partition-id` and `num-partitions` (a simulated share of the data), or `data-path`
-(also `dataset-path`: the node's own file or folder), `name`, `rank` (a whole number, or "auto"), `device`,
-`store-path`, `account-path` (a folder for its accounts of privacy; else they are in the store); and what it lets the
-order do: see `client_app.public_errors`.
+Node config keys: `partition-id` and `num-partitions` (a simulated share of the data), or `data-path` (also
+`dataset-path`: the node's own file or folder), `name`, `rank` (a whole number, or "auto"), `device`, `store-path`,
+`account-path` (a folder for its privacy accounts; default: the store), and the keys of `client_app.public_errors`,
+which limit what instructions may do.
 """
 
 import logging
@@ -41,7 +42,7 @@ NodeConfig = tuple[tuple[str, bool | int | float | str], ...]
 
 @dataclass(frozen=True)
 class Local:
-    """This node, for one order."""
+    """This node, for one set of instructions."""
 
     node: NodeConfig
     node_id: int
@@ -51,9 +52,11 @@ class Local:
 
     @classmethod
     def of(cls, context: Context, instructions: ConfigRecord) -> "Local":
-        """From Flower's context and the order in a message. Raises PolicyError for a policy that cannot be read,
-        ConfigError for an order that is not valid, NodeError for one that this node does not follow, NotPermitted among
-        them for what its policy forbids."""
+        """Return the node for Flower's context and the instructions in a message.
+
+        Raises PolicyError for a policy that cannot be read, ConfigError for instructions that are not valid, NodeError
+        for instructions that this node does not follow, and its subclass NotPermitted for what its policy forbids.
+        """
         from strategies.protocol.instructions import task_of
 
         policy = Policy.of(context.node_config, deployed=not public_errors.simulated())
@@ -65,14 +68,14 @@ class Local:
 
     @property
     def name(self) -> str:
-        """Stable over runs where the node config names it: `name`, else the site whose rows are its share, else the
-        partition, else Flower's random id. Raises DataError, NodeError, SplitError."""
+        """The node's name, stable over runs if the node config determines it: `name`, else the site whose rows are its
+        share, else the partition, else Flower's random id. Raises DataError, NodeError, SplitError."""
         own = dict(self.node)
         return str(own.get("name", self._site or own.get("partition-id", f"node-{self.node_id}")))
 
     @cached_property
     def _site(self) -> str:
-        """What a node that has a share of the common data is called by that; empty for any other node."""
+        """Return the site name of a node that has a share of the common data; empty for any other node."""
         from task.data.partition import node_names
 
         own = dict(self.node)
@@ -83,7 +86,7 @@ class Local:
 
     @property
     def store(self) -> Store:
-        """Where this node keeps bases and prepared data."""
+        """The store of bases and prepared data."""
         return node_store(str(dict(self.node).get("store-path", "")), self.policy.max_store_bytes)
 
     @property
@@ -93,7 +96,7 @@ class Local:
 
     @property
     def rank(self) -> int:
-        """The node's rank budget: its own `rank`, else its turn in the tuning's; 0: there is none, or none yet."""
+        """The node's rank budget: its own `rank`, else its turn in the tuning's ranks; 0: no rank, or not known yet."""
         if not self.config.tuning.has_ranks or self.automatic:
             return 0
         rank = self._said_rank
@@ -109,7 +112,7 @@ class Local:
 
     @cached_property
     def base(self) -> Base:
-        """The base the order names. Raises BaseError where this node lacks it, Refused where there is no such order."""
+        """The base that the instructions name. Raises BaseError if this node lacks it, Refused without instructions."""
         from strategies.protocol.instructions import fingerprint_of
 
         return node_base(
@@ -118,16 +121,16 @@ class Local:
 
     @property
     def device(self) -> str:
-        """The node's own `device`, else the order's; auto takes the first accelerator there is."""
+        """The node's own `device`, else the device in the instructions; auto takes the first accelerator found."""
         return found(str(dict(self.node).get("device", self.config.device)))
 
     @property
     def num_examples(self) -> int:
-        """Rows this node has, counted without a model. Raises DataError, NodeError, SplitError."""
+        """The number of the node's training rows, counted without a model. Raises DataError, NodeError, SplitError."""
         return len(self._share()) if self._own_path() is None else len(self._index().train)
 
     def rows(self) -> tuple["Rows", "Rows"]:
-        """The node's rows to train on and the rows it keeps for evaluation (none where only the server scores)."""
+        """Return the node's training rows and its evaluation rows (none if only the server scores)."""
         from task.data.prepared import holdout, prepare, prepare_file
 
         if (path := self._own_path()) is not None:
@@ -141,7 +144,7 @@ class Local:
         return holdout(rows, self.config.data.holdout, derive(self.config.seed, "holdout", self.name))
 
     def say_of(self, rows: "Rows") -> None:
-        """Log what is to be said of the node's own rows, once they are prepared."""
+        """Log the notices about the node's own rows once they are prepared."""
         if self._own_path() is not None:
             self._say(rows.notices)
 
@@ -151,7 +154,7 @@ class Local:
             LOG.warning("%s", sentence)
 
     def profile(self) -> ConfigRecord:
-        """What the node answers when asked what it is. Raises DataError, DeviceError, NodeError, SplitError."""
+        """Return the profile record of this node. Raises DataError, DeviceError, NodeError, SplitError."""
         from client_app.device import dtypes, free_memory
 
         own = dict(self.node)
@@ -175,8 +178,8 @@ class Local:
         return ConfigRecord(answers)
 
     def _rows_that_fit(self) -> tuple[int, bool]:
-        """How many rows there are, and whether their labels are among those of the order; of a deployed node whose
-        labels are not, no more than that is for others to know. Raises NotPermitted for too few."""
+        """Return how many rows there are, and whether their labels are among those of the instructions. If a deployed
+        node's labels are not, the server learns no more than that. Raises NotPermitted for too few rows."""
         try:
             rows = self.num_examples
             check_rows(self.policy, rows)
@@ -190,8 +193,8 @@ class Local:
             return 0, False
 
     def accept_base(self, records: RecordDict) -> int:
-        """Keep the files of an offered base, as far as the policy has it; returns how many there were. Raises
-        BaseError, Refused."""
+        """Store the files of an offered base, if the policy allows it; return how many there were. Raises BaseError,
+        Refused."""
         from strategies.algebra.tensors import raw
         from strategies.protocol import wire
         from strategies.protocol.instructions import fingerprint_of
@@ -204,8 +207,8 @@ class Local:
 
     @property
     def data_set(self) -> str:
-        """Which data the node's rows are of, whatever an order asks of them: its own path, or its share of what the
-        order names."""
+        """The identity of the node's data, independent of the instructions' other settings: its own path, or its share
+        of the data that the instructions name."""
         if (path := self._own_path()) is not None:
             return str(path.resolve())
         own, name = dict(self.node), self.config.data.name
@@ -218,7 +221,7 @@ class Local:
         return None if path is None else Path(str(path)).expanduser()
 
     def _index(self) -> "DataIndex":
-        """What is known of the node's own file, or of the data that it has a share of, without a model."""
+        """Return what is known of the node's own file, or of the data that it has a share of, without a model."""
         from task.data.prepared import data_index, index_file
 
         if (path := self._own_path()) is not None:
@@ -227,16 +230,16 @@ class Local:
 
     @property
     def _most_labels(self) -> int:
-        """How many labels a column may have that the node's owner has not named; 0: any number."""
+        """Return how many labels a column may have if the owner has not named it; 0: any number."""
         columns = self.policy.columns
         return 0 if columns.labels else columns.max_labels
 
     def _share(self) -> "Positions":
-        """The positions of this node's rows in the common data."""
+        """Return the positions of this node's rows in the common data."""
         return self._split()[int(dict(self.node)["partition-id"])]
 
     def _split(self) -> "Sequence[Positions]":
-        """The common data, divided. Raises NodeError for a node that has no share of it."""
+        """Return the common data, split over the nodes. Raises NodeError for a node that has no share of it."""
         from task.data.partition import partition
 
         own = dict(self.node)

@@ -1,4 +1,4 @@
-"""The ClientApp. All it does is said in the message; what the node itself knows is in `client_app.local`.
+"""The ClientApp. A message carries all instructions; what the node itself knows is in `client_app.local`.
 
 Imports that take seconds (torch, transformers, peft) happen when a message needs them: a profile needs torch alone.
 """
@@ -18,14 +18,14 @@ app = ClientApp()
 @app.query("profile")
 @guarded
 def profile(message: Message, context: Context) -> Message:
-    """What this node is, and whether it holds the base that the order names."""
+    """Answer with the node's profile, and whether it has the base that the instructions name."""
     return _answer(message, context, lambda local: RecordDict({"profile": local.profile()}))
 
 
 @app.query("base")
 @guarded
 def base(message: Message, context: Context) -> Message:
-    """Keep the base that the server sends along."""
+    """Store the base that the server sends."""
 
     def keep(local: Local) -> RecordDict:
         return RecordDict({"metrics": MetricRecord({"files": local.accept_base(message.content)})})
@@ -36,7 +36,7 @@ def base(message: Message, context: Context) -> Message:
 @app.query("trial")
 @guarded
 def trial(message: Message, context: Context) -> Message:
-    """A few steps of training, timed, at the smallest and the largest rank that this node can train."""
+    """Answer with a trial: a few timed training steps at the smallest and the largest rank that this node can train."""
     from client_app.trial import run_trial
 
     return _answer(message, context, lambda local: RecordDict({"trial": run_trial(local).record()}))
@@ -54,7 +54,7 @@ def rehearsal(message: Message, context: Context) -> Message:
 @app.train()
 @guarded
 def train(message: Message, context: Context) -> Message:
-    """One round of local training: install the start, train, answer with the update."""
+    """Run one round of local training: install the state, train, answer with the update."""
     from client_app.training import trained
 
     return _answer(message, context, lambda local: trained(local, message.content))
@@ -63,14 +63,14 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 @guarded
 def evaluate(message: Message, context: Context) -> Message:
-    """Score the state on the rows this node keeps for it."""
+    """Score the state on this node's evaluation rows."""
     from client_app.training import evaluated
 
     return _answer(message, context, lambda local: evaluated(local, message.content))
 
 
 def _answer(message: Message, context: Context, work: Callable[[Local], RecordDict]) -> Message:
-    """The reply that this node works out for the order in a message, in the time that its owner allows."""
+    """Return the reply to the instructions in a message, within the time limit of the node's owner."""
     from strategies.protocol.instructions import record_of
 
     local = Local.of(context, record_of(message.content, "instructions"))

@@ -1,9 +1,9 @@
-"""What a message to this node costs in privacy, and whether the node's owner lets it be paid.
+"""What a message to this node costs in privacy, and whether the node's owner allows it.
 
-A wrapper says what its message releases (`Wrapper.payment`); the node's account (`client_app.account`) adds it up.
-Which orders the policy allows is seen before (`client_app.permission`). What no wrapper covers is refused here where
-the policy asks for privacy: scores and trials are made of rows too. So is an order whose strategy, wrappers and
-settings do not go together, for no guarantee would hold.
+A wrapper states what its message releases (`Wrapper.payment`), and the node's account (`client_app.account`) adds it
+up. `client_app.permission` has already checked the instructions against the policy. If the policy asks for privacy,
+answers that no wrapper covers are refused here: scores and trials are computed from rows too. So are instructions whose
+strategy, wrappers and settings are not compatible, because no guarantee would hold.
 """
 
 from collections.abc import Mapping
@@ -24,12 +24,12 @@ from strategies.exchange.types import Assignment
 from strategies.protocol.instructions import RUN
 from task.schema import ConfigError
 
-COUNTS = ("rounds", "steps")  # of a version that had no account: what a wrapper kept, all at one noise
+COUNTS = ("rounds", "steps")  # keys of a version without accounts: what a wrapper kept, all at one noise
 
 
 @dataclass(frozen=True)
 class Bill:
-    """The payments for one answer, and the account that they go to."""
+    """The payments for one answer, and their account."""
 
     account: Account
     payments: tuple[Payment, ...]
@@ -40,8 +40,8 @@ class Bill:
 
     @classmethod
     def of(cls, local: Local, strategy: Strategy, assignment: Assignment, rows: int, memory: ClientStore) -> "Bill":
-        """For the training of a round on so many rows. Raises NotPermitted, and ConfigError for an
-        order that no guarantee would hold for."""
+        """Return the bill for a round's training on so many rows. Raises NotPermitted, and ConfigError for instructions
+        under which no guarantee would hold."""
         payments = tuple(p for w in strategy.wrappers if (p := w.payment(assignment, local.config, rows)) is not None)
         limits = local.policy.privacy
         if payments and (problems := incompatibilities(strategy, local.config)):
@@ -52,37 +52,37 @@ class Bill:
         return cls(account_of(local, memory), payments, run, local.name, assignment.round, limits)
 
     def carry(self, client_state: Mapping[str, Tensors]) -> None:
-        """Pay for what an earlier version has counted of this run, at the noise of this round."""
+        """Pay for what an earlier version counted in this run, at the noise of this round."""
         counted = {p.wrapper: count for p in self.payments if (count := _counted(client_state.get(p.wrapper, {})))}
         if counted and not any(line["run"] == self.run for line in self.account.entries()):
             earlier = tuple(replace(p, times=counted[p.wrapper]) for p in self.payments if p.wrapper in counted)
             replace(self, payments=earlier, round=self.round - 1).pay()
 
     def check(self) -> None:
-        """Raise BudgetSpent where it is too much, before any work; AccountError."""
+        """Raise BudgetSpent if the payments exceed a budget, before any work. Raises AccountError."""
         if self.payments:
             self.account.check(self.payments, self.run, self.limits)
 
     def pay(self) -> None:
-        """Pay; only then may the answer leave. Raises BudgetSpent, AccountError."""
+        """Pay; the answer may leave only afterwards. Raises BudgetSpent, AccountError."""
         self.account.pay(self.payments, self.run, self.node, self.round, self.limits)
 
 
 def check_uncovered(local: Local, what: str) -> None:
-    """Raise NotPermitted for an answer made of rows that no privacy covers, where the policy asks for privacy."""
+    """Raise NotPermitted for an answer from rows that no privacy covers, if the policy asks for privacy."""
     if local.policy.privacy.kinds or local.policy.privacy.epsilon:
         raise NotPermitted([("privacy", f"it asks for privacy, which this {what} has none of")])
 
 
 def account_of(local: Local, memory: ClientStore) -> Account:
-    """Of the data set on a deployed node; of the run in a simulation."""
+    """Return the account: of the data set on a deployed node, of the run in a simulation."""
     if public_errors.simulated():
         return Account(memory.account, f"run of node {local.name}")
     return Account.at(accounts_of(local), local.data_set)
 
 
 def accounts_of(local: Local) -> Path:
-    """The folder of a node's accounts: `account-path` of its node config, else in its store."""
+    """Return the folder of a node's accounts: `account-path` of its node config, else in its store."""
     own = dict(local.node).get("account-path")
     return Path(str(own)).expanduser() if own else local.store.path(KIND, "")
 

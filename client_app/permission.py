@@ -1,6 +1,6 @@
-"""Whether a node's policy permits what a message asks: found out before any row is read, as far as that can be.
+"""What a node's policy permits, checked before any row is read as far as possible.
 
-Others are told the kind of thing that was refused, never the rule.
+The server learns the kind of thing that was refused, never the rule.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from strategies.exchange.types import Assignment
     from strategies.exchange.wrapper import Wrapper
 
-REFUSED = "refused by the node's policy: "  # what others are told, and then the kinds
+REFUSED = "refused by the node's policy: "  # the public message, followed by the kinds
 Reason = tuple[str, str]  # the kind of thing that is refused, and the rule
 
 
 class NotPermitted(NodeError):
-    """What the node's policy forbids. The message, for the owner's log, has every rule."""
+    """Instructions or an answer that the node's policy forbids. The message, for the owner's log, has every rule."""
 
     def __init__(self, reasons: Iterable[Reason]) -> None:
         found = list(reasons)
@@ -34,14 +34,14 @@ class NotPermitted(NodeError):
 
 
 def _require(reasons: Iterable[Reason]) -> None:
-    """Raise NotPermitted where there are any."""
+    """Raise NotPermitted if there are any reasons."""
     if found := list(reasons):
         raise NotPermitted(found)
 
 
-# ------------------------------------------------------------------------------------------------ an order
+# ------------------------------------------------------------------------------------------------ instructions
 def check_instructions(policy: Policy, instructions: ConfigRecord, config: TaskConfig) -> None:
-    """Raise NotPermitted for an order, whatever message it comes with; ConfigError for one that cannot be read."""
+    """Raise NotPermitted for instructions, whatever message they come with; ConfigError if they cannot be read."""
     reasons = [*_choices(policy, instructions, config), *_columns(policy, config), *_reports(policy, config)]
     _require([*reasons, *_privacy(policy, instructions), *_steps(policy, config)])
 
@@ -66,7 +66,8 @@ def _among(key: str, allowed: tuple[str, ...], asked: Iterable[str], kind: str =
 
 
 def _models(policy: Policy, instructions: ConfigRecord, config: TaskConfig) -> Iterator[Reason]:
-    """A profile is asked for before the fingerprint is known, so there a name is no reason yet."""
+    """Yield the reasons against the model. A profile is asked for before the fingerprint is known, so there a name
+    alone is no reason yet."""
     from strategies.protocol.instructions import BASE
 
     name, said = config.model.name, instructions.get(BASE)
@@ -94,7 +95,8 @@ def _reports(policy: Policy, config: TaskConfig) -> Iterator[Reason]:
 
 
 def _privacy(policy: Policy, instructions: ConfigRecord) -> Iterator[Reason]:
-    """An order needs one of the wrappers that the policy asks for, with noise, within the policy's limits."""
+    """Yield the reasons against the privacy of the instructions: they need a wrapper that the policy asks for, with
+    noise, within the policy's limits."""
     wanted = policy.privacy
     if not wanted.kinds and not wanted.epsilon:
         return
@@ -104,7 +106,7 @@ def _privacy(policy: Policy, instructions: ConfigRecord) -> Iterator[Reason]:
     chain = [wrapper for wrapper in strategy_of(instructions).wrappers if wrapper.privacy == NODE]
     kept = [wrapper for wrapper in chain if not wanted.kinds or wrapper.name in wanted.kinds]
     if not kept:
-        yield "privacy", f"the order has none of privacy.kinds = {', '.join(wanted.kinds) or 'any on the node'}"
+        yield "privacy", f"the instructions have none of privacy.kinds = {', '.join(wanted.kinds) or 'any on the node'}"
     for wrapper in kept:
         yield from _guarantee(policy, wrapper)
 
@@ -122,7 +124,7 @@ def _guarantee(policy: Policy, wrapper: "Wrapper") -> Iterator[Reason]:
 
 
 def _steps(policy: Policy, config: TaskConfig) -> Iterator[Reason]:
-    """What can be said of local steps without the rows."""
+    """Yield the reasons against the local steps, as far as they are known without the rows."""
     if config.batch_size < policy.min_batch_size:
         yield "work", f"batch-size = {config.batch_size} is less than min-batch-size = {policy.min_batch_size}"
     decay = config.learning_rate * config.weight_decay
@@ -133,9 +135,11 @@ def _steps(policy: Policy, config: TaskConfig) -> Iterator[Reason]:
 
 
 # ------------------------------------------------------------------------------------------------ a message
-def check_ticket(policy: Policy, assignment: "Assignment", cohort: int) -> None:
-    """Raise NotPermitted for a round that the policy does not allow; `cohort` is how many nodes the server says take
-    part in it, 0 where it does not say."""
+def check_assignment(policy: Policy, assignment: "Assignment", cohort: int) -> None:
+    """Raise NotPermitted for a round that the policy does not allow.
+
+    `cohort` is how many nodes take part according to the server, 0 if it does not say.
+    """
     reasons: list[Reason] = []
     if cohort < policy.min_cohort:
         reasons.append(("cohort", f"{cohort} nodes take part, min-cohort = {policy.min_cohort}"))
@@ -158,21 +162,21 @@ def check_offer(policy: Policy, size: int) -> None:
 
 
 def check_trial(policy: Policy) -> None:
-    """Raise NotPermitted where a node does not tell what its machine can do."""
+    """Raise NotPermitted if the policy does not let the node report its machine."""
     if not policy.reports.machine:
-        raise NotPermitted([("reports", "a trial tells time and memory, and reports.machine = false")])
+        raise NotPermitted([("reports", "a trial reports time and memory, and reports.machine = false")])
 
 
 def check_rows(policy: Policy, rows: int) -> None:
-    """Raise NotPermitted where a node has too few rows to answer at all."""
+    """Raise NotPermitted if a node has too few rows to answer at all."""
     if rows < policy.min_rows:
         raise NotPermitted([("rows", f"the node has {rows} rows, min-rows = {policy.min_rows}")])
 
 
 def check_update(policy: Policy, strategy: "Strategy", config: TaskConfig, rows: int) -> None:
-    """Raise NotPermitted where an update would be made of too few of the node's `rows`, or by too many steps.
+    """Raise NotPermitted if an update would come from too few of the node's `rows`, or from too many steps.
 
-    Without gradients every step sends a number of its own, so there each batch must have enough.
+    Without gradients every step sends a number of its own, so each batch must have enough rows.
     """
     steps, least = steps_of(config, rows), min(policy.min_rows_per_reply, rows)
     seen = min(rows, config.batch_size * (steps if strategy.gradients else 1))
@@ -185,6 +189,6 @@ def check_update(policy: Policy, strategy: "Strategy", config: TaskConfig, rows:
 
 
 def check_scores(policy: Policy, scored: int, rows: int) -> None:
-    """Raise NotPermitted where a score would be of too few of the node's `rows`."""
+    """Raise NotPermitted if a score would come from too few of the node's `rows`."""
     if scored < (least := min(policy.min_rows_per_reply, rows)):
         raise NotPermitted([("rows", f"a score of {scored} rows; min-rows-per-reply is {least} of {rows}")])

@@ -1,8 +1,8 @@
-"""The policy of a node: what its owner allows, read from the node's own disk or node config, never from a message.
+"""The policy of a node: what its owner allows. It is read from the node's own disk or node config, never from a
+message.
 
-Node config names a TOML file by `policy`, or holds single keys, `policy.<key>`; one or the other. A key that is not set
-has a safe default. Where Flower simulates nodes they are the server's own machine and user, so there an unset key
-allows everything.
+Node config names a TOML file by `policy`, or has single keys, `policy.<key>`; one or the other. Every key has a safe
+default. Simulated nodes are the server's own machine and user, so there a key that is not set allows everything.
 """
 
 import tomllib
@@ -15,7 +15,7 @@ from task.schema import ConfigError, build, flatten, group, option, read, schema
 
 FILE, PREFIX = "policy", "policy."
 GB = 10**9
-ROWS = ("exact", "rounded")  # how a node says how many rows it has
+ROWS = ("exact", "rounded")  # how a node reports its number of rows
 
 
 class PolicyError(ConfigError):
@@ -28,27 +28,27 @@ class PolicyError(ConfigError):
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns that an order may have read. Empty: those that it names, as far as `max_labels` lets it."""
+    """Columns that instructions may read. Empty: those that they name, up to `max_labels` labels."""
 
     inputs: tuple[str, ...] = option(())
     labels: tuple[str, ...] = option(())
     ids: tuple[str, ...] = option(())
     max_labels: int = option(1000, low=0)  # distinct values of a label column that the owner has not named; 0: any
-    publish_labels: tuple[str, ...] = option((), separator="|")  # label names that the server is told
+    publish_labels: tuple[str, ...] = option((), separator="|")  # label names that the server learns
 
 
 @dataclass(frozen=True)
 class Privacy:
-    """What an order must guarantee for the node's rows."""
+    """Privacy that instructions must guarantee for the node's rows."""
 
-    kinds: tuple[str, ...] = option(())  # wrappers, one of which must be in the order; empty: none is required
+    kinds: tuple[str, ...] = option(())  # wrappers, one of which must be in the instructions; empty: none is required
     epsilon: float = option(0.0, low=0.0)  # largest over the node's lifetime; 0: no limit
     delta: float = option(1e-5, low=0.0, high=0.5)  # largest
 
 
 @dataclass(frozen=True)
 class Reports:
-    """What a node tells of itself."""
+    """What a node reports about itself."""
 
     loss: bool = option(True)  # of training
     scores: bool = option(True)  # of evaluation on the node's own rows
@@ -56,24 +56,24 @@ class Reports:
     rows: str = option("exact", choices=ROWS)  # rounded: down to a power of two
 
     def counted(self, rows: int) -> int:
-        """How many rows a node says it has."""
+        """Return the number of rows that a node reports."""
         return rows if self.rows == "exact" else 1 << rows.bit_length() >> 1
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What a node's owner allows. Of names an empty list allows all, of limits 0 is none."""
+    """What a node's owner allows. An empty list of names allows all; a limit of 0 is no limit."""
 
     columns: Columns = group(Columns)
     privacy: Privacy = group(Privacy)
     reports: Reports = group(Reports)
     tasks: tuple[str, ...] = option(())
-    models: tuple[str, ...] = option(())  # names as an order says them, or fingerprints
+    models: tuple[str, ...] = option(())  # names as instructions have them, or fingerprints
     tunings: tuple[str, ...] = option(())
     strategies: tuple[str, ...] = option(())
     wrappers: tuple[str, ...] = option(())
     offers: bool = option(True)  # take a base that the server sends
-    min_cohort: int = option(0, low=0)  # nodes that the server says take part in a round
+    min_cohort: int = option(0, low=0)  # that take part in a round according to the server
     min_rows: int = option(2, low=0)  # that the node has
     min_rows_per_reply: int = option(8, low=0)  # different rows behind an update or a score; all of a smaller node
     min_batch_size: int = option(2, low=1)
@@ -87,7 +87,7 @@ class Policy:
 
     @classmethod
     def of(cls, node: Mapping[str, object], deployed: bool = True) -> "Policy":
-        """The policy in a node config. Raises PolicyError."""
+        """Return the policy in a node config. Raises PolicyError."""
         inline = {key.removeprefix(PREFIX): value for key, value in node.items() if key.startswith(PREFIX)}
         if FILE not in node:
             return cls._read("node config, policy", inline, deployed)
@@ -97,7 +97,7 @@ class Policy:
 
     @classmethod
     def read(cls, path: str | Path, deployed: bool = True) -> "Policy":
-        """The policy in a TOML file. Raises PolicyError with every problem."""
+        """Return the policy in a TOML file. Raises PolicyError with every problem."""
         place = Path(path).expanduser()
         try:
             content = tomllib.loads(place.read_text(encoding="utf-8"))
@@ -117,7 +117,7 @@ class Policy:
         return build(cls, values)
 
 
-# What a simulated node allows where nothing is set.
+# What a simulated node allows if nothing is set.
 TRUSTING = Policy(
     columns=Columns(max_labels=0),
     min_rows=0,
@@ -134,7 +134,7 @@ TRUSTING = Policy(
 
 
 def _flat(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """The values of nested tables under dotted keys; lists as tuples."""
+    """Return the values of nested tables under dotted keys; lists as tuples."""
     flat: dict[str, object] = {}
     for name, value in table.items():
         if isinstance(value, dict):
@@ -145,7 +145,8 @@ def _flat(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 
 
 def _unknown_names(values: Mapping[str, object]) -> list[str]:
-    """Of tasks, tunings, strategies and wrappers that do not exist; a forgotten letter must not forbid everything."""
+    """Return the problems with names of tasks, tunings, strategies and wrappers that do not exist: a typo must not
+    forbid everything."""
     import strategies
     from strategies.exchange.wrapper import NODE
     from task.schema import unknown

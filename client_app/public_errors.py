@@ -1,9 +1,9 @@
-"""What a message may make this node do, and what this node tells in return.
+"""What a message may make this node do, and what this node reports in return.
 
-The order comes from a server that may be curious or broken. On a deployed node it names no path of the node's disk and
-runs no code that comes with a model, unless the node config says that it may: `follow-paths = true`,
-`trust-remote-code = true`. An error that goes back tells no value of a row; the node's log has it all. Where Flower
-simulates nodes they are the server's own machine and user: there is nothing to consent to, and nothing to hide.
+The instructions come from a server that may be curious or broken. On a deployed node they may name no path of the
+node's disk and may run no code that comes with a model, unless the node config allows it: `follow-paths = true`,
+`trust-remote-code = true`. A public error contains no value of a row; the node's log has everything. Simulated nodes
+are the server's own machine and user: there is nothing to consent to, and nothing to hide.
 """
 
 import sys
@@ -27,8 +27,8 @@ Handler = Callable[[Message, Context], Message]
 
 
 class NodeError(ValueError):
-    """A node config that cannot serve the order, or an order that this node does not follow. `public` is what others
-    are told, where that is less than the message."""
+    """A node config that does not fit the instructions, or instructions that this node does not follow. `public` is the
+    message for the server, if it says less than the log's."""
 
     def __init__(self, message: str, public: str | None = None) -> None:
         super().__init__(message)
@@ -36,11 +36,11 @@ class NodeError(ValueError):
 
 
 class NodeFailed(RuntimeError):
-    """What a node tells of an error."""
+    """The error that a node reports to the server."""
 
 
 def simulated() -> bool:
-    """Return whether this node is simulated, in an actor of Ray (nothing else here starts Ray) or in the server's own
+    """Return whether this node is simulated, in a Ray actor (nothing else here starts Ray) or in the server's own
     process."""
     ray = sys.modules.get("ray")
     return IN_PROCESS.get() or (ray is not None and bool(ray.is_initialized()))
@@ -48,7 +48,7 @@ def simulated() -> bool:
 
 @contextmanager
 def in_process() -> Iterator[None]:
-    """Within this block nodes are simulated by the process that is the server too."""
+    """Treat nodes as simulated in the server's process within this block."""
     token = IN_PROCESS.set(True)
     try:
         yield
@@ -57,42 +57,42 @@ def in_process() -> Iterator[None]:
 
 
 def follows_paths(node: Mapping[str, object]) -> bool:
-    """May an order name files and folders of this machine?"""
+    """Return whether instructions may name files and folders of this machine."""
     return node.get(PATHS) is True or simulated()
 
 
 def check_code(config: TaskConfig, node: Mapping[str, object]) -> None:
-    """NodeError for an order to run code of a model where the node has not agreed to that."""
+    """Raise NodeError if the instructions run a model's own code and the node has not agreed to that."""
     if config.model.trust_remote_code and not (node.get(CODE) is True or simulated()):
         raise NodeError(
-            f"the order asks for code that comes with model.name = '{config.model.name}' (model.trust-remote-code); "
-            f"this node runs it only with {CODE} = true in its node config"
+            f"the instructions ask for code of model.name = '{config.model.name}' (model.trust-remote-code)"
+            f"; this node runs it only with {CODE} = true in its node config"
         )
 
 
 def check_source(config: TaskConfig, node: Mapping[str, object]) -> None:
-    """NodeError for an order whose `data.name` is a path, or something in the working folder, where the node does not
-    follow paths."""
+    """Raise NodeError if `data.name` is a path, or something in the working folder, and the node does not follow
+    paths."""
     name = config.data.name
     if of_keyword(name) or follows_paths(node):
         return
     if not HUB_ID.fullmatch(name) or Path(name).exists():
         said = (
-            f"the order names the path data.name = '{name:.80}'; this node reads its own data-path, and what the order "
-            f"names only with {PATHS} = true in its node config"
+            f"the instructions name the path data.name = '{name:.80}'; this node reads its own data-path, and what the "
+            f"instructions name only with {PATHS} = true in its node config"
         )
-        # whether something of that name lies in the working folder is the node's own business
+        # whether something of that name lies in the working folder is not the server's business
         raise NodeError(said, unreadable(name) if HUB_ID.fullmatch(name) else said)
 
 
 def check_labels(config: TaskConfig) -> None:
-    """NodeError for an order by which a deployed node would name the labels of a classifier from its own rows."""
+    """Raise NodeError if a deployed node would have to name a classifier's labels from its own rows."""
     if not config.data.labels and kinds.of(config).drawn_head and not simulated():
-        raise NodeError("the order names no labels, and a node does not tell its own: data.labels must be set")
+        raise NodeError("the instructions name no labels, and a node does not report its own: data.labels must be set")
 
 
 def guarded(handler: Handler) -> Handler:
-    """The handler, whose errors leave a deployed node without what its rows hold."""
+    """Return the handler with its errors made public: those of a deployed node reveal nothing of its rows."""
 
     @wraps(handler)
     def answer(message: Message, context: Context) -> Message:
@@ -109,12 +109,12 @@ def guarded(handler: Handler) -> Handler:
 
 
 def _who(message: Message, context: Context) -> str:
-    """The node by its name, where the server cannot know it yet: who is left out should be known by more than an id."""
+    """Return the node's name for the error, if the server cannot know it yet, so that people know who is left out."""
     name = context.node_config.get("name")
     return f" (node '{name}')" if name and message.metadata.message_type == "query.profile" else ""
 
 
 def public_message(error: Exception) -> str:
-    """What others may know of an error: its `public`, where it is one of ours that has that, else its type."""
+    """Return the public message of an error: its `public` if it has one, else its type."""
     public = getattr(error, "public", None)
     return public if isinstance(public, str) else f"{type(error).__name__}: {HIDDEN}"

@@ -1,7 +1,7 @@
-"""What a node finds out before a run that is trained on its own rows: that they can be prepared, and that the model
-trains here.
+"""The rehearsal of a node before a run that trains on its own rows: the rows can be prepared, and the model trains
+here.
 
-The model is run on rows that stand in for the node's, so nothing that others learn of it depends on values of these.
+The model runs on rows that stand in for the node's own, so the server learns nothing that depends on their values.
 """
 
 import logging
@@ -21,9 +21,9 @@ LOG = logging.getLogger("flwr")
 
 
 def rehearsed(local: Local) -> RecordDict:
-    """Prepare the rows and run the model once. Raises DryRunError, and what preparing and building raise.
+    """Prepare the rows and run the model once. Raises DryRunError, and the errors of preparing and building.
 
-    Too little memory is no reason yet: a round may find a rank that fits.
+    Too little memory is no error yet: a round may find a rank that fits.
     """
     torch.set_num_threads(local.config.threads)
     rows, kept = local.rows()

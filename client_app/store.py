@@ -1,10 +1,11 @@
-"""What a node keeps on its disk from one message to the next: the journal, and what is this node's alone.
+"""What a node stores on its disk from one message to the next: the journal, and its own client state.
 
-An entry is kept once per store, in a folder named by the mark that it leads to, with the mark that it follows on.
+An entry is stored once per store, in a folder named by the journal position that it leads to, together with the
+position before it.
 
-What is a node's own (private tensors, what wrappers keep) is kept by run and node, as it was after each of the last two
-rounds that the node trained in. A round that is done again, because the server was killed in it, so starts from what
-was kept before it. No message can name another node's: the name is the node's own.
+The client state (private tensors, what wrappers keep) is stored by run and node, as it was after each of the last two
+rounds that the node trained in. A round that is repeated because the server was killed therefore starts from the same
+state. No message can name another node's state: the name is the node's own.
 """
 
 import logging
@@ -30,15 +31,15 @@ LOG = logging.getLogger("flwr")
 KIND, BASE_WEIGHTS, OWN = "journals", "grounds", "own"
 ACCOUNT = "account.jsonl"
 ENTRY, WEIGHTS = "entry.safetensors", "weights.safetensors"
-MODEL = "private"  # whose tensors are kept: the model's
-VERSIONS = 2  # of a node's own tensors
+MODEL = "private"  # key of the model's private tensors
+VERSIONS = 2  # of the client state
 DAY = 24 * 3600  # seconds
-KEPT_FOR = 14 * DAY  # that things stay in a store; whoever still wants an entry is sent it again
-SWEPT = "swept"  # a file of a store: when it was last looked through for what is old
+KEPT_FOR = 14 * DAY  # how long things stay in a store; whoever still needs an entry is sent it again
+SWEPT = "swept"  # a file of a store: when old things were last removed
 
 
 class ClientStore:
-    """The memory of one node, for one message: of a round's training, or of what comes `after` it."""
+    """The storage of one node, for one message: the training of a round, or whatever comes `after` it."""
 
     def __init__(self, local: Local, round: int, *, after: bool = False) -> None:
         self.store = local.store
@@ -46,34 +47,35 @@ class ClientStore:
         self._own = self.store.path(OWN, recipe_hash([str(local.instructions.get(RUN, "")), local.name]))
 
     def installed(self, strategy: Strategy, model: TunedModel, start: State) -> TunedModel:
-        """The model as the server wants this node to have it, private tensors included. Raises NodeError."""
+        """Return the model that the server wants this node to have, private tensors included. Raises NodeError."""
         end = self._added(start)
         model = journal.installed_from(
-            strategy, model, start, lambda reached: self._path(reached, end), self._entry, self._ground
+            strategy, model, start, lambda reached: self._path(reached, end), self._entry, self._base_weights
         )
-        own = strategy.private(model)  # another strategy in an order of the same run would send what this one keeps
+        own = strategy.private(model)  # else another strategy in the same run could send it
         client_state = {name: tensor for name, tensor in self.client_state().get(MODEL, {}).items() if name in own}
         for name, tensor in truncated(client_state, start.rank or model.rank).items():
             corner(model.trained[name].data, tensor.shape).copy_(tensor)  # this round's rank may be another
         return model
 
-    # ------------------------------------------------------------------ what is the node's own
+    # ------------------------------------------------------------------ the client state
 
     @property
     def account(self) -> Path:
-        """The file of what a simulated node has paid in this run."""
+        """The account file of a simulated node in this run."""
         return self._own / ACCOUNT
 
     def client_state(self) -> dict[str, Tensors]:
-        """What the node keeps of its model and for wrappers, by whose it is: as it was before this round, or after."""
+        """Return what the node keeps for its model and for wrappers, by owner: the state before this round, or after
+        it."""
         last = self._round if self._after else self._round - 1
         rounds = [number for number in self._versions() if number <= last]
         if not rounds:
             return {}
         try:
             state, _ = checkpoint.load(self._version(rounds[-1]))
-        except checkpoint.Damaged as error:  # as in a store that was emptied, what is lost is begun anew
-            LOG.warning("%s; this node goes on from what it kept before, if anything", error)
+        except checkpoint.Damaged as error:  # as in an emptied store, what is lost starts anew
+            LOG.warning("%s; this node continues from its earlier state, if anything", error)
             self._version(rounds[-1]).unlink()
             return self.client_state()
         client_state: dict[str, Tensors] = {}
@@ -83,7 +85,7 @@ class ClientStore:
         return client_state
 
     def keep(self, client_state: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Keep this after the training of this round."""
+        """Store the client state after the training of this round."""
         versions = self._versions()
         named = {f"{whose}/{name}": t for whose, tensors in client_state.items() for name, t in tensors.items()}
         if not named and not versions:
@@ -105,7 +107,7 @@ class ClientStore:
     # ------------------------------------------------------------------ the journal
 
     def _added(self, start: State) -> str:
-        """Keep the weights or the entries that came; the mark after the last."""
+        """Store the weights or the entries that arrived; return the journal position after the last."""
         position = start.since
         if start.base_weights:
             with self.store.made(BASE_WEIGHTS, position) as folder:
@@ -122,25 +124,25 @@ class ClientStore:
         return position
 
     def _path(self, reached: str, end: str) -> list[str]:
-        """All marks up to `end`, from what a model has reached, from weights that are kept or from the base, whichever
-        is nearest. Raises NodeError where the store has lost a part."""
+        """Return all positions up to `end`, starting from the model's own, stored weights or the base, whichever is
+        nearest. Raises NodeError if the store has lost a part."""
         path = [end]
         while path[-1] not in (BASE_POSITION, reached) and not self.store.holds(BASE_WEIGHTS, path[-1]):
             if not self.store.holds(KIND, path[-1]):
                 lacks = f"lacks a part of the journal, up to {path[-1]}"
                 raise NodeError(f"the store {self.store.root} {lacks}", f"the node's store {lacks}")
-            path.append(checkpoint.mark_before(self.store.path(KIND, path[-1]) / ENTRY))
+            path.append(checkpoint.position_before(self.store.path(KIND, path[-1]) / ENTRY))
         return path[::-1]
 
     def _entry(self, position: str) -> Entry:
         return checkpoint.read_entry(self.store.path(KIND, position) / ENTRY)[0]
 
-    def _ground(self, position: str) -> Tensors:
+    def _base_weights(self, position: str) -> Tensors:
         state, _ = checkpoint.load(self.store.path(BASE_WEIGHTS, position) / WEIGHTS)
         return state.tensors
 
     def _forget_old(self) -> None:
-        """Remove what is old, once a day: a journal, and what a node keeps, can be as large as a model."""
+        """Remove what is old, once a day: a journal or a client state can be as large as a model."""
         stamp = self.store.path(SWEPT, "")
         if stamp.exists() and _idle(stamp) < DAY:
             return

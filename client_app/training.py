@@ -1,4 +1,4 @@
-"""A round on the node: install what the server holds, train or score, answer."""
+"""A round on the node: install the server's state, train or score, answer."""
 
 import logging
 import time
@@ -11,7 +11,7 @@ from client_app import public_errors
 from client_app.device import within_memory
 from client_app.local import Local
 from client_app.payment import Bill, check_uncovered
-from client_app.permission import check_rows, check_scores, check_ticket, check_update
+from client_app.permission import check_assignment, check_rows, check_scores, check_update
 from client_app.policy import Policy
 from client_app.public_errors import NodeError
 from client_app.store import MODEL, ClientStore
@@ -28,14 +28,14 @@ from task.models.model import TunedModel, tuned_model
 from task.training.trainer import Trainer, evaluate
 
 LOG = logging.getLogger("flwr")
-# Metrics that say nothing of rows but how many there are; `rank` is what an update shows too.
+# Metrics that reveal only how many rows there are; an update shows `rank` too.
 TIME, STEPS = "seconds", "steps"
 PLAIN = ("num-examples", "server-round", "rank", STEPS)
 
 
 def trained(local: Local, content: RecordDict) -> RecordDict:
-    """The reply to a `train` message: the update, `num-examples`, `train-loss` and so on; or that memory ran out, or
-    the base is lost."""
+    """Return the reply to a `train` message: the update, `num-examples`, `train-loss` and so on; or that memory ran
+    out, or that the base is lost."""
     try:
         return within_memory(local.device, lambda: _update(local, content))
     except BaseMissing as error:
@@ -75,14 +75,15 @@ def _update(local: Local, content: RecordDict) -> RecordDict:
         **metrics,
     }
     silent = any(wrapper.hides_metrics for wrapper in strategy.wrappers)
-    reply["metrics"] = MetricRecord({**_told(local.policy, metrics, silent), **here.install_hash_of})
+    reply["metrics"] = MetricRecord({**_public_metrics(local.policy, metrics, silent), **here.install_hash_of})
     reply.update(here.proof)
     bill.pay()
     return reply
 
 
-def _told(policy: Policy, metrics: Metrics, silent: bool) -> Metrics:
-    """What is said of a round's training. `silent`: nothing that depends on values of rows."""
+def _public_metrics(policy: Policy, metrics: Metrics, silent: bool) -> Metrics:
+    """Return the metrics of a round's training that the server learns. `silent`: only those that do not depend on
+    values of rows."""
     reports = policy.reports
     shown = set(PLAIN) if silent else {*PLAIN, TIME} if not reports.loss else set(metrics)
     shown -= set() if reports.machine else {TIME}
@@ -91,23 +92,23 @@ def _told(policy: Policy, metrics: Metrics, silent: bool) -> Metrics:
 
 
 def place_of(wrapper: Wrapper) -> str:
-    """Where what a wrapper keeps on the node is kept."""
+    """Return the key of a wrapper's client state."""
     return f"wrapper-{wrapper.name}"
 
 
 def trainer_of(local: Local, strategy: Strategy, rows: Rows, seed: int) -> Trainer:
-    """What this node trains with, the penalties of wrappers included."""
+    """Return the node's trainer, including the penalties of wrappers."""
     regularisers = tuple(wrapper.penalty for wrapper in strategy.wrappers)
     return Trainer(local.config, rows, seed, local.device, regularisers)
 
 
 def evaluated(local: Local, content: RecordDict) -> RecordDict:
-    """The reply to an `evaluate` message: metrics over the rows that this node keeps for it."""
+    """Return the reply to an `evaluate` message: metrics over this node's evaluation rows."""
     check_uncovered(local, "evaluation")
     here = _Stand.of(local, content, after=True)
     trains, kept = local.rows()
     if not len(kept):
-        raise NodeError(f"node {local.name} keeps no rows for evaluation (data.holdout = {local.config.data.holdout})")
+        raise NodeError(f"node {local.name} has no rows for evaluation (data.holdout = {local.config.data.holdout})")
     check_rows(local.policy, len(trains) + len(kept))
     check_scores(local.policy, len(kept), len(trains) + len(kept))
     metrics = {
@@ -120,22 +121,22 @@ def evaluated(local: Local, content: RecordDict) -> RecordDict:
 
 @dataclass(frozen=True)
 class _Stand:
-    """Where a message has brought this node: the model as the server wants it, and what the node says of it."""
+    """The node after it has installed a message's state: the model, and what the node reports about it."""
 
     strategy: Strategy
     assignment: Assignment
     memory: ClientStore
     model: TunedModel
     install_hash_of: dict[str, int]  # the fingerprint of what was installed
-    proof: dict[str, ConfigRecord]  # which weights the model stands on, where the server asks for it
+    proof: dict[str, ConfigRecord]  # the fingerprint of the weights, if the server asks for it
 
     @classmethod
     def of(cls, local: Local, content: RecordDict, *, after: bool = False) -> "_Stand":
-        """For a round's training, or for what comes `after` it."""
+        """Install the state for a round's training, or for whatever comes `after` it."""
         torch.set_num_threads(local.config.threads)
         strategy, asked = strategy_of(local.instructions), record_of(content, "assignment")
         assignment = read_assignment(asked)
-        check_ticket(local.policy, assignment, cohort_of(asked))
+        check_assignment(local.policy, assignment, cohort_of(asked))
         model = tuned_model(local.base, local.config, rank_of(local.instructions), local.device)
         memory, start = ClientStore(local, assignment.round, after=after), wire.unpack(content)
         model = memory.installed(strategy, model, start)

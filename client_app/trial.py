@@ -1,15 +1,7 @@
-"""What a node can train, found by training: a few steps at the smallest and at the largest candidate rank.
+"""What a node can train, found by training a few steps at the smallest and at the largest candidate rank.
 
 Bytes, on an accelerator with memory of its own: the most that torch has allocated there beyond the idle model
 (measured), and the trained tensors. Elsewhere the larger of two numbers, as each is too small by itself:
-
-- what training must hold: the activations that autograd keeps for the backward pass (measured), and of all that trains
-  itself, a gradient, the optimiser's moments and the copy that an update is the difference to (computed);
-- what the process has taken from the machine since its model was idle (measured). It keeps what it frees, in pieces,
-  and so takes more than it holds; but what it has kept from before, another node's trial perhaps, does not show.
-
-It is plain local training of all that the tuning trains. What a strategy adds to that is not seen; the share of
-memory that the server leaves free is meant for it.
 """
 
 import time
@@ -42,13 +34,13 @@ COPIES = 3  # of all that trains: itself, a gradient, and what an update is the 
 
 
 def run_trial(local: Local) -> Trial:
-    """The trial of this node. Only tensors that train change in the process's model, as in a round."""
+    """Run the trial of this node. As in a round, only trained tensors change in the process's model."""
     check_trial(local.policy)
     check_uncovered(local, "trial")
     torch.set_num_threads(local.config.threads)
     rows, _ = local.rows()
     check_rows(local.policy, len(rows))
-    told = steps_of(local.config, local.policy.reports.counted(len(rows)))
+    steps = steps_of(local.config, local.policy.reports.counted(len(rows)))
     seed = derive(local.config.seed, "trial", local.name)
     trainer = trainer_of(local, strategy_of(local.instructions), rows, seed)
     most = local.policy.max_rank
@@ -60,19 +52,20 @@ def run_trial(local: Local) -> Trial:
         except OutOfMemory:
             continue
         seconds, sizes = zip(*points, strict=True)
-        return Trial(tuple(ends), seconds, sizes, free, told)
-    return Trial((), (), (), free_memory(local.device), told)
+        return Trial(tuple(ends), seconds, sizes, free, steps)
+    return Trial((), (), (), free_memory(local.device), steps)
 
 
 def _measured(local: Local, trainer: Trainer, ranks: list[int]) -> tuple[int, list[tuple[float, int]]]:
-    """Bytes that are free beside the idle model, which is built for the last of `ranks`, and a point for each."""
+    """Return the bytes that are free on top of the idle model, which is built for the last of `ranks`, and a point for
+    each rank."""
     model = tuned_model(local.base, local.config, ranks[-1], local.device)
     free, resident = free_memory(local.device), _resident()
     return free, [_point(model, trainer, rank, resident) for rank in ranks]
 
 
 def _point(model: TunedModel, trainer: Trainer, rank: int, resident: int) -> tuple[float, int]:
-    """Seconds of a step at this rank, and bytes that training takes beside the idle model."""
+    """Return the seconds of a step at this rank, and the bytes that training takes on top of the idle model."""
     model.module.zero_grad(set_to_none=True)
     model.write(_zeros(model.trained, rank))
     counter = torch.get_device_module(kind(model.device)) if kind(model.device) in OWN_MEMORY else None
@@ -90,7 +83,7 @@ def _point(model: TunedModel, trainer: Trainer, rank: int, resident: int) -> tup
 
 
 def _zeros(trained: Mapping[str, torch.Tensor], rank: int) -> Tensors:
-    """Factors of this rank, whatever rank an earlier message has left in the model."""
+    """Return factors of this rank, whatever rank an earlier message has left in the model."""
     zeros: Tensors = {}
     for name, tensor in trained.items():
         axis = rank_axis(name)
@@ -104,7 +97,7 @@ def _steps(trainer: Trainer, model: TunedModel, count: int) -> None:
 
 
 def _activations(model: TunedModel, work: Callable[[], None]) -> int:
-    """Bytes that autograd keeps during one step for its backward pass, without the model's own."""
+    """Return the bytes that autograd keeps during one step for its backward pass, without the model's own."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.module.parameters()}
     kept: dict[int, int] = {}
 
@@ -120,10 +113,10 @@ def _activations(model: TunedModel, work: Callable[[], None]) -> int:
 
 
 def _resident() -> int:
-    """Bytes of the machine's memory that this process has."""
+    """Return the bytes of the machine's memory that this process has."""
     return int(psutil.Process().memory_info().rss)
 
 
 def _moments(config: TaskConfig) -> int:
-    """Tensors that the optimiser keeps for each that trains."""
+    """Return how many tensors the optimiser keeps for each trained tensor."""
     return 2 if config.optimizer == "adamw" else int(config.momentum > 0)

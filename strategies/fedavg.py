@@ -14,4 +14,4 @@ from strategies.exchange.strategy import Strategy
 
 @dataclass(frozen=True)
 class FedAvg(Strategy):
-    """The contract's defaults, under their own name."""
+    """The defaults of `Algorithm`, under their own name."""

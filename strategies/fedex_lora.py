@@ -1,4 +1,4 @@
-"""FedEx-LoRA: FedAvg of the factors, and what that leaves out goes into the base.
+"""FedEx-LoRA: FedAvg of the factors; the residual that it leaves out is added to the base.
 
 Singhal et al., "FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of Large Language Models",
 arXiv 2410.09432 (ACL 2025): A and B are averaged apart, and W_0 <- W_0 + scaling * (sum_i p_i B_i A_i - B A) with the
@@ -21,7 +21,7 @@ from strategies.exchange.types import Entry, State, Update
 from task.config import TaskConfig
 from task.models.model import TunedModel
 
-RESIDUAL = "residual "  # in front of names, where the residual lies beside the change of the factors
+RESIDUAL = "residual "  # prefix of names, where the residual travels with the change of the factors
 
 
 @dataclass(frozen=True)

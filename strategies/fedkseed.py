@@ -1,19 +1,20 @@
 """FedKSeed: full-parameter tuning without gradients; one scalar for each of K seeded directions is exchanged.
 
 Qin et al., "Federated Full-Parameter Tuning of Billion-Sized Language Models with Communication Cost under 18
-Kilobytes", arXiv 2312.06353 (ICML 2024). All share K directions z_1 .. z_K. In every local step a node draws one and a
-batch, and walks by what the loss says of it:
+Kilobytes", arXiv 2312.06353 (ICML 2024). All nodes share K directions z_1 .. z_K. In every local step a node draws one
+direction and a batch, and moves along the direction by the slope of the loss:
 
     g = (L(w + eps z_k) - L(w - eps z_k)) / (2 eps),     w <- w - eta g z_k,     a_k <- a_k - eta g
 
-The server averages the totals a (K,), and w = w_0 + sum_k a_k z_k holds at any time, for anybody who has the base. With
-`pro`, directions are drawn with probabilities softmax(s), s the mean |g| seen along each, stretched to [0, 1]; those
-never drawn count as the mean.
+The server averages the totals a (K,), and w = w_0 + sum_k a_k z_k holds at any time, for anyone who has the base. With
+`pro`, directions are drawn with probabilities softmax(s), where s is the mean |g| seen along each, scaled to [0, 1];
+directions that were never drawn count as the mean.
 
-Ours: learning rates are inside a, so that they may change; z_k is not normal but, by `basis`, of signs (hadamard) or of
-scaled truncated normals, both with E z z^T = I, and w is rebuilt in O(d log d) with the first; totals go down as 16-bit
-integers with a scale, so that w has the same bits everywhere. The optimiser is plain SGD. A node needs no gradients or
-optimiser state, but two float32 copies of the model: the base, and where it walks from.
+Differences from the paper: learning rates are inside a, so that they may change. z_k is not normal but, by `basis`,
+made of signs (hadamard) or of scaled truncated normals, both with E z z^T = I; with the first, w is rebuilt in O(d log
+d). Totals are sent to nodes as 16-bit integers with a scale, so that w has the same bits everywhere. The optimiser is
+plain SGD. A node needs no gradients or optimiser state, but two float32 copies of the model: the base, and the weights
+that it moves from.
 """
 
 import math
@@ -36,7 +37,7 @@ from task.seeds import derive
 from task.training.trainer import Trainer
 
 TOTALS, AMPLITUDES, DRAWS = "totals", "amplitudes", "draws"
-NUMBERS, SCALE, CHANCES = "numbers", "scale", "chances"  # of what goes down
+NUMBERS, SCALE, CHANCES = "numbers", "scale", "chances"  # keys of what nodes are sent
 TINY = 1e-300
 
 
@@ -89,7 +90,7 @@ class FedKSeed(Strategy):
         return State({name: torch.zeros(self.directions, dtype=torch.float64) for name in names})
 
     def start_of(self, state: State, assignment: Assignment) -> State:
-        """Totals as integers, and the chances of each direction."""
+        """Return the totals as integers, and the probability of each direction."""
         row = from_exact(state.tensors[TOTALS], torch.tensor([self.directions]))
         start = {NUMBERS: row.numbers, SCALE: row.scales}
         return State(start | ({CHANCES: _chances(state)} if self.pro else {}))
@@ -98,15 +99,18 @@ class FedKSeed(Strategy):
         return {name: tensor.float() for name, tensor in state.tensors.items()}
 
     def length(self, delta: Tensors) -> float:
-        """Of the totals; what else is sent only says which directions are drawn."""
+        """Return the norm of the totals; everything else that is sent only affects which directions are drawn."""
         return super().length({TOTALS: delta[TOTALS]})
 
     def shortened(self, delta: Tensors, share: float) -> Tensors:
         return delta | super().shortened({TOTALS: delta[TOTALS]}, share)
 
     def lengths(self, state: State, update: Update) -> dict[str, float]:
-        """The root of the norms: a step is one random direction, and what it finds there may be ten times the usual, as
-        the largest of many normal numbers are. One factor for all would refuse honest updates of few steps."""
+        """Return the roots of the norms.
+
+        A step is one random direction, and its slope may be ten times the usual, like the largest of many normal
+        numbers. One factor for the norms themselves would refuse honest updates of few steps.
+        """
         return {f"root of the norm of {name}": math.sqrt(norm([delta])) for name, delta in update.delta.items()}
 
     # ------------------------------------------------------------------ the node's half
@@ -146,19 +150,19 @@ class FedKSeed(Strategy):
 
 
 class _Walk:
-    """A model that is moved along directions. Where it stands is kept in float32: nothing is lost on the way."""
+    """A model that moves along directions. Its position is kept in float32, so nothing is lost on the way."""
 
     def __init__(self, model: TunedModel, directions: Directions) -> None:
         self._live, self._directions = model.trained, directions
         self._centre = {name: tensor.detach().float().clone() for name, tensor in model.trained.items()}
 
     def loss_at(self, index: int, distance: float, loss: Callable[[], float]) -> float:
-        """The loss a step aside along a direction."""
+        """Return the loss one step aside along a direction."""
         self._move(self._live, index, distance)
         return loss()
 
     def go(self, index: int, distance: float) -> None:
-        """Stand there from now on."""
+        """Move the model to this position."""
         self._move(self._centre, index, distance)
 
     def _move(self, target: Mapping[str, torch.Tensor], index: int, distance: float) -> None:
@@ -169,7 +173,7 @@ class _Walk:
 
 
 def _chances(state: State) -> torch.Tensor:
-    """How likely each direction is to be drawn (K,), float32."""
+    """Return the probability of drawing each direction (K,), float32."""
     drawn = state.tensors[DRAWS] > 0
     if not drawn.any():
         return torch.full(drawn.shape, 1 / len(drawn))

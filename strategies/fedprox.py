@@ -1,4 +1,4 @@
-"""FedProx: FedAvg whose nodes are held near the model that they were sent.
+"""FedProx: FedAvg whose nodes stay near the model that they were sent.
 
 Li et al., "Federated Optimization in Heterogeneous Networks", arXiv 1812.06127, Algorithm 2: node i
 minimises F_i(w) + (mu / 2) ||w - w^t||^2, with w^t the server's tensors and the norm over what trains. At
@@ -18,7 +18,7 @@ from task.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class FedProx(Strategy):
-    """`mu` weighs the proximal term; the server's half is FedAvg's."""
+    """FedProx: `mu` weighs the proximal term; the server's half is FedAvg's."""
 
     mu: float = option(0.01, low=0.0, doc="weight of the proximal term")
 

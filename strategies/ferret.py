@@ -1,27 +1,27 @@
-"""Ferret: full-parameter tuning, of which a few thousand integers are sent.
+"""Ferret: full-parameter tuning that sends a few thousand integers.
 
 Shu, Hu, Ng, Low, Yu, "Ferret: Federated Full-Parameter Tuning at Scale for Large Language Models", arXiv 2409.06277
-(ICML 2025). Each node trains by the task's own optimiser from w_{r-1} to w_r^(i), and sends the coordinates gamma^(i)
-of the change in a random basis that follows from its seed s^(i), block by block, K_l in proportion to the block's norm
-(Eqs. 6 to 8). Everybody rebuilds the same update from coordinates and seeds and adds it to the same weights:
+(ICML 2025). Each node trains with the task's own optimiser from w_{r-1} to w_r^(i), and sends the coordinates gamma^(i)
+of the change in a random basis that is drawn from its seed s^(i), block by block, K_l in proportion to the block's norm
+(Eqs. 6 to 8). Every node rebuilds the same update from coordinates and seeds and adds it to the same weights:
 
     w_r = w_{r-1} + eta_r sum_i p_i sum_k gamma_k^(i) v_k^(i),     p_i = n_i / n
 
-(The paper subtracts, because its Delta is w_{r-1} - w_r^(i), and its mean is uniform.) The scale is the unbiased
-1 / (rho K); `scale` = code is that of the published implementation, d / K, about a third of it.
+(The paper subtracts, because its Delta is w_{r-1} - w_r^(i), and its mean is uniform.) The scale is the unbiased 1 /
+(rho K); `scale` = code uses the published implementation's, d / K, about a third of it.
 
-Ours: `basis` = hadamard, with the same number of coordinates and the same error but O(d log d) instead of O(d K)
-(`strategies/algebra/hadamard.py`); coordinates are 16-bit integers with a scale per block, so that a rebuilt model has
-the same bits on every machine; blocks have one size, whatever the tensors; the step may follow a schedule; with
-`momentum` m, u_r = m u_{r-1} + the sum above is what is added. `seeds` = fresh gives every node and round its own
-vectors, as the paper does (with hadamard the signs are common to a round); shared gives all nodes of a round the same,
-so their coordinates become one row; pool keeps one basis for the whole run (the published code keeps a pool): the state
-is then the sum of all coordinates and never grows, but the model only ever moves in these K directions, and K_l follows
-lengths, not norms.
+Differences from the paper: `basis` = hadamard has the same number of coordinates and the same error, but costs O(d log
+d) instead of O(d K) (`strategies/algebra/hadamard.py`). Coordinates are 16-bit integers with a scale per block, so a
+rebuilt model has the same bits on every machine. Blocks have one size, whatever the tensors. The step may follow a
+schedule. With `momentum` m, the added step is u_r = m u_{r-1} + the sum above. `seeds` = fresh gives every node and
+round its own vectors, as in the paper (with hadamard, the signs are common to a round). `seeds` = shared gives all
+nodes of a round the same vectors, so their coordinates become one row. `seeds` = pool keeps one basis for the whole run
+(the published code keeps a pool): the state is then the sum of all coordinates and never grows, but the model only ever
+moves in these K directions, and K_l is proportional to lengths, not norms.
 
 A journal entry holds a row for each node, ordered by name, times p_i and the step, on scales that all rows share. The
-weights that it changes are kept in float32 at least, whatever the model's dtype; a node's change is counted from what
-its model could hold of them.
+changed weights are kept in float32 or wider, whatever the model's dtype; a node's change is measured from the values
+that its model could represent.
 """
 
 import math
@@ -54,10 +54,10 @@ from task.training.trainer import Trainer
 
 SCHEDULES = ("constant", "linear", "cosine")
 ROW = NUMBERS, COUNTS, SCALES = "numbers", "counts", "scales"
-SEEDS = "seeds"  # of an entry's rows
-LENGTHS = "lengths"  # of blocks: no block has more coordinates
-EXACT = "exact"  # coordinates of a pool, of which nodes are sent integers
-VELOCITY = "velocity"  # of a pool: the server's alone
+SEEDS = "seeds"  # of the rows of an entry
+LENGTHS = "lengths"  # of blocks: the largest number of coordinates in each
+EXACT = "exact"  # coordinates of a pool; nodes are sent integers
+VELOCITY = "velocity"  # of a pool; only the server has it
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ class Ferret(Strategy):
         )
 
     def stepped(self, assignment: Assignment) -> float:
-        """The server's step eta_r: from `step` in the first round to `final-step` in the last, by the schedule."""
+        """Return the server's step eta_r: from `step` in the first round to `final-step` in the last, by the
+        schedule."""
         x = (assignment.round - 1) / (assignment.rounds - 1) if assignment.rounds > 1 else 0.0
         share = {"constant": 1.0, "linear": 1 - x, "cosine": (1 + math.cos(math.pi * x)) / 2}[self.schedule]
         return self.final_step + (self.step - self.final_step) * share
@@ -116,8 +117,8 @@ class Ferret(Strategy):
     # ------------------------------------------------------------------ the server's half
 
     def initial(self, model: TunedModel) -> State:
-        """What an update looks like; with a pool, the sum of all that came. Raises RunFailed where options do not fit
-        the model."""
+        """Return an example of an update; with a pool, the sum of all updates so far. Raises RunFailed if options do
+        not fit the model."""
         try:
             projection = self._projection(model.trained)
         except ValueError as error:
@@ -156,7 +157,7 @@ class Ferret(Strategy):
         return ""
 
     def length(self, delta: Tensors) -> float:
-        """Of the coordinates, times their scales."""
+        """Return the norm of the coordinates times their scales."""
         return float(_coordinates(delta).exact().norm())
 
     def shortened(self, delta: Tensors, share: float) -> Tensors:
@@ -171,7 +172,8 @@ class Ferret(Strategy):
         return {"norm": self.length(update.delta)}
 
     def comparable(self, state: State, update: Update) -> Tensors:
-        """Only those of a pool: else every node has other vectors, or other numbers of them in a block."""
+        """Return the numbers only for a pool: otherwise nodes have different vectors, or different numbers of them in a
+        block."""
         return {EXACT: _coordinates(update.delta).exact()} if self._pooled else {}
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
@@ -184,8 +186,8 @@ class Ferret(Strategy):
         return _entered(weighted(rows, weights), [self._seeds(update.assignment) for update in cohort])
 
     def combine_by(self, settle: Settle, state: State, updates: Iterable[Update]) -> Tensors:
-        """Every coordinate of the one basis that all nodes share is settled; a node that has fewer of a block has zeros
-        for the others, for that is what its vector is made of."""
+        """Combine every coordinate of the shared basis by `settle`. A node that has fewer coordinates in a block counts
+        as zero in the others, as in its vector."""
         cohort = list(updates)
         rows, assignment = [_coordinates(update.delta) for update in cohort], cohort[0].assignment
         counts = most_counts(rows)
@@ -194,7 +196,7 @@ class Ferret(Strategy):
         return self._one(from_exact(self.stepped(assignment) * found[EXACT], counts), assignment)
 
     def _one(self, row: Coordinates, assignment: Assignment) -> Tensors:
-        """The one row that a cohort's become in a basis that all share."""
+        """Return the one row that a cohort's rows combine to in a shared basis."""
         return {EXACT: row.exact()} if self._pooled else _entered([row], [self._seeds(assignment)])
 
     def apply(self, state: State, combined: Tensors, round: int) -> State:
@@ -235,14 +237,15 @@ class Ferret(Strategy):
         return self.seeds == "pool"
 
     def _seeds(self, assignment: Assignment) -> Seeds:
-        """Of a node's basis in the ticket's round."""
+        """Return the projection on a node's basis in the assignment's round."""
         return Seeds(assignment.basis, assignment.basis if self.seeds == "shared" else derive(assignment.seed, "basis"))
 
     def _projection(self, tensors: Mapping[str, torch.Tensor]) -> Projection:
         return Projection(Layout.of(tensors, self.block), self.basis, self.coordinates, self.scale == "code")
 
     def _add(self, tensors: Tensors, rows: list[Coordinates], seeds: list[Seeds], model: TunedModel) -> None:
-        """Add what coordinates and their seeds stand for, block by block: a sum, rounded, at a time."""
+        """Add the vectors that coordinates and their seeds stand for, block by block. Every sum is rounded on its
+        own."""
         projection = self._projection(tensors)
         layout = projection.layout
         for blocks in layout.groups():
@@ -258,18 +261,18 @@ class Ferret(Strategy):
 
 
 def _entered(rows: list[Coordinates], seeds: list[Seeds]) -> Tensors:
-    """Rows of the same scales as an entry of the journal holds them."""
+    """Return rows of the same scales as the journal stores them."""
     stacked = {name: torch.stack([_row(row)[name] for row in rows]) for name in (NUMBERS, COUNTS)}
     return stacked | {SCALES: rows[0].scales, SEEDS: torch.tensor(seeds, dtype=torch.int64)}
 
 
 def _pool(config: TaskConfig) -> Seeds:
-    """Of a run's one basis."""
+    """Return the seed of a run's one basis."""
     return Seeds(derive(config.seed, "basis"), derive(config.seed, "basis"))
 
 
 def _row(given: Coordinates) -> Tensors:
-    """Coordinates as they travel."""
+    """Return coordinates as they travel."""
     return dict(zip(ROW, (given.numbers, given.counts, given.scales), strict=True))
 
 

@@ -1,4 +1,4 @@
-"""FFA-LoRA: the factor A stays as it was drawn, only B trains and travels.
+"""FFA-LoRA: the factor A stays as it was drawn, and only B is trained and sent.
 
 Sun, Li, Li, Ding, "Improving LoRA in Privacy-preserving Federated Learning", arXiv 2403.12313 (ICLR 2024). A is the
 same for everybody, so the mean of the products is the product of the mean: sum_i p_i B_i A = (sum_i p_i B_i) A.

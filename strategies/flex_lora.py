@@ -1,4 +1,4 @@
-"""FlexLoRA: the mean of the products, split anew into factors by SVD.
+"""FlexLoRA: the mean of the products, split into new factors by SVD.
 
 Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources", arXiv
 2402.11505 (NeurIPS 2024): DW = sum_i p_i s_i B_i A_i with DW = U S V^T; a node of rank r is sent B = U_r S_r / s and

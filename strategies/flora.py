@@ -32,12 +32,12 @@ COLUMNS = 16  # of a product that are compared
 
 @dataclass(frozen=True)
 class Flora(Strategy):
-    """The exact mean of products of any ranks, put into the base."""
+    """The exact mean of products of any ranks, added to the base."""
 
     needs_ranks = True
     heterogeneous_ranks = True
     is_weighted_mean = False
-    additive_across_rounds = False  # an update is what a node holds, in factors that are drawn afresh
+    additive_across_rounds = False  # an update is the node's factors, which are drawn anew in every round
     laws = frozenset({FIXED_POINT, ORDER, WEIGHTS, EXACT})
 
     @property
@@ -50,7 +50,7 @@ class Flora(Strategy):
     # ------------------------------------------------------------------ the server's half
 
     def begin(self, state: State, round: int, rank: int) -> State:
-        """Adapters that somebody handed over are put into the base; those of a round already are."""
+        """Add adapters that were passed in to the base; a round's own already are."""
         merged: Tensors = {}
         for module in modules(state.tensors):
             b, a = pair(state.tensors, module)
@@ -62,24 +62,24 @@ class Flora(Strategy):
         return replace(state, tensors=zero_ranks_above(state.tensors, 0), journal=journal)
 
     def start_of(self, state: State, assignment: Assignment) -> State:
-        return State(non_lora(state.tensors), state.journal)  # the factors in the state only say what shape they have
+        return State(non_lora(state.tensors), state.journal)  # the factors in the state only give the shapes
 
     def expected(self, state: State, assignment: Assignment) -> Tensors:
         return truncated(state.tensors, assignment.rank)
 
     def length(self, delta: Tensors) -> float:
-        """Of the products, which are what nodes learned, and of all other tensors: factors alone are long from the
-        start."""
+        """Return the lengths of the products, which are what nodes learned, and of all other tensors: factors alone are
+        long from the start."""
         learned = [ProductSum.of(*pair(delta, module)).norm() for module in modules(delta)]
         return math.hypot(super().length(non_lora(delta)), *learned)
 
     def shortened(self, delta: Tensors, share: float) -> Tensors:
-        """By B and the other tensors: the products shrink in proportion."""
+        """Scale B and the other tensors: the products shrink in proportion."""
         longer = {name: tensor for name, tensor in delta.items() if rank_axis(name) != 0}
         return delta | super().shortened(longer, share)
 
     def comparable(self, state: State, update: Update) -> Tensors:
-        """Some columns of the products: factors are drawn by every node for itself."""
+        """Return some columns of the products, because every node draws its own factors."""
         pairs = {module: pair(update.delta, module) for module in modules(update.delta)}
         return non_lora(update.delta) | {f"{module} product": b @ a[:, :COLUMNS] for module, (b, a) in pairs.items()}
 
@@ -118,13 +118,14 @@ class Flora(Strategy):
 
 
 def _drawn(tensors: Tensors, seed: int) -> Tensors:
-    """Fresh factors of the same shapes: A as peft draws it (uniform, Kaiming's bound for a = sqrt 5), B zero."""
+    """Return newly drawn factors of the same shapes: A as peft draws it (uniform, Kaiming's bound for a = sqrt 5), B
+    zero."""
     source = torch.Generator().manual_seed(seed)
-    fresh: Tensors = {}
+    factors: Tensors = {}
     for name, tensor in tensors.items():
         if rank_axis(name) == 0:
             bound = 1 / math.sqrt(tensor.shape[1])
-            fresh[name] = torch.empty(tensor.shape).uniform_(-bound, bound, generator=source)
+            factors[name] = torch.empty(tensor.shape).uniform_(-bound, bound, generator=source)
         elif rank_axis(name) == 1:
-            fresh[name] = torch.zeros(tensor.shape)
-    return fresh
+            factors[name] = torch.zeros(tensor.shape)
+    return factors

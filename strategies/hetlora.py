@@ -31,7 +31,7 @@ from task.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class HetLora(Strategy):
-    """`gamma` is the share of ranks that stay when a node prunes, `penalty` is lambda."""
+    """HetLoRA: `gamma` is the share of ranks that stay when a node prunes, `penalty` is lambda."""
 
     gamma: float = option(0.99, low=0.01, high=1.0, doc="share of its ranks that a node keeps when it prunes")
     penalty: float = option(1e-3, low=0.0, doc="weight of the norms of the ranks that would go")
@@ -48,7 +48,7 @@ class HetLora(Strategy):
     def lengths(self, state: State, update: Update) -> dict[str, float]:
         trained = self.trained(state, update)
         products = [ProductSum.of(*pair(trained, module)).norm() for module in modules(trained)]
-        return super().lengths(state, update) | {"norm of products": math.hypot(*products)}  # by which it weighs
+        return super().lengths(state, update) | {"norm of products": math.hypot(*products)}  # the weights of the mean
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
         rest = WeightedSum(non_lora(state.tensors))
@@ -68,8 +68,8 @@ class HetLora(Strategy):
         return difference(mean, state.tensors)
 
     def combine_by(self, settle: Settle, state: State, updates: Iterable[Update]) -> Tensors:
-        """Every slice is settled by the nodes that kept it, and shrinks by their share; norms of products do not weigh,
-        for a liar's would be the largest."""
+        """Combine every slice over the nodes that have it by `settle`, scaled by their share; norms of products do not
+        weigh, because a dishonest node's would be the largest."""
         return settle(state.tensors, (update.delta for update in updates)).padded(state.tensors)
 
     # ------------------------------------------------------------------ the node's half
@@ -85,7 +85,8 @@ class HetLora(Strategy):
 
 
 def _tails(live: dict[str, torch.Tensor], kept: int) -> torch.Tensor:
-    """Over all modules, ||B[:, kept:]|| ||A[kept:, :]||; a zero with gradients where nothing is beyond `kept`."""
+    """Return the sum over all modules of ||B[:, kept:]|| ||A[kept:, :]||; a zero with gradients if there is nothing
+    beyond `kept`."""
     total = torch.zeros(())
     for module in modules(live):
         b, a = pair(live, module)

@@ -1,4 +1,4 @@
-"""RBLA: rank-based LoRA aggregation; every slice is averaged over the nodes that own it.
+"""RBLA: rank-based LoRA aggregation; every slice is averaged over the nodes that have it.
 
 Chen, Tavallaie, Nazemi, Zomaya, "RBLA: Rank-Based-LoRA-Aggregation for Fine-Tuning Heterogeneous Models in
 FLaaS", arXiv 2408.08699. With n_i the rows of node i and r_i its rank, slice k of a pair of factors:
@@ -27,7 +27,7 @@ from strategies.exchange.types import State, Update
 
 @dataclass(frozen=True)
 class RBLA(Strategy):
-    """The mean of each slice over its owners, undiluted by nodes that lack it."""
+    """The mean of each slice over the nodes that have it, undiluted by the others."""
 
     needs_ranks = True
     heterogeneous_ranks = True
@@ -49,5 +49,5 @@ class RBLA(Strategy):
         return change
 
     def combine_by(self, settle: Settle, state: State, updates: Iterable[Update]) -> Tensors:
-        """Every slice is settled by its owners; those of too few keep their value."""
+        """Combine every slice over the nodes that have it by `settle`; slices of too few nodes keep their value."""
         return settle(state.tensors, (update.delta for update in updates)).over_owners(state.tensors)

@@ -14,7 +14,7 @@ STRATEGIES = "strategies"
 WRAPPERS = "strategies.wrappers"
 OPTIMIZERS = "strategies.optimizers"
 KEY = "server-optimizer"  # of the run config
-PLAIN = "sgd"  # the server optimizer of who chooses none
+PLAIN = "sgd"  # the default server optimizer
 T = TypeVar("T")
 
 
@@ -41,8 +41,8 @@ def load(
 ) -> Strategy:
     """Return the strategy `name` with `options` (run-config spelling or Python's: `mu=0.1`).
 
-    `wrappers` are wrappers, or names of wrappers with their default options; a string is read as the run config's key
-    is: "norm-bound,quantize". `server_optimizer` is one, or its name. Raises ConfigError.
+    `wrappers` are wrappers, or names of wrappers with their default options; a string is parsed like the run config's
+    key: "norm-bound,quantize". `server_optimizer` is an optimizer or its name. Raises ConfigError.
     """
     given = [part.strip() for part in wrappers.split(",") if part.strip()] if isinstance(wrappers, str) else wrappers
     chain = [load_wrapper(wrapper) if isinstance(wrapper, str) else wrapper for wrapper in given]
@@ -51,7 +51,7 @@ def load(
 
 
 def load_wrapper(name: str, **options: object) -> Wrapper:
-    """The wrapper `name` with `options`. Raises ConfigError."""
+    """Return the wrapper `name` with `options`. Raises ConfigError."""
     return _with_options(name, wrapper_class(name), options)
 
 
@@ -61,24 +61,25 @@ def load_optimizer(name: str, **options: object) -> ServerOptimizer:
 
 
 def strategy_class(name: str) -> type[Strategy]:
-    """Return the class in the file of a strategy. Raises ConfigError where there is none."""
+    """Return the class in a strategy's file. Raises ConfigError if there is none."""
     return extensions.load(STRATEGIES, name, Strategy)
 
 
 def wrapper_class(name: str) -> type[Wrapper]:
-    """Return the class in the file of a wrapper. Raises ConfigError where there is none."""
+    """Return the class in a wrapper's file. Raises ConfigError if there is none."""
     return extensions.load(WRAPPERS, name, Wrapper)
 
 
 def optimizer_class(name: str) -> type[ServerOptimizer]:
-    """Return the class in the file of a server optimizer. Raises ConfigError where there is none."""
+    """Return the class in a server optimizer's file. Raises ConfigError if there is none."""
     return extensions.load(OPTIMIZERS, name, ServerOptimizer)
 
 
 def option_keys(
     strategy: str | None = None, wrappers: Iterable[str] | None = None, optimizers: Iterable[str] | None = None
 ) -> Schema:
-    """Options as `<name>.<option>` keys: of one strategy, some wrappers and server optimizers, or of all of them."""
+    """Return options as `<name>.<option>` keys: of one strategy, some wrappers and server optimizers, or of all of
+    them."""
     chosen = names() if strategy is None else [strategy]
     around = wrapper_names() if wrappers is None else wrappers
     stepping = optimizer_names() if optimizers is None else optimizers
@@ -93,8 +94,8 @@ def option_keys(
 
 
 def from_values(values: Mapping[str, Any]) -> Strategy:
-    """The strategy that `strategy`, `wrappers`, `server-optimizer` and `<name>.<option>` keys describe; `values` as
-    parsed. A node's have no server optimizer."""
+    """Return the strategy that `strategy`, `wrappers`, `server-optimizer` and `<name>.<option>` keys describe; `values`
+    as parsed. A node's strategy has no server optimizer."""
     chain = [build(wrapper_class(name), values, f"{name}.") for name in values["wrappers"]]
     plain, name = build(strategy_class(values["strategy"]), values, f"{values['strategy']}."), values.get(KEY)
     return _composed(plain, chain, build(optimizer_class(name), values, prefix_of(name)) if name else None)
@@ -108,6 +109,6 @@ def _with_options(name: str, cls: type[T], options: Mapping[str, object]) -> T:
 
 
 def _composed(strategy: Strategy, wrappers: Iterable[Wrapper], optimizer: ServerOptimizer | None) -> Strategy:
-    """The strategy with its wrappers, and with a server optimizer that does anything."""
+    """Return the strategy with its wrappers, and with its server optimizer if that has any effect."""
     stepping = None if optimizer is None or optimizer.identity else optimizer
     return replace(strategy, wrappers=tuple(wrappers), server_optimizer=stepping)

@@ -40,13 +40,13 @@ from task.schema import option
 from task.training.trainer import Trainer
 
 SCHEDULES = ("cubic", "linear", "cosine", "exponential")
-ROUNDING = 1e-9  # of a number of rounds: 0.28 of 25 is 7, not a little more
-WAITING = "waiting "  # in front of names on the server: what adapters will train once the initiating rounds are over
+ROUNDING = 1e-9  # of a number of rounds: 0.28 of 25 is 7, not slightly more
+WAITING = "waiting "  # prefix of names on the server: tensors that adapters will train after the initiating rounds
 
 
 @dataclass(frozen=True)
 class SAFedLora(Strategy):
-    """FedAvg of all weights, then of adapters of falling rank."""
+    """FedAvg of all weights, then of adapters with falling rank."""
 
     initiating_rounds: int = option(1, low=0, doc="rounds that train and exchange the whole model before the adapters")
     mu: float = option(0.01, low=0.0, doc="weight of the regularisation in these rounds")
@@ -67,11 +67,11 @@ class SAFedLora(Strategy):
     # ------------------------------------------------------------------ the schedule
 
     def initiates(self, round: int) -> bool:
-        """Is this a round of the whole model?"""
+        """Return whether this round trains the whole model."""
         return 1 <= round <= self.initiating_rounds
 
     def annealed(self, round: int, rounds: int, highest: int) -> int:
-        """The rank of a round after the initiating ones: from `highest` to the final rank, never rising."""
+        """Return the rank of a round after the initiating ones: from `highest` to the final rank, never rising."""
         lowest = min(self.final_rank, highest)
         total = rounds - self.initiating_rounds
         first = math.floor(self.heating * total + ROUNDING)
@@ -99,7 +99,8 @@ class SAFedLora(Strategy):
     # ------------------------------------------------------------------ the server's half
 
     def initial(self, model: TunedModel) -> State:
-        """What the adapters train; and where there are initiating rounds, all weights, while the former waits."""
+        """Return the adapters' initial values; if there are initiating rounds, all weights, with the adapters' values
+        waiting on the server."""
         tensors = dict(model.trained)
         if not self.initiating_rounds:
             return State(snapshot(tensors))
@@ -117,7 +118,7 @@ class SAFedLora(Strategy):
         }
 
     def begin(self, state: State, round: int, rank: int) -> State:
-        """The hand-over, once, and the shrink to this round's rank."""
+        """Return the state of a round: the hand-over, once, and the shrink to this round's rank."""
         if self.initiates(round):
             if not _waiting(state):
                 raise RunFailed(
@@ -125,7 +126,7 @@ class SAFedLora(Strategy):
                     "sa-fedlora.initiating-rounds = 0 to go on with adapters, or resume the run from its checkpoint"
                 )
             return state
-        state = _handed_over(state, min(round - 1, self.initiating_rounds))  # a run may go back to before it
+        state = _handed_over(state, min(round - 1, self.initiating_rounds))  # a rolled-back run may be before it
         if not 0 < rank < state.rank:
             return state
         small = shrunk(state.tensors, rank)
@@ -138,7 +139,7 @@ class SAFedLora(Strategy):
     # ------------------------------------------------------------------ the node's half
 
     def replay(self, model: TunedModel, entry: Entry) -> None:
-        if self.initiates(entry.round):  # the hand-over, which comes of the last of them
+        if self.initiates(entry.round):  # the hand-over, made by the last of them
             for name, tensor in entry.tensors.items():
                 model.base_weight(name).copy_(tensor)
         else:
@@ -156,12 +157,12 @@ class SAFedLora(Strategy):
 
 
 def _waiting(state: State) -> Tensors:
-    """What adapters will train, while initiating rounds train all weights; nothing after the hand-over."""
+    """Return what adapters will train, while initiating rounds train all weights; nothing after the hand-over."""
     return {n.removeprefix(WAITING): tensor for n, tensor in state.server.items() if n.startswith(WAITING)}
 
 
 def _handed_over(state: State, round: int) -> State:
-    """The weights of a round as the base, and what adapters train in the state; the head goes on as it is."""
+    """Return the state with a round's weights as the base and with the adapters' tensors; the head does not change."""
     waiting, weights = _waiting(state), state.tensors
     if not waiting:
         return state
@@ -172,12 +173,12 @@ def _handed_over(state: State, round: int) -> State:
 
 
 def shrunk(tensors: Tensors, rank: int) -> Tensors:
-    """The same tensors with every product B A as close as factors of this rank can be: B U S^(1/2), A S^(1/2) V^T."""
+    """Return the tensors with every product B A as close as factors of this rank can be: B U S^(1/2), A S^(1/2) V^T."""
     small = dict(tensors)
     for module in modules(tensors):
         b, a = pair(tensors, module)
         left, right = ProductSum.of(b, a).split(rank, spare=a)
-        root = torch.linalg.vector_norm(left, dim=0).sqrt()  # 0 where the product has no such rank: A alone is kept
+        root = torch.linalg.vector_norm(left, dim=0).sqrt()  # 0 if the product lacks this rank: only A is kept
         even = torch.where(root > 0, root, 1.0)
         b_name, a_name = factor_names(module)
         small |= {b_name: (left / even).to(b.dtype), a_name: (right * even[:, None]).to(a.dtype)}
@@ -185,7 +186,7 @@ def shrunk(tensors: Tensors, rank: int) -> Tensors:
 
 
 def remainder(tensors: Tensors, small: Tensors) -> Tensors:
-    """The products of `tensors` less those of `small`, as an entry holds them."""
+    """Return the products of `tensors` minus those of `small`, as a journal entry."""
     parts: Tensors = {}
     for module in modules(tensors):
         product = ProductSum.of(*pair(tensors, module))

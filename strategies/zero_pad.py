@@ -20,7 +20,7 @@ from strategies.exchange.types import State, Update
 
 @dataclass(frozen=True)
 class ZeroPad(Strategy):
-    """The mean over everybody of zero-padded factors."""
+    """The mean over all nodes of zero-padded factors."""
 
     needs_ranks = True
     heterogeneous_ranks = True
@@ -37,10 +37,11 @@ class ZeroPad(Strategy):
         lacking = owned(weights, state.rank) - changes.total
         for name, total in changes.sums.items():
             axis = rank_axis(name)
-            if axis is not None:  # to those who lack a slice, it is zero
+            if axis is not None:  # nodes that lack a slice count as zero
                 total.addcmul_(state.tensors[name].double(), lacking.unsqueeze(1 - axis))
         return changes.mean()
 
     def combine_by(self, settle: Settle, state: State, updates: Iterable[Update]) -> Tensors:
-        """Every slice is settled by its owners, and shrinks by their share of the nodes as in the mean."""
+        """Combine every slice over the nodes that have it by `settle`, scaled by their share of the nodes as in the
+        mean."""
         return settle(state.tensors, (update.delta for update in updates)).padded(state.tensors)

@@ -121,7 +121,7 @@ WAYS: dict[Callable[[Message], Message | None], str] = {
     with_metric("num-examples", 2.5): r"num-examples must be a positive whole number, not 2\.5",
     with_metric("train-loss", float("nan")): "metric 'train-loss' is nan",
     with_metric("train-loss", [1.0, 2.0]): "metric 'train-loss' is no number",
-    with_metric("server-round", 7): "it answers another round than 1",
+    with_metric("server-round", 7): "it answers a round other than 1",
 }
 
 
@@ -275,7 +275,7 @@ def test_an_older_reply_cannot_be_played_again(tmp_path: Path) -> None:
     rounds = hold(tmp_path, EIGHT, spoil=spoil).rounds
     refused = [{line["node"]: line["refused"] for line in entry["nodes"]} for entry in rounds]
     assert not refused[1]["3"]
-    assert refused[2]["3"] == "it answers another round than 2"
+    assert refused[2]["3"] == "it answers a round other than 2"
 
 
 # ------------------------------------------------------------------------------- before round 1

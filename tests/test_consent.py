@@ -50,7 +50,7 @@ def test_no_spelling_of_a_path_is_followed(name: str, private: Path, monkeypatch
     inside.mkdir()
     monkeypatch.chdir(inside)
     monkeypatch.setenv("HOME", str(private.parent))
-    assert "names the path" in refusal("query.profile", {"instructions": texts(name)}, context(**PARTITION))
+    assert "name the path" in refusal("query.profile", {"instructions": texts(name)}, context(**PARTITION))
 
 
 def test_what_lies_in_the_working_folder_is_no_name(private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def test_a_node_may_agree_to_follow_paths(private: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("value", ["true", 1, "yes", False])
 def test_nothing_but_true_is_consent(value: object, private: Path) -> None:
-    assert "names the path" in refusal(
+    assert "name the path" in refusal(
         "query.profile", {"instructions": texts(private)}, context(**PARTITION, follow_paths=value)
     )
 

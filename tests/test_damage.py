@@ -256,5 +256,5 @@ def test_a_node_whose_base_rots_in_a_run_is_offered_it_again(tmp_path: Path) -> 
     good = [sorted(line["node"] for line in entry["nodes"] if not line["refused"]) for entry in outcome.rounds[1:]]
     assert good == [everyone, others, everyone]
     [refused] = [line["refused"] for line in outcome.rounds[2]["nodes"] if line["refused"]]
-    assert refused == "it has lost the base, and is asked again what it has"
+    assert refused == "it has lost the base, and is asked for its profile again"
     assert [exchange.partition for exchange in outcome.grid.of("query.base")].count(1) == 1

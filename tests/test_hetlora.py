@@ -82,5 +82,5 @@ def test_other_strategies_refuse_an_update_of_another_rank():
     assignment = Assignment(1, 3, 7, 4)
     assert _lowered(assignment, 2, prunes=True).rank == 2
     for rank, prunes in ((2, False), (5, True), (0, True), (2.0, True)):
-        with pytest.raises(Refused, match="its ticket says 4"):
+        with pytest.raises(Refused, match="its assignment says 4"):
             _lowered(assignment, rank, prunes=prunes)

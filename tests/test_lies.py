@@ -39,7 +39,7 @@ def test_more_rows_than_it_said(instruction: Message) -> None:  # noqa: F811
     state = State({A: torch.ones(3, 4), B: torch.ones(5, 3), HEAD: torch.ones(2, 5, dtype=torch.bfloat16)})
     good = reply(instruction, delta())
     assert validation.validate_update(strategy, good, "7", ASSIGNMENT, state, rows=10).weight == 10
-    with pytest.raises(Outgrown, match="num-examples is 10, but it has said that it has 9 rows"):
+    with pytest.raises(Outgrown, match="num-examples is 10, but its profile says 9 rows"):
         validation.validate_update(strategy, good, "7", ASSIGNMENT, state, rows=9)
 
 
@@ -50,7 +50,7 @@ def test_a_node_that_claims_all_rows_does_not_count(tmp_path: Path) -> None:
     rounds = hold(tmp_path, FIVE, spoil=spoil).rounds
     refused = {line["node"]: line["refused"] for line in rounds[1]["nodes"] if line["refused"]}
     assert list(refused) == ["1"]
-    assert "num-examples is 1000000000000, but it has said that it has" in refused["1"]
+    assert "num-examples is 1000000000000, but its profile says" in refused["1"]
 
 
 def test_a_node_whose_data_grew_is_asked_again_and_counts(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_node_whose_data_grew_is_asked_again_and_counts(tmp_path: Path) -> Non
     rounds = hold(tmp_path, FIVE | {"num-server-rounds": 3}, spoil=spoil).rounds
     of = [next(line["refused"] for line in entry["nodes"] if line["node"] == "1") for entry in rounds[1:]]
     assert len(asked) == 2
-    assert "it has said that it has 1 rows" in of[0]
+    assert "its profile says 1 rows" in of[0]
     assert of[1:] == ["", ""]
 
 
@@ -155,7 +155,7 @@ def test_metrics_are_few_small_and_named(instruction: Message, metrics: dict[str
 SCORES = {"num-examples": 4, "server-round": 2, "loss": 0.5, "accuracy": 0.5}
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"num_examples": -4}, "num-examples must be a positive whole number"),
-    ({"num_examples": 10**9}, "but it has said that it has"),
+    ({"num_examples": 10**9}, "but its profile says"),
     ({"num_examples": None}, "num-examples must be a positive whole number"),
     ({"accuracy": None}, "metric 'accuracy' missing"),
     ({"loss": float("nan")}, "metric 'loss' is nan"),

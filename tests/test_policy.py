@@ -14,7 +14,14 @@ from samples import write_table
 import client_app
 import strategies
 from client_app.deadline import TooLong, within_seconds
-from client_app.permission import NotPermitted, check_instructions, check_rows, check_scores, check_ticket, check_update
+from client_app.permission import (
+    NotPermitted,
+    check_assignment,
+    check_instructions,
+    check_rows,
+    check_scores,
+    check_update,
+)
 from client_app.policy import TRUSTING, Columns, Policy, PolicyError, Privacy, Reports
 from client_app.public_errors import NodeFailed
 from strategies.exchange.types import Assignment, RunFailed
@@ -223,7 +230,7 @@ def test_only_these_wrappers() -> None:
     ],
 )
 def test_a_ticket_is_held_to_the_policy(policy: Policy, assignment: Assignment, cohort: int, refused: str) -> None:
-    assert refused_kinds(lambda: check_ticket(policy, assignment, cohort)) == refused
+    assert refused_kinds(lambda: check_assignment(policy, assignment, cohort)) == refused
 
 
 @pytest.mark.parametrize(
@@ -287,7 +294,7 @@ def study(**options: object) -> ConfigRecord:
 def test_a_private_column_does_not_leave_as_label_names(tmp_path: Path) -> None:
     node = context(data_path=str(patients(tmp_path)), store_path=str(tmp_path / "store"))
     said = refusal("query.profile", {"instructions": study(data__label_column="ssn", data__labels="")}, node)
-    assert said == "the order names no labels, and a node does not tell its own: data.labels must be set"
+    assert said == "the instructions name no labels, and a node does not report its own: data.labels must be set"
     profile = asked("query.profile", {"instructions": study()}, node).content.config_records["profile"]
     assert (profile["labels-fit"], profile["labels"], profile["num-examples"]) == (True, [], 40)
     assert SECRET not in str(profile)

@@ -58,8 +58,8 @@ PROSE = {  # words of docstrings, comments, messages and pages
     r"goes on where it was": "resumes bit for bit",
 }
 FOREIGN = re.compile(
-    r"unrolled|ground truth|rolled back|rolls? back", re.IGNORECASE
-)  # English, and other people's words
+    r"unrolled|ground truth|rolled back|rolls? back|\"ground\"", re.IGNORECASE
+)  # English, other people's words, and a name on the wire
 
 
 def parts(name: str) -> set[str]:

@@ -1,15 +1,15 @@
-"""What noised releases cost in differential privacy, by dp-accounting, and the noise that a budget allows.
+"""The privacy cost of noised releases, computed by dp-accounting, and the noise that a budget allows.
 
-An account is a history: how many releases there were of each kind, every one at the noise that it was made with. Where
-the library has it a history is priced by privacy loss distributions (Koskela, Jälkö and Honkela, arXiv 1906.03049;
-composed by FFT, discretised by "connect the dots": Doroshenko et al., arXiv 2207.04380), which are tight; plain
-Gaussian releases in closed form (Balle and Wang, arXiv 1805.06530, Theorem 8). For cohorts of fixed size it has none:
-there, by Rényi differential privacy (Mironov, arXiv 1702.07476; Wang, Balle and Kasiviswanathan, arXiv 1808.00087,
-Theorem 27). Every estimate errs on the side of a larger epsilon.
+An account is a history: the number of releases of each kind, each with the noise that it was made with. If the library
+supports it, a history is priced by privacy loss distributions (Koskela, Jälkö and Honkela, arXiv 1906.03049; composed
+by FFT, discretised by "connect the dots": Doroshenko et al., arXiv 2207.04380), which are tight; plain Gaussian
+releases in closed form (Balle and Wang, arXiv 1805.06530, Theorem 8). Cohorts of fixed size are not supported there and
+are priced by Rényi differential privacy (Mironov, arXiv 1702.07476; Wang, Balle and Kasiviswanathan, arXiv 1808.00087,
+Theorem 27). Every estimate errs towards a larger epsilon.
 
-Noise is counted in sensitivities: its standard deviation, over the furthest that two neighbours are apart in what is
-released. Poisson sampling: neighbours differ by one member that is there or not. Fixed size: the number of members is
-public, and neighbours differ in the data of one. Without sampling a release is right for either.
+Noise is measured in sensitivities: its standard deviation over the largest distance between neighbours in what is
+released. Poisson sampling: neighbours differ by one member that is present or not. Fixed size: the number of members is
+public, and neighbours differ in the data of one. Without sampling a release is valid for either.
 """
 
 import logging
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 PLD, RDP = "PLD", "RDP"  # how a history is priced
 ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 512, 1024)  # of Rényi divergences
 PRECISION = 1e-3  # of a calibrated noise
-LEAST, LARGEST = 0.1, 1e6  # noise: below the least, sampling is not counted; above the largest, none is looked for
-FINEST = 0.2  # of the interval of losses that are taken as one: share of a release's standard deviation of losses
+LEAST, LARGEST = 0.1, 1e6  # noise: below the least, sampling is ignored; above the largest, the search stops
+FINEST = 0.2  # of the discretisation interval: share of a release's standard deviation of losses
 COARSEST = 0.01  # the largest such interval
 SMALLEST = 1e-10  # delta; below it the rounding errors of an FFT would count
-MOST_POINTS = 2**21  # of a distribution; beyond that the Rényi bound is taken
-DROWNED = 4.0  # noise that what is left of a budget may take, over that of a whole budget
+MOST_POINTS = 2**21  # of a distribution; beyond that the Rényi bound is used
+DROWNED = 4.0  # noise that the rest of a budget may need, relative to a whole budget
 
 
 @dataclass(frozen=True, order=True)
 class Release:
-    """One noised release, of a sum in which each member takes part by itself with probability `rate`, or `size` of
+    """One noised release of a sum in which each member takes part independently with probability `rate`, or `size` of
     `nodes` members without replacement."""
 
     noise: float  # in sensitivities
@@ -47,12 +47,12 @@ class Release:
 
     @property
     def fixed(self) -> bool:
-        """Was a cohort of fixed size drawn from more?"""
+        """Whether a cohort of fixed size was drawn from more members."""
         return self.size < self.nodes
 
     @property
     def empty(self) -> bool:
-        """Can nobody have taken part?"""
+        """Whether the cohort may be empty."""
         return not self.rate or bool(self.nodes and not self.size)
 
 
@@ -60,7 +60,7 @@ History = Counter[Release]
 
 
 class BudgetSpent(ValueError):
-    """A budget that does not do for what is asked. `public` is what others are told, where that is less."""
+    """A budget that is too small. `public` is the message for the other side, if it says less."""
 
     def __init__(self, said: str, public: str | None = None) -> None:
         super().__init__(said)
@@ -68,7 +68,7 @@ class BudgetSpent(ValueError):
 
 
 def epsilon_of(history: Mapping[Release, int], delta: float) -> float:
-    """The epsilon of a history at `delta`; infinite where a release had no noise.
+    """Return the epsilon of a history at `delta`; infinite if a release had no noise.
 
     Raises ValueError for Poisson cohorts and cohorts of fixed size in one history.
     """
@@ -83,7 +83,7 @@ def epsilon_of(history: Mapping[Release, int], delta: float) -> float:
 
 
 def accountant_of(history: Mapping[Release, int], delta: float) -> str:
-    """By which kind of account the history is priced: PLD (or exactly, where there is no sampling), or RDP."""
+    """Return how the history is priced: PLD (or exactly, without sampling), or RDP."""
     parts = _parts(history)
     return RDP if all(release.noise for release, _ in parts) and _needs_rdp(parts, delta) else PLD
 
@@ -91,8 +91,8 @@ def accountant_of(history: Mapping[Release, int], delta: float) -> str:
 def least_noise(
     release: Release, times: int, epsilon: float, delta: float, spent: Mapping[Release, int] | None = None
 ) -> float:
-    """The least noise, to 0.1 %, with which `times` releases like this one, after those that were `spent`, cost no
-    more than `epsilon`. Raises BudgetSpent where there is none."""
+    """Return the least noise, to 0.1 %, with which `times` releases like this one, after the releases in `spent`, cost
+    at most `epsilon`. Raises BudgetSpent if there is none."""
     from scipy.optimize import brentq
 
     def excess(logarithm: float) -> float:
@@ -115,10 +115,10 @@ def least_noise(
 
 
 def fitting_noise(release: Release, times: int, epsilon: float, delta: float, spent: History) -> float:
-    """The noise for `times` more releases after those that were `spent`: this one's own where they fit into the budget
-    with it, else the least with which they do.
+    """Return the noise for `times` more releases after the releases in `spent`: this release's own noise if the budget
+    allows it, else the least noise that it allows.
 
-    Raises BudgetSpent where so little is left that noise would drown what is released.
+    Raises BudgetSpent if so little is left that noise would drown the release.
     """
     if release.noise and epsilon_of(spent + Counter({release: times}), delta) <= epsilon:
         return release.noise
@@ -132,12 +132,12 @@ def fitting_noise(release: Release, times: int, epsilon: float, delta: float, sp
 
 
 def written(history: Mapping[Release, int]) -> list[list[float]]:
-    """A history as JSON can hold it."""
+    """Return a history as plain JSON."""
     return [[r.noise, r.rate, r.nodes, r.size, times] for r, times in sorted(history.items())]
 
 
 def read(said: Sequence[Sequence[float]]) -> History:
-    """A history from what `written` made. Raises TypeError, ValueError."""
+    """Return the history that `written` wrote. Raises TypeError, ValueError."""
     history = History()
     for noise, rate, nodes, size, times in said:
         release = Release(float(noise), float(rate), int(nodes), int(size))
@@ -155,8 +155,8 @@ def _parts(history: Mapping[Release, int]) -> Parts:
 
 
 def _merged(parts: Parts) -> tuple[float, Parts]:
-    """The noise of one Gaussian release that stands for all those without sampling (0: there are none), and the parts
-    with sampling. Where that noise is small sampling does not help, and all parts are taken to be without."""
+    """Return the noise of one Gaussian release that replaces all releases without sampling (0: none), and the releases
+    with sampling. If that noise is small, sampling does not help, and all releases count as unsampled."""
     plain = [(r, times) for r, times in parts if not r.fixed and (r.rate == 1 or r.noise < LEAST)]
     sampled = tuple(part for part in parts if part not in plain)
     precision = math.fsum(times / r.noise**2 for r, times in plain)
@@ -199,7 +199,7 @@ def _by_pld(gaussian: float, sampled: Parts, delta: float) -> float:
 
 @lru_cache(maxsize=16)
 def _distribution(noise: float, rate: float, interval: float, lost: float) -> "PrivacyLossDistribution":
-    """Of one release; pessimistic."""
+    """Return the loss distribution of one release; pessimistic."""
     from dp_accounting.pld import privacy_loss_distribution
 
     return privacy_loss_distribution.from_gaussian_mechanism(
@@ -208,20 +208,21 @@ def _distribution(noise: float, rate: float, interval: float, lost: float) -> "P
 
 
 def _spread(release: Release) -> float:
-    """About the standard deviation of the privacy loss of one release."""
+    """Return the approximate standard deviation of the privacy loss of one release."""
     plain = 1 / release.noise
     return min(plain, release.rate * math.sqrt(math.expm1(min(plain**2, 100.0))))
 
 
 def _interval(gaussian: float, sampled: Parts) -> float:
-    """Rounding adds at most a quarter of its square to the variance of every release: few percent of the whole."""
+    """Return the discretisation interval. Rounding adds at most a quarter of its square to the variance of every
+    release: a few percent of the total."""
     parts = [*sampled, (Release(gaussian), 1)] if gaussian else [*sampled]
     variance = math.fsum(times * _spread(release) ** 2 for release, times in parts)
     return min(COARSEST, FINEST * math.sqrt(variance / sum(times for _, times in parts)))
 
 
 def _too_wide(gaussian: float, sampled: Parts) -> bool:
-    """Would a distribution have too many points: that of one release, or of all?"""
+    """Return whether a distribution would have too many points, for one release or for all."""
     parts = [*sampled, (Release(gaussian), 1)] if gaussian else [*sampled]
     single = max(10 / release.noise + 0.5 / release.noise**2 for release, _ in parts)
     mean = math.fsum(times * release.rate / release.noise**2 for release, times in parts)
@@ -232,7 +233,7 @@ def _too_wide(gaussian: float, sampled: Parts) -> bool:
 def _by_rdp(parts: Parts, delta: float) -> float:
     from dp_accounting import NeighboringRelation, rdp
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # it says which orders did not converge; the bound holds without
+    logging.getLogger("absl").setLevel(logging.ERROR)  # it logs which orders did not converge; the bound holds anyway
     poisson = not any(release.nodes for release, _ in parts)
     relation = NeighboringRelation.ADD_OR_REMOVE_ONE if poisson else NeighboringRelation.REPLACE_ONE
     accountant = rdp.RdpAccountant(ORDERS, relation)
@@ -242,7 +243,7 @@ def _by_rdp(parts: Parts, delta: float) -> float:
 
 
 def _event(release: Release) -> "dp_accounting.DpEvent":
-    """One release, in dp-accounting's words. Where everybody takes part there is no sampling."""
+    """Return one release as dp-accounting's event. There is no sampling if everybody takes part."""
     import dp_accounting
 
     gaussian = dp_accounting.GaussianDpEvent(release.noise)

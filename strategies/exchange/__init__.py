@@ -1,1 +1,1 @@
-"""The exchange: what a strategy is, how its state and updates cross the wire, and the round loop."""
+"""The contract of strategies and wrappers: all that the author of one needs to know."""

@@ -1,6 +1,6 @@
-"""The server's and the node's half of one algorithm, facing each other. The defaults are federated averaging.
+"""The server's and the node's half of one algorithm, in one file. The defaults are federated averaging.
 
-Torch and words: nothing here, nor in the files that derive from it, knows of messages.
+Algorithms use torch and plain values: neither this file nor its subclasses know of messages.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,50 +28,52 @@ PRODUCTS = "it combines products of factors, of which no number of a factor has 
 EXACT = "the product of the factors becomes the weighted mean of the nodes' products"
 
 
-DECLARED = {"combine": "is_weighted_mean", "combine_by": "has_combine_by"}  # methods that a declaration goes with
+DECLARED = {"combine": "is_weighted_mean", "combine_by": "has_combine_by"}  # methods and their declarations
 
 
 @dataclass(frozen=True)
 class Algorithm:
     """Federated averaging (McMahan et al., arXiv 1602.05629, Algorithm 1) of whatever the tuning trains."""
 
-    needs_ranks: ClassVar[bool] = False  # is for tunings that train pairs of factors (`has_ranks`)
-    needs_in_place: ClassVar[bool] = False  # is for tunings that train the base's own tensors (`in_place`)
-    heterogeneous_ranks: ClassVar[bool] = False  # may nodes of one cohort hold different ranks?
-    prunes: ClassVar[bool] = False  # may a node answer with fewer ranks than its ticket, and keep to them?
-    is_weighted_mean: ClassVar[bool] = True  # is `combine` the weighted mean of the updates?
+    needs_ranks: ClassVar[bool] = False  # only for tunings that train pairs of factors (`has_ranks`)
+    needs_in_place: ClassVar[bool] = False  # only for tunings that train the base's own tensors (`in_place`)
+    heterogeneous_ranks: ClassVar[bool] = False  # whether nodes of one cohort may have different ranks
+    prunes: ClassVar[bool] = False  # whether a node may answer with fewer ranks than its assignment, and keep to them
+    is_weighted_mean: ClassVar[bool] = True  # whether `combine` is the weighted mean of the updates
     has_combine_by: ClassVar[bool] = False  # whether it has its own `combine_by`, for order statistics
     additive_across_rounds: ClassVar[bool] = (
-        True  # do a node's updates add up, so that what one leaves out may come in the next?
+        True  # whether a node's updates add up, so that what one leaves out may come in the next
     )
-    gradients: ClassVar[bool] = True  # does a node learn from its rows by `Trainer.fit` alone?
-    personalized: ClassVar[bool] = False  # does every node end with a model of its own, which only it can score?
+    gradients: ClassVar[bool] = True  # whether a node learns from its rows by `Trainer.fit` alone
+    personalized: ClassVar[bool] = False  # whether every node ends with a model of its own, which only it can score
     laws: ClassVar[frozenset[str]] = frozenset({IDENTITY, FIXED_POINT, ORDER, WEIGHTS, EQUAL_RANKS})
 
     def __init_subclass__(cls) -> None:
-        """Raise TypeError for a class that has a rule of its own and does not say what it is: wrappers go by that."""
+        """Raise TypeError for a class that overrides a rule without declaring what it is: wrappers depend on the
+        declaration."""
         super().__init_subclass__()
         for method, declaration in DECLARED.items():
             if method in vars(cls) and declaration not in vars(cls):
                 raise TypeError(f"{cls.__name__} has a {method} of its own: it must say whether {declaration} is true")
 
     def problems(self, config: TaskConfig) -> list[str]:
-        """What is wrong between this strategy's options and the task's settings."""
+        """Return the conflicts between this strategy's options and the task's settings."""
         return []
 
     @property
     def name(self) -> str:
-        """The key it is chosen by: the name of its file."""
+        """The key of the strategy: the name of its file."""
         return type(self).__module__.rsplit(".", 1)[-1].replace("_", "-")
 
     # ------------------------------------------------------------------ the server's half
 
     def initial(self, model: TunedModel) -> State:
-        """The state before round 1: what the fresh model holds."""
+        """Return the state before round 1: the initial values of the model."""
         return State(snapshot(self.exchanged(model)))
 
     def assign(self, profiles: list[Profile], round: int, rounds: int, seed: int) -> dict[str, Assignment]:
-        """A ticket for every node that is there, by name. Where ranks must be equal, the smallest budget rules."""
+        """Return an assignment for every node that is connected, by name. If ranks must be equal, the smallest rank
+        budget applies to all."""
         budgets = {profile.name: profile.rank for profile in profiles}
         common = min(budgets.values(), default=0)
         return {
@@ -82,114 +84,119 @@ class Algorithm:
         }
 
     def begin(self, state: State, round: int, rank: int) -> State:
-        """The state that a round starts from; `rank` is the largest that anyone trains in it.
+        """Return the state that a round starts from; `rank` is the largest that any node trains in it.
 
-        Where ranks are equal, the slices beyond it are silenced, for everybody trains without them.
+        If ranks are equal, the slices beyond it are set to zero, because every node trains without them.
         """
         if self.heterogeneous_ranks or not rank:
             return state
         return replace(state, tensors=zero_ranks_above(state.tensors, rank))
 
     def start_of(self, state: State, assignment: Assignment) -> State:
-        """What the node of this ticket starts from. Pure: the server calls it again to check an update."""
+        """Return what the node of this assignment starts from. Pure: the server calls it again to validate an
+        update."""
         return State(truncated(state.tensors, assignment.rank), state.journal)
 
     def expected(self, state: State, assignment: Assignment) -> Tensors:
-        """Tensors of the names, shapes and dtypes that an update on this ticket must have."""
+        """Return tensors of the names, shapes and dtypes that an update of this assignment must have."""
         start = self.start_of(state, assignment)
         return {name: tensor for name, tensor in start.tensors.items() if self.trains(name, assignment.round)}
 
     def refusal(self, state: State, update: Update) -> str:
-        """Why an update of the expected names, shapes and dtypes cannot be believed; empty where it can."""
+        """Return why an update of the expected names, shapes and dtypes is not valid; empty if it is."""
         return ""
 
     def trained(self, state: State, update: Update) -> Tensors:
-        """The tensors that the node held after training, by its update."""
+        """Return the tensors that the node had after training, given its update."""
         return added(self.start_of(state, update.assignment).tensors, update.delta)
 
     def length(self, delta: Tensors) -> float:
-        """Return how far an update would move a model: the Euclidean norm of all its floating tensors as one vector."""
+        """Return the Euclidean norm of all floating tensors as one vector: how far an update would move a model."""
         return norm(tensor for tensor in delta.values() if tensor.is_floating_point())
 
     def lengths(self, state: State, update: Update) -> dict[str, float]:
-        """Return how long an update is, by what is measured, to be compared with those of other nodes and rounds."""
+        """Return the lengths of an update by what they measure, to be compared with other nodes and rounds."""
         rest = [delta for delta in update.delta.values() if not delta.is_floating_point()]
         return {"norm": self.length(update.delta)} | ({"norm of whole numbers": norm(rest)} if rest else {})
 
     def comparable(self, state: State, update: Update) -> Tensors:
-        """Return numbers of an update of which those of one place mean the same for all nodes of a round, if there are
-        any. They may be leading corners of what is as large as the state's."""
+        """Return the numbers of an update that mean the same for all nodes of a round, if there are any. They may be
+        leading corners of tensors as large as the state's."""
         return update.delta
 
     def shortened(self, delta: Tensors, share: float) -> Tensors:
-        """Return an update that goes the same way, `share` as far; its `length` is that share of the old one."""
+        """Return an update in the same direction, `share` as far; its `length` is that share of the old one."""
         return {n: (t.double() * share).to(t.dtype) if t.is_floating_point() else t for n, t in delta.items()}
 
     def apart(self, config: TaskConfig) -> str:
-        """Return why the numbers of one place in nodes' updates do not belong together, so that no order statistic may
-        take the place of their mean (`combine_by`); empty where they do."""
+        """Return why the same place in different nodes' updates does not mean the same, so that no order statistic may
+        replace the mean (`combine_by`); empty if it does."""
         if self.is_weighted_mean or self.has_combine_by:
             return ""
         return "it combines updates in a way of its own (combine), and has no other (combine_by)"
 
     @property
     def fixed_step(self) -> str:
-        """Return why the state must change exactly as `combine` says, so that no server optimizer may turn it into
-        another step; empty where `apply` adds the change and any other step along it would do as well."""
+        """Return why the state must change exactly as `combine` says, so that no server optimizer may take another
+        step; empty if `apply` adds the change and any other step along it is valid too."""
         return ""
 
     def combine_by(self, settle: Settle, state: State, updates: Iterable[Update]) -> Tensors:
-        """Return one change of the state where `settle`, for every number, takes the place of the mean over the nodes
-        that have it. All nodes count alike; one that lacks a number left it as it is, as in the mean."""
+        """Return one change of the state in which `settle` replaces, for every number, the mean over the nodes that
+        have it. All nodes count alike; a node that lacks a number left it unchanged, as in the mean."""
         return settle(state.tensors, (update.delta for update in updates)).over_all(state.tensors)
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
-        """One change of the state from the updates of a round, which are read once, as they come."""
+        """Return one change of the state from the updates of a round. The updates are read once, as they arrive."""
         total = WeightedSum(state.tensors)
         for update in updates:
             total.add(update.delta, update.weight)
         return total.mean()
 
     def apply(self, state: State, combined: Tensors, round: int) -> State:
-        """The state of the next round. Tensors that only the server has (`State.server`) are the strategy's to keep or
-        to change: start from `state`, by `dataclasses.replace`."""
+        """Return the state of the next round.
+
+        The strategy keeps or changes the tensors that only the server has (`State.server`): start from `state`, by
+        `dataclasses.replace`.
+        """
         return replace(state, tensors=added(state.tensors, combined))
 
     # ------------------------------------------------------------------ both halves
 
     def trains(self, name: str, round: int) -> bool:
-        """Does the exchanged tensor of this name change in this round? Updates hold those that do."""
+        """Return whether the exchanged tensor of this name changes in this round. Updates contain the tensors that
+        do."""
         return True
 
     # ------------------------------------------------------------------ the node's half
 
     def private(self, model: TunedModel) -> Mapping[str, torch.Tensor]:
-        """The tensors that stay on a node, from one of its rounds to the next."""
+        """Return the tensors that stay on a node from one of its rounds to the next."""
         return {}
 
     def exchanged(self, model: TunedModel) -> Mapping[str, torch.Tensor]:
-        """The tensors of the model that this strategy exchanges, by their names on the wire."""
+        """Return the model's tensors that this strategy exchanges, by their names on the wire."""
         return model.trained
 
     def install(self, model: TunedModel, start: State) -> None:
-        """Make a model that has caught up with the journal what the server holds."""
+        """Copy the server's state into a model that has replayed the journal."""
         own = model.trained.keys() - start.tensors.keys()
-        model.reset(own)  # they would keep another node's training
-        if start.rank:  # factors that stay have as many ranks as those that come
+        model.reset(own)  # else they would keep another node's training
+        if start.rank:  # factors that stay get the rank of the factors that arrive
             model.write(truncated({name: model.trained[name] for name in own}, start.rank))
         model.write(start.tensors)
 
     def replay(self, model: TunedModel, entry: Entry) -> None:
-        """Change what the model stands on (`TunedModel.base_weight`) by one entry of the journal."""
+        """Apply one entry of the journal to the base weights (`TunedModel.base_weight`)."""
         raise TypeError(f"the strategy '{self.name}' keeps no journal, but was sent an entry of round {entry.round}")
 
     def train(self, model: TunedModel, trainer: Trainer, assignment: Assignment) -> tuple[Tensors, Metrics]:
-        """Train on the node's rows; returns the update (after - before) and what to report."""
+        """Train on the node's rows. Return the update (after - before) and the metrics to report."""
         live = self.live(model, assignment)
         before = snapshot(live)
         metrics = trainer.fit(model, live)
         return difference(live, before), metrics
 
     def live(self, model: TunedModel, assignment: Assignment) -> dict[str, torch.Tensor]:
-        """The tensors of the model that change in the ticket's round."""
+        """Return the tensors of the model that change in the assignment's round."""
         return {name: t for name, t in self.exchanged(model).items() if self.trains(name, assignment.round)}

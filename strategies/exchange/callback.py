@@ -1,7 +1,7 @@
-"""Callbacks: who is told of a run, and what they are told.
+"""Callbacks: observers of a run, and the reports that they get.
 
-A callback is handed to a run in `Federation.callbacks`, in the order in which it is called. The results folder, the
-progress, early stopping and the trackers are callbacks; the round loop knows none of them by name.
+Callbacks are passed to a run in `Federation.callbacks` and called in that order. The results folder, the progress
+display, early stopping and the trackers are callbacks; the round loop knows none of them by name.
 """
 
 from dataclasses import dataclass, field
@@ -20,13 +20,13 @@ class NodeReport:
     rank: int
     bytes_down: int = 0
     bytes_up: int = 0
-    journal: int = 0  # entries that it was sent; -1: the weights themselves, which were fewer bytes
-    refused: str = ""  # the reason, where its reply did not count
+    journal: int = 0  # entries that it was sent; -1: the weights themselves, which took fewer bytes
+    refused: str = ""  # the reason, if its reply did not count
     metrics: Metrics = field(default_factory=dict)
 
     @property
     def catches_up(self) -> bool:
-        """Whether it was away, or is new."""
+        """Whether the node was away, or is new."""
         return self.journal > 1 or self.journal < 0
 
 
@@ -36,26 +36,26 @@ class RoundReport:
 
     number: int
     nodes: list[NodeReport] = field(default_factory=list)
-    resting: list[str] = field(default_factory=list)  # nodes that were left alone, because they did not answer before
+    resting: list[str] = field(default_factory=list)  # nodes that were not asked, because they had not answered
     seconds: float = 0.0
-    failed: str = ""  # the reason, where the state did not change
-    stopped: str = ""  # the reason, where no further round may follow; a callback may set it
-    rolled_back: str = ""  # the reason and the way, where the run went back to an earlier state: see collapse.py
+    failed: str = ""  # the reason, if the state did not change
+    stopped: str = ""  # the reason, if no further round may follow; a callback may set it
+    rolled_back: str = ""  # the reason and the way, if the run went back to an earlier state: see collapse.py
     privacy: dict[str, float | str | None] = field(default_factory=dict)  # spent so far (`Mechanism.spent`)
     train: Metrics = field(default_factory=dict)  # means over nodes, weighted by rows
     aggregation_error: dict[str, float] = field(default_factory=dict)  # see aggregation_error.py; overall and by module
     evaluated_by_nodes: Metrics = field(default_factory=dict)
-    medians_of_nodes: Metrics = field(default_factory=dict)  # of what nodes measured, each by itself
+    medians_of_nodes: Metrics = field(default_factory=dict)  # of the nodes' metrics, each node counting once
     evaluated_by_server: Metrics = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
-    bytes_base: int = 0  # offers of the base, counted apart from what training moves
-    parameters_up: int = 0  # numbers that crossed, beside the bytes
+    bytes_base: int = 0  # offers of the base, counted apart from training
+    parameters_up: int = 0  # numbers that were sent, besides the bytes
     parameters_down: int = 0
     parameters: int = 0  # numbers in the state
 
     def spent(self, up: int, down: int, base: int) -> None:
-        """Count bytes of meeting nodes."""
+        """Add the bytes of handshakes."""
         self.bytes_up, self.bytes_down, self.bytes_base = (
             self.bytes_up + up,
             self.bytes_down + down,
@@ -74,41 +74,41 @@ class RunFacts:
 
     strategy: str
     config: TaskConfig  # with label names and the date filled in
-    nodes: tuple[str, ...]  # names of those that take part
+    nodes: tuple[str, ...]  # names of the nodes that take part
     rounds: int
     first: int
     settings: Flat
 
 
 class Callback:
-    """Hears of a run; every hook does nothing until a subclass replaces it.
+    """An observer of a run; every hook does nothing until a subclass overrides it.
 
-    Hooks are called in the server's process, between messages: a slow one makes the run slower. A hook that raises is
-    named in the log, and the run continues; where the callback is `essential` the run fails instead. A callback must
-    not change a state. It may end the run after a round: `report.stopped = "why"` in `on_round`.
+    Hooks are called in the server's process, between messages: a slow hook makes the run slower. If a hook raises, the
+    log names it and the run continues, unless the callback is `essential`: then the run fails. A callback must not
+    change a state. It may end the run after a round: `report.stopped = "why"` in `on_round`.
     """
 
     essential: ClassVar[bool] = False  # whether the run fails where this callback does
 
     @property
     def name(self) -> str:
-        """What it is called in the log."""
+        """The callback's name in the log."""
         return type(self).__name__
 
     def on_start(self, facts: RunFacts) -> None:
-        """Hear of a run whose nodes are known, before its first round."""
+        """Called once the nodes of a run are known, before its first round."""
 
     def on_round(self, report: RoundReport, state: State) -> None:
-        """Hear of a round that is over, round 0 included, before its state is kept.
+        """Called after a round, round 0 included, before its state is stored.
 
-        A run that is killed before the state is kept does the round again after a resume.
+        A run that is killed before the state is stored repeats the round after a resume.
         """
 
     def on_checkpoint(self, report: RoundReport, state: State) -> None:
-        """Hear of a round again, once its state is kept (or at once where the run keeps none)."""
+        """Called after a round once its state is stored (or at once if the run stores none)."""
 
     def on_end(self, error: BaseException | None) -> None:
-        """Hear that the run is over: `error` ended it, None where it completed.
+        """Called when the run has ended: by `error`, or None if it completed.
 
         A run that fails before its first round ends without `on_start`.
         """

@@ -17,7 +17,7 @@ Combine = Callable[[State, Iterable[Update]], Tensors]
 
 
 def problems(strategy: Strategy, config: TaskConfig, federation: Federation | None = None) -> list[str]:
-    """Return why a strategy cannot run with these settings; empty where it can."""
+    """Return why a strategy cannot run with these settings; empty if it can."""
     found = strategy.problems(config)
     if (tuning := config.tuning.name) not in (fitting := fitting_tunings(strategy)):
         fits = " or ".join(f"'{name}'" for name in fitting)
@@ -42,9 +42,9 @@ def fitting_tunings(strategy: Strategy) -> list[str]:
 
 
 def combination(strategy: Strategy) -> Combine:
-    """Return how the updates of a round combine: by the wrapper that has a rule of its own, else by the strategy's.
+    """Return how the updates of a round combine: by the rule of a wrapper if there is one, else by the strategy's.
 
-    Tensors that only the server has are hidden from it.
+    Tensors that only the server has are hidden from the rule.
     """
     own = [wrapper for wrapper in strategy.wrappers if wrapper.combines]
     combine: Combine = partial(own[0].combine, strategy) if own else strategy.combine
@@ -52,7 +52,7 @@ def combination(strategy: Strategy) -> Combine:
 
 
 def _optimizer_problems(strategy: Strategy) -> list[str]:
-    """Return why the combined updates of a strategy are nothing that its server optimizer can step along."""
+    """Return why a server optimizer cannot take a step along the combined updates of a strategy."""
     if strategy.server_optimizer is None or not (reason := strategy.fixed_step):
         return []
     chosen = f"server-optimizer = '{strategy.server_optimizer.name}'"
@@ -61,7 +61,7 @@ def _optimizer_problems(strategy: Strategy) -> list[str]:
 
 
 def _misplaced(wrapper: Wrapper, strategy: Strategy, inner: Sequence[Wrapper]) -> list[str]:
-    """Return why a wrapper does not go with the strategy, or after the wrappers nearer to the update."""
+    """Return why a wrapper is not compatible with the strategy, or with the wrappers that are applied before it."""
     found, name = [], wrapper.name
     if wrapper.needs_weighted_mean and not strategy.is_weighted_mean:
         found.append(f"wrapper '{name}' needs a mean of updates; strategy = '{strategy.name}' takes none")
@@ -77,7 +77,7 @@ def _misplaced(wrapper: Wrapper, strategy: Strategy, inner: Sequence[Wrapper]) -
 
 
 def _rivals(wrappers: Sequence[Wrapper]) -> list[str]:
-    """Return what keeps wrappers from saying together how updates combine: one rule, and only a mean is acted on."""
+    """Return conflicts between wrappers over how updates combine: only one may have a rule, and some need a mean."""
     rules = [wrapper.name for wrapper in wrappers if wrapper.combines]
     means = [wrapper.name for wrapper in wrappers if wrapper.needs_weighted_mean and wrapper.name not in rules]
     found = [f"wrappers: '{rules[0]}' and '{other}' both say how updates combine; one can" for other in rules[1:2]]
@@ -85,5 +85,5 @@ def _rivals(wrappers: Sequence[Wrapper]) -> list[str]:
 
 
 def mechanism(strategy: Strategy, plan: Plan) -> Mechanism:
-    """Return what guards or counts privacy in a run, if anything does. Raises ConfigError."""
+    """Return the privacy mechanism of a run, if it has one. Raises ConfigError."""
     return next((found for wrapper in strategy.wrappers if (found := wrapper.mechanism(plan))), Mechanism())

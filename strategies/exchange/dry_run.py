@@ -1,4 +1,4 @@
-"""A dry run of what a run's nodes will do: the configured tuning, strategy and wrappers, on the base itself."""
+"""A dry run of the nodes' work: the configured tuning, strategy and wrappers, on the base itself."""
 
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Assignment
@@ -13,10 +13,10 @@ from task.training.trainer import Trainer
 
 
 def rehearse(strategy: Strategy, config: TaskConfig, base: Base, rows: Rows, device: str) -> tuple[str, ...]:
-    """Train a model of its own once, as a node will; return what is to be said of it.
+    """Train a model of its own once, as a node will; return the notices.
 
-    `device` is for what would take minutes on the CPU: an index out of range, of which the CPU only says so, leaves an
-    accelerator of no use to the process. Raises DryRunError, and what `build` raises.
+    `device` is for what would take minutes on the CPU. An index out of range is only reported on the CPU; on an
+    accelerator it leaves the process without the device. Raises DryRunError, and the errors of `build`.
     """
     rank = max(config.tuning.budgets() or config.tuning.candidates())
     assignment = Assignment(round=1, rounds=1, seed=config.seed, rank=rank, noise=1.0)

@@ -1,4 +1,4 @@
-"""How a federation is held: everything about a run that is neither the algorithm nor the task."""
+"""The settings of a federation: everything about a run that is neither the algorithm nor the task."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from strategies.exchange.types import Metrics, State
 from task.models.base import Base
 from task.schema import ConfigError
 
-AUTO_NAMES, REGISTERED, FIRST_KEY = "auto", "registered", "first-key"  # whose names are whose; see names.py
+AUTO_NAMES, REGISTERED, FIRST_KEY = "auto", "registered", "first-key"  # how names are bound to keys; see names.py
 
 RANGES: dict[str, tuple[float, float]] = {  # lowest and highest value of a field of Federation
     "seed": (0, math.inf),
@@ -31,7 +31,7 @@ RANGES: dict[str, tuple[float, float]] = {  # lowest and highest value of a fiel
 
 
 def evaluated(round: int, rounds: int, every: int) -> bool:
-    """Is the state of a round evaluated? Those of round 0 and the last always are."""
+    """Return whether the state of a round is evaluated. Round 0 and the last round always are."""
     return round % every == 0 or round == rounds
 
 
@@ -41,25 +41,26 @@ Probe = Callable[[State], float]  # the loss of a state on a few rows of the ser
 
 @dataclass(frozen=True)
 class Federation:
-    """Who takes part, how long to wait, what counts as failure, what to keep. The defaults just work.
+    """Settings of a run: who takes part, how long to wait, what counts as failure, what to keep.
 
-    node_names: whose a name is. "registered": the key's that was registered under it; "auto": likewise as soon as any
-        key was, else nodes are believed; "first-key": likewise, and a name stays with the key that first said it.
+    node_names: how names are bound to keys. "registered": a name belongs to the key that was registered under it;
+        "auto": the same as soon as any key is registered, else nodes are believed; "first-key": the same, and a name
+        stays with the key that used it first.
     evaluate_every: rounds from one evaluation to the next, on the server or on nodes; see `evaluated`.
-    dropout: share of replies that are let go, as if their nodes had dropped out in the middle of the round.
-    max_weight_ratio: a node that claims more rows than this many times the median claim counts as the median one;
-        0: every claim is believed. See `weights`.
-    outlier_factor: an update longer than this many times the median is refused; 0: none is. See `plausible`.
-    collapse_factor: a run that scores less than this share of what was usual goes back; 0: never. See `collapse`.
-    keep_checkpoints: how many good states are kept beside the newest one, to go back to.
+    dropout: share of replies that are discarded, as if their nodes had dropped out in the middle of the round.
+    max_weight_ratio: a node that claims more rows than this many times the median claim counts as the median node;
+        0: every claim is believed. See `row_limits`.
+    outlier_factor: an update longer than this many times the median is refused; 0: none is. See `outliers`.
+    collapse_factor: a run that scores less than this share of its usual score is rolled back; 0: never. See `collapse`.
+    keep_checkpoints: how many good states are kept besides the newest one, to roll back to.
     base: what to start from and to offer; None: found by `model.name`.
-    device: where the server has its own model; a name that torch knows.
-    checkpoint: folder that holds the newest state after each round; None: none is kept.
-    resume: go on from that state, with the settings of the run that left it; else start anew.
-    score: evaluates the state on the server; beside Flower's `evaluate_fn` it spares a copy.
-    probe: makes what measures the states that may follow the one it is given, in nats, from 0 to 10^6; None where the
-        server's rows do not do. See `examination`.
-    callbacks: who is told of the run, called in this order; see `Callback`.
+    device: torch's name of the device of the server's own model.
+    checkpoint: folder of the newest state, written after each round; None: no state is kept.
+    resume: continue from that state, with the settings of the run that wrote it; else start anew.
+    score: evaluates the state on the server; unlike Flower's `evaluate_fn` it needs no copy.
+    probe: returns a function that measures the states that may follow a given one, in nats, from 0 to 10^6; None if
+        the server has too few rows. See `examination`.
+    callbacks: observers of the run, called in this order; see `Callback`.
     """
 
     seed: int = 0

@@ -1,6 +1,7 @@
-"""What guards or counts privacy on the server during one run: a wrapper makes it, the round loop asks it.
+"""The server's side of privacy during one run: a wrapper makes a mechanism, and the round loop asks it.
 
-All that changes is in `memory`, which JSON can hold, so that a run that goes on elsewhere goes on with what is spent.
+Everything that changes is in `memory`, which is plain JSON, so that a resumed run continues with the budget that is
+already spent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,20 +18,21 @@ from task.config import TaskConfig
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run intends, as far as privacy depends on it."""
+    """The plan of a run, as far as privacy depends on it."""
 
     rounds: int
-    nodes: int  # that take part at its start; where nobody has been asked yet, those that are expected
+    nodes: int  # that take part at the start; before any was asked, the number that is expected
     fraction: float  # of them that train in a round
-    minimum: int = 1  # nodes of a cohort that is drawn in the usual way
+    minimum: int = 1  # nodes of a cohort that is drawn in the default way
     seed: int = 0
-    done: int = 0  # rounds that were over when this process began
-    config: TaskConfig = TaskConfig()  # by which nodes train
+    done: int = 0  # rounds that were finished when this process began
+    config: TaskConfig = TaskConfig()  # that nodes train with
 
 
 @dataclass(frozen=True)
 class Payment:
-    """What a node's message costs the rows behind it, and the budget that its run has for them (epsilon 0: none)."""
+    """What a node's message costs the rows it was computed from, and the run's budget for them (epsilon 0: no
+    budget)."""
 
     wrapper: str
     release: Release
@@ -40,7 +42,7 @@ class Payment:
 
 
 def scored_by_nodes(config: TaskConfig, wrapper: str) -> list[str]:
-    """What to say where nodes would report scores that no privacy covers."""
+    """Return the problem with scores that nodes would report without privacy, if they would."""
     if config.evaluate == "server":
         return []
     what = f"evaluate = '{config.evaluate}' reports scores of the nodes' own rows, without noise"
@@ -48,59 +50,61 @@ def scored_by_nodes(config: TaskConfig, wrapper: str) -> list[str]:
 
 
 class Mechanism:
-    """No privacy; subclasses replace what they need."""
+    """No privacy; subclasses override what they need."""
 
-    hides_metrics = False  # must what nodes say of their training stay out of reports?
-    poisson = False  # is every node drawn by itself, so that a cohort may be empty?
-    steadfast = False  # does every round change the state by its noise, whoever answers?
-    ahead = False  # does a round cost when nodes are asked, rather than when its state is known?
+    hides_metrics = False  # whether metrics of training must stay out of reports
+    poisson = False  # whether every node is drawn independently, so that a cohort may be empty
+    steadfast = False  # whether every round changes the state by its noise, whoever answers
+    ahead = False  # whether a round costs privacy when nodes are asked, rather than when its state is known
 
     def start(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Before round 1, with the tensors of the state. Raises ConfigError where they cannot be protected."""
+        """Prepare for round 1, given the tensors of the state. Raises ConfigError if they cannot be protected."""
 
     def cohort(self, present: Sequence[Profile], round: int) -> list[Profile] | None:
-        """Who trains in this round; None: whoever is drawn in the usual way."""
+        """Return the nodes that train in this round; None: draw them in the default way."""
         return None
 
     def announced(self, drawn: int) -> int:
-        """How many nodes a ticket says take part, of a cohort of `drawn`: a number that betrays nobody's presence."""
+        """Return the cohort size that an assignment states, given `drawn` nodes: a number that does not reveal who is
+        present."""
         return drawn
 
     def able(self, present: Sequence[Profile], round: int) -> Sequence[Profile]:
-        """Those whose budget does for this round."""
+        """Return the nodes whose budget is enough for this round."""
         return present
 
     def spend(self, present: Sequence[Profile], cohort: Sequence[Profile], round: int) -> None:
-        """A round begins with this cohort: from now on it has cost what it costs, whatever comes of it."""
+        """Charge a round to this cohort. The cost stands even if the round fails."""
 
     def ordered(self, node: str) -> float:
-        """The noise that a node of the cohort adds by itself, in clips; 0: none, or what the wrapper's options say."""
+        """Return the noise that a node of the cohort adds itself, in clips; 0: none, or the wrapper's own option."""
         return 0.0
 
     def admitted(self, update: Update) -> Update:
-        """An update, as it goes into the mean."""
+        """Return an update as it enters the mean."""
         return update
 
     def combined(self, mean: Tensors, good: int, like: Mapping[str, torch.Tensor]) -> Tensors:
-        """The change of the state, from the mean of `good` updates like `like`; there is no mean of none."""
+        """Return the change of the state, given the mean of `good` updates like `like`; without good updates there is
+        no mean."""
         return mean
 
     def spent(self) -> dict[str, float | str | None]:
-        """`epsilon` and `delta` of the run so far, for its report, and by which `accountant`; epsilon None: there is no
+        """Return `epsilon` and `delta` of the run so far, for its report, and the `accountant` used; epsilon None: no
         bound."""
         return {}
 
     def exhausted(self) -> str:
-        """Why no further round may be held, if so."""
+        """Return why no further round may run; empty if one may."""
         return ""
 
     def promise(self) -> str:
-        """What privacy the whole plan gives, in words."""
+        """Return the privacy guarantee of the whole plan, in words."""
         return ""
 
     def memory(self) -> dict[str, Any]:
-        """What changes from round to round."""
+        """Return everything that changes from round to round."""
         return {}
 
     def restore(self, memory: Mapping[str, Any]) -> None:
-        """Go on from such a memory."""
+        """Restore such a memory."""

@@ -1,8 +1,8 @@
-"""What turns the combined update of a round into a step of the model, and remembers it for the next round.
+"""Server optimizers: they turn a round's combined update into a step of the model, and keep moments for the next round.
 
-A server optimizer is one frozen dataclass in one file of `strategies/optimizers/`, its options made by
+A server optimizer is one frozen dataclass in one file of `strategies/optimizers/`; its options are made by
 `task.schema.option`. It sees one tensor at a time, after combination and noise, whatever the strategy. Its moments are
-tensors of `State.server`: a checkpoint keeps them, nothing sends them.
+tensors of `State.server`: checkpoints keep them, messages do not.
 
 Source: Reddi et al., "Adaptive Federated Optimization", arXiv 2003.00295, Algorithm 1 (FedOpt): the mean update takes
 the place of a negative gradient.
@@ -17,43 +17,43 @@ from strategies.algebra.lowrank import rank_axis
 from strategies.algebra.tensors import Tensors, corner
 from strategies.exchange.types import RunFailed
 
-MEASURED = ("running_mean", "running_var")  # torch's names of what a batch norm measures, rather than learns
+MEASURED = ("running_mean", "running_var")  # torch's names of statistics that a batch norm measures, rather than learns
 
 
 @dataclass(frozen=True)
 class ServerOptimizer:
-    """Subclasses define `step`, and `initial` if they have moments."""
+    """The base class. Subclasses define `step`, and `initial` if they have moments."""
 
     @property
     def name(self) -> str:
-        """The key it is chosen by: the name of its file."""
+        """The key of the optimizer: the name of its file."""
         return type(self).__module__.rsplit(".", 1)[-1].replace("_", "-")
 
     @property
     def prefix(self) -> str:
-        """What its run-config keys begin with."""
+        """The prefix of its run-config keys."""
         return prefix_of(self.name)
 
     @property
     def identity(self) -> bool:
-        """Whether the step is the combined update itself, which fits every strategy."""
+        """Whether the step is the combined update itself, which is valid for every strategy."""
         return False
 
     def initial(self) -> Mapping[str, float]:
-        """Return the moments by name, each with the value that it has everywhere before the first step."""
+        """Return the moments by name, each with the value that fills it before the first step."""
         return {}
 
     def step(self, mean: torch.Tensor, moments: Tensors) -> tuple[torch.Tensor, Tensors]:
-        """Return the step of one tensor and its moments afterwards, from its mean update and its moments before.
+        """Return the step of one tensor and its new moments, given its mean update and its moments so far.
 
-        All are float64, of one shape, on the CPU. Numbers of different places must not depend on each other, for places
-        may be left out.
+        All are float64, of one shape, on the CPU. Numbers at different places must not depend on each other, because
+        places may be left out.
         """
         raise NotImplementedError
 
 
 def prefix_of(name: str) -> str:
-    """Return what the run-config keys of a server optimizer begin with: `momentum` alone is a key of local training."""
+    """Return the prefix of an optimizer's run-config keys: `momentum` alone is a key of local training."""
     return f"server-{name}."
 
 
@@ -62,11 +62,11 @@ def stepped(
 ) -> tuple[Tensors, Tensors]:
     """Return the change of the state that the optimizer makes of a combined update, in its dtypes, and all moments.
 
-    What nobody trained takes no step and keeps its moments: a tensor, or a rank of a factor, whose update is zero
-    throughout, because no node owns that rank or because it rests in this round. Whole numbers and the running
-    statistics of a batch norm are no parameters and change as combined. Arithmetic is float64, rounded once.
+    A part that nobody trained takes no step and keeps its moments: a tensor, or a rank of a factor, whose update is all
+    zero, because no node has that rank or because it rests in this round. Integers and the running statistics of a
+    batch norm are not parameters and change as combined. Arithmetic is float64, rounded once.
 
-    Raises RunFailed where the update changes what the state does not hold.
+    Raises RunFailed if the update changes a tensor that the state does not have.
     """
     if strange := combined.keys() - tensors.keys():
         raise RunFailed(
@@ -94,14 +94,14 @@ def _key(optimizer: ServerOptimizer, moment: str, name: str) -> str:
 
 
 def _moment(moments: Tensors, optimizer: ServerOptimizer, moment: str, name: str, like: torch.Tensor) -> torch.Tensor:
-    """A copy of a moment of a tensor, (its shape), float64."""
+    """Return a copy of a moment of a tensor, in its shape, float64."""
     if (known := moments.get(_key(optimizer, moment, name))) is not None:
         return known.clone()
     return torch.full(like.shape, optimizer.initial()[moment], dtype=torch.float64)
 
 
 def _trained(name: str, mean: torch.Tensor) -> torch.Tensor:
-    """Where an update says anything: by rank of a factor, otherwise one answer for the whole tensor."""
+    """Return where an update is not zero: by rank of a factor, otherwise one answer for the whole tensor."""
     moved, axis = mean != 0, rank_axis(name)
     if axis is None:
         return moved.any()

@@ -1,7 +1,7 @@
-"""What a strategy is: an algorithm that is a Flower strategy too.
+"""The base class of strategies: an algorithm that is a Flower strategy too.
 
-It is a frozen dataclass in a file of `strategies/`; its fields, made by `task.schema.option`, are its options. `start`
-runs the round loop in anybody's ServerApp. Instances hold no state, so one can be used again and again.
+A strategy is a frozen dataclass in a file of `strategies/`; its fields, made by `task.schema.option`, are its options.
+`start` runs the round loop in anybody's ServerApp. Instances have no state and can be reused.
 """
 
 import logging
@@ -39,12 +39,12 @@ EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 @dataclass(frozen=True)
 class Strategy(Algorithm, FlowerStrategy):
-    """Federated averaging, until a method of `Algorithm` is replaced."""
+    """Federated averaging, until a method of `Algorithm` is overridden."""
 
     wrappers: tuple[Wrapper, ...] = field(default=(), kw_only=True)
     server_optimizer: ServerOptimizer | None = field(default=None, kw_only=True)  # None: the mean is the step
 
-    run_federation: ClassVar[Callable[..., Result]]  # the round loop; the package `strategies` hands it in
+    run_federation: ClassVar[Callable[..., Result]]  # the round loop, set by the package `strategies`
 
     def start(
         self,
@@ -57,14 +57,14 @@ class Strategy(Algorithm, FlowerStrategy):
         evaluate_fn: EvaluateFn | None = None,
         federation: Federation | None = None,
     ) -> Result:
-        """Run the federation. The arguments are Flower's, and one more.
+        """Run the federation. The arguments are Flower's, and `federation`.
 
-        `initial_arrays` may be left out: the base and the tuning decide then. `train_config` is a `TaskConfig`, or has
-        its settings under their run-config keys (`tuning`, `learning-rate`, `data.name`, ...). `evaluate_config` holds
-        what differs when nodes evaluate (`device`, `threads`). Both travel in every message, so nodes need no
-        configuration of ours. `timeout` is in seconds, per round.
+        Without `initial_arrays`, the base and the tuning decide the initial state. `train_config` is a `TaskConfig`, or
+        has its settings under their run-config keys (`tuning`, `learning-rate`, `data.name`, ...). `evaluate_config`
+        has the settings that differ when nodes evaluate (`device`, `threads`). Both travel in every message, so nodes
+        need no configuration of their own. `timeout` is in seconds, per round.
 
-        Raises ConfigError for bad settings, RunFailed when the federation cannot go on.
+        Raises ConfigError for bad settings, RunFailed when the federation cannot continue.
         """
         return self.run_federation(
             self,
@@ -79,7 +79,7 @@ class Strategy(Algorithm, FlowerStrategy):
         )
 
     def summary(self) -> None:
-        """Log what this strategy is, and with which options."""
+        """Log the name and the options of this strategy."""
         LOG.info("Starting %s: %s", self.name, ", ".join(f"{key}={value}" for key, value in self.to_flat().items()))
 
     def to_flat(self) -> Flat:
@@ -97,25 +97,26 @@ class Strategy(Algorithm, FlowerStrategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Not how this strategy is driven; see `start`."""
+        """Raise RuntimeError: the strategy runs its own loop; see `start`."""
         self._only_start()
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Not how this strategy is driven; see `start`."""
+        """Raise RuntimeError: the strategy runs its own loop; see `start`."""
         self._only_start()
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Not how this strategy is driven; see `start`."""
+        """Raise RuntimeError: the strategy runs its own loop; see `start`."""
         self._only_start()
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Not how this strategy is driven; see `start`."""
+        """Raise RuntimeError: the strategy runs its own loop; see `start`."""
         self._only_start()
 
     def _only_start(self) -> NoReturn:
-        """Flower's hooks see neither what a node was sent nor who it is, so they cannot carry these methods."""
+        """Raise RuntimeError. Flower's hooks see neither what a node was sent nor who it is, so they cannot carry these
+        methods."""
         raise RuntimeError(f"'{self.name}' runs its own round loop: call start(grid, ...) instead of Flower's hooks")

@@ -1,13 +1,15 @@
-"""A state on disk: safetensors files that appear whole or not at all, survive a power cut, and are checked when read.
+"""States on disk: safetensors files that are written whole or not at all, survive a power cut, and are verified when
+read.
 
-The entries of a journal lie beside the tensors, a file each, under the mark that they lead to, and are written once:
-what it costs to keep a round does not grow with the number of rounds, and states of one run share their entries.
+The entries of a journal lie in files of their own, named by the journal position that they lead to, and are written
+once. So the cost of a round's checkpoint does not grow with the number of rounds, and states of one run share their
+entries.
 
-Tensors that only the server has (`State.server`) lie in the same file, under names that begin with "server/". A state
-of version 0.1 kept them among the others; they are told apart by their names when it is read.
+Tensors that only the server has (`State.server`) lie in the same file, under names that begin with "server/". States of
+version 0.1 kept them among the others; they are recognised by their names when read.
 
-Every file has two hashes in its header, of what is said of the tensors and of the tensors. They find flipped bits, not
-an adversary, who could write hashes of his own.
+Every file has two hashes in its header: one of its description and one of its tensors. They detect flipped bits, not an
+adversary, who could write matching hashes.
 """
 
 import json
@@ -31,10 +33,10 @@ from task.modes import as_the_folder
 from task.storage.room import room
 
 LAST, BEST = "last.safetensors", "best.safetensors"
-JOURNAL = "journal"  # the folder of entries, beside the files of states
+JOURNAL = "journal"  # the folder of entries, next to the files of states
 POSITION = "journal-mark"  # of a state: where its journal ends
-SERVER = "server/"  # in front of names in the file of a state; in what it says, how many such tensors it has
-FORMER = re.compile("waiting .+|velocity")  # what version 0.1 kept of them: sa-fedlora's, and ferret's beside a pool
+SERVER = "server/"  # prefix of tensor names in the file of a state; in the description, the number of such tensors
+FORMER = re.compile("waiting .+|velocity")  # names in version 0.1: sa-fedlora's, and ferret's next to a pool
 ABOUT, ABOUT_HASH, TENSORS_HASH = "about", "about-xxh3", "tensors-xxh3"  # keys of a file's header
 OTHERS = "the best state or an earlier checkpoint may still be whole"
 LOG = logging.getLogger("flwr")
@@ -45,15 +47,15 @@ class Damaged(ValueError):
 
 
 def kept(round: int | str) -> str:
-    """The name of a state that is kept beside the newest one."""
+    """Return the name of a state that is kept besides the newest one."""
     return f"round-{round}.safetensors"
 
 
 def save(path: Path, state: State, about: dict[str, Any]) -> None:
-    """Write `state` and what `about` says of it (anything JSON can hold) to `path`, in place of what was there.
+    """Write `state` and the description `about` (plain JSON) to `path`, replacing what was there.
 
-    A failure leaves that as it was. Raises TypeError for what JSON cannot hold, ValueError for a tensor with a name
-    that the server's own have in the file.
+    If that fails, the old file is unchanged. Raises TypeError for values that are not JSON, ValueError for a tensor
+    whose name begins with the server's prefix.
     """
     if taken := [name for name in state.tensors if name.startswith(SERVER)]:
         raise ValueError(f"the tensor '{taken[0]}' must not have a name that begins with '{SERVER}': rename it")
@@ -64,13 +66,13 @@ def save(path: Path, state: State, about: dict[str, Any]) -> None:
 
 
 def _written(path: Path, state: State) -> int:
-    """How many entries are on the disk. They are written in order, so the newest one that is there tells."""
+    """Return how many entries are on the disk. They are written in order, so the newest one found decides."""
     there = (number for number in range(len(state.journal), 0, -1) if _place(path, state.positions[number]).exists())
     return next(there, 0)
 
 
 def load(path: Path) -> tuple[State, dict[str, Any]]:
-    """The state at `path` and what was said of it. Raises OSError, and Damaged with the file that is not whole."""
+    """Return the state at `path` and its description. Raises OSError, and Damaged with the file that is not whole."""
     named, about = _read(path)
     tensors, server = _parted(named) if SERVER in about else _parted_of_version_0_1(named)
     about.pop(SERVER, None)
@@ -82,7 +84,7 @@ def load(path: Path) -> tuple[State, dict[str, Any]]:
 
 
 def _parted(named: Tensors) -> tuple[Tensors, Tensors]:
-    """The tensors of a state, and those that only the server has."""
+    """Return the tensors of a state, and the tensors that only the server has."""
     server = {name.removeprefix(SERVER): tensor for name, tensor in named.items() if name.startswith(SERVER)}
     return {name: tensor for name, tensor in named.items() if not name.startswith(SERVER)}, server
 
@@ -93,23 +95,23 @@ def _parted_of_version_0_1(named: Tensors) -> tuple[Tensors, Tensors]:
 
 
 def write_entry(path: Path, entry: Entry, before: str) -> None:
-    """Write one entry of a journal, and the mark that it follows on."""
+    """Write one entry of a journal, and the journal position before it."""
     _write(path, entry.tensors, json.dumps({"round": entry.round, "seed": entry.seed, "before": before}))
 
 
 def read_entry(path: Path) -> tuple[Entry, str]:
-    """The entry at `path`, and the mark that it follows on. Raises OSError, Damaged."""
+    """Return the entry at `path`, and the journal position before it. Raises OSError, Damaged."""
     tensors, about = _read(path)
     return Entry(about["round"], about["seed"], tensors), about["before"]
 
 
-def mark_before(path: Path) -> str:
-    """The mark that the entry at `path` follows on, without its tensors."""
+def position_before(path: Path) -> str:
+    """Return the journal position before the entry at `path`, without its tensors."""
     return str(about(path)["before"])
 
 
 def about(path: Path) -> dict[str, Any]:
-    """What was said of the state or entry at `path`, without its tensors. Raises OSError, Damaged."""
+    """Return the description of the state or entry at `path`, without its tensors. Raises OSError, Damaged."""
     with _opened(path) as file:
         return _about(path, file)
 
@@ -132,11 +134,11 @@ def _write(path: Path, tensors: Mapping[str, torch.Tensor], about: str) -> None:
     as_the_folder(draft)
     sync(draft)  # else a power cut could leave the name without the content
     os.replace(draft, path)
-    sync(path.parent)  # and what is written later without this
+    sync(path.parent)  # and a later write without this one
 
 
 def sync(path: Path) -> None:
-    """Return when a file, or the names in a folder, are on the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -182,12 +184,12 @@ def _check(path: Path, header: Mapping[str, str], key: str, found: str) -> None:
 
 @lru_cache
 def _unverified(folder: Path) -> None:
-    """Said once a process and folder."""
+    """Warn once per process and folder."""
     LOG.warning("%s is of an earlier version, which kept no hashes: it cannot be verified", folder)
 
 
 def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Of every tensor its name, dtype, shape and bytes."""
+    """Return a hash of every tensor's name, dtype, shape and bytes."""
     hashed = xxhash.xxh3_128()
     for name, tensor in sorted(tensors.items()):
         hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
@@ -196,5 +198,5 @@ def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy with memory of its own: safetensors refuses tensors that share some."""
+    """Return a copy with memory of its own: safetensors refuses tensors that share memory."""
     return tensor.detach().clone(memory_format=torch.contiguous_format)

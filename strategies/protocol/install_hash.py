@@ -1,7 +1,7 @@
-"""What a node has installed, as one number: a node says it in every reply, and the server compares it with its own.
+"""What a node has installed, as one number. A node reports it in every reply, and the server compares it with its own.
 
-It is a hash of the base, of the place in the journal, and of every tensor that the server replaced, as the node's model
-holds it now. The weights that a journal leads to are not in it: see `journal.fingerprint`.
+It is a hash of the base, of the journal position, and of every tensor that the server replaced, as the node's model
+holds it now. The weights that a journal leads to are not part of it: see `journal.fingerprint`.
 """
 
 from collections.abc import Mapping
@@ -15,15 +15,16 @@ from task.models.model import TunedModel
 
 
 def install_hash_of(model: TunedModel, start: State) -> int:
-    """Of a model in which `start` was installed. What has no place in the model counts as it came."""
+    """Return the hash of a model in which `start` was installed. A tensor that has no place in the model is hashed as
+    it arrived."""
     held = {name: model.trained.get(name, model.frozen.get(name, came)) for name, came in start.tensors.items()}
     return expected(held, model.position, model.base.fingerprint)
 
 
 def expected(tensors: Mapping[str, torch.Tensor], position: str, base: str) -> int:
-    """Of these tensors, at this mark of a journal on this base: 63 bits, so that it travels as a metric.
+    """Return the hash of these tensors at this journal position on this base: 63 bits, so that it travels as a metric.
 
-    A fast hash does: it tells accidents, and whoever lies knows what was sent and thus the right number.
+    A fast hash is enough: it detects accidents, and a dishonest node knows what it was sent and thus the right number.
     """
     hashed = xxhash.xxh3_64(f"{base} {position}".encode())
     for name, tensor in sorted(tensors.items()):

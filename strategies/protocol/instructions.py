@@ -1,5 +1,7 @@
-"""The order in every message: strategy, options, tuning, task and training settings, so that a node needs no
-configuration of its own and works under any ServerApp. Only what differs from the defaults travels.
+"""The instructions in every message: strategy, options, tuning, task and training settings.
+
+A node therefore needs no configuration of its own and works under any ServerApp. Only values that differ from the
+defaults are sent.
 """
 
 import math
@@ -16,14 +18,14 @@ from task.schema import ConfigError, Option, flatten, read, schema
 from task.tunings.base import MAX_RANK
 
 CHOICE = {"strategy": Option(str, "fedavg"), "wrappers": Option(tuple[str, ...], ())}
-PROVE = "prove"  # in a ticket: answer with a fingerprint
-COHORT = "cohort"  # in a ticket: how many nodes take part, by the server's word
+PROVE = "prove"  # in an assignment: answer with a fingerprint
+COHORT = "cohort"  # in an assignment: how many nodes take part, according to the server
 BASE, RANK, RUN = "base-fingerprint", "global-rank", "run-token"  # what the server adds to the settings
 
 
 def write(config: TaskConfig, strategy: Strategy, fingerprint: str, rank: int = 0, token: str = "") -> ConfigRecord:
-    """Return the record `instructions`: settings, the base they refer to, the rank that adapters are built with, and
-    the run's token, under which a node keeps what is its own. Nodes do not need the server optimizer."""
+    """Return the record `instructions`: settings, the fingerprint of the base, the rank that adapters are built with,
+    and the run's token, under which a node keeps its own state. Nodes do not need the server optimizer."""
     record = ConfigRecord()
     record.update(flatten(config, changed_only=True))
     record.update({BASE: fingerprint, RANK: rank, RUN: token})
@@ -32,13 +34,13 @@ def write(config: TaskConfig, strategy: Strategy, fingerprint: str, rank: int = 
 
 
 def task_of(record: ConfigRecord) -> TaskConfig:
-    """The settings of the task in an order. Raises ConfigError."""
+    """Return the settings of the task in the instructions. Raises ConfigError."""
     keys = schema(TaskConfig)
     return TaskConfig.read({key: value for key, value in record.items() if key in keys})
 
 
 def strategy_of(record: ConfigRecord) -> Strategy:
-    """The strategy and its wrappers in an order. Raises ConfigError."""
+    """Return the strategy and its wrappers in the instructions. Raises ConfigError."""
     task = schema(TaskConfig)
     rest = {k: v for k, v in record.items() if k not in task and k not in (BASE, RANK, RUN)}
     values, problems = read({key: rest[key] for key in CHOICE if key in rest}, CHOICE)
@@ -50,8 +52,8 @@ def strategy_of(record: ConfigRecord) -> Strategy:
 
 
 def write_assignment(assignment: Assignment, prove: bool = False, cohort: int = 0) -> ConfigRecord:
-    """Return the record `assignment`; the round goes by Flower's usual name for it. `prove`: the node is to say which
-    weights it stands on. `cohort`: how many nodes take part, which a node's policy may ask for."""
+    """Return the record `assignment`; the round has Flower's usual key. `prove`: the node must report a fingerprint of
+    its weights. `cohort`: how many nodes take part, which a node's policy may limit."""
     record = ConfigRecord(
         {
             "server-round": assignment.round,
@@ -72,34 +74,34 @@ def write_assignment(assignment: Assignment, prove: bool = False, cohort: int = 
 
 
 def read_assignment(record: ConfigRecord) -> Assignment:
-    """The ticket in a message. Raises Refused."""
+    """Return the assignment in a message. Raises Refused."""
     number, rounds, seed = (_whole(record, name) for name in ("server-round", "rounds", "seed"))
     basis = _whole(record, "basis") if "basis" in record else 0
     return Assignment(number, rounds, seed, _whole(record, "rank", MAX_RANK), basis, _positive(record, "noise"))
 
 
 def cohort_of(record: ConfigRecord) -> int:
-    """How many nodes take part, by a ticket; 0 where it does not say. Raises Refused."""
+    """Return how many nodes take part according to an assignment; 0 if it does not say. Raises Refused."""
     return _whole(record, COHORT) if COHORT in record else 0
 
 
 def record_of(content: RecordDict, name: str) -> ConfigRecord:
-    """Return a record of words and numbers in a message: `instructions` or `assignment`. Raises Refused without it."""
+    """Return a record of plain values in a message: `instructions` or `assignment`. Raises Refused if it is missing."""
     if name not in content.config_records:
         raise Refused(f"the message has no record '{name}'")
     return content.config_records[name]
 
 
 def rank_of(record: ConfigRecord) -> int:
-    """The rank that an order has adapters built with. Raises Refused."""
+    """Return the rank that adapters are built with, from the instructions. Raises Refused."""
     return _whole(record, RANK, MAX_RANK)
 
 
 def fingerprint_of(record: ConfigRecord) -> str:
-    """The fingerprint of the base that an order refers to. Raises Refused."""
+    """Return the fingerprint of the base that the instructions refer to. Raises Refused."""
     said = record.get(BASE)
     if not isinstance(said, str):
-        raise Refused(f"the order's {BASE} is no text, but {said!r:.80}")
+        raise Refused(f"the instructions' {BASE} must be a text, not {said!r:.80}")
     return said
 
 
@@ -111,7 +113,7 @@ def _whole(record: Mapping[str, object], name: str, most: int = 2**64) -> int:
 
 
 def _positive(record: Mapping[str, object], name: str) -> float:
-    """A number above 0; 0 where there is none."""
+    """Return a number above 0; 0 if the key is missing."""
     value = record.get(name, 0.0)
     if name in record and not (isinstance(value, float) and 0 < value < math.inf):
         raise Refused(f"the message's {name} must be a number above 0, not {value!r:.80}")

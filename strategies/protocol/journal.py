@@ -1,7 +1,7 @@
-"""Keeping a model up with a journal: entries are replayed once, from where the model is.
+"""Replay of the journal: each entry is applied once, starting from the model's current position.
 
-A mark is a hash of all entries up to a place in a journal, the base included as the empty mark. A model knows the
-mark it is at, so a process that has replayed a part goes on from there, whichever node it serves.
+A journal position is a hash of all entries up to a place in the journal; the empty position is the base. A model knows
+its position, so a process that has replayed a part continues from there, whichever node it serves.
 """
 
 import hashlib
@@ -15,25 +15,25 @@ from task.config import TaskConfig
 from task.models.base import Base
 from task.models.model import TunedModel, pristine, tuned_model
 
-NOWHERE = "nowhere"  # where a replay that broke off leaves a model
-REPLAY_STATE = "beside "  # in front of the names of what a journal leads beside weights
+NOWHERE = "nowhere"  # position of a model whose replay was interrupted
+REPLAY_STATE = "beside "  # prefix of the names of tensors that a journal changes besides the weights
 
 
 def held(strategy: Strategy, base: Base, config: TaskConfig, state: State, device: str = "cpu") -> TunedModel:
-    """The server's own model (this process's) with the whole state in it."""
+    """Return the server's own model (this process's) with the whole state installed."""
     whole = Assignment(round=0, rounds=0, seed=0, rank=state.rank)
     return installed(strategy, tuned_model(base, config, state.rank, device), strategy.start_of(state, whole))
 
 
 def followed(strategy: Strategy, model: TunedModel, state: State, since: str, base_weights: Tensors) -> TunedModel:
-    """The server's own model with a state in it whose journal is known up to the mark `since`, where weights are
-    `base_weight`: so that one of many states that may follow it costs no replay of what was before."""
+    """Return the server's own model with a state whose journal is known up to the position `since`, where the weights
+    are `base_weight`. Installing one of many states that may follow it then replays nothing earlier."""
     whole = Assignment(round=0, rounds=0, seed=0, rank=state.rank)
     return installed(strategy, model, replace(strategy.start_of(state, whole).after(since), base_weights=base_weights))
 
 
 def installed(strategy: Strategy, model: TunedModel, start: State) -> TunedModel:
-    """The model as the server holds it; `start` has the whole journal."""
+    """Return the model as the server has it; `start` has the whole journal."""
 
     def path(reached: str) -> Sequence[str]:
         return start.positions[start.positions.index(reached) :] if reached in start.positions else start.positions
@@ -52,13 +52,13 @@ def installed_from(
     entry: Callable[[str], Entry],
     base_weights: Callable[[str], Tensors],
 ) -> TunedModel:
-    """The model after all entries, with the tensors of `start`.
+    """Return the model after all entries, with the tensors of `start`.
 
-    `path` gives the marks from where the model is to the end of the journal, so that a round costs the same however
-    long the journal is; where the model is not on the way, those from the base, or from the weights that
-    `base_weights` gives for the first of them. `entry` gives the entry that leads to a mark; what the
-    model has seen is not asked for. A model that is elsewhere (another run's journal, a later place in this one,
-    weights that a round changed and this start leaves alone) is built again from the base.
+    `path` gives the positions from the model's own to the end of the journal, so that the cost of a round does not
+    depend on the length of the journal. If the model is at none of them, it gives the positions from the base, or from
+    the weights that `base_weights` returns for the first of them. `entry` returns the entry that leads to a position;
+    entries that the model has replayed are not asked for. A model that is elsewhere (another run's journal, a later
+    position, weights that a round changed and this start does not replace) is rebuilt from the base.
     """
     here = NOWHERE if model.changed - start.tensors.keys() else model.position
     first, *following = path(here)
@@ -79,17 +79,17 @@ def installed_from(
 
 
 def base_weights_of(model: TunedModel) -> Tensors:
-    """Copies of what a journal has made of the base: the weights that it changes, and what it leads beside them."""
+    """Return copies of what a journal has made of the base: the weights that it changes, and its replay state."""
     return snapshot(_led(model))
 
 
 def base_weight_bytes(model: TunedModel) -> int:
-    """How many bytes `base_weights_of` has."""
+    """Return how many bytes `base_weights_of` returns."""
     return sum(tensor.nbytes for tensor in _led(model).values())
 
 
 def fingerprint(model: TunedModel) -> str:
-    """A hash of all that: equal on machines that stand on the same bits."""
+    """Return a hash of these weights: equal on machines that have the same bits."""
     hashed = hashlib.blake2b(digest_size=16)
     for name, tensor in _led(model).items():
         hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())

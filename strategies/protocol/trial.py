@@ -1,4 +1,4 @@
-"""What a node measures when its rank is to be found: memory and time of a step."""
+"""A node's measurements when its rank is found by a trial: memory and time of a step."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,16 +11,16 @@ from strategies.exchange.types import Refused
 
 @dataclass(frozen=True)
 class Trial:
-    """What a node measured. `ranks` are the smallest and the largest candidate that it can train: two, one or none."""
+    """A node's measurements. `ranks` are the smallest and the largest candidate that it can train: two, one or none."""
 
     ranks: tuple[int, ...]
     seconds: tuple[float, ...]  # that a step takes at each
-    bytes: tuple[int, ...]  # that training takes beside the idle model, at each
+    bytes: tuple[int, ...]  # that training takes on top of the idle model, at each
     free: int  # bytes that were free then
     steps: int  # of a round
 
     def record(self) -> ConfigRecord:
-        """As the node sends it."""
+        """Return the record that the node sends."""
         return ConfigRecord({
             "ranks": list(self.ranks), "seconds": list(self.seconds), "bytes": list(self.bytes),
             "free": self.free, "steps": self.steps,
@@ -28,7 +28,7 @@ class Trial:
 
     @classmethod
     def read(cls, record: Mapping[str, object], candidates: Sequence[int]) -> "Trial":
-        """As the server believes it. Raises Refused."""
+        """Parse the record on the server. Raises Refused."""
         try:
             ranks, seconds, sizes = (tuple(record[name]) for name in ("ranks", "seconds", "bytes"))  # type: ignore
             trial = cls(ranks, seconds, sizes, int(record["free"]), int(record["steps"]))  # type: ignore

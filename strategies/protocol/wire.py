@@ -1,9 +1,9 @@
-"""Tensors <-> Flower records.
+"""Convert tensors to Flower records and back.
 
-A state or an update crosses as one contiguous byte array and a compressed index of names, dtypes and
-shapes. One array instead of one per tensor halves the bytes of small adapters, carries every dtype
-bit for bit (bfloat16 included, which Flower's own arrays refuse), and makes sizes depend on shapes
-alone. Nothing here unpickles; what is read is checked before it is believed.
+A state or an update crosses as one contiguous byte array and a compressed index of names, dtypes and shapes. Compared
+with one array per tensor, this halves the bytes of small adapters, carries every dtype bit for bit (bfloat16 included,
+which Flower's own arrays refuse), and makes sizes depend on shapes alone. Nothing here unpickles, and everything is
+validated before it is used.
 """
 
 import json
@@ -26,7 +26,7 @@ from strategies.exchange.types import BASE_POSITION, Entry, Refused, State
 
 STYPE = "thistledown.flat"
 INDEX_LIMIT = 16 * 2**20  # bytes an index may take when decompressed
-INDEX_SLACK = 2**14  # beyond the index that is expected: a reason shall name what is wrong, not only that much is
+INDEX_SLACK = 2**14  # beyond the expected index, so that an error can name the wrong tensor
 MAX_AXES, MAX_EXTENT = 16, 2**48  # of a tensor; what torch itself says to more is slow and long
 POSITION = re.compile(r"[0-9a-f]{32}")
 SHOWN = 200  # characters of an error that a reason repeats
@@ -41,7 +41,7 @@ Line = list[Any]  # [name, dtype, shape] in the index
 
 
 def pack(state: State) -> RecordDict:
-    """The records `arrays` and `index` of a state (an update is a state without a journal)."""
+    """Return the records `arrays` and `index` of a state (an update is a state without a journal)."""
     sections = [_aligned(part) for part in (state.tensors, state.base_weights, *(e.tensors for e in state.journal))]
     index = {
         "tensors": _lines(sections[0]),
@@ -56,8 +56,8 @@ def pack(state: State) -> RecordDict:
 
 
 def unpack(records: RecordDict, limit: int = INDEX_LIMIT) -> State:
-    """The state in `records`, whose index is no larger than `limit`. Raises Refused where bytes and index do not fit
-    each other. No tensor is made before the bytes of its shape are known to be there."""
+    """Return the state in `records`, whose index is no larger than `limit`. Raises Refused if bytes and index do not
+    match. No tensor is made before the bytes of its shape are known to be there."""
     try:
         index = _read_index(_only(records.config_records["index"], "index"), limit)
         array = _only(records.array_records["arrays"], "flat")
@@ -66,7 +66,7 @@ def unpack(records: RecordDict, limit: int = INDEX_LIMIT) -> State:
         tensors = reader.section(index["tensors"])
         base_weights = reader.section(index.get("ground", []))
         journal = tuple(Entry(_whole(r), _whole(s), reader.section(lines)) for r, s, lines in index["journal"])
-        since = _mark(index.get("since", BASE_POSITION))
+        since = _position(index.get("since", BASE_POSITION))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise Refused(f"unreadable record: {type(error).__name__}: {str(error)[:SHOWN]}") from error
     if reader.offset != len(data):
@@ -75,25 +75,25 @@ def unpack(records: RecordDict, limit: int = INDEX_LIMIT) -> State:
 
 
 def index_limit(expected: Mapping[str, torch.Tensor]) -> int:
-    """How large the index of an update like this may be."""
+    """Return the largest size that the index of an update like this may have."""
     return len(json.dumps(_lines(expected.items()))) + INDEX_SLACK
 
 
 def size(record: InflatableObject) -> int:
-    """Bytes of a record as Flower encodes it for the wire, nested objects and headers included."""
+    """Return the bytes of a record as Flower encodes it for the wire, including nested objects and headers."""
     with no_object_id_recompute():
         return sum(len(part.deflate()) for part in get_all_nested_objects(record).values())
 
 
 @lru_cache
 def head(names: tuple[str, ...]) -> int:
-    """Of this size, the bytes of a RecordDict itself: names and references, whatever the records hold."""
+    """Return the part of this size that a RecordDict itself takes: names and references, whatever the records hold."""
     return len(RecordDict({name: ConfigRecord({"n": n}) for n, name in enumerate(names)}).deflate())
 
 
 def to_arrays(state: State) -> ArrayRecord:
-    """Return a state as Flower's `Result.arrays` carries it: tensors by name, those of the journal as
-    `journal/<number>/<round>/<seed>/<name>`. What only the server has is not part of it."""
+    """Return a state as Flower's `Result.arrays` carries it: tensors by name, and tensors of the journal as
+    `journal/<number>/<round>/<seed>/<name>`. Tensors that only the server has are left out."""
     named = dict(state.tensors)
     for number, entry in enumerate(state.journal):
         named |= {f"journal/{number}/{entry.round}/{entry.seed}/{n}": t for n, t in entry.tensors.items()}
@@ -101,7 +101,7 @@ def to_arrays(state: State) -> ArrayRecord:
 
 
 def from_arrays(arrays: ArrayRecord) -> State:
-    """The state in an ArrayRecord: ours, or one that somebody made from a torch state dict."""
+    """Return the state in an ArrayRecord, either ours or one made from a torch state dict."""
     tensors: Tensors = {}
     entries: dict[int, tuple[int, int, Tensors]] = {}
     for name, array in arrays.items():
@@ -115,7 +115,7 @@ def from_arrays(arrays: ArrayRecord) -> State:
 
 
 def _array(tensor: torch.Tensor) -> Array:
-    """NumPy's format where NumPy has the dtype, so that plain Flower code can read it too."""
+    """Return NumPy's format if NumPy has the dtype, so that plain Flower code can read it too."""
     if tensor.dtype in (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
         return Array(_dtype_name(tensor), tuple(tensor.shape), STYPE, bytes(raw(tensor)))
     return Array(tensor.detach().cpu().contiguous().numpy())
@@ -136,7 +136,7 @@ def _dtype_name(tensor: torch.Tensor) -> str:
 
 
 def _aligned(tensors: Tensors) -> list[tuple[str, torch.Tensor]]:
-    """Widest dtype first, so that every tensor starts at a multiple of its own item size."""
+    """Return the names, widest dtype first, so that every tensor starts at a multiple of its own item size."""
     return sorted(tensors.items(), key=lambda item: -item[1].element_size())
 
 
@@ -145,7 +145,7 @@ def _lines(section: Iterable[tuple[str, torch.Tensor]]) -> list[Line]:
 
 
 def _only(record: Mapping[str, Any], name: str) -> Any:
-    """What a record holds under this name, and under no other; None where it is empty."""
+    """Return what a record holds under this name, and under no other; None if it is empty."""
     if strange := [key for key in record if key != name]:
         raise ValueError(f"{strange[0]!r:.80} stands beside '{name}'")
     return record.get(name)
@@ -175,14 +175,14 @@ def _whole(number: object) -> int:
     return number
 
 
-def _mark(text: object) -> str:
+def _position(text: object) -> str:
     if not isinstance(text, str) or (text != BASE_POSITION and not POSITION.fullmatch(text)):
         raise ValueError(f"{text!r:.80} marks no place in a journal")  # on a node it becomes a folder's name
     return text
 
 
 class _Reader:
-    """Takes tensors off a byte buffer, one after the other; they share its memory."""
+    """Reads tensors off a byte buffer, one after the other; they share its memory."""
 
     def __init__(self, data: bytearray) -> None:
         self.data, self.offset = data, 0

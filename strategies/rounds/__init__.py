@@ -1,1 +1,1 @@
-"""The server's round loop: who takes part, what is sent, what is believed, what is kept."""
+"""The server's round loop: draw nodes, send, validate, combine, report, checkpoint."""

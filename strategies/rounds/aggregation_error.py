@@ -1,11 +1,11 @@
-"""The exactness meter: how far a rule's aggregate is from what it stands for.
+"""The aggregation error: how far the result of a combination rule is from the mean that it stands for.
 
-With adapters, what nodes learned are products B_i A_i, and what everybody wants is their weighted mean
-sum_i p_i B_i A_i. Rules that average factors get something else. The meter reads, per module and overall,
+With adapters, nodes learn products B_i A_i, and the ideal is their weighted mean sum_i p_i B_i A_i. Rules that average
+factors get something else. Per module and overall, the error is
 
     || B A - sum_i p_i B_i A_i ||_F / || sum_i p_i B_i A_i ||_F
 
-through QR of the stacked factors; no matrix of a layer's size is ever formed.
+It is computed through QR of the stacked factors; no matrix of a layer's size is ever formed.
 """
 
 import math
@@ -21,21 +21,21 @@ from strategies.exchange.types import Entry
 OVERALL = "overall"
 
 
-class Meter:
-    """Sees what every node trained, then reads the state that came of it."""
+class AggregationError:
+    """The aggregation error of one round: it sees what every node trained, then reads the new state."""
 
     def __init__(self) -> None:
         self._means: dict[str, ProductSum] = defaultdict(ProductSum)
         self._weight = 0.0
 
     def see(self, trained: Tensors, weight: float) -> None:
-        """What one node held after training, at whatever rank it trains; only factors count."""
+        """Add what one node had after training, at whatever rank it trains; only factors count."""
         for module in modules(trained):
             self._means[module].add(weight, *_pair(trained, module))
         self._weight += weight
 
     def read(self, state: Tensors, merged: Sequence[Entry] = ()) -> dict[str, float]:
-        """Relative errors by module, and `overall`; empty where there are no factors or nothing was learned.
+        """Return the relative errors by module, and `overall`; empty without factors, or if nothing was learned.
 
         `merged` are the entries that this round has put into the base: they count with the factors.
         """
@@ -48,7 +48,7 @@ class Meter:
         return {OVERALL: math.sqrt(sums[0] / sums[1]), **errors} if sums[1] else {}
 
     def _gap(self, mean: ProductSum, module: str, state: Tensors, merged: Sequence[Entry]) -> ProductSum:
-        """The sum of the nodes' products less what the state makes of it."""
+        """Return the sum of the nodes' products minus the product that the state has."""
         gap = mean.plus(-self._weight, *_pair(state, module)) if _factors(state, module) else mean
         for entry in merged:
             if pair := merged_pair(entry.tensors, module):
@@ -61,7 +61,8 @@ def _factors(tensors: Tensors, module: str) -> bool:
 
 
 def _pair(tensors: Tensors, module: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """B and A of a module. A factor that is not exchanged is the same for all: any constant does for it."""
+    """Return B and A of a module. A factor that is not exchanged is the same for all nodes, so any constant can replace
+    it."""
     b, a = (tensors.get(name) for name in factor_names(module))
     if b is not None:
         return b, a if a is not None else torch.eye(b.shape[1])

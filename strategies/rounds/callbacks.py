@@ -1,4 +1,4 @@
-"""Tell the callbacks of a run what happens; one that fails does not end it, unless it is essential."""
+"""Call the callbacks of a run. A callback that fails does not end the run, unless it is essential."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -11,8 +11,8 @@ LOG = logging.getLogger("flwr")
 
 
 @contextmanager
-def told(callbacks: Sequence[Callback], facts: RunFacts) -> Iterator[None]:
-    """Tell that a run starts, and, however it leaves this block, how it ended."""
+def notified(callbacks: Sequence[Callback], facts: RunFacts) -> Iterator[None]:
+    """Announce that a run starts, and how it ended when this block is left."""
     ended_by: BaseException | None = None
     try:
         _tell(callbacks, "on_start", lambda callback: callback.on_start(facts))
@@ -25,22 +25,22 @@ def told(callbacks: Sequence[Callback], facts: RunFacts) -> Iterator[None]:
 
 
 def tell_round(callbacks: Sequence[Callback], report: RoundReport, state: State) -> None:
-    """Tell that a round is over."""
+    """Announce that a round is finished."""
     _tell(callbacks, f"on_round of round {report.number}", lambda callback: callback.on_round(report, state))
 
 
 def tell_checkpoint(callbacks: Sequence[Callback], report: RoundReport, state: State) -> None:
-    """Tell that the state of a round is kept."""
+    """Announce that the state of a round is stored."""
     _tell(callbacks, f"on_checkpoint of round {report.number}", lambda callback: callback.on_checkpoint(report, state))
 
 
 def _tell(callbacks: Sequence[Callback], hook: str, call: Callable[[Callback], None]) -> None:
-    """Call one hook of every callback. Raises the first error of an essential one, after all were told."""
+    """Call one hook of every callback. Raises the first error of an essential one, after all were called."""
     failed: list[Exception] = []
     for callback in callbacks:
         try:
             call(callback)
-        except Exception as error:  # whatever it raises, the run is worth more
+        except Exception as error:  # whatever it raises, the run is more important
             if callback.essential:
                 failed.append(error)
             else:

@@ -1,4 +1,4 @@
-"""What stays the same for a whole run, in one value that everyone who needs it is handed."""
+"""The run context: what stays the same for a whole run, in one value."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from task.storage.store import server_store
 
 @dataclass(frozen=True)
 class RunContext:
-    """One run: what is trained, by whom, how. Only `run_state` changes while it goes on."""
+    """The settings and connections of one run. Only `run_state` changes while it runs."""
 
     strategy: Strategy
     grid: Grid
-    config: TaskConfig  # by which nodes train
-    evaluate_config: TaskConfig  # by which they evaluate: their device and threads may differ
+    config: TaskConfig  # of training
+    evaluate_config: TaskConfig  # of evaluation: device and threads may differ
     federation: Federation
     run_state: RunState
     rounds: int
@@ -32,5 +32,5 @@ class RunContext:
 
     @cached_property
     def base(self) -> Base:
-        """The base that everybody starts from. It is found, or trained, when it is first asked for."""
+        """The base that all nodes start from, found or trained on first access."""
         return self.federation.base or server_base(self.config.model, server_store())

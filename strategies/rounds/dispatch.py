@@ -1,4 +1,4 @@
-"""What each node is sent in a round: its start, with the part of the journal that it lacks, or the weights."""
+"""Send each node its start of a round, with the part of the journal that it lacks, or with the weights."""
 
 from dataclasses import dataclass, field, replace
 
@@ -17,14 +17,14 @@ from task.models.model import TunedModel
 
 @dataclass
 class Dispatch:
-    """Sends the messages of a run."""
+    """The sender of a run's messages."""
 
     context: RunContext
     registry: NodeRegistry
     base_weight_bytes: int = 0  # of the weights that the journal changes, once it has an entry
-    fingerprints: dict[str, str] = field(default_factory=dict)  # of the newest weights, by their mark
-    weights: dict[str, Tensors] = field(default_factory=dict)  # while they are sent, by their mark
-    install_hashes: dict[str, int] = field(default_factory=dict)  # what the nodes just sent to shall say, by name
+    fingerprints: dict[str, str] = field(default_factory=dict)  # of the newest weights, by their journal position
+    weights: dict[str, Tensors] = field(default_factory=dict)  # while they are sent, by their journal position
+    install_hashes: dict[str, int] = field(default_factory=dict)  # that the nodes just sent to must report, by name
 
     def send(
         self,
@@ -35,8 +35,8 @@ class Dispatch:
         report: RoundReport,
         cohort: int,
     ) -> list[messaging.Sent]:
-        """One message a node, encoded once per distinct content; fills in the lines of the report. `cohort` is how many
-        nodes they are told take part."""
+        """Send one message per node, encoded once per distinct content, and fill in the lines of the report. `cohort`
+        is how many nodes take part according to their assignments."""
         packed: dict[tuple[int, str, bool], messaging.Payload] = {}
         base, run_state = self.context.base.fingerprint, self.context.run_state
         instruction = instructions.write(
@@ -65,7 +65,7 @@ class Dispatch:
         return sent
 
     def fingerprint(self, state: State) -> str:
-        """Of the weights that a node stands on when it has this state."""
+        """Return the fingerprint of the weights that a node has when it has this state."""
         position = state.positions[-1]
         if position not in self.fingerprints:
             self.fingerprints = {position: journal.fingerprint(self._held(state))}
@@ -78,7 +78,8 @@ class Dispatch:
         return replace(self.context.evaluate_config, data=config.data)
 
     def _share(self, profile: Profile, assignment: Assignment, state: State) -> State:
-        """What this node is sent: the part of the journal that it lacks, or the weights, whichever is smaller."""
+        """Return what this node is sent: the part of the journal that it lacks, or the weights, whichever is
+        smaller."""
         share = self.registry.share(profile, assignment, state)
         if not share.journal or share.journal_bytes <= self._least_bytes(state):
             return share
@@ -88,7 +89,7 @@ class Dispatch:
         return State(share.tensors, (), position, self.weights[position])
 
     def _least_bytes(self, state: State) -> int:
-        """How many bytes the weights are that the journal changes."""
+        """Return how many bytes the weights that the journal changes take."""
         if not self.base_weight_bytes:
             self.base_weight_bytes = journal.base_weight_bytes(self._held(state))
         return self.base_weight_bytes

@@ -1,4 +1,4 @@
-"""What a state is worth: scored on the server, or by nodes on rows that they keep for it."""
+"""Evaluate a state on the server, or by nodes on their evaluation rows."""
 
 import logging
 import time
@@ -19,7 +19,7 @@ LOG = logging.getLogger("flwr")
 
 
 def by_server(run: Run, report: RoundReport, state: State, result: Result) -> None:
-    """Evaluate the state here, where somebody said how."""
+    """Evaluate the state on the server, if there is a way to."""
     if run.context.federation.score is not None:
         report.evaluated_by_server = run.context.federation.score(state)
         scores = MetricRecord(dict(report.evaluated_by_server))
@@ -27,14 +27,14 @@ def by_server(run: Run, report: RoundReport, state: State, result: Result) -> No
     if run.context.evaluate_fn is not None:
         scored = run.context.evaluate_fn(report.number, wire.to_arrays(state))
         if scored is not None:
-            # a report has numbers; lists that somebody computes stay in the result, which gets the whole record
+            # a report has numbers; lists stay in the result, which gets the whole record
             numbers = {name: value for name, value in scored.items() if not isinstance(value, list)}
             report.evaluated_by_server = numbers
             result.evaluate_metrics_serverapp[report.number] = scored
 
 
 def by_nodes(run: Run, report: RoundReport, state: State) -> None:
-    """Ask nodes to score the state, where the settings say so and it is time to."""
+    """Ask nodes to score the state, if the settings say so and it is due."""
     if run.context.config.evaluate == "server" or not run.due(report.number):
         return
     assignments = run.registry.assignments(report.number, run.context.rounds, state)

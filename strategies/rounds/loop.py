@@ -1,6 +1,6 @@
-"""The round loop, written once for every strategy: train, evaluate, report, keep.
+"""The round loop, written once for every strategy: train, evaluate, report, checkpoint.
 
-All that changes lives in its locals and in `Run`; the strategy stays as it is.
+Everything that changes lives in its locals and in `Run`; the strategy never changes.
 """
 
 import logging
@@ -19,7 +19,7 @@ from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import RunFailed, State
 from strategies.protocol import checkpoint, wire
 from strategies.rounds import evaluation
-from strategies.rounds.callbacks import tell_checkpoint, tell_round, told
+from strategies.rounds.callbacks import notified, tell_checkpoint, tell_round
 from strategies.rounds.context import RunContext
 from strategies.rounds.defence import collapse
 from strategies.rounds.handshake.start import start
@@ -31,7 +31,7 @@ from task.models.model import build
 from task.schema import ConfigError, flatten
 
 LOG = logging.getLogger("flwr")
-FREE = ("device", "threads")  # that an evaluation may have otherwise than training
+FREE = ("device", "threads")  # keys that an evaluation may set differently from training
 
 
 def run_federation(
@@ -46,7 +46,7 @@ def run_federation(
     evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None,
     federation: Federation,
 ) -> Result:
-    """All rounds of a federation; see `Strategy.start`."""
+    """Run all rounds of a federation; see `Strategy.start`."""
     config = train_config if isinstance(train_config, TaskConfig) else TaskConfig.read(train_config)
     evaluating = TaskConfig.read({**flatten(config), **evaluate_config}) if evaluate_config else config
     if problems := _unused(config, evaluating):
@@ -56,7 +56,7 @@ def run_federation(
     torch.set_num_threads(config.threads)
     strategy.summary()
     if federation.resume and initial_arrays is not None:
-        raise RunFailed("initial_arrays were given to a run that is resumed: it goes on from its own state")
+        raise RunFailed("initial_arrays were given to a resumed run, which continues from its own state")
     kept, run_state = resumed(strategy, federation, num_rounds) if federation.resume else (None, RunState())
     context = RunContext(strategy, grid, config, evaluating, federation, run_state, num_rounds, timeout, evaluate_fn)
     run = Run(*start(context))
@@ -66,19 +66,19 @@ def run_federation(
     else:
         state = kept
     run.mechanism.start(state.tensors)
-    with told(federation.callbacks, _facts(run)):
+    with notified(federation.callbacks, _facts(run)):
         return _rounds(run, state)
 
 
 def _facts(run: Run) -> RunFacts:
-    """Return what callbacks are told of a run that starts."""
+    """Return the facts that callbacks get when a run starts."""
     context, nodes = run.context, tuple(profile.name for profile in run.registry.present)
     settings = flatten(context.config) | context.strategy.to_flat()
     return RunFacts(context.strategy.name, context.config, nodes, context.rounds, run.first, settings)
 
 
 def _unused(config: TaskConfig, evaluating: TaskConfig) -> list[str]:
-    """Return what an evaluation cannot have otherwise than training: the rows, the model and how it is tuned."""
+    """Return the keys that an evaluation must share with training but does not: the rows, the model and its tuning."""
     before, after = flatten(config), flatten(evaluating)
     changed = [key for key in after if after[key] != before[key] and key not in FREE]
     free = " and ".join(f"'{key}'" for key in FREE)
@@ -86,7 +86,8 @@ def _unused(config: TaskConfig, evaluating: TaskConfig) -> list[str]:
 
 
 def _initial(run: Run, arrays: ArrayRecord | None) -> State:
-    """The state that somebody handed over, or the strategy's own at the largest rank that anyone trains."""
+    """Return the initial state: the given arrays, or the strategy's own state at the largest rank that any node
+    trains."""
     if arrays is not None:
         return wire.from_arrays(arrays)
     rank = max(assignment.rank for assignment in run.registry.assignments(0, run.context.rounds).values())
@@ -95,10 +96,10 @@ def _initial(run: Run, arrays: ArrayRecord | None) -> State:
 
 
 def _rounds(run: Run, state: State) -> Result:
-    """From the first round of this process to the last, or to where the run has to end. Raises RunFailed."""
+    """Run from the first round of this process to the last, or to where the run has to end. Raises RunFailed."""
     run_state, result = run.context.run_state, Result()
     limit = min(run.context.federation.max_failed_rounds, run.context.rounds)
-    if run_state.failures >= limit:  # it ended by them, and may now fail as often again
+    if run_state.failures >= limit:  # the run ended by these failures, and may fail as often again
         run_state.failures = 0
     for number in range(run.first, run.context.rounds + 1):
         state, report = _round(run, number, state)
@@ -117,7 +118,7 @@ def _rounds(run: Run, state: State) -> Result:
 
 
 def _round(run: Run, number: int, state: State) -> tuple[State, RoundReport]:
-    """Train, and ask nodes for scores where that is due; in round 0 nothing is trained."""
+    """Train, and ask nodes for scores if due; nothing is trained in round 0."""
     began = time.monotonic()
     state, report = train(run, number, state) if number else (state, run.report(number))
     if not report.failed:
@@ -127,7 +128,8 @@ def _round(run: Run, number: int, state: State) -> tuple[State, RoundReport]:
 
 
 def _close(run: Run, report: RoundReport, state: State, result: Result) -> State:
-    """After a round: score it on the server, report it, keep it. Returns the state to go on with."""
+    """Finish a round: score its state on the server, report it, write a checkpoint. Return the state to continue
+    with."""
     report.privacy, report.stopped = run.mechanism.spent(), run.mechanism.exhausted()
     report.parameters = sum(tensor.numel() for tensor in state.tensors.values())
     if run.due(report.number):
@@ -145,7 +147,7 @@ def _close(run: Run, report: RoundReport, state: State, result: Result) -> State
 
 
 def _keep(run: Run, report: RoundReport, state: State) -> None:
-    """What the next round, or another process, goes on with."""
+    """Write the checkpoint that the next round, or another process, continues from."""
     run_state, folder = run.context.run_state, run.context.federation.checkpoint
     run_state.round = report.number
     run_state.failures = run_state.failures + 1 if report.failed else 0

@@ -1,4 +1,4 @@
-"""What the metrics of many nodes are together."""
+"""Combine the metrics of many nodes."""
 
 from collections import defaultdict
 from statistics import median
@@ -7,7 +7,7 @@ from strategies.exchange.types import Metrics
 
 
 def means(answers: list[Metrics]) -> Metrics:
-    """Means of every metric over nodes, weighted by their rows; `num-examples` is the sum."""
+    """Return the mean of every metric over nodes, weighted by their rows; `num-examples` is the sum."""
     sums: dict[str, float] = defaultdict(float)
     weights: dict[str, float] = defaultdict(float)
     for metrics in answers:
@@ -21,6 +21,7 @@ def means(answers: list[Metrics]) -> Metrics:
 
 
 def medians(answers: list[Metrics]) -> Metrics:
-    """Medians of every metric over nodes, each counting once; of an even number the mean of the two in the middle."""
+    """Return the median of every metric over nodes, each counting once; for an even number, the mean of the two in the
+    middle."""
     names = {name for metrics in answers for name in metrics} - {"num-examples"}
     return {name: median(metrics[name] for metrics in answers if name in metrics) for name in sorted(names)}

@@ -1,7 +1,7 @@
-"""Sending and receiving over Flower's grid, one message at a time, so that memory does not know the cohort's size.
+"""Send and receive over Flower's grid, one message at a time, so that memory does not depend on the cohort's size.
 
-Messages are pushed one by one; replies are pulled one by one in the order they were sent. A reply that
-comes early waits at the SuperLink, encoded (in a simulation the SuperLink is the same process).
+Messages are pushed one by one; replies are pulled one by one in the order they were sent. A reply that arrives early
+waits at the SuperLink, encoded (in a simulation the SuperLink is the same process).
 """
 
 import time
@@ -13,15 +13,15 @@ from flwr.serverapp import Grid
 
 from strategies.protocol import wire
 
-FIRST_WAIT, LONGEST_WAIT = 0.02, 0.5  # seconds between looks for a reply
+FIRST_WAIT, LONGEST_WAIT = 0.02, 0.5  # seconds between two polls for a reply
 
 
 @dataclass(frozen=True)
 class Sent:
-    """A message on its way."""
+    """A message that was sent."""
 
     node_id: int
-    message_id: str  # empty where the SuperLink did not take it
+    message_id: str  # empty if the SuperLink did not take it
     bytes: int
     numbers: int = 0  # parameters among its content
 
@@ -36,12 +36,13 @@ class Payload:
 
     @classmethod
     def of(cls, records: RecordDict, numbers: int = 0) -> "Payload":
-        """Measure `records`, without the dictionary that holds them; `numbers` is how many parameters are in them."""
+        """Return `records` with their size, without the enclosing dictionary; `numbers` is how many parameters they
+        contain."""
         return cls(records, wire.size(records) - wire.head(tuple(records)), numbers)
 
 
 def send(grid: Grid, node_id: int, kind: str, group: str, shared: Payload, own: RecordDict | None = None) -> Sent:
-    """Push one message with records that it shares with others and its own; its size is that of all of them."""
+    """Push one message with shared records and its own; its size counts all of them."""
     mine = Payload.of(own or RecordDict())
     content = RecordDict({**shared.records, **mine.records})
     message = Message(content, dst_node_id=node_id, message_type=kind, group_id=group)
@@ -51,19 +52,19 @@ def send(grid: Grid, node_id: int, kind: str, group: str, shared: Payload, own: 
 
 
 def replies(grid: Grid, sent: list[Sent], deadline: float) -> Iterator[tuple[Sent, Message | None]]:
-    """The reply to each message in order; None where there is none by the deadline (time.monotonic)."""
+    """Yield the reply to each message in order; None if there is none by the deadline (time.monotonic)."""
     for item in sent:
         yield item, _wait(grid, item.message_id, deadline) if item.message_id else None
 
 
 def arrived(grid: Grid, item: Sent) -> Message | None:
-    """The reply to a message if it is there by now."""
+    """Return the reply to a message if it has arrived."""
     found = list(grid.pull_messages([item.message_id])) if item.message_id else []
     return found[0] if found else None
 
 
 def _wait(grid: Grid, message_id: str, deadline: float) -> Message | None:
-    """Look until the reply is there; after the deadline look once more, for it may have waited."""
+    """Poll until the reply has arrived; poll once more after the deadline, because it may have waited."""
     pause = FIRST_WAIT
     while True:
         late = time.monotonic() >= deadline

@@ -1,4 +1,4 @@
-"""One run in progress: what stays the same from round to round, and who remembers what does not."""
+"""One run in progress: what stays the same from round to round, and the objects that remember what does not."""
 
 import logging
 from collections.abc import Mapping
@@ -22,14 +22,14 @@ LOG = logging.getLogger("flwr")
 
 @dataclass
 class Run:
-    """Everything that a round needs. Raises RunFailed where privacy allows no round."""
+    """Everything that a round needs. Raises RunFailed if privacy allows no round."""
 
     context: RunContext
     registry: NodeRegistry
     first: int = field(init=False)  # round of this process
     dispatch: Dispatch = field(init=False)
     mechanism: Mechanism = field(init=False)
-    doubted: set[str] = field(default_factory=set)  # nodes whose claims of rows were said to be too large
+    doubted: set[str] = field(default_factory=set)  # nodes whose claimed rows were reported as too many
 
     def __post_init__(self) -> None:
         context, run_state = self.context, self.context.run_state
@@ -57,14 +57,15 @@ class Run:
         )
 
     def report(self, number: int) -> RoundReport:
-        """A new one; what was spent on meeting the nodes counts to the first round of this process."""
+        """Return a new report; the handshake's traffic counts to the first round of this process."""
         report, handshake = RoundReport(number), self.registry.first
         if number == self.first:
             report.spent(handshake.bytes_up, handshake.bytes_down, handshake.bytes_base)
         return report
 
     def rows(self, claims: Mapping[str, int | float]) -> dict[str, int]:
-        """Return the most rows that each node counts for, by name; say of whom less is believed than it claims."""
+        """Return the most rows that each node counts for, by name; log the nodes that count for less than they
+        claim."""
         limits = row_limits.limits(claims, ratio := self.context.federation.max_weight_ratio)
         for name, limit in limits.items():
             if claims[name] > limit and name not in self.doubted:
@@ -74,19 +75,19 @@ class Run:
         return limits
 
     def remember_privacy(self) -> None:
-        """Keep what is spent, before what it is spent on leaves."""
+        """Write what is spent before the messages that it is spent on leave."""
         self.context.run_state.privacy = self.mechanism.memory()
         if self.context.run_state.privacy and self.context.federation.checkpoint is not None:
             self.context.run_state.keep_privacy(self.context.federation.checkpoint)
 
     def due(self, number: int) -> bool:
-        """Is the state evaluated in this round?"""
+        """Return whether the state is evaluated in this round."""
         return evaluated(number, self.context.rounds, self.context.federation.evaluate_every) or bool(
             self.mechanism.exhausted()
         )
 
     def check(self, reply: Message | None, line: NodeReport, state: State) -> None:
-        """Raise Refused unless a node stands where it was sent."""
+        """Raise Refused unless a node has installed what it was sent."""
         validation.check_installed(reply, self.dispatch.install_hashes[line.node])
         if line.catches_up:
             validation.check_proof(reply, self.dispatch.fingerprint(state))

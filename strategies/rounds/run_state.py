@@ -1,4 +1,4 @@
-"""What a run remembers beside its state, and goes on with when it is resumed."""
+"""The run state: what a run remembers besides the model's state, and continues with when it is resumed."""
 
 import logging
 import secrets
@@ -18,8 +18,8 @@ LOG = logging.getLogger("flwr")
 LONGEST_REST = 8  # rounds
 OFFER_REST = 3600.0  # seconds between two offers of the base to one store, or one key
 REMEMBERED = 8  # pulls of a node
-ABOUT = "session"  # its key in what a checkpoint says
-PRIVACY = "privacy.safetensors"  # beside the checkpoint: what is spent, kept before it is spent
+ABOUT = "session"  # key of the run state in a checkpoint's description
+PRIVACY = "privacy.safetensors"  # next to the checkpoint: what is spent, written before it is spent
 
 
 @dataclass
@@ -32,21 +32,21 @@ class Rest:
 
 @dataclass
 class RunState:
-    """One run, from its opening to its end, over all processes that it takes. Nodes are named, as their ids change.
+    """The state of one run over all processes that it takes, from its handshake to its end.
 
-    Everything here is plain JSON values.
+    Nodes are identified by name, because their ids change. Everything here is plain JSON.
     """
 
-    token: str = field(default_factory=lambda: secrets.token_hex(16))  # nodes keep what is theirs alone under it
-    round: int = -1  # the last that is over
+    token: str = field(default_factory=lambda: secrets.token_hex(16))  # nodes keep their client state under it
+    round: int = -1  # the last finished round
     rank: int = 0  # that adapters are built with
     failures: int = 0  # failed rounds in a row
-    ranks: dict[str, int] = field(default_factory=dict)  # of nodes: those found by a trial, and those that were lowered
-    named: bool = False  # has any node a name that its key was registered under? then all must have one
-    keys: dict[str, str] = field(default_factory=dict)  # of nodes: the key (its fingerprint) that last had the name
+    ranks: dict[str, int] = field(default_factory=dict)  # of nodes: found by a trial, or lowered
+    named: bool = False  # whether any node's name is registered with its key; then all must be
+    keys: dict[str, str] = field(default_factory=dict)  # of nodes: fingerprint of the key that last had the name
     offers: dict[str, float] = field(default_factory=dict)  # stores and keys that were sent the base: when, in seconds
     rests: dict[str, Rest] = field(default_factory=dict)  # of nodes that did not answer when they were last asked
-    lengths: dict[str, list[float]] = field(default_factory=dict)  # of the newest updates, by kind: see `plausible`
+    lengths: dict[str, list[float]] = field(default_factory=dict)  # of the newest updates, by kind: see `outliers`
     usual: list[float] = field(default_factory=list)  # scores of the newest good evaluations: see `collapse`
     sinking: int = 0  # bad evaluations in a row
     good: list[dict[str, Any]] = field(default_factory=list)  # rounds whose states are kept, with their scores
@@ -58,30 +58,30 @@ class RunState:
     privacy: dict[str, Any] = field(default_factory=dict)  # what a mechanism remembers (`Mechanism.memory`)
 
     def about(self) -> dict[str, Any]:
-        """As a checkpoint says it."""
+        """Return the run state as a checkpoint has it."""
         return {ABOUT: asdict(self)}
 
     @classmethod
     def read(cls, about: dict[str, Any]) -> "RunState":
-        """As a checkpoint said it. Raises KeyError, TypeError."""
+        """Read the run state from a checkpoint's description. Raises KeyError, TypeError."""
         said = about[ABOUT]
         rests = {name: Rest(**rest) for name, rest in said["rests"].items()}
         tallies = {name: Tally(**tally) for name, tally in said.get("tallies", {}).items()}
         return cls(**{**said, "rests": rests, "tallies": tallies})
 
     def keep_privacy(self, folder: Path) -> None:
-        """Keep what is spent by itself, for a process that does not come to its next checkpoint."""
+        """Write what is spent to a file of its own, in case the process does not reach its next checkpoint."""
         checkpoint.save(folder / PRIVACY, State({}), {"token": self.token, "privacy": self.privacy})
 
     def find_privacy(self, folder: Path) -> None:
-        """Take up what was kept so, if anything was. Raises OSError, Damaged, KeyError."""
+        """Read what `keep` wrote, if anything. Raises OSError, Damaged, KeyError."""
         if (folder / PRIVACY).exists():
             said = checkpoint.load(folder / PRIVACY)[1]
             if said["token"] == self.token:
                 self.privacy = said["privacy"]
 
     def budget(self, profile: Profile) -> int:
-        """The largest rank that a node trains in this run; 0 where that is still to be found."""
+        """Return the largest rank that a node trains in this run; 0 if that is not known yet."""
         known = self.ranks.get(profile.name, 0)
         return min(known, profile.rank) if known and profile.rank else known or profile.rank
 
@@ -94,11 +94,11 @@ class RunState:
         return max((self.offers[one] + OFFER_REST - now for one in whom if one in self.offers), default=0.0)
 
     def offer(self, *whom: str) -> None:
-        """An offer is sent to these."""
+        """Note that an offer was sent to these."""
         self.offers |= dict.fromkeys(whom, time.time())
 
     def pulled(self, node: str, pull: float | None) -> None:
-        """A node had a part in a round, and this pull in it."""
+        """Note that a node took part in a round, and its pull."""
         self.senders[node] = [*self.senders.get(node, []), pull][-REMEMBERED:]
 
     def learned(self, *losses: float) -> float:
@@ -110,32 +110,32 @@ class RunState:
     # ------------------------------------------------------------------ nodes that do not answer
 
     def missed(self, node: str, round: int) -> Rest:
-        """A node did not answer in this round: it rests for 1, 2, 4, ... of the next ones."""
+        """Note that a node did not answer in this round: it rests for 1, 2, 4, ... of the next rounds."""
         before = self.rests.get(node, Rest(0, round))
-        if before.until <= round:  # training and evaluation of one round are missed once
+        if before.until <= round:  # a miss of training and evaluation in one round counts once
             before = Rest(before.missed + 1, round + 1 + min(2**before.missed, LONGEST_REST))
         self.rests[node] = before
         return before
 
     def heard(self, node: str) -> None:
-        """A node answered."""
+        """Note that a node answered."""
         self.rests.pop(node, None)
 
     def rested(self, node: str, round: int) -> bool:
-        """Is a node asked in this round?"""
+        """Return whether a node is asked in this round."""
         return node not in self.rests or self.rests[node].until <= round
 
 
 def identity(strategy: Strategy, federation: Federation) -> dict[str, Any]:
-    """Return what a checkpoint says of its run, and what a process that resumes it must have equal."""
+    """Return the identity of a run in its checkpoints; a process that resumes the run must have the same."""
     optimizer = strategy.server_optimizer.name if strategy.server_optimizer else PLAIN
     return {"strategy": strategy.name, "seed": federation.seed, "server-optimizer": optimizer}
 
 
 def resumed(strategy: Strategy, federation: Federation, num_rounds: int) -> tuple[State, RunState]:
-    """The state and the session that an earlier process of this run has left. Raises RunFailed."""
+    """Return the state and the run state that an earlier process of this run has written. Raises RunFailed."""
     if federation.checkpoint is None:
-        raise RunFailed("nothing to resume: no folder of checkpoints is named")
+        raise RunFailed("nothing to resume: no checkpoint folder is set")
     path = federation.checkpoint / checkpoint.LAST
     try:
         state, about = checkpoint.load(path)
@@ -145,12 +145,12 @@ def resumed(strategy: Strategy, federation: Federation, num_rounds: int) -> tupl
         raise RunFailed(f"cannot resume: {error}; {checkpoint.OTHERS}") from error
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise RunFailed(f"cannot resume from {path}: {error}") from error
-    about = {"server-optimizer": PLAIN} | about  # version 0.1 had no other
+    about = {"server-optimizer": PLAIN} | about  # the only one in version 0.1
     for what, ours in identity(strategy, federation).items():
         if about[what] != ours:
             raise RunFailed(f"{path} is of a run with {what} {about[what]}, not {ours}")
     if run_state.round >= num_rounds:
-        raise RunFailed(f"nothing left to do: {run_state.round} of {num_rounds} rounds are over; ask for more rounds")
+        raise RunFailed(f"nothing left to do: {run_state.round} of {num_rounds} rounds are finished; set more rounds")
     LOG.info("resuming after round %d", run_state.round)
     for node, reason in run_state.out.items():
         LOG.warning("node %s, %s, may take part again", node, reason)

@@ -20,7 +20,7 @@ from strategies.exchange.server_optimizer import stepped
 from strategies.exchange.types import Assignment, Profile, Refused, State, Update
 from strategies.protocol import wire
 from strategies.rounds import messaging, validation
-from strategies.rounds.aggregation_error import Meter
+from strategies.rounds.aggregation_error import AggregationError
 from strategies.rounds.defence import examination, outliers, row_limits
 from strategies.rounds.defence.pulls import Pulls
 from strategies.rounds.defence.spool import Spool
@@ -31,15 +31,14 @@ LOG = logging.getLogger("flwr")
 
 
 def train(run: Run, number: int, state: State) -> tuple[State, RoundReport]:
-    """The new state and what happened. The state stays where too few replies are good. Raises RunFailed."""
+    """Return the new state and the report of the round. The state stays the same if too few replies are good. Raises
+    RunFailed."""
     LOG.info("[ROUND %d/%d]", number, run.context.rounds)
     report = run.report(number)
     run.registry.call(report)
     report.resting = run.registry.resting(number)
     assignments = run.registry.assignments(number, run.context.rounds, state)
-    lonely = Assignment(
-        number, run.context.rounds, 0, state.rank
-    )  # where nobody is there, a round may still be noise alone
+    lonely = Assignment(number, run.context.rounds, 0, state.rank)  # without nodes, a round may still be noise alone
     widest = max(assignments.values(), key=lambda assignment: assignment.rank, default=lonely)
     rank = widest.rank
     state = run.context.strategy.begin(state, number, rank)
@@ -56,16 +55,16 @@ def train(run: Run, number: int, state: State) -> tuple[State, RoundReport]:
     rows = run.rows({profile.name: profile.num_examples for profile in run.registry.present})
     turn = _Turn(run, state, assignments, widest, report, rows, _plausible(run))
     new = turn.combined(turn.updates(chosen))
-    if not report.failed and run.context.strategy.server_optimizer is None:  # its step is no error
-        report.aggregation_error = turn.meter.read(truncated(new.tensors, rank), new.journal[len(state.journal) :])
+    if not report.failed and run.context.strategy.server_optimizer is None:  # its step is not an error
+        report.aggregation_error = turn.error.read(truncated(new.tensors, rank), new.journal[len(state.journal) :])
     return new, report
 
 
 def _drawn(run: Run, number: int) -> list[Profile]:
-    """Who trains in this round, which from now on costs the privacy that it costs.
+    """Draw the nodes that train in this round, and charge the round's privacy.
 
-    Where nodes are drawn by themselves those that rest are never drawn: that they were, because too few others are
-    there, would tell who is not.
+    If nodes are drawn independently, resting nodes are never drawn: drawing them because too few others are connected
+    would reveal who is not.
     """
     held = run.context.federation
     awake = run.registry.awake(number, 0 if run.mechanism.poisson else held.min_train_nodes)
@@ -81,41 +80,44 @@ def _drawn(run: Run, number: int) -> list[Profile]:
 
 
 def _plausible(run: Run) -> outliers.Plausible:
-    """Under noise on the mean nothing is refused for its length: updates are clipped, and whether one counts must not
-    depend on those of other nodes, which is what the account of privacy goes by."""
+    """Return the judge of implausible updates.
+
+    Under noise on the mean no update is refused for its length: updates are clipped, and whether one counts must not
+    depend on other nodes' updates, because the privacy account assumes so.
+    """
     factor = 0.0 if run.mechanism.hides_metrics else run.context.federation.outlier_factor
     return outliers.Plausible(factor, run.context.run_state.lengths)
 
 
 @dataclass
 class _Turn:
-    """A round under way: the state that nodes are sent, everybody's tickets, and what is seen of the replies."""
+    """A round in progress: the state that nodes are sent, their assignments, and what is known of the replies."""
 
     run: Run
     state: State
     assignments: dict[str, Assignment]
     widest: Assignment
     report: RoundReport
-    rows: dict[str, int]  # that each node counts for at most
+    rows: dict[str, int]  # the most that each node counts for
     judge: outliers.Plausible
     pulls: Pulls = field(default_factory=Pulls)
-    meter: Meter = field(default_factory=Meter)
+    error: AggregationError = field(default_factory=AggregationError)
 
     def updates(self, chosen: list[Profile]) -> Iterator[Update]:
-        """Good updates in cohort order as their replies come; the others are logged with node and reason.
+        """Yield good updates in cohort order as their replies arrive; the others are logged with node and reason.
 
-        Nothing is sent before the first is asked for.
+        Nothing is sent before the first update is asked for.
         """
         run, report = self.run, self.report
         pairs = [(profile, self.assignments[profile.name]) for profile in chosen]
-        told = run.mechanism.announced(len(pairs))
-        sent = run.dispatch.send("train", report.number, self.state, pairs, report, told)
+        announced = run.mechanism.announced(len(pairs))
+        sent = run.dispatch.send("train", report.number, self.state, pairs, report, announced)
         arrivals = messaging.replies(run.context.grid, sent, time.monotonic() + run.context.timeout)
         doubtful: list[tuple[Profile, NodeReport, outliers.Lengths]] = []
         with Spool() as waiting:
             for profile, line, (_, reply) in zip(chosen, report.nodes, arrivals, strict=True):
                 try:
-                    update = self._admitted(profile, line, reply)
+                    update = self._validated(profile, line, reply)
                 except Refused as reason:
                     self._dropped(profile, line, reason)
                     continue
@@ -133,7 +135,8 @@ class _Turn:
         self.judge.close()
 
     def _lengths(self, update: Update) -> outliers.Lengths:
-        """How long an update is, by the root of how many numbers it has, for others of the same tensors."""
+        """Return the lengths of an update divided by the root of its size, to be compared with updates of the same
+        tensors."""
         root = math.sqrt(max(1, sum(delta.numel() for delta in update.delta.values())))
         moved = hashlib.blake2b("\n".join(sorted(update.delta)).encode(), digest_size=4).hexdigest()
         lengths = self.run.context.strategy.lengths(self.state, update)
@@ -145,13 +148,13 @@ class _Turn:
         self.run.registry.refused(profile, self.assignments[profile.name], reason)
 
     def _believed(self, profile: Profile, line: NodeReport, update: Update, lengths: outliers.Lengths) -> Update:
-        """A good update, as it goes into the mean."""
+        """Return a good update as it enters the mean."""
         self.judge.believe(lengths)
         self._noted(profile, line, update)
         return self.run.mechanism.admitted(update)
 
-    def _admitted(self, profile: Profile, line: NodeReport, reply: Message | None) -> Update:
-        """The update in a reply. Raises Refused."""
+    def _validated(self, profile: Profile, line: NodeReport, reply: Message | None) -> Update:
+        """Return the update in a reply. Raises Refused."""
         run, report = self.run, self.report
         if cohort.drops_out(profile, run.context.federation.dropout, run.context.federation.seed, report.number):
             raise Refused("it dropped out (simulation.dropout)")
@@ -167,7 +170,7 @@ class _Turn:
         return replace(update, weight=float(metrics["num-examples"]), metrics=metrics)
 
     def _noted(self, profile: Profile, line: NodeReport, update: Update) -> None:
-        """What a good update tells, as far as privacy lets it."""
+        """Add a good update's metrics to the report, as far as privacy allows."""
         run, silent = self.run, self.run.mechanism.hides_metrics
         line.metrics = {} if silent else dict(update.metrics)
         self.report.parameters_up += sum(delta.numel() for delta in update.delta.values())
@@ -184,7 +187,7 @@ class _Turn:
         return {name: tensor.shape for name, tensor in self.state.tensors.items()}
 
     def combined(self, updates: Iterator[Update]) -> State:
-        """The next state, or the same one where the round fails."""
+        """Return the next state, or the same one if the round fails."""
         state, report = self.state, self.report
         with Spool(examination.room(self.run)) as kept:
             new = self._followed(kept.passing(updates))
@@ -201,7 +204,7 @@ class _Turn:
         return new
 
     def _followed(self, updates: Iterator[Update]) -> State:
-        """What follows from all good updates, if the round does not fail."""
+        """Return the state that follows from all good updates, if the round does not fail."""
         state, report = self.state, self.report
         first = next(updates, None)
         combined = {} if first is None else self._rule(itertools.chain([first], updates))
@@ -220,7 +223,7 @@ class _Turn:
         return compatibility.combination(self.run.context.strategy)(self.state, updates)
 
     def _applied(self, combined: Tensors, good: int) -> State:
-        """The state that comes of the combination of so many good updates."""
+        """Return the state that follows from the combination of this many good updates."""
         run, state = self.run, self.state
         like = truncated(run.context.strategy.expected(state, self.widest), self.widest.rank)
         change = run.mechanism.combined(combined, good, like)
@@ -231,7 +234,7 @@ class _Turn:
         return replace(new, server=new.server | moments)
 
     def _examined(self, new: State, kept: Spool) -> State:
-        """The new state, or the one without updates that do harm."""
+        """Return the new state, or the state without the updates that do harm."""
         run, report = self.run, self.report
 
         def combine(updates: Iterable[Update]) -> State:
@@ -245,7 +248,7 @@ class _Turn:
                 line.refused = reason
                 LOG.warning("round %d: left out node %s: %s", report.number, line.node, reason)
         report.failed = self._shortage(sum(not line.refused for line in report.nodes))
-        self.meter = Meter()
+        self.error = AggregationError()
         for update in kept:
             if update.node not in verdict.left_out:
                 self._metered(update)
@@ -253,11 +256,14 @@ class _Turn:
 
     def _metered(self, update: Update) -> None:
         if self.state.rank and not self.run.context.strategy.personalized and not self.run.mechanism.hides_metrics:
-            self.meter.see(self.run.context.strategy.trained(self.state, update), update.weight)
+            self.error.see(self.run.context.strategy.trained(self.state, update), update.weight)
 
     def _shortage(self, good: int) -> str:
-        """Why so many good replies are too few, if they are. They never are where noise hides who was drawn: a state
-        that stays would tell a node that gives no good reply whether others were."""
+        """Return why this many good replies are too few; empty if they are enough.
+
+        They always are if noise hides who was drawn: a failed round would reveal to a node that sends no good reply
+        whether others did.
+        """
         sampled = len(self.report.nodes)
         if self.run.mechanism.steadfast:
             if good < sampled:
@@ -272,6 +278,6 @@ class _Turn:
 
 
 def _entered(before: State, after: State) -> dict[str, torch.Tensor]:
-    """The tensors of what a round has added to the journal."""
+    """Return the tensors that a round has added to the journal."""
     entries = after.journal[len(before.journal) :]
     return {f"{name} (entry {n})": tensor for n, entry in enumerate(entries) for name, tensor in entry.tensors.items()}

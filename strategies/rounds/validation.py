@@ -1,4 +1,4 @@
-"""The door: every reply is checked here before anything believes it. Refused says what was wrong."""
+"""Validate every reply before anything uses it. Refused says what was wrong."""
 
 import math
 import re
@@ -28,26 +28,26 @@ from strategies.protocol import wire
 from strategies.protocol.replies import INSTALLED, PROOF, RECORDS
 from task.kinds.base import ACCURACY, LOSS, PERPLEXITY, Metric
 
-GONE = (3, 4, 5, 8)  # Flower's codes for a message or a node that it could not reach, and a process that ended
-LARGEST = 1e12  # magnitude in an update: what nobody learns in a round, and what sums and products survive
-NARROW = (torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)  # dtypes that overflow far below it
+GONE = (3, 4, 5, 8)  # Flower's codes for an unreachable message or node, and for a process that ended
+LARGEST = 1e12  # largest magnitude in an update: nothing that a node learns in a round, and safe in sums and products
+NARROW = (torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)  # dtypes that overflow far below LARGEST
 MAX_METRICS, LARGEST_METRIC = 64, 1e100
 KNOWN = {"accuracy": ACCURACY, "loss": LOSS, "train-loss": LOSS, "perplexity": PERPLEXITY}  # whoever measures them
 METRIC_NAME = re.compile(r"[\w.\-/ ]{1,80}")
-LONGEST_REASON = 100_000  # characters of an error that are looked at
-SHOWN = 3  # names that a reason lists before it says how many more there are
+LONGEST_REASON = 100_000  # characters of an error that are read
+SHOWN = 3  # names that a reason lists before it counts the rest
 
 
 def validate_update(
     strategy: Strategy, message: Message | None, node: str, assignment: Assignment, state: State, rows: int = MAX_ROWS
 ) -> Update:
-    """Return the update in a reply to `assignment`, whose node started from its share of `state` and has said that it
-    has `rows` rows. Raises Refused."""
+    """Return the update in a reply to `assignment`. The node started from its share of `state` and reported `rows` rows
+    in its profile. Raises Refused."""
     records = content(message)
     if strange := sorted(records.keys() - RECORDS):
         raise Refused(f"record {_some(strange)} not asked for")
     if LacksBase.RECORD in records.config_records:
-        raise LacksBase("it has lost the base, and is asked again what it has")
+        raise LacksBase("it has lost the base, and is asked for its profile again")
     if (ran_out := records.config_records.get(OutOfMemory.RECORD)) is not None:
         raise OutOfMemory(f"out of memory at rank {assignment.rank}: {plain_reason(str(ran_out.get('said', '')))}")
     metrics = _answering(records, assignment.round, rows)
@@ -64,8 +64,8 @@ def validate_update(
 
 
 def validate_scores(message: Message | None, wanted: Mapping[str, Metric], round: int, rows: int = MAX_ROWS) -> Metrics:
-    """Return the metrics of a node that has scored the state of `round` on some of its `rows`, those `wanted` among
-    them, each in its range. Raises Refused."""
+    """Return the metrics of a node that has scored the state of `round` on some of its `rows`, including those
+    `wanted`, each in its range. Raises Refused."""
     metrics = _answering(content(message), round, rows)
     if missing := sorted(set(wanted) - metrics.keys()):
         raise Refused(f"metric {_some(missing)} missing")
@@ -75,7 +75,7 @@ def validate_scores(message: Message | None, wanted: Mapping[str, Metric], round
 
 
 def check_installed(message: Message | None, expected: int) -> None:
-    """Raise Refused unless a node says that it installed what it was sent (`echo.expected`)."""
+    """Raise Refused unless a node reports that it installed what it was sent (the expected install hash)."""
     records = content(message)
     if OutOfMemory.RECORD in records:
         return
@@ -85,46 +85,46 @@ def check_installed(message: Message | None, expected: int) -> None:
 
 
 def check_proof(message: Message | None, fingerprint: str) -> None:
-    """Raise Refused unless a node that has caught up stands on the weights of this fingerprint."""
+    """Raise Refused unless a node that has replayed the journal has weights with this fingerprint."""
     records = content(message)
     if OutOfMemory.RECORD in records:
         return
     proof = records.config_records.get(PROOF)
     said = str(proof.get("fingerprint")) if proof is not None else ""
     if said != fingerprint:
-        raise Refused(f"after catching up it stands on other weights ({said!r:.80}) than the server ({fingerprint})")
+        raise Refused(f"after the replay its weights are {said!r:.80}, the server's {fingerprint}")
 
 
 def _answering(records: RecordDict, round: int, rows: int) -> Metrics:
-    """What a node of at most so many rows has measured for a message of this round."""
+    """Return the metrics of a node with at most `rows` rows for a message of this round."""
     metrics = _metrics(records.metric_records.get("metrics"))
     metrics.pop(INSTALLED, None)
     if metrics.pop("server-round", None) != round:
-        raise Refused(f"it answers another round than {round}")
+        raise Refused(f"it answers a round other than {round}")
     said = metrics.get("num-examples")
     if type(said) is not int or not 0 < said <= MAX_ROWS:
         raise Refused(f"num-examples must be a positive whole number, not {said!r}")
     if said > rows:
-        raise Outgrown(f"num-examples is {said}, but it has said that it has {rows} rows")
+        raise Outgrown(f"num-examples is {said}, but its profile says {rows} rows")
     return metrics
 
 
 def _lowered(assignment: Assignment, rank: int | float, prunes: bool) -> Assignment:
-    """The ticket with the rank that the node says its update has."""
+    """Return the assignment with the rank that the node reports for its update."""
     if rank != assignment.rank and not (prunes and type(rank) is int and 0 < rank <= assignment.rank):
-        raise Refused(f"its rank is {rank}, its ticket says {assignment.rank}")
+        raise Refused(f"its rank is {rank}, its assignment says {assignment.rank}")
     return replace(assignment, rank=int(rank))
 
 
 def validate_metrics(message: Message | None) -> Metrics:
-    """The metrics in a reply that carries nothing else. Raises Refused."""
+    """Return the metrics in a reply that has nothing else. Raises Refused."""
     metrics = _metrics(content(message).metric_records.get("metrics"))
     metrics.pop(INSTALLED, None)
     return metrics
 
 
 def content(message: Message | None) -> RecordDict:
-    """The records of a reply. Raises Refused where there is an error instead, Absent where there is nobody."""
+    """Return the records of a reply. Raises Refused if it has an error instead, Absent if there is no reply."""
     if message is None:
         raise Absent("no reply before the deadline")
     if message.has_error():
@@ -134,7 +134,7 @@ def content(message: Message | None) -> RecordDict:
 
 
 def plain_reason(text: str | None) -> str:
-    """The sentence that matters in an error that Flower, or Ray with a whole traceback, reports."""
+    """Return the sentence that matters in an error reported by Flower, or by Ray with a whole traceback."""
     text = re.sub(r"['\"]>\s*$", "", (text or "")[:LONGEST_REASON].replace("\\n", "\n"))
     _, in_simulation, said = text.rpartition("Exception ClientAppException occurred. Message:")
     said = said if in_simulation else re.sub(r"^<class '(?:\w+\.)*(\w+)'>:<['\"]", r"\1: ", text)
@@ -169,8 +169,8 @@ def _check_range(name: str, value: float, metric: Metric) -> None:
 
 
 def _unwrapped(chain: tuple[Wrapper, ...], records: RecordDict, expected: Tensors) -> Tensors:
-    """The update that went through the wrappers of a chain, which is checked before any of them sees it, and again
-    each time that one of them is undone."""
+    """Return the update that went through the given wrappers. It is validated before any wrapper sees it, and again
+    after each is undone."""
     forms: list[Mapping[str, torch.Tensor]] = [expected]
     for wrapper in chain:
         forms.append(wrapper.encoded_spec(forms[-1]))
@@ -206,13 +206,13 @@ def not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _largest(tensor: torch.Tensor) -> float:
-    """The largest magnitude in a tensor, by one pass over it; NaN where it holds NaN."""
+    """Return the largest magnitude in a tensor, in one pass over it; NaN if it contains NaN."""
     numbers = torch.view_as_real(tensor) if tensor.is_complex() else _comparable(tensor)
     return max(map(abs, torch.stack(numbers.aminmax()).tolist())) if numbers.numel() else 0.0
 
 
 def _check_sums(strategy: Strategy, state: State, update: Update) -> None:
-    """In narrow dtypes a sum may be infinite although its terms are not."""
+    """Raise Refused if the sum overflows a narrow dtype although its terms do not."""
     if any(tensor.dtype in NARROW for tensor in update.delta.values()):
         for name, tensor in strategy.trained(state, update).items():
             if not bool(torch.isfinite(_comparable(tensor)).all()):
@@ -228,12 +228,12 @@ def _check_names(names: set[str], expected: set[str]) -> None:
 
 
 def _comparable(tensor: torch.Tensor) -> torch.Tensor:
-    """Torch has no isfinite for every 8-bit float."""
+    """Return whether all numbers are finite; torch has no isfinite for every 8-bit float."""
     return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
 
 
 def _shown(name: str) -> str:
-    """A name that a node chose, fit for a log: short, and control characters escaped."""
+    """Return a name that a node chose, safe for a log: short, and with control characters escaped."""
     return repr(name[:80])
 
 

@@ -1,10 +1,11 @@
-"""Updates travel in 8 or 4 bits a number, with error feedback: about a quarter or an eighth of the bytes of float32.
+"""Quantization: updates travel in 8 or 4 bits a number, with error feedback, at about a quarter or an eighth of the
+bytes of float32.
 
-Every block of `block` consecutive numbers of a tensor has a scale, by its largest magnitude
-(`strategies/algebra/quantiser.py`). Stochastic rounding is unbiased; its random numbers follow from the ticket's seed
-by Philox, so they are the same on every machine. What was rounded off is added to the node's next update
-(`strategies/algebra/feedback.py`). Only floating tensors are quantised; all their levels travel as one array, and all
-their scales as another, because a line in the index would cost more than the scale of a small tensor.
+Every block of `block` consecutive numbers of a tensor has a scale, given by its largest magnitude
+(`strategies/algebra/quantiser.py`). Stochastic rounding is unbiased; its random numbers are drawn by Philox from the
+assignment's seed, so they are the same on every machine. What was rounded off is added to the node's next update
+(`strategies/algebra/feedback.py`). Only floating tensors are quantised. All levels travel as one array and all scales
+as another, because a line in the index would cost more than the scale of a small tensor.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ LARGEST = {8: 127, 4: 7}  # level, by bits
 
 @dataclass(frozen=True)
 class Quantize(Compression):
-    """`bits` a number (8 or 4), `block` numbers a scale, `rounding` at random or to the nearest level."""
+    """`bits` per number (8 or 4), `block` numbers per scale, `rounding` at random or to the nearest level."""
 
     bits: int = option(8, low=4, high=8, doc="that a number of an update travels in: 8 or 4")
     block: int = option(128, low=MULTIPLE, high=2**20, doc="consecutive numbers that share a scale; a multiple of 8")
@@ -97,6 +98,6 @@ class Quantize(Compression):
 
 
 def _split(tensors: Mapping[str, torch.Tensor]) -> tuple[Tensors, Tensors]:
-    """Tensors that pass as they are, and those that are quantised, in the order of their names."""
+    """Return the tensors that pass unchanged, and those that are quantised, in the order of their names."""
     floating = {name: tensors[name] for name in sorted(tensors) if tensors[name].is_floating_point()}
     return {name: tensor for name, tensor in tensors.items() if name not in floating}, floating

@@ -1,1 +1,1 @@
-"""What one bad node cannot do: limits on rows and norms, examined updates, the way back after a collapse."""
+"""Limits on what one bad node can do: row limits, norms, examined updates, and the rollback after a collapse."""

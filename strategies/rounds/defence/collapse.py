@@ -1,12 +1,12 @@
-"""Has a run lost what it had learned? Then it goes back to its last good state, without those who led it astray.
+"""Return a run that has lost what it had learned to its last good state, without the nodes that caused it.
 
-A run has collapsed where its loss is no number, or where it scores, in two evaluations in a row or in its last one,
-less than `factor` of what was usual: the worst of its last `USUAL` good evaluations. Accuracy counts from guessing, and
-only once a run has learned something; of a loss, more than the usual over `factor` is too much. Honest runs on skewed
-rows, with few nodes a round, swing widely, and so is what is usual for them.
+A run has collapsed if its loss is not finite, or if it scores, in two evaluations in a row or in its last one, less
+than `factor` of its usual score: the worst of its last `USUAL` good evaluations. Accuracy counts from the score of
+guessing, and only once a run has learned something; a loss is too high above the usual over `factor`. Honest runs on
+skewed rows, with few nodes a round, swing widely, and so does their usual score.
 
-Left out, until somebody resumes the run, are the nodes that dominated the rounds since then (`pulls`); where that
-cannot be told, all that sent an update in them. A second collapse ends the run.
+The nodes that dominated the rounds since then (`pulls`) are left out until the run is resumed; if they cannot be
+identified, all nodes that sent an update in these rounds. A second collapse ends the run.
 """
 
 import logging
@@ -25,14 +25,14 @@ LOG = logging.getLogger("flwr")
 USUAL = 4  # good evaluations
 LEARNED = 0.3  # of the way from guessing to being always right
 PATIENCE = 2  # bad evaluations in a row
-PULL = 1.5  # times what a node is behind on average
-MOST = 1  # collapses that a run, or a resumed one, goes back from
+PULL = 1.5  # times the average pull of a node
+MOST = 1  # collapses that a run, or a resumed one, recovers from
 
 
 def watched(run: Run, report: RoundReport, state: State) -> State:
-    """Return the state to go on with: this one, or the last good one where the run has collapsed.
+    """Return the state to continue with: this one, or the last good one if the run has collapsed.
 
-    Then the report says why, and has the scores of the state that it went back to.
+    Then the report gives the reason, and the scores of the state that the run went back to.
     """
     run_state = run.context.run_state
     value = score(run.context.config, report)
@@ -53,8 +53,10 @@ def watched(run: Run, report: RoundReport, state: State) -> State:
 
 
 def score(config: TaskConfig, report: RoundReport) -> float | None:
-    """Return what a run is judged by; None where nothing was measured. Of nodes it is the better of mean and median, so
-    that one of them cannot make a collapse."""
+    """Return the score that a run is judged by; None if nothing was measured.
+
+    For nodes' scores it is the better of mean and median, so that one node cannot cause a collapse.
+    """
     metric = kinds.of(config).chosen_by
     better = min if kinds.of(config).metrics[metric].lowest else max
     server, nodes = report.evaluated_by_server, report.evaluated_by_nodes
@@ -68,7 +70,7 @@ def score(config: TaskConfig, report: RoundReport) -> float | None:
 
 
 def keep(run: Run, report: RoundReport, state: State) -> None:
-    """Keep a good state beside the newest one."""
+    """Store a good state besides the newest one."""
     run_state, folder, count = (
         run.context.run_state,
         run.context.federation.checkpoint,
@@ -83,7 +85,8 @@ def keep(run: Run, report: RoundReport, state: State) -> None:
 
 
 def swept(run: Run) -> None:
-    """Remove the states that are no longer kept; after the newest one, which says which are, is on the disk."""
+    """Remove good states that are no longer needed. Call it after the newest state, which lists the others, is on the
+    disk."""
     if (folder := run.context.federation.checkpoint) is not None:
         names = {checkpoint.kept(good["round"]) for good in run.context.run_state.good}
         for path in folder.glob(checkpoint.kept("*")):
@@ -92,21 +95,21 @@ def swept(run: Run) -> None:
 
 
 def hopeless(run: Run) -> str:
-    """Return why a run that has collapsed cannot go on, "" where it can."""
+    """Return why a run that has collapsed cannot continue; empty if it can."""
     run_state, left = run.context.run_state, len(run.registry.present)
     if run_state.collapses > MOST:
         return f"it collapsed {run_state.collapses} times"
     if not run_state.good:
         return "no good state was kept to go back to (keep-checkpoints)"
-    steady = run.mechanism.steadfast and run.mechanism.poisson  # nobody may tell from the end of a run who is there
+    steady = run.mechanism.steadfast and run.mechanism.poisson  # nobody may learn from the end of a run who takes part
     if left < max(1, run.context.federation.min_train_nodes) and not steady:
         return f"{left} nodes are left, min-train-nodes is {run.context.federation.min_train_nodes}"
     return ""
 
 
 def bad(value: float, usual: Sequence[float], factor: float, guessing: float | None) -> bool:
-    """Return whether a score is far worse than the usual: a loss, or, where who guesses has `guessing`, a score of at
-    most 1, such as an accuracy."""
+    """Return whether a score is far worse than the usual: a loss, or, if guessing scores `guessing`, a score of at most
+    1, such as an accuracy."""
     if not math.isfinite(value):
         return True
     if len(usual) < USUAL:
@@ -118,13 +121,13 @@ def bad(value: float, usual: Sequence[float], factor: float, guessing: float | N
 
 
 def _gone_back(run: Run, report: RoundReport, state: State, value: float) -> State:
-    """Return the last good state, with the suspects left out."""
+    """Return the last good state, and leave the suspects out."""
     run_state = run.context.run_state
     run_state.sinking, run_state.usual = 0, []
     run_state.collapses += 1
     suspects, how = _suspects(run_state.senders)
     usual = f"{_metric(run)} fell to {value:.4g}"
-    if not run.mechanism.hides_metrics:  # which nodes count, or were drawn at all, must not follow from what they sent
+    if not run.mechanism.hides_metrics:  # which nodes were drawn or count must not depend on what they sent
         run.registry.leave_out(dict.fromkeys(suspects, f"left out after the collapse of round {report.number}"))
     names = "nobody" if run.mechanism.hides_metrics or not suspects else ", ".join(sorted(suspects))
     if run_state.good and run.context.federation.checkpoint is not None:
@@ -140,12 +143,12 @@ def _gone_back(run: Run, report: RoundReport, state: State, value: float) -> Sta
 
 
 def _suspects(senders: dict[str, list[float | None]]) -> tuple[set[str], str]:
-    """Return who is to be left out of those that sent updates since the last good state, and why these."""
-    told = {node: fmean(own) for node, seen in senders.items() if (own := [x for x in seen if x is not None])}
-    behind = {node for node, pull in told.items() if pull > PULL}
-    if len(told) == len(senders) and 0 < len(behind) < len(senders) / 2:
+    """Return the nodes to leave out among those that sent updates since the last good state, and the reason."""
+    means = {node: fmean(own) for node, seen in senders.items() if (own := [x for x in seen if x is not None])}
+    behind = {node for node, pull in means.items() if pull > PULL}
+    if len(means) == len(senders) and 0 < len(behind) < len(senders) / 2:
         return behind, "who dominated the updates since then"
-    return set(senders), "all that sent updates since then, as it cannot be told who"
+    return set(senders), "all that sent updates since then, as it is unknown who"
 
 
 def _metric(run: Run) -> str:
@@ -153,7 +156,7 @@ def _metric(run: Run) -> str:
 
 
 def _guessing(config: TaskConfig) -> float | None:
-    """What who guesses scores; None where the lowest score is the best."""
+    """Return the score of guessing; None if the lowest score is the best."""
     kind = kinds.of(config)
     metric = kind.metrics[kind.chosen_by]
     return None if metric.lowest else kind.guessing(config.data.labels).get(kind.chosen_by, metric.low)

@@ -1,12 +1,12 @@
-"""The updates of a round are examined one by one, where the server has rows to judge them by: a round stands without
+"""Examine the updates of a round one by one, if the server has rows to judge them by, and combine the round without
 those that do harm.
 
-Every round the server scores the new state on a few rows. It looks at single updates in the first rounds of a run, in
-some of the others, which nobody can foretell, where that loss has clearly risen, and as long as it suspects anybody.
-Left out of a round is who has done harm over rounds (`influence`) and does so in this one, and, where the loss has
-risen, who is behind that. The round is combined anew from the others, and that stands only where it is better. Nobody
-is left out for good: an honest node whose rows are all of one class may do harm in a round that has too much of it, and
-be missed in the next.
+Every round the server scores the new state on a few rows. It examines single updates in the first rounds of a run, in
+randomly chosen later rounds that nobody can predict, when the loss has clearly risen, and as long as it suspects a
+node. It leaves out the update of a node that has done harm over several rounds (`influence`) and does harm in this one;
+and, if the loss has risen, the updates responsible for that. It then combines the round again from the other updates,
+and keeps the result only if it is better. No node is left out for good: an honest node whose rows are all of one class
+may do harm in a round that has too much of it, and be missed in the next.
 """
 
 import logging
@@ -22,32 +22,32 @@ from strategies.rounds.run import Run
 from task.seeds import derive
 
 LOG = logging.getLogger("flwr")
-EARLY = 3  # first rounds of a run, which are all examined
-CHANCE = 0.25  # that another one is
-FEW = 3  # updates of which one can be left out
-MOST = 16  # updates of a round that are looked at, drawn anew every time
-ROOM = 4 * 2**30  # bytes of updates that are kept for it; a larger round is not examined
+EARLY = 3  # first rounds of a run, all of which are examined
+CHANCE = 0.25  # probability that a later round is examined
+FEW = 3  # the least number of updates of which one can be left out
+MOST = 16  # updates of a round that are examined, drawn anew every time
+ROOM = 4 * 2**30  # bytes of updates that are stored; a larger round is not examined
 Combine = Callable[[Iterable[Update]], State]
 Trial = tuple[float, State, list[str]]  # the loss and the state without the updates of some
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The state that stands, and whose updates are not in it, with the reason."""
+    """The resulting state, and the nodes whose updates were left out, with the reason."""
 
     state: State
     left_out: dict[str, str] = field(default_factory=dict)
 
 
 def room(run: Run) -> int:
-    """Return how many bytes of updates are kept to be examined; 0 where no round is. Under noise on the mean, whether
-    an update counts must not depend on the others."""
+    """Return how many bytes of updates are stored for examination; 0 if no round is examined. Under noise on the mean,
+    whether an update counts must not depend on the others."""
     return 0 if run.context.federation.probe is None or run.mechanism.hides_metrics else ROOM
 
 
 def examined(run: Run, number: int, state: State, new: State, updates: Spool, combine: Combine) -> Verdict:
-    """Return what becomes of a round that leads from `state` to `new`, by `combine` of all `updates`."""
-    if updates.full and room(run) and number == max(1, run.first):  # in round 0 nothing is trained
+    """Return the outcome of a round that leads from `state` to `new`, by `combine` of all `updates`."""
+    if updates.full and room(run) and number == max(1, run.first):  # nothing is trained in round 0
         LOG.warning("round %d: single updates are not examined: they are more than %d bytes", number, ROOM)
     if run.context.federation.probe is None or updates.full or len(updates) < FEW:
         return Verdict(new)
@@ -61,13 +61,13 @@ def examined(run: Run, number: int, state: State, new: State, updates: Spool, co
         return Verdict(new)
     verdict = _Examination(run, number, updates, combine, probe, source).verdict(new, before, after)
     if verdict.state is new:
-        probe(new)  # a journal goes on from here, not from what was tried last
+        probe(new)  # the journal continues from here, not from the state probed last
     return verdict
 
 
 def _source(run: Run, number: int, before: float, after: float) -> random.Random:
-    """Return what chance is drawn from: the same when a run is repeated or resumed, and foretold by nobody who lacks
-    the rows that the two losses were measured on."""
+    """Return the seed of random choices: the same when a run is repeated or resumed, and unpredictable without the rows
+    that the two losses were measured on."""
     return random.Random(derive(run.context.federation.seed, "examination", number, before.hex(), after.hex()))
 
 
@@ -81,7 +81,7 @@ class _Examination:
     source: random.Random
 
     def verdict(self, new: State, before: float, after: float) -> Verdict:
-        """Whether the new state stands, given the losses of the one before and of itself."""
+        """Return whether the new state is kept, given the losses of the state before and of the new one."""
         losses, cohort = self._losses(before, after), len(self.updates)
         harm = losses.harm(cohort)
         for node, own in harm.items():
@@ -95,7 +95,7 @@ class _Examination:
         for count in range(1, min(len(by_harm), (cohort - 1) // 2) + 1):
             best = min(best, self._without(by_harm[:count]), key=lambda trial: trial[0])
             if count >= len(harmful) and best[0] <= before:
-                break  # no more than it takes
+                break  # enough are left out
         loss, others, left_out = best
         if loss >= after - risen / 2:
             return Verdict(new)
@@ -105,12 +105,12 @@ class _Examination:
         return Verdict(others, {node: said + self._record(node) for node in left_out})
 
     def _record(self, node: str) -> str:
-        """What a harmful node has done before."""
+        """Return what a harmful node has done before."""
         tally = self.run.context.run_state.tallies[node]
         return f"; in {tally.rounds} rounds it undid {tally.share:.2f} of what they could gain" if tally.harmful else ""
 
     def _without(self, nodes: list[str]) -> Trial:
-        """The loss and the state without the updates of these."""
+        """Return the loss and the state without the updates of these nodes."""
         others = self.combine(update for update in self.updates if update.node not in nodes)
         return self.probe(others), others, nodes
 
@@ -122,7 +122,7 @@ class _Examination:
         return Losses(before, after, without, {node: self._loss({node: QUARTER}, others=0.0) for node in suspected})
 
     def _loss(self, own: dict[str, float], others: float) -> float:
-        """Of the state that these shares of the nodes' updates lead to."""
+        """Return the loss of the state that these shares of the nodes' updates lead to."""
         return self.probe(self.combine(self._shortened(own, others)))
 
     def _shortened(self, own: dict[str, float], others: float) -> Iterator[Update]:

@@ -1,11 +1,12 @@
-"""How much of what a round changed each node is behind: updates u_i of weights p_i that sum to one make the mean m, and
+"""The pull of each node: how much of a round's change it is responsible for. Updates u_i with weights p_i that sum to
+one have the mean m, and the pull
 
     <p_i u_i, m> / ||m||^2,     times the number of nodes,
 
-is 1 on average, and far above it for who dominates a mean against the others.
+is 1 on average, and far above 1 for a node that dominates the mean against the others.
 
-A few hundred places, drawn anew in every round from the system's secret randomness, stand for all: a node cannot
-know in which to be honest. So an update needs no more memory than what is said of it.
+Only a few hundred places are compared, drawn anew in every round from the system's secure random source: a node cannot
+know at which places to be honest. Nor does an update need more memory than these.
 """
 
 from collections.abc import Mapping
@@ -17,20 +18,20 @@ from strategies.algebra.tensors import corner
 from task.secure_random import system
 
 PLACES = 256  # of an update
-FEW = 3  # updates of which one can stand out
+FEW = 3  # the least number of updates of which one can stand out
 
 
 @dataclass
 class Pulls:
-    """Sees the updates of one round."""
+    """The pulls of one round, computed from its updates."""
 
-    places: dict[str, torch.Tensor] = field(default_factory=dict)  # that are looked at, by tensor: flat positions
-    seen: dict[str, torch.Tensor] = field(default_factory=dict)  # numbers there times the weight, by node
+    places: dict[str, torch.Tensor] = field(default_factory=dict)  # sampled places by tensor: flat positions
+    seen: dict[str, torch.Tensor] = field(default_factory=dict)  # numbers at these places times the weight, by node
     strange: set[str] = field(default_factory=set)  # nodes whose updates cannot be compared
 
     def see(self, node: str, weight: float, view: Mapping[str, torch.Tensor], shapes: Mapping[str, torch.Size]) -> None:
-        """Look at what a node sent: tensors that are the leading corners of these shapes, zero elsewhere; or nothing,
-        where updates of different nodes have no places in common."""
+        """Sample what a node sent: tensors that are the leading corners of these shapes, zero elsewhere; None if the
+        places of different nodes' updates do not mean the same."""
         if not view:
             self.strange.add(node)
             return
@@ -40,7 +41,7 @@ class Pulls:
         self.seen[node] = torch.cat(numbers) * weight
 
     def read(self) -> dict[str, float | None]:
-        """Return each node's pull, 1 on average; None where it cannot be told."""
+        """Return each node's pull, 1 on average; None if it is unknown."""
         unknown: dict[str, float | None] = dict.fromkeys([*self.seen, *self.strange])
         if len(self.seen) < FEW or self.strange:
             return unknown
@@ -51,7 +52,7 @@ class Pulls:
         return {node: len(self.seen) * float(own.double() @ mean) / square for node, own in self.seen.items()}
 
     def _draw(self, sizes: Mapping[str, int]) -> None:
-        """Places of every tensor in proportion to its size, one at least."""
+        """Draw places in every tensor in proportion to its size, at least one."""
         total = sum(sizes.values())
         for name, size in sizes.items():
             count = min(size, max(1, PLACES * size // total))
@@ -59,7 +60,7 @@ class Pulls:
 
 
 def _at(tensor: torch.Tensor, shape: torch.Size, places: torch.Tensor) -> torch.Tensor:
-    """The numbers of a corner of this shape at some places of the whole, float32."""
+    """Return the numbers of a corner of this shape at some places of the whole, float32."""
     if tensor.shape != shape:
         whole = torch.zeros(shape)
         corner(whole, tensor.shape).copy_(tensor)

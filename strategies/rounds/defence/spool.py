@@ -1,4 +1,4 @@
-"""Updates in a file, to be read again: memory does not grow with their number."""
+"""Updates stored in a file, to be read again: memory does not grow with their number."""
 
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,8 @@ from strategies.exchange.types import Update
 
 
 class Spool:
-    """Updates in a file, which is gone when it is closed; in the folder for temporary files (TMPDIR). Bit for bit.
+    """A temporary file of updates, bit for bit; it is deleted when closed. It lies in the folder for temporary files
+    (TMPDIR).
 
     It is `full` once an update would make the file larger than `limit` bytes (None: any size): then it lacks some.
     """
@@ -36,7 +37,7 @@ class Spool:
         return len(self._kept)
 
     def add(self, update: Update) -> None:
-        """Append one."""
+        """Append an update."""
         if self._limit is not None and self._end + sum(t.nbytes for t in update.delta.values()) > self._limit:
             self.full = True
         if self.full:
@@ -49,18 +50,18 @@ class Spool:
         self._end += size
 
     def passing(self, updates: Iterable[Update]) -> Iterator[Update]:
-        """Yield updates as they come, and keep them."""
+        """Yield updates as they arrive, and store them."""
         for update in updates:
             self.add(update)
             yield update
 
     @property
     def heads(self) -> list[Update]:
-        """All of them without their tensors."""
+        """Return all updates without their tensors."""
         return [update for update, *_ in self._kept]
 
     def __iter__(self) -> Iterator[Update]:
-        """In the order that they were added."""
+        """Yield the updates in the order that they were added."""
         for update, start, size, names in self._kept:
             self._file.seek(start)
             tensors = load(self._file.read(size))

@@ -1,1 +1,1 @@
-"""The start of a run: nodes say what they are, get the base, and are entered in the registry."""
+"""The start of a run: nodes send their profiles, get the base, and are entered in the node registry."""

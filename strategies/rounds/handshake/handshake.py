@@ -1,8 +1,8 @@
-"""How the server and a node meet: the node says what it is, is given the base if it lacks it, and tries ranks where
-nobody has said its own.
+"""The handshake of server and node: the node sends its profile, is offered the base if it lacks it, and runs a trial if
+its rank is automatic.
 
-`Handshake.greet` is that conversation, without the waiting: it yields the messages that it has sent and is handed the
-replies. `start.py` waits for them, with all nodes at once; `newcomers.py` does not.
+`Handshake.greet` is the whole conversation without the waiting: it yields the messages that it has sent and receives
+the replies. `start.py` waits for them, with all nodes at once; `newcomers.py` does not.
 """
 
 import logging
@@ -30,7 +30,7 @@ Greeting = Generator[list[messaging.Sent], Answers, "HandshakeResult"]
 
 @dataclass(frozen=True)
 class HandshakeResult:
-    """What came of asking some nodes. `bytes_base` went into offers of the base."""
+    """The result of asking some nodes. `bytes_base` were spent on offers of the base."""
 
     profiles: dict[int, Profile]  # by Flower's node id
     left_out: dict[int, str]  # node id -> reason
@@ -38,10 +38,10 @@ class HandshakeResult:
     bytes_up: int = 0
     bytes_down: int = 0
     bytes_base: int = 0
-    called: dict[int, str] = field(default_factory=dict)  # names of nodes that are left out, as far as they are known
+    called: dict[int, str] = field(default_factory=dict)  # names of nodes that are left out, if known
 
     def without(self, reasons: Mapping[int, str]) -> "HandshakeResult":
-        """The meeting without these nodes, each for its reason."""
+        """Return the result without these nodes, each for its reason."""
         for node_id, reason in reasons.items():
             LOG.warning("left out node %s: %s", self.profiles[node_id].name, reason)
         kept = {node_id: profile for node_id, profile in self.profiles.items() if node_id not in reasons}
@@ -49,7 +49,7 @@ class HandshakeResult:
         return replace(self, profiles=kept, left_out=self.left_out | dict(reasons), called=called)
 
     def later(self, reasons: Mapping[int, str]) -> "HandshakeResult":
-        """The meeting without these nodes for now."""
+        """Return the result without these nodes for now."""
         kept = {node_id: profile for node_id, profile in self.profiles.items() if node_id not in reasons}
         called = self.called | {node_id: self.profiles[node_id].name for node_id in reasons}
         return replace(self, profiles=kept, postponed=self.postponed | dict(reasons), called=called)
@@ -63,7 +63,7 @@ class Handshake:
     names: Names
 
     def greet(self, node_ids: Iterable[int]) -> Greeting:
-        """Greet these nodes."""
+        """Run the handshake with these nodes."""
         asked = self._ask(node_ids)
         result = self._met((yield asked), sum(item.bytes for item in asked))
         result = result.without(shared(result.profiles.values()))
@@ -81,8 +81,8 @@ class Handshake:
         return result
 
     def _ask(self, node_ids: Iterable[int]) -> list[messaging.Sent]:
-        """Ask every node what it is."""
-        # all that will be asked of them, as a policy may refuse it; the base's fingerprint is not known yet
+        """Ask every node for its profile."""
+        # everything that nodes will be asked, as a policy may refuse it; the base's fingerprint is not known yet
         question = messaging.Payload.of(
             RecordDict({"instructions": instructions.write(self.context.config, self.context.strategy, "")})
         )
@@ -91,7 +91,7 @@ class Handshake:
         return sent
 
     def _met(self, answers: Answers, down: int) -> HandshakeResult:
-        """Profiles of the nodes that answer and fit; the others are left out with a reason."""
+        """Return the profiles of the nodes that answer and fit; the others are left out with a reason."""
         profiles: dict[int, Profile] = {}
         left_out: dict[int, str] = {}
         called: dict[int, str] = {}
@@ -101,7 +101,7 @@ class Handshake:
             try:
                 profile = profile_parsing.profile_in(item.node_id, reply)
                 up += wire.size(validation.content(reply))
-                name = str(item.node_id)  # until it is its own
+                name = str(item.node_id)  # until its own name is known
                 profile = self.names.checked(profile)
                 name = profile.name
                 _check_fits(profile, self.context.config)
@@ -114,8 +114,11 @@ class Handshake:
         return HandshakeResult(profiles, left_out, bytes_up=up, bytes_down=down, called=called)
 
     def _offers(self, result: HandshakeResult) -> tuple[HandshakeResult, dict[str, messaging.Sent]]:
-        """Send the base once to every store that lacks it, and say by store what was sent. A store, and a key, is sent
-        it once an hour: a node that has a new store in every round would be sent it again and again."""
+        """Send the base once to every store that lacks it; return what was sent, by store.
+
+        A store, and a key, is sent it at most once an hour: a node with a new store in every round would get it again
+        and again.
+        """
         base, run_state = self.context.base, self.context.run_state
         lacking = {p.store: p for p in result.profiles.values() if base.fingerprint not in p.bases}
         if not lacking:
@@ -124,14 +127,14 @@ class Handshake:
             reason = f"it lacks the base '{base.name}' ({base.fingerprint}) and model.offer is false"
             return _without(result, base, dict.fromkeys(lacking, reason)), {}
         waits = {store: run_state.offered(*_paid(profile)) for store, profile in lacking.items()}
-        payload = self._parcel(base) if not all(waits.values()) else None
+        payload = self._payload(base) if not all(waits.values()) else None
         sent: dict[str, messaging.Sent] = {}
         for store, profile in lacking.items():
             if payload is not None and not waits[store]:
                 run_state.offer(*_paid(profile))
                 sent[store] = messaging.send(self.context.grid, profile.node_id, "query.base", "0", payload)
         late = {
-            store: "it was sent the base and lacks it; it is not sent it again within an hour"
+            store: "it was sent the base and still lacks it; it is not sent again within an hour"
             for store, wait in waits.items()
             if wait
         }
@@ -141,7 +144,7 @@ class Handshake:
             LOG.info("offered the base '%s' to %d stores that lack it, %d bytes each", base.name, len(sent), size)
         return replace(result, bytes_base=result.bytes_base + sum(item.bytes for item in sent.values())), sent
 
-    def _parcel(self, base: Base) -> messaging.Payload:
+    def _payload(self, base: Base) -> messaging.Payload:
         contents = {
             name: torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
             for name, path in files(base.folder).items()
@@ -151,7 +154,7 @@ class Handshake:
         return messaging.Payload.of(records)
 
     def _taken(self, result: HandshakeResult, stores: list[str], answers: Answers) -> HandshakeResult:
-        """Nodes that did not get the base are left out."""
+        """Leave out the nodes that did not get the base."""
         refused = {}
         for (_, reply), store in zip(answers, stores, strict=True):
             try:
@@ -170,7 +173,7 @@ class Handshake:
         ]
 
     def _rehearsed(self, result: HandshakeResult, answers: Answers) -> HandshakeResult:
-        """Nodes that could not take part in a round are left out."""
+        """Leave out the nodes that could not take part in a round."""
         reasons = {}
         for item, reply in answers:
             try:
@@ -192,7 +195,7 @@ class Handshake:
     def _ranked(
         self, result: HandshakeResult, automatic: list[Profile], answers: Answers, down: int
     ) -> HandshakeResult:
-        """The ranks that follow from trials."""
+        """Set the ranks that follow from trials."""
         lines, found, up = [], {}, 0
         for (_, reply), profile in zip(answers, automatic, strict=True):
             trial, choice = _choice(profile, reply, self.context.config.tuning.candidates(), self.context.timeout)
@@ -206,10 +209,10 @@ class Handshake:
 
 
 def _check_fits(profile: Profile, config: TaskConfig) -> None:
-    """Raise Refused for a node whose device or labels are not for this task; only say where its software is another.
+    """Raise Refused for a node whose device or labels do not fit the task; only warn if its software differs.
 
-    That its data has the columns a node has found out before it answers; the names and shapes of what it trains are
-    seen at the door, in its first reply, because a model takes seconds to build.
+    The node itself has checked the columns of its data before it answers. The names and shapes of its trained tensors
+    are validated in its first reply, because building a model takes seconds.
     """
     if profile.dtypes and (dtype := config.model.dtype) not in profile.dtypes:
         raise Refused(f"its device, {profile.device}, does not train in model.dtype = '{dtype}'")
@@ -221,12 +224,12 @@ def _check_fits(profile: Profile, config: TaskConfig) -> None:
 
 
 def _paid(profile: Profile) -> tuple[str, str]:
-    """Whom an offer is counted for: the store, and the node, by its key where it has one."""
+    """Return whom an offer is counted for: the store, and the node, by its key if it has one."""
     return f"store {profile.store}", f"node {profile.key or profile.node_id}"
 
 
 def _by_store(result: HandshakeResult, base: Base, reasons: Mapping[str, str]) -> dict[int, str]:
-    """Reasons by node, of nodes that lack the base; the reasons are by store."""
+    """Return the reasons by node, for nodes that lack the base; the given reasons are by store."""
     return {
         node_id: reasons[profile.store]
         for node_id, profile in result.profiles.items()
@@ -235,14 +238,14 @@ def _by_store(result: HandshakeResult, base: Base, reasons: Mapping[str, str]) -
 
 
 def _without(result: HandshakeResult, base: Base, reasons: Mapping[str, str]) -> HandshakeResult:
-    """The meeting without the nodes that lack the base and will not get it; the reasons are by store."""
+    """Return the result without the nodes that lack the base and will not get it; the reasons are by store."""
     return result.without(_by_store(result, base, reasons))
 
 
 def _choice(
     profile: Profile, reply: Message | None, candidates: tuple[int, ...], timeout: float
 ) -> tuple[Trial | None, ranks.Choice]:
-    """What a node's trial says, and the rank that follows; the smallest where there is no trial."""
+    """Return a node's trial, and the rank that follows; the smallest rank without a trial."""
     try:
         trial = Trial.read(validation.content(reply).config_records.get("trial", {}), candidates)
     except Refused as reason:

@@ -1,9 +1,9 @@
-"""Whose name is whose.
+"""How names are bound to keys.
 
-Seeds, order, cohorts and ranks go by a node's name, which the node says of itself. What it cannot choose is its key: a
-SuperNode proves the key to the SuperLink with every call, and the SuperLink tells ServerApps the key of a node and the
-name that the key was registered under (`flwr supernode register KEY.pub --name NAME`). So a registered name belongs to
-its key, whoever is connected. A node without a registered name is believed, as far as `node-names` lets it.
+Seeds, order, cohorts and ranks depend on a node's name, which the node chooses. It cannot choose its key: a SuperNode
+proves its key to the SuperLink with every call, and ServerApps learn from the SuperLink a node's key and the name that
+the key was registered under (`flwr supernode register KEY.pub --name NAME`). So a registered name belongs to its key,
+whoever is connected. A node without a registered name is believed, as far as `node-names` allows.
 """
 
 import base64
@@ -22,27 +22,27 @@ from strategies.exchange.types import Profile, Refused
 from strategies.rounds.run_state import RunState
 
 LOG = logging.getLogger("flwr")
-SAID = re.compile(r" \(node '([^']{1,80})'\)$")  # at the end of what `client_app.public_errors` tells
+SAID = re.compile(r" \(node '([^']{1,80})'\)$")  # at the end of the errors of `client_app.public_errors`
 REGISTER = "flwr supernode register KEY.pub --name NAME"
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What the SuperLink knows of a node: its key as `ssh-keygen -lf` prints it (empty where it has none, as simulated
-    nodes), and the name that the key was registered under (empty: without one)."""
+    """What the SuperLink knows of a node: its key as `ssh-keygen -lf` prints it (empty without one, as for simulated
+    nodes), and the name that the key was registered under (empty: none)."""
 
     key: str = ""
     name: str = ""
 
 
 def identities(grid: Grid) -> dict[int, Identity]:
-    """Return the nodes that are connected, by Flower's id, smallest first."""
+    """Return the connected nodes, by Flower's id, smallest first."""
     found = {info.node_id: Identity(fingerprint(info.public_key), info.name) for info in grid.get_nodes()}
     return dict(sorted(found.items()))
 
 
 def fingerprint(public: bytes) -> str:
-    """Return the SHA-256 fingerprint of a public key in PEM; empty where the bytes are none."""
+    """Return the SHA-256 fingerprint of a public key in PEM; empty for anything else."""
     try:
         line = load_pem_public_key(public).public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
     except (ValueError, UnsupportedAlgorithm):
@@ -53,24 +53,24 @@ def fingerprint(public: bytes) -> str:
 
 @dataclass
 class Names:
-    """Which names the nodes of a run may have; `rule` is `node-names`."""
+    """The names that the nodes of a run may have; `rule` is `node-names`."""
 
     rule: str
     run_state: RunState
-    nodes: dict[int, Identity]  # that are connected, or were when they were last looked at
+    nodes: dict[int, Identity]  # that are connected, or were when last checked
 
     def see(self, nodes: dict[int, Identity]) -> None:
-        """Take note of who is connected. As soon as one node has a registered name, all must have one."""
+        """Note who is connected. As soon as one node has a registered name, all must have one."""
         self.nodes = nodes
         self.run_state.named = self.run_state.named or any(identity.name for identity in nodes.values())
 
     def warn(self) -> None:
-        """Say once where names are not bound to keys. Simulated nodes have no keys."""
+        """Warn once if names are not bound to keys. Simulated nodes have no keys."""
         if not self._all_registered and any(identity.key for identity in self.nodes.values()):
             LOG.warning("names are believed as nodes say them: no node is registered under its name (%s)", REGISTER)
 
     def checked(self, profile: Profile) -> Profile:
-        """Return the profile with the node's key. Raises Refused where the name is not the node's to say."""
+        """Return the profile with the node's key. Raises Refused if the name belongs to another key."""
         identity = self.nodes.get(profile.node_id, Identity())
         key = identity.key or "none"
         if identity.name and identity.name != profile.name:
@@ -85,11 +85,11 @@ class Names:
         return replace(profile, key=identity.key)
 
     def registered(self, node_id: int) -> str:
-        """Return the name that a node's key was registered under; empty where there is none."""
+        """Return the name that a node's key was registered under; empty if there is none."""
         return self.nodes.get(node_id, Identity()).name
 
     def bind(self, profile: Profile) -> None:
-        """Remember the key that has a name now."""
+        """Note the key that a name has now."""
         before = self.run_state.keys.get(profile.name, "")
         if before and profile.key and before != profile.key:
             LOG.warning("node %s is here with another key: %s, before it was %s", profile.name, profile.key, before)
@@ -102,13 +102,13 @@ class Names:
 
 
 def said_in(reason: str) -> str:
-    """Return the name that a node says in the reason why it cannot take part, for people alone; empty without one."""
+    """Return the name that a node gives in the reason why it cannot take part, for people only; empty without one."""
     found = SAID.search(reason)
     return found[1] if found else ""
 
 
 def shared(profiles: Iterable[Profile]) -> dict[int, str]:
-    """Return, by node id, why nodes that say the same name at the same time are left out: nobody knows whose it is."""
+    """Return, by node id, why nodes that use one name at the same time are left out: nobody knows whose it is."""
     by_name: dict[str, list[Profile]] = {}
     for profile in profiles:
         by_name.setdefault(profile.name, []).append(profile)

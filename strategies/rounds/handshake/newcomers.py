@@ -1,6 +1,5 @@
-"""Nodes that connect while a run goes on. They are asked at once, and what they answer is taken when it is there: a
-node that says nothing holds nobody up.
-"""
+"""Nodes that connect during a run. They are asked at once, and their answers are taken when they arrive: a node that
+does not answer delays nobody."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -11,12 +10,12 @@ from flwr.app import Message
 from strategies.rounds import messaging
 from strategies.rounds.handshake.handshake import Greeting, Handshake, HandshakeResult
 
-POLL = 0.2  # seconds between looks, where there is nothing else to do
+POLL = 0.2  # seconds between polls while there is nothing else to do
 
 
 @dataclass
 class _Guest:
-    """A node that is being met: what it was sent, and until when it may answer (time.monotonic)."""
+    """A node in its handshake: what it was sent, and its deadline (time.monotonic)."""
 
     greeting: Greeting
     sent: list[messaging.Sent]
@@ -25,13 +24,13 @@ class _Guest:
 
 @dataclass
 class Newcomers:
-    """Meets nodes, one conversation each."""
+    """The handshakes in progress, one per node."""
 
     handshake: Handshake
     guests: dict[int, _Guest] = field(default_factory=dict)  # by Flower's node id
 
     def ask(self, node_ids: Iterable[int]) -> None:
-        """Begin to meet those that are not being met."""
+        """Start a handshake with the nodes that have none in progress."""
         for node_id in node_ids:
             if node_id not in self.guests:
                 greeting = self.handshake.greet([node_id])
@@ -40,7 +39,7 @@ class Newcomers:
                 )
 
     def met(self, wait: bool) -> Iterator[HandshakeResult]:
-        """What came of the conversations that are over by now; `wait`: until one is, or none is left."""
+        """Yield the results of handshakes that have finished; `wait`: wait until one has, or none is left."""
         while True:
             found = [handshake for node_id in list(self.guests) if (handshake := self._goes_on(node_id)) is not None]
             yield from found
@@ -49,7 +48,7 @@ class Newcomers:
             time.sleep(POLL)
 
     def _goes_on(self, node_id: int) -> HandshakeResult | None:
-        """Go on with one node while it has answered, or is too late; what came of it where that is the end."""
+        """Continue with one node if it has answered or is too late; return the result if that ends its handshake."""
         guest = self.guests[node_id]
         while True:
             (item,) = guest.sent

@@ -1,4 +1,4 @@
-"""Who is there: nodes that fitted when they were asked, and which of them are connected now."""
+"""The node registry: nodes that passed the handshake, and which of them are connected now."""
 
 import logging
 from dataclasses import dataclass, field, replace
@@ -31,13 +31,13 @@ class NodeRegistry:
 
     context: RunContext
     handshake: Handshake
-    first: HandshakeResult  # of the nodes that were there before round 1
-    known: dict[int, Profile] = field(default_factory=dict)  # every node that ever fitted, by Flower's id
+    first: HandshakeResult  # of the nodes that were connected before round 1
+    known: dict[int, Profile] = field(default_factory=dict)  # every node that ever passed the handshake, by Flower's id
     left_out: set[int] = field(default_factory=set)
-    told: dict[int, str] = field(default_factory=dict)  # why nodes do not take part yet, as it was last said
+    reasons: dict[int, str] = field(default_factory=dict)  # why nodes do not take part yet, as last logged
     present: list[Profile] = field(default_factory=list)  # in the order of names
     newcomers: Newcomers = field(init=False)
-    positions: dict[int, str] = field(default_factory=dict)  # how much of the journal each node is known to hold, by id
+    positions: dict[int, str] = field(default_factory=dict)  # known journal position of each node, by id
 
     def __post_init__(self) -> None:
         self.newcomers = Newcomers(self.handshake)
@@ -45,8 +45,8 @@ class NodeRegistry:
         self._see(set(self.known))
 
     def call(self, report: RoundReport) -> None:
-        """Look who is connected; nodes never seen before are asked what they are, and take part once they have
-        answered. That is waited for only where too few others could train."""
+        """Update who is connected. New nodes are asked for their profiles and take part once they have answered; the
+        round waits for them only if too few others can train."""
         nodes = identities(self.context.grid)
         self.handshake.names.see(nodes)
         there = set(nodes)
@@ -63,30 +63,33 @@ class NodeRegistry:
                 break
 
     def leave_out(self, nodes: dict[str, str]) -> None:
-        """Ask these nodes nothing more in this process, for the reason that each is here with."""
+        """Leave these nodes out for the rest of this process, each for its reason."""
         self.context.run_state.out |= nodes
         self.present = [profile for profile in self.present if profile.name not in nodes]
 
     def lower(self, profile: Profile, rank: int) -> None:
-        """From now on this node trains no more than `rank`."""
-        LOG.info("node %s goes on at rank %d", profile.name, rank)
+        """Lower the rank that this node trains to `rank`."""
+        LOG.info("node %s continues at rank %d", profile.name, rank)
         self.context.run_state.ranks[profile.name] = rank
         self.known[profile.node_id] = replace(profile, rank=rank)
 
     def share(self, profile: Profile, assignment: Assignment, state: State) -> State:
-        """What this node is sent: its start, without the part of the journal that it holds."""
+        """Return the node's start without the part of the journal that it has."""
         return self.context.strategy.start_of(state, assignment).after(
             self.positions.get(profile.node_id, BASE_POSITION)
         )
 
     def answered(self, profile: Profile, state: State) -> None:
-        """A good reply: the node holds the journal that was sent to it."""
+        """Note a good reply: the node has the journal that was sent to it."""
         self.positions[profile.node_id] = state.positions[-1]
         self.context.run_state.heard(profile.name)
 
     def failed(self, profile: Profile, round: int, reason: Refused) -> None:
-        """No good reply: what the node holds is not known, so it will be sent everything. One that did not answer at
-        all rests for some rounds, so that its next message does not wait behind this one."""
+        """Note that there was no good reply: it is not known what the node has, so it will be sent everything.
+
+        A node that did not answer at all rests for some rounds, so that its next message does not queue behind this
+        one.
+        """
         self.positions.pop(profile.node_id, None)
         if isinstance(reason, Absent):
             rest = self.context.run_state.missed(profile.name, round)
@@ -95,8 +98,8 @@ class NodeRegistry:
             self.context.run_state.heard(profile.name)
 
     def refused(self, profile: Profile, assignment: Assignment, reason: Refused) -> None:
-        """No good update. A node that ran out of memory goes on at a smaller rank, where there is one; one whose data
-        grew, or whose base is lost, is asked again what it is and has."""
+        """Note that there was no good update. A node that ran out of memory continues at a smaller rank, if there is
+        one; a node whose data grew, or whose base is lost, is asked for its profile again."""
         self.failed(profile, assignment.round, reason)
         if isinstance(reason, Outgrown | LacksBase):
             self.known.pop(profile.node_id, None)
@@ -105,20 +108,21 @@ class NodeRegistry:
             self.lower(profile, rank)
 
     def cohort(self, purpose: str, fraction: float, minimum: int, round: int) -> list[Profile]:
-        """Who takes part in `purpose` in this round: drawn from those that do not rest, unless these are too few."""
+        """Return the nodes that take part in `purpose` in this round: drawn from those that do not rest, unless these
+        are too few."""
         return cohort.draw(self.awake(round, minimum), fraction, minimum, self.context.federation.seed, purpose, round)
 
     def awake(self, round: int, minimum: int) -> list[Profile]:
-        """The nodes that do not rest in this round; all that are there where these are fewer than `minimum`."""
+        """Return the nodes that do not rest in this round; all connected nodes if these are fewer than `minimum`."""
         awake = [profile for profile in self.present if self.context.run_state.rested(profile.name, round)]
         return awake if len(awake) >= minimum else self.present
 
     def resting(self, round: int) -> list[str]:
-        """Names of the nodes that are connected and left alone in this round."""
+        """Return the names of the nodes that are connected but rest in this round."""
         return [profile.name for profile in self.present if not self.context.run_state.rested(profile.name, round)]
 
     def assignments(self, round: int, rounds: int, state: State | None = None) -> dict[str, Assignment]:
-        """The strategy's assignment to all who are there, no rank above what the state holds."""
+        """Return the strategy's assignment for all connected nodes; no rank is above the state's."""
         assignments = self.context.strategy.assign(self.present, round, rounds, self.context.federation.seed)
         if state is None:
             return assignments
@@ -132,7 +136,7 @@ class NodeRegistry:
         self.present = sorted(connected, key=lambda profile: profile.sort_key)
 
     def _welcome(self, result: HandshakeResult, there: set[int]) -> None:
-        """Remember new nodes. A restarted node has a new id but its old name, and takes its own place again."""
+        """Add new nodes. A restarted node has a new id but its old name, and takes its own place again."""
         held = {profile.name: profile for node_id, profile in self.known.items() if node_id in there}
         new = {node_id: profile for node_id, profile in result.profiles.items() if profile.name not in held}
         waiting = {
@@ -141,9 +145,9 @@ class NodeRegistry:
             if profile.name in held
         }
         for node_id, reason in (waiting | result.postponed).items():
-            if self.told.get(node_id) != reason:
+            if self.reasons.get(node_id) != reason:
                 LOG.warning("node %d does not take part yet: %s", node_id, reason)
-                self.told[node_id] = reason
+                self.reasons[node_id] = reason
         back = {profile.name for profile in new.values()}
         self.known = {node_id: p for node_id, p in self.known.items() if p.name not in back} | new
         self.left_out |= set(result.left_out)

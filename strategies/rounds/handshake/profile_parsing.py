@@ -1,5 +1,5 @@
-"""What a node says of itself when it is asked. All of it is a claim: types, ranges and lengths are checked, and it is
-believed no further than a round is safe from it."""
+"""Parse a node's profile. All of it is a claim: types, ranges and lengths are checked, and nothing is believed beyond
+what a round tolerates."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from task.tunings.base import MAX_RANK
 
 LONGEST = 200  # characters of a text
 MOST = 10_000  # texts of a list
-LARGEST = 2**62  # of what only people read
+LARGEST = 2**62  # of numbers that only people read
 
 
 def profile_in(node_id: int, reply: Message | None) -> Profile:
-    """The profile in a reply. Raises Refused."""
+    """Return the profile in a reply. Raises Refused."""
     said = validation.content(reply).config_records.get("profile")
     if said is None:
         raise Refused("it did not say what it is: there is no record 'profile'")
@@ -72,5 +72,5 @@ def _texts(said: ConfigRecord, key: str) -> tuple[str, ...]:
 
 
 def _fits(value: object) -> bool:
-    """Is it a text that a log, a page and a file can hold?"""
+    """Return whether a text is safe for a log, a page and a file."""
     return isinstance(value, str) and len(value) <= LONGEST and value.isprintable()

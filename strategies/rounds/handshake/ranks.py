@@ -1,7 +1,8 @@
-"""Who gets which rank, where nobody has said: the largest candidate that a node has the memory and the time for.
+"""Choose automatic ranks: the largest candidate that a node has the memory and the time for.
 
-A node measures a training step at the smallest and at the largest candidate that it can train. Between the two,
-memory and time are taken to be linear in the rank: an adapter's tensors are, and the rest does not depend on it.
+A node measures a training step at the smallest and at the largest candidate that it can train. Memory and time are
+assumed to be linear in the rank between them: an adapter's tensors are, and everything else does not depend on the
+rank.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,15 +11,15 @@ from dataclasses import dataclass
 from strategies.exchange.types import Profile
 from strategies.protocol.trial import Trial
 
-MEMORY_SHARE = 0.8  # of a node's free memory that training may fill; the rest is for what a trial does not see
-TIME_SHARE = 0.5  # of the deadline that a round's steps may take; the rest is for loading, messages and queues
+MEMORY_SHARE = 0.8  # share of a node's free memory that training may use; the rest is for what a trial does not see
+TIME_SHARE = 0.5  # share of the deadline that a round's steps may take; the rest is for loading, messages and queues
 MEMORY, DEADLINE, LARGEST, UNKNOWN = "memory", "deadline", "the largest candidate", "no trial"
 SHOWN = 20  # nodes in a table
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The rank a node gets, and what keeps it from a larger one. `fits` is false where even this one does not fit."""
+    """A node's rank, and what keeps it from a larger one. `fits` is false if even this rank does not fit."""
 
     rank: int
     limit: str
@@ -26,7 +27,7 @@ class Choice:
 
 
 def choose(trial: Trial, candidates: Sequence[int], deadline: float) -> Choice:
-    """The largest of the ascending `candidates` that fits into memory and `deadline` (seconds, of a round).
+    """Return the largest of the ascending `candidates` that fits into memory and `deadline` (seconds, of a round).
 
     More memory, or a later deadline, never makes it smaller.
     """
@@ -39,12 +40,12 @@ def choose(trial: Trial, candidates: Sequence[int], deadline: float) -> Choice:
 
 
 def below(rank: int, candidates: Iterable[int] = ()) -> int:
-    """Where a node goes on that ran out of memory: the next smaller candidate, else half; 0 below rank 1."""
+    """Return the rank of a node that ran out of memory: the next smaller candidate, else half; 0 below rank 1."""
     return max((candidate for candidate in candidates if candidate < rank), default=rank // 2)
 
 
 def table(choices: Sequence[tuple[Profile, Trial | None, Choice]]) -> str:
-    """What was found, a line a node; of many nodes the first ones."""
+    """Return the table of trials, one line per node; only the first of many nodes."""
     lines = ["node  device     free GB  cores  s/step  rank  limited by"]
     for profile, trial, choice in choices[:SHOWN]:
         free = trial.free if trial else profile.memory
@@ -58,7 +59,7 @@ def table(choices: Sequence[tuple[Profile, Trial | None, Choice]]) -> str:
 
 
 def _limit(trial: Trial, rank: int, deadline: float) -> str:
-    """What rules this rank out; empty where nothing does."""
+    """Return what rules this rank out; empty if nothing does."""
     if not trial.ranks or rank > trial.ranks[-1]:
         return MEMORY  # the node has tried it
     if _at(rank, trial.ranks, trial.bytes) > MEMORY_SHARE * trial.free:
@@ -69,6 +70,7 @@ def _limit(trial: Trial, rank: int, deadline: float) -> str:
 
 
 def _at(rank: int, ranks: Sequence[int], values: Sequence[float]) -> float:
-    """The line through the measured points; level where it would fall, which is noise of a clock."""
+    """Return the value at a rank, on the line through the measured points; flat if it would fall, which is timing
+    noise."""
     rise = max(0.0, values[-1] - values[0]) / max(1, ranks[-1] - ranks[0])
     return values[0] + rise * (rank - ranks[0])

@@ -13,13 +13,13 @@ LOG = logging.getLogger("flwr")
 
 
 def needs_no_data(config: TaskConfig) -> bool:
-    """Do nodes bring all data, and score by themselves, so that the server may have none?"""
+    """Return whether nodes bring all data and score it themselves, so that the server may have none."""
     named = bool(config.data.labels) or not kinds.of(config).drawn_head
     return config.data.partitioner.own_rows and named and config.evaluate == "nodes"
 
 
 def resolve(config: TaskConfig, store: Store, num_nodes: int) -> TaskConfig:
-    """The settings with the label names and the date filled in, after checking that the data can be split over the
+    """Return the settings with label names and date filled in, after checking that the data can be split over the
     nodes.
 
     Raises DataError, SplitError.
@@ -35,7 +35,7 @@ def resolve(config: TaskConfig, store: Store, num_nodes: int) -> TaskConfig:
 
 
 def _check_scored(config: TaskConfig, plan: DataIndex) -> None:
-    """Raise DataError where the server shall score a part that has no rows."""
+    """Raise DataError if the server has to score a part that has no rows."""
     for name in ("validation", "test") if config.evaluate != "nodes" else ():
         if not len(plan.parts[name]):
             raise DataError(

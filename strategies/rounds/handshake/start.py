@@ -1,4 +1,4 @@
-"""Before round 1: wait for nodes, resolve the settings, and greet every node."""
+"""Before round 1: wait for nodes, resolve the settings, and run the handshake with every node."""
 
 import logging
 import time
@@ -18,15 +18,15 @@ from task.models.loading import warm_up
 from task.storage.store import server_store
 
 LOG = logging.getLogger("flwr")
-POLL = 0.2  # seconds between looks for nodes
-SHOWN = 10  # nodes whose reasons an error lists before it says how many more there are
+POLL = 0.2  # seconds between polls for nodes
+SHOWN = 10  # nodes whose reasons an error lists before it counts the rest
 
 
 def start(context: RunContext) -> tuple[RunContext, NodeRegistry]:
     """Do everything up to the first round. Raises ConfigError, RunFailed and the task's own errors.
 
-    Nodes are asked before the base is found: training the embedded one, or reading a large one, and imports then
-    overlap with the start of their processes.
+    Nodes are asked before the base is found: training the embedded base, or reading a large one, and imports then
+    overlap with the start of the nodes' processes.
     """
     federation = context.federation
     nodes = wait_for_nodes(context.grid, federation)
@@ -43,7 +43,7 @@ def start(context: RunContext) -> tuple[RunContext, NodeRegistry]:
 
 
 def _greet_all(handshake: Handshake, node_ids: list[int]) -> HandshakeResult:
-    """Greet nodes and wait for them; the base is found while they say what they are."""
+    """Run the handshake with all nodes and wait for them; the base is found while they answer."""
     greeting = handshake.greet(node_ids)
     sent = next(greeting)
     context = handshake.context
@@ -59,7 +59,7 @@ def _greet_all(handshake: Handshake, node_ids: list[int]) -> HandshakeResult:
 
 
 def _check_enough(result: HandshakeResult, federation: Federation) -> None:
-    """Raise RunFailed, with the reason of every node that does not fit, where too few do."""
+    """Raise RunFailed, with the reason of every node that is left out, if too few take part."""
     out = result.left_out | result.postponed
     fit, asked = len(result.profiles), len(result.profiles) + len(out)
     limits = {"min-available-nodes": federation.min_available_nodes, "min-train-nodes": federation.min_train_nodes}
@@ -73,7 +73,7 @@ def _check_enough(result: HandshakeResult, federation: Federation) -> None:
 
 
 def wait_for_nodes(grid: Grid, federation: Federation) -> dict[int, Identity]:
-    """The nodes that are there, once there are enough. Raises RunFailed after the wait."""
+    """Return the connected nodes once there are enough. Raises RunFailed after the wait."""
     deadline = time.monotonic() + federation.node_wait_timeout
     while True:
         nodes = identities(grid)

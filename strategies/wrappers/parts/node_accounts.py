@@ -1,7 +1,7 @@
-"""The server's accounts of nodes that protect their own rows: one for every node, of what it was ordered to send.
+"""The server's accounts of nodes that protect their own rows: one per node, of the messages that it was asked for.
 
-The server says the noise, and counts a message when it is sent, whether or not an answer comes. So what it reports
-follows from its own orders and from the rows that a node said it has before the run; nothing that a node claims of its
+The server sets the noise, and counts a message when it is requested, whether or not an answer arrives. So its report
+depends only on its own instructions and on the number of rows in a node's profile; nothing that a node claims about its
 privacy is read. The node's own account (`client_app.account`) decides what the node answers.
 """
 
@@ -28,11 +28,11 @@ from strategies.wrappers.parts.private_wrapper import PrivateWrapper
 
 @dataclass
 class Account:
-    """One node's: what it was sent for, and what its next message will be."""
+    """One node's account: the messages it was asked for, and what its next message releases."""
 
     spent: History = field(default_factory=History)
-    release: Release = Release(0.0)  # of the next message; noise 0: still to be found
-    times: int = 0  # that a message has of it
+    release: Release = Release(0.0)  # of the next message; noise 0: not found yet
+    times: int = 0  # releases per message
     allowed: int = 0  # further messages that are known to fit with this noise
 
 
@@ -44,14 +44,15 @@ class NodeAccounts(Mechanism):
     def __init__(self, name: str, options: PrivateWrapper, plan: Plan) -> None:
         self.name, self.options, self.plan = name, options, plan
         self.accounts: dict[str, Account] = {}
-        self.round = plan.done  # the last that has begun
-        self.before = 0  # messages that every node is taken to have been sent by a version that kept no account
-        self.unknown = ""  # why nobody knows what is left
+        self.round = plan.done  # the last round that has begun
+        self.before = 0  # messages that every node is assumed to have sent under a version without accounts
+        self.unknown = ""  # why the rest of the budget is unknown
 
     # ------------------------------------------------------------------ a round
 
     def able(self, present: Sequence[Profile], round: int) -> Sequence[Profile]:
-        """Those whose budget does for this round, and for all that are left where the noise is not given."""
+        """Return the nodes whose budget is enough for this round, and for all remaining rounds if the noise is not
+        given."""
         for profile in present:
             self._meet(profile)
         left = self.plan.rounds - round + 1
@@ -72,7 +73,7 @@ class NodeAccounts(Mechanism):
     # ------------------------------------------------------------------ the account
 
     def spent(self) -> dict[str, float | str | None]:
-        """Of the node whose account is the highest."""
+        """Return the epsilon of the node with the highest account."""
         delta = self.options.delta
         costs = [epsilon_of(account.spent, delta) for account in self.accounts.values()]
         most = max(costs, default=0.0) if not self.unknown else self.options.epsilon or math.inf
@@ -103,7 +104,7 @@ class NodeAccounts(Mechanism):
         return {"nodes": nodes, "before": self.before}
 
     def restore(self, memory: Mapping[str, Any]) -> None:
-        """Raises KeyError, TypeError, ValueError for what is no such memory."""
+        """Restore the accounts. Raises KeyError, TypeError, ValueError for invalid memory."""
         if "nodes" not in memory:
             self.restore_counts(memory)
             return
@@ -113,18 +114,18 @@ class NodeAccounts(Mechanism):
             self.accounts[name] = Account(read(said["spent"]), release, times, said["allowed"])
 
     def restore_counts(self, memory: Mapping[str, Any]) -> None:
-        """Go on from the memory of a version that kept no histories."""
+        """Restore the memory of a version without histories."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------ one node
 
     @property
     def _scale(self) -> float:
-        """Clips of noise that are one sensitivity."""
+        """Clips of noise per sensitivity."""
         return 1 / self.options.release(self.plan.config, 1, 1.0)[0].noise
 
     def _meet(self, profile: Profile) -> None:
-        """Know this node, and what a message of its rows releases."""
+        """Add or update the account of this node, given what a message of its rows releases."""
         account = self.accounts.get(profile.name)
         noise = self.options.noise or (account.release.noise * self._scale if account else 0.0)
         release, times = self.options.release(self.plan.config, profile.num_examples, noise)
@@ -135,9 +136,10 @@ class NodeAccounts(Mechanism):
             account.release, account.times, account.allowed = release, times, 0
 
     def _affords(self, account: Account, left: int) -> bool:
-        """Does the node's budget do for a message more, and for all that are left where the noise is not given?"""
-        fresh = not self.options.noise and not account.spent  # noise takes its time to find: for those who are drawn
-        return fresh or self._fits(account, left)
+        """Return whether the node's budget is enough for one more message, and for all remaining ones if the noise is
+        not given."""
+        new = not self.options.noise and not account.spent  # finding noise takes time: only for nodes that are drawn
+        return new or self._fits(account, left)
 
     def _fits(self, account: Account, left: int) -> bool:
         options = self.options
