@@ -1,7 +1,7 @@
-"""The settings of a task: what a node must know to prepare data, build a model and train it.
+"""The settings of a task: everything a node needs to prepare data, build a model and train it.
 
-These travel in every message; a node reads nothing but the message and its own node config.
-The settings of the server alone live in `server_app.config`.
+They are part of every message; a node reads only the message and its own node config.
+Settings of the server alone are in `server_app.config`.
 """
 
 import math
@@ -22,13 +22,13 @@ from task.tunings.base import Tuning
 
 KINDS = "task.kinds"  # the package of task kinds
 TEMPLATES = ("auto", "chat", "plain")
-MANY = 2**20  # of things of which there are fewer in any machine: an order may not ask for more
+MANY = 2**20  # an upper bound for counts: no machine has as many, and no message may ask for more
 EMBEDDED_MODEL = "embedded"
 EMBEDDED_DATA = "digits"
 
 
 def is_date(text: str) -> bool:
-    """Return whether a text is a day, as YYYY-MM-DD."""
+    """Return whether a text is a date of the form YYYY-MM-DD."""
     try:
         return date.fromisoformat(text).isoformat() == text
     except ValueError:
@@ -123,20 +123,20 @@ class Data:
 
 
 class TaskKind(ABC):
-    """What a configuration asks of its task kind; all that a kind is has `task.kinds.base`."""
+    """The methods of a task kind that a configuration calls. `task.kinds.base` has the whole class."""
 
     @abstractmethod
     def problems(self, config: "TaskConfig") -> list[str]:
-        """Return what is wrong between this kind and the settings, a sentence each."""
+        """Return the conflicts between this kind and the settings, one sentence each."""
 
     @abstractmethod
     def shaping(self, data: Data) -> Data:
-        """Return the settings of data that shape the model; all others at their defaults."""
+        """Return the data settings that shape the model; all others at their defaults."""
 
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """Everything a node is told about the task. Field names are run-config keys in Python spelling."""
+    """All settings of the task that a node receives. Field names are run-config keys in Python spelling."""
 
     task: Task = group(Task)
     model: Model = group(Model)
@@ -164,7 +164,7 @@ class TaskConfig:
 
     @classmethod
     def read(cls, flat: Mapping[str, object]) -> "TaskConfig":
-        """From flat keys, all of them the task's. Raises ConfigError with every problem."""
+        """Return the configuration of flat keys, all of the task. Raises ConfigError with every problem."""
         values, problems = read(flat, schema(cls))
         config = build(cls, values)
         if problems := problems + config.problems():
@@ -172,7 +172,7 @@ class TaskConfig:
         return config
 
     def shaping(self) -> "TaskConfig":
-        """The settings that shape a model; the others are set to their defaults, so that they do not build another."""
+        """Return the settings that shape a model; all others at their defaults, so that they cause no rebuild."""
         return TaskConfig(
             task=self.task,
             model=self.model,
@@ -182,8 +182,8 @@ class TaskConfig:
         )
 
     def rate(self, round: int, rounds: int) -> float:
-        """Learning rate of a round from 1 to `rounds`: half a cosine from `learning-rate` in the first down to
-        `learning-rate-min` in the last; constant where that is 0."""
+        """Return the learning rate of a round from 1 to `rounds`: half a cosine from `learning-rate` in the first down
+        to `learning-rate-min` in the last; constant if that is 0."""
         least = self.learning_rate_min or self.learning_rate
         share = (1 + math.cos(math.pi * (round - 1) / max(1, rounds - 1))) / 2
         return least + (self.learning_rate - least) * share
@@ -192,7 +192,7 @@ class TaskConfig:
         return extensions.load(KINDS, self.task.kind, TaskKind)()  # type: ignore[type-abstract]
 
     def _without_ids(self) -> list[str]:
-        """Return what keeps rows from being divided by their clients."""
+        """Return why rows cannot be divided by their clients."""
         partitioner = self.data.partitioner
         if not partitioner.needs_ids:
             return []
@@ -204,7 +204,7 @@ class TaskConfig:
         return found
 
     def problems(self) -> list[str]:
-        """What is wrong between options that are each fine by themselves."""
+        """Return the problems between options that are each valid."""
         found = self._kind().problems(self)
         found += filter(None, (delimiter_problem(self.data.delimiter), encoding_problem(self.data.encoding)))
         if self.data.date and not is_date(self.data.date):

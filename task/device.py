@@ -1,8 +1,8 @@
-"""Devices by their names, as torch and run configs write them: cpu, cuda, cuda:1, xpu, mps."""
+"""Devices by name, as in torch and run configs: cpu, cuda, cuda:1, xpu, mps."""
 
-ACCELERATORS = ("cuda", "xpu", "mps")  # in the order that auto looks for them
+ACCELERATORS = ("cuda", "xpu", "mps")  # in the order that `auto` tries them
 DEVICES = ("auto", "cpu", *ACCELERATORS)
-# Of RuntimeErrors: torch's CPU allocator; mps and drivers; cuBLAS. CUDA's allocator has a class of its own.
+# In RuntimeErrors of torch's CPU allocator; of mps and drivers; of cuBLAS. CUDA's allocator has its own class.
 RAN_OUT = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
 
 
@@ -13,7 +13,7 @@ class DeviceError(ValueError):
 
 
 def found(wanted: str) -> str:
-    """The device by its name; `auto` is the first accelerator there is, else the CPU. Raises DeviceError."""
+    """Return the device of a name; `auto` is the first available accelerator, else the CPU. Raises DeviceError."""
     if kind(wanted) == "cpu":
         return wanted
     there = [name for name in ACCELERATORS if _available(name)]
@@ -25,19 +25,19 @@ def found(wanted: str) -> str:
 
 
 def cores() -> int:
-    """CPU cores that this process may use: its affinity and the quota of its container are counted."""
-    from joblib import cpu_count  # takes a moment; configurations are read without it
+    """Return the number of CPU cores that this process may use, by its affinity and its container's quota."""
+    from joblib import cpu_count  # slow to import; configurations are read without it
 
     return int(cpu_count())
 
 
 def kind(device: str) -> str:
-    """`cuda` of `cuda:1`."""
+    """Return the kind of a device: `cuda` for `cuda:1`."""
     return device.split(":")[0]
 
 
 def ran_out(error: Exception) -> bool:
-    """Whether an error of torch says that memory ran out."""
+    """Return whether an error of torch says that memory ran out."""
     import torch
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):

@@ -1,4 +1,4 @@
-"""Extensions: one file each, found by its name.
+"""Extensions: one file each, found by name.
 
 A package is an axis (`strategies`, `strategies.wrappers`, `task.tunings`), a public module of it is an extension, and
 the module's name in kebab-case is the extension's name. The module defines one subclass of the axis's base class; its
@@ -14,7 +14,7 @@ from typing import TypeVar
 from task.foreign import meant
 from task.schema import ConfigError
 
-NOT_EXTENSIONS = ("base", "registry")  # what a package may hold beside its extensions, apart from subpackages
+NOT_EXTENSIONS = ("base", "registry")  # modules of a package that are not extensions
 T = TypeVar("T")
 
 
@@ -27,7 +27,7 @@ def names(package: str) -> list[str]:
 def load(package: str, name: str, base: type[T]) -> type[T]:
     """Return the class of an extension: the one subclass of `base` that its module defines.
 
-    Raises ConfigError, with the nearest name, where there is no such extension, and TypeError for a module that defines
+    Raises ConfigError, with the nearest name, if there is no such extension, and TypeError for a module that defines
     none or several.
     """
     require(_noun(base), name, names(package))
@@ -51,5 +51,5 @@ def _class_in(module: object, base: type[T]) -> type[T]:
 
 
 def _noun(base: type) -> str:
-    """Return the words of a class's name: "ServerOptimizer" is a server optimizer."""
+    """Return a class's name in words: "server optimizer" for `ServerOptimizer`."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", base.__name__).lower()

@@ -1,10 +1,10 @@
-"""What people write who know other tools, and what it is called here."""
+"""Names from other tools, and the names used here."""
 
 import difflib
 import re
 from collections.abc import Sequence
 
-# Names that users bring from other tools, and what they are called here.
+# Keys of other tools, and the keys used here.
 FOREIGN = {
     "fraction-fit": "fraction-train",
     "min-fit-clients": "min-train-nodes",
@@ -73,7 +73,7 @@ FOREIGN = {
     "mu": "fedprox.mu",
     "proximal-mu": "fedprox.mu",
 }
-# Values and names of strategies and wrappers likewise.
+# The same for values, and for names of strategies and wrappers.
 VALUES = {
     "halve": "half",
     "quantise": "quantize",
@@ -110,14 +110,14 @@ VALUES = {
     "client": "nodes",
     "clients": "nodes",
 }
-ALIKE = 0.8  # of two words, by their letters, from which on one is a slip of the other; below, they mean other things
-NEARLY = 0.9  # likewise, of two names as they are
+ALIKE = 0.8  # similarity of two words, by letters, from which one counts as a typo of the other
+NEARLY = 0.9  # the same for two whole names
 WORD = re.compile(r"[.-]")
 
 
 def meant(name: str, there: Sequence[str]) -> str:
-    """Return what to ask somebody who wrote a name that is not there: for the one that means the same, or of which this
-    is a slip of the pen. "" where there is none: a name that only looks alike helps nobody."""
+    """Return the question after a name that does not exist: the existing name with the same meaning, or the one of
+    which this is a typo. "" if there is neither: a name that only looks similar does not help."""
     plain = name.strip().lower().replace("_", "-")
     known = [other for other in (plain, FOREIGN.get(plain), VALUES.get(plain)) if other in there]
     slips = difflib.get_close_matches(plain, there, n=len(there) or 1, cutoff=0.6)
@@ -126,7 +126,7 @@ def meant(name: str, there: Sequence[str]) -> str:
 
 
 def _is_slip(name: str, other: str) -> bool:
-    """Whether a name has the words of another, but for a slip in some, or a letter or two in all of it."""
+    """Return whether a name differs from another only by typos in some words, or by a letter or two."""
     words, others = WORD.split(name), WORD.split(other)
     alike = [sorted(one) == sorted(two) or _ratio(one, two) >= ALIKE for one, two in zip(words, others)]
     return (len(words) == len(others) and all(alike)) or _ratio(name, other) >= NEARLY
@@ -137,6 +137,6 @@ def _ratio(one: str, two: str) -> float:
 
 
 def _same_end(name: str, there: Sequence[str]) -> list[str]:
-    """The one key of this name in another group, if there is but one."""
+    """Return the key of this name in another group, if there is exactly one."""
     ends = [other for other in there if other.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
     return ends if len(ends) == 1 else []

@@ -1,9 +1,9 @@
 """Options as frozen dataclasses, read from the flat dictionary that Flower calls a run config.
 
-A field made by `option` knows its default and its bounds. `schema` lists the options of a dataclass
-under their run-config keys (kebab-case, dots for groups), `read` checks a flat dictionary against such
-a list and reports *all* problems at once, `build` makes the dataclass. Schemas of several dataclasses
-combine by `|`, which is how every strategy brings options of its own.
+A field made with `option` has a default and bounds. `schema` lists the options of a dataclass by run-config key
+(kebab-case, dots for groups), `read` checks a flat dictionary against such a list and reports *all* problems at once,
+and `build` makes the dataclass. Schemas of several dataclasses combine with `|`; in this way every strategy adds its
+own options.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot run; the message lists every problem. All of it may be told to whoever sent the
-    configuration: keys and values are theirs."""
+    """A configuration that cannot run. The message lists every problem, and may be sent to the author of the
+    configuration: it quotes only their keys and values."""
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
@@ -34,8 +34,8 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Option:
-    """One run-config key: its type, its default what it accepts and what it
-    means (`doc`); `empty` is the word for a list without items."""
+    """One run-config key: its type, its default, the values it accepts and its meaning (`doc`). `empty` is the word for
+    a list without items."""
 
     type: Any
     default: Any
@@ -47,7 +47,7 @@ class Option:
     doc: str = ""
 
     def parse(self, value: object) -> Any:
-        """The value in this option's type; ValueError says what would be accepted instead."""
+        """Return the value in this option's type. Raises ValueError, which says what is accepted."""
         value = self._typed(value)
         if self.choices and value not in self.choices:
             hint = meant(str(value), self.choices)
@@ -58,7 +58,7 @@ class Option:
         return value
 
     def flat(self, value: Any) -> Scalar:
-        """The value as Flower can carry it: tuples become text."""
+        """Return the value as Flower can send it: tuples become text."""
         if value == () and self.empty:
             return self.empty
         if isinstance(value, tuple):
@@ -110,7 +110,7 @@ _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def _shown(value: object) -> str:
-    """A value of the wrong type, in the spelling of TOML."""
+    """Return a value of the wrong type, in TOML spelling."""
     return (
         str(value).lower() if isinstance(value, bool) else f"text '{value}'" if isinstance(value, str) else str(value)
     )
@@ -126,37 +126,38 @@ def option(
     empty: str = "",
     doc: str = "",
 ) -> Any:
-    """Return a dataclass field that is a run-config key. `doc` says what it means, in which unit and range: it is the
-    comment of the key in pyproject.toml, and its line in the documentation."""
+    """Return a dataclass field that is a run-config key. `doc` is its meaning with unit and range: the comment of the
+    key in pyproject.toml, and its line in the documentation."""
     limits = {"choices": choices, "low": low, "high": high, "separator": separator, "empty": empty, "doc": doc}
     return field(default=default, metadata={"option": limits})
 
 
 def group(cls: type[T]) -> Any:
-    """A dataclass field that is a group of keys (a table in TOML)."""
+    """Return a dataclass field that is a group of keys (a table in TOML)."""
     return field(default_factory=cls, metadata={"group": cls})
 
 
 class Axis(Protocol):
-    """Extensions of one kind: each is a file, found by its name."""
+    """Extensions of one kind, one file each, found by name."""
 
     def names(self) -> list[str]:
-        """Return the names of all of them."""
+        """Return the names of all extensions."""
 
     def load(self, name: str) -> type:
-        """Return the dataclass in the file of one."""
+        """Return the dataclass of an extension."""
 
 
 def chosen(axis: Axis, default: str, *, doc: str = "") -> Any:
-    """Return a dataclass field that is an extension of `axis`, by default the one named `default`. Its key takes a
-    name. The options of all extensions are keys: in the table that `table` of their class names, else in one of their
-    name.
+    """Return a dataclass field that is an extension of `axis`, by default the one named `default`.
+
+    The value of its key is a name. The options of all extensions are keys too, in the table that their class names by
+    `table`, else in a table of the extension's name.
     """
     return field(default_factory=lambda: axis.load(default)(), metadata={"axis": axis, "default": default, "doc": doc})
 
 
 def key_of(name: str) -> str:
-    """The run-config key of a Python name."""
+    """Return the run-config key of a Python name."""
     return name.replace("_", "-")
 
 
@@ -180,18 +181,18 @@ def schema(cls: type, prefix: str = "") -> Schema:
 
 
 def _table(axis: Axis, name: str) -> str:
-    """Return what the keys of an extension's options begin with."""
+    """Return the prefix of the keys of an extension's options."""
     return f"{getattr(axis.load(name), 'table', '') or name}."
 
 
 def _limits(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an option accepts, with its choices of this moment: extensions may be added."""
+    """Return the values an option accepts, with its current choices: extensions may be added."""
     choices = said["choices"]
     return {**said, "choices": tuple(choices()) if callable(choices) else choices}
 
 
 def read(flat: Mapping[str, object], keys: Schema) -> tuple[dict[str, Any], list[str]]:
-    """Parsed values (defaults where a key is absent) and every problem found."""
+    """Return the parsed values (defaults for absent keys) and every problem."""
     values, problems = {key: item.default for key, item in keys.items()}, []
     for key, value in flat.items():
         if key not in keys:
@@ -205,12 +206,12 @@ def read(flat: Mapping[str, object], keys: Schema) -> tuple[dict[str, Any], list
 
 
 def unknown(key: str, keys: Mapping[str, Option]) -> str:
-    """What to say of a key that does not exist."""
+    """Return the problem of a key that does not exist."""
     return f"there is no key '{key}'{meant(key, tuple(keys))}"
 
 
 def build(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
-    """The dataclass whose options are `values`, as `read` gives them."""
+    """Return the dataclass whose options are `values`, as `read` returns them."""
     arguments = {}
     for part in dataclasses.fields(cls):  # type: ignore[arg-type]
         key = prefix + key_of(part.name)
@@ -225,15 +226,15 @@ def build(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
 
 
 def flatten(config: Any, prefix: str = "", *, changed_only: bool = False) -> Flat:
-    """Return the flat dictionary of a dataclass; of extensions, the options of those that are chosen. With
-    `changed_only`, just what differs from the defaults."""
+    """Return the flat dictionary of a dataclass, with the options of the chosen extensions only. With `changed_only`,
+    return only values that differ from the defaults."""
     keys = schema(type(config), prefix)
     values = _values(config, prefix)
     return {key: keys[key].flat(value) for key, value in values if not changed_only or value != keys[key].default}
 
 
 def _values(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Yield key and value of every option, in the order of the fields."""
+    """Yield the key and value of every option, in the order of the fields."""
     for part in dataclasses.fields(config):
         key, value = prefix + key_of(part.name), getattr(config, part.name)
         if "group" in part.metadata:

@@ -1,1 +1,1 @@
-"""Files of strangers, read within bounds."""
+"""Files from untrusted sources, read within limits."""

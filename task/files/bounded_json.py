@@ -1,18 +1,18 @@
-"""JSON that somebody else wrote: read with a bound on its depth, and one kind of error."""
+"""Untrusted JSON: read with a limit on its depth, and one class of error."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-DEEPEST = 64  # tables and lists in each other
+DEEPEST = 64  # levels of nested tables and lists
 
 
 class JSONError(ValueError):
-    """A file that holds no JSON that is read here."""
+    """A file that is not JSON, or nested too deeply."""
 
 
 def read_json(path: Path) -> Any:
-    """Return what a file holds. Raises JSONError, which names no path."""
+    """Return the content of a file. Raises JSONError, which names no path."""
     try:
         found = json.loads(path.read_bytes())
     except RecursionError as error:

@@ -1,7 +1,7 @@
-"""What a base may contain: files of these names, none too large, none that leads out of its folder.
+"""The files a base may contain: of these names, none too large, none linked to a place outside its folder.
 
-A base may come from a server or a hub that nobody can vouch for. Whoever reads one goes through `listed` and
-`weights`; what libraries read of it is in `task.files.shown`.
+A base may come from an untrusted server or hub. All code that reads one uses `listed` and `weights`; `task.files.shown`
+is what libraries read.
 """
 
 import re
@@ -18,7 +18,7 @@ from task.files.pointer import CURE, is_pointer
 MB = 2**20
 CONFIG, INDEX, TOKENIZER = "config.json", "model.safetensors.index.json", "tokenizer.json"
 WHOLE, SHARD = "model.safetensors", re.compile(r"model-\d{5,6}-of-\d{5,6}\.safetensors")
-# Settings, which libraries follow key by key, and what one of them may have in bytes.
+# Settings, which libraries interpret key by key, and the largest size of each in bytes.
 SETTINGS = {
     CONFIG: 8 * MB,
     "generation_config.json": MB,
@@ -28,7 +28,7 @@ SETTINGS = {
     "preprocessor_config.json": MB,
     "processor_config.json": MB,
 }
-# Content, which is read as it is.
+# Content, which is read as data.
 CONTENT = {
     INDEX: 64 * MB,
     TOKENIZER: 128 * MB,
@@ -44,16 +44,16 @@ CONTENT = {
     "chat_template.jinja": MB,
 }
 WANTED = [*SETTINGS, *CONTENT, WHOLE, "model-*-of-*.safetensors"]  # the same, as patterns for the hub
-ADAPTER, ADAPTED = "adapter_config.json", "adapter_model.safetensors"  # of peft, for a base elsewhere
+ADAPTER, ADAPTED = "adapter_config.json", "adapter_model.safetensors"  # peft's files; the adapter's base is elsewhere
 UNUSABLE = "a base that cannot be used; only this node's own log says why"
 LIMITS = SETTINGS | CONTENT
-STACKED = re.compile(r"layer|depth|block|stage|label")  # in keys of config.json: how often something is built
-MOST = 2**16  # such things
+STACKED = re.compile(r"layer|depth|block|stage|label")  # in keys of config.json that count repeated parts
+MOST = 2**16  # the largest such count
 
 
 class BaseError(ValueError):
-    """A base that cannot be found or used. The message says where it was looked for and is for this machine; `public`
-    is what others may know: no path, and nothing that only this disk has."""
+    """A base that cannot be found or used. The message names paths and is for this machine only; `public` is for
+    others: no path, and nothing that only this disk has."""
 
     def __init__(self, message: str, public: str = UNUSABLE) -> None:
         super().__init__(message)
@@ -61,7 +61,7 @@ class BaseError(ValueError):
 
     @classmethod
     def at(cls, path: Path, problem: str, seen: str = "") -> "BaseError":
-        """What is wrong with a file of a base; `seen` ends the message and is not public."""
+        """Return the error for a file of a base; `seen` ends the message and is not public."""
         return cls(f"{path}: {problem}{seen}", f"the base's {path.name}: {problem}")
 
 
@@ -71,20 +71,20 @@ def may_be_named(name: str) -> bool:
 
 
 def is_weights(name: str) -> bool:
-    """Return whether a file of this name holds weights, which have no size limit of their own."""
+    """Return whether a file of this name has weights, which have no size limit of their own."""
     return name == WHOLE or SHARD.fullmatch(name) is not None
 
 
 def check_size(name: str, size: int) -> None:
-    """Raise BaseError for a file that is larger than one of its name may be."""
+    """Raise BaseError for a file above the size limit of its name."""
     if size > LIMITS.get(name, size):
         raise BaseError.at(Path(name), f"it may have {LIMITS[name]} bytes", f", and has {size}")
 
 
 def listed(folder: Path) -> dict[str, Path]:
-    """Return the files that make a base, by name; what else lies in the folder is no part of it.
+    """Return the files of a base, by name; other files in the folder are ignored.
 
-    Raises BaseError for a file that leads out of the folder, is no regular file, or is too large.
+    Raises BaseError for a file that links out of the folder, is not a regular file, or is too large.
     """
     try:
         inside = sorted(path for path in folder.iterdir() if may_be_named(path.name))
@@ -96,7 +96,7 @@ def listed(folder: Path) -> dict[str, Path]:
 
 
 def check(folder: Path) -> dict[str, Path]:
-    """Return the files of a base whose settings can be read and whose weights are there, all of them safetensors.
+    """Return the files of a base, after a check that its settings can be read and all its weights are safetensors.
 
     Raises BaseError.
     """
@@ -114,7 +114,7 @@ def check(folder: Path) -> dict[str, Path]:
 
 
 def _elsewhere(folder: Path) -> str:
-    """What to do about a folder that is no base, where that can be seen."""
+    """Return what to do about a folder that is not a base, if its files show it."""
     if (folder / "tuning.json").exists():
         return ". What was tuned with adapters or visual prompts is no base: name the base that its tuning.json names"
     if (folder / ADAPTER).exists():
@@ -127,7 +127,7 @@ def _elsewhere(folder: Path) -> str:
 
 
 def settings(path: Path) -> dict[str, Any]:
-    """Return the settings in a JSON file. Raises BaseError for what is no table, or nested or counted without sense."""
+    """Return the settings in a JSON file. Raises BaseError if it is no table, too deep, or has counts above MOST."""
     found = _json(path)
     if not isinstance(found, dict):
         raise BaseError.at(path, "it holds no table of settings")
@@ -137,9 +137,9 @@ def settings(path: Path) -> dict[str, Any]:
 
 
 def weights(files: Mapping[str, Path]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor that is read from the files of a base. Raises BaseError for an index that names
-    anything but the base's own safetensors, for those that are damaged or lack a tensor, and for two sets of them."""
-    if WHOLE in files and INDEX in files:  # libraries take the first in silence, which may be the older
+    """Return the shape of every tensor in the weights of a base. Raises BaseError for an index that names other files
+    than the base's own safetensors, for damaged or incomplete safetensors, and for two sets of them."""
+    if WHOLE in files and INDEX in files:  # libraries silently take the first, which may be the older
         problem = f"has its weights twice, in {WHOLE} and in what {INDEX} names; remove one of them"
         raise BaseError(f"{files[WHOLE].parent} {problem}", f"the base {problem}")
     if WHOLE in files:
@@ -167,7 +167,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes in a safetensors file, whose header is checked against its size."""
+    """Return the shapes in a safetensors file; its header is checked against its size."""
     try:
         with safe_open(path, framework="np") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -176,9 +176,9 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def adapter(folder: Path) -> dict[str, Path]:
-    """Return the files of an adapter, where that is what a folder holds, and no model; none where it is not.
+    """Return the files of an adapter if a folder has an adapter and no model; else none.
 
-    Raises BaseError for one that is not to be read.
+    Raises BaseError for an adapter that may not be read.
     """
     if not (folder / ADAPTER).exists() or any(map(is_weights, listed(folder))):
         return {}
@@ -209,7 +209,7 @@ def _check_regular(path: Path, folder: Path) -> None:
 
 
 def _own(place: Path, folder: Path) -> bool:
-    """Whether a link's end is in the folder, or in the blobs of the repository that the folder is a snapshot of."""
+    """Return whether a link's target is in the folder, or in the hub cache's blobs if the folder is a snapshot."""
     folder = folder.resolve()
     repository = folder.parent.parent
     blobs = [repository / "blobs"] if folder.parent.name == "snapshots" else []
@@ -224,7 +224,7 @@ def _json(path: Path) -> Any:
 
 
 def _check_counts(found: Any, path: Path) -> None:
-    """Libraries make lists of these before anybody could see that the weights are far fewer."""
+    """Raise for counts above MOST: libraries build lists of that length before the weights can be compared."""
     for key, value in found.items() if isinstance(found, dict) else enumerate(found):
         if isinstance(value, dict | list):
             _check_counts(value, path)

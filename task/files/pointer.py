@@ -1,4 +1,4 @@
-"""Git LFS pointers: what a clone without Git LFS has instead of its large files."""
+"""Git LFS pointers, which a clone without Git LFS has in place of its large files."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ CURE = "it is only a Git LFS pointer, a clone without the file itself; run 'git 
 
 
 def is_pointer(path: Path) -> bool:
-    """Return whether a file is a pointer to another. Raises OSError where it cannot be read."""
+    """Return whether a file is a Git LFS pointer. Raises OSError if it cannot be read."""
     if path.stat().st_size > LARGEST:
         return False
     with path.open("rb") as file:

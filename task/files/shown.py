@@ -1,8 +1,8 @@
-"""What libraries are shown of a base: a folder of its own with the listed files, whose settings lead nowhere.
+"""The copy of a base that libraries read: only the listed files, with settings that name no other files.
 
-Settings of a model can name files: of weights, vocabularies, code, an adapter's base. Libraries follow some of these,
-others with another version. So they see settings without such keys, written again from what was checked, beside links
-to the base's own weights and tokens.
+A model's settings can name files: weights, vocabularies, code, an adapter's base. Libraries follow some of these names,
+depending on the version. Therefore they get checked settings without such keys, and links to the base's own weights and
+tokens.
 """
 
 import json
@@ -20,7 +20,7 @@ NAMING = re.compile(
     r"(^|_)(files?|paths?|dirs?|folders?|repos?|archive|url|auto_map|name_or_path|transformers_weights|custom_generate|"
     r"custom_pipelines|attn_implementation|experts_implementation)(_|$)"
 )
-# Keys whose texts are tokens, names of classes or templates, which nobody takes for paths.
+# Keys whose values are tokens, class names or templates, which no library takes for paths.
 WORDS = re.compile(r".*_tokens?(_decoder)?|id2label|label2id|content|chat_template|task_specific_params|never_split")
 PATH = re.compile(r"[/~\\].*|.*(^|[/\\])\.\.([/\\]|$).*|(file|hf|s3|gs):/.*|.*[\0\n].*", re.DOTALL)
 FETCHING = ("use_pretrained_backbone",)  # keys that ask for the weights of another model
@@ -29,7 +29,7 @@ PLAIN = ("eager", "sdpa", "flash_attention_2", "flex_attention")  # implementati
 
 @contextmanager
 def shown(base: Path) -> Iterator[Path]:
-    """Give a folder with what libraries may see of a base, as long as they read. Raises BaseError."""
+    """Yield a temporary folder with the files of a base that libraries may read. Raises BaseError."""
     with TemporaryDirectory(prefix="thistledown-base-") as folder:
         place = Path(folder)
         for name, path in listed(base).items():
@@ -41,7 +41,7 @@ def shown(base: Path) -> Iterator[Path]:
 
 
 def without_names(found: Any, path: Path) -> Any:
-    """The settings without what names files. Raises BaseError for a path under a key that is not known to name one."""
+    """Return the settings without keys that name files. Raises BaseError for a path under any other key."""
     if isinstance(found, list):
         return [without_names(value, path) for value in found]
     if isinstance(found, str) and PATH.fullmatch(found):
@@ -53,6 +53,6 @@ def without_names(found: Any, path: Path) -> Any:
 
 
 def _names_file(key: str, value: Any) -> bool:
-    """`drop_path_rate` is a number, and no path."""
+    """Return whether a key names a file. `drop_path_rate`, for example, is a number and not a path."""
     named = isinstance(value, str | list | dict) and value not in PLAIN and NAMING.search(key) is not None
     return named or key in FETCHING

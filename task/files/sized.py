@@ -1,7 +1,7 @@
-"""Building no model that is far larger than the weights it is built for.
+"""A limit on the size of a model in relation to its weights.
 
-Libraries build a model without memory for its numbers before they load weights. What is built then is counted, so that
-settings with a hidden size of 10^9 are refused before anything of that size is there.
+Libraries build a model without memory for its numbers before they load weights. The limit counts what is built then, so
+settings with a hidden size of 10^9 are refused before anything of that size exists.
 """
 
 import math
@@ -15,14 +15,14 @@ from torch.nn.modules import module as hooks
 from task.files.contents import BaseError
 
 TIMES = 4  # a tied embedding is built up to four times before it is tied
-FREE = 2**25  # numbers beside that: heads that the base lacks, positions, masks
-MODULES, SMALL = 10, 2000  # modules for every tensor of the weights, and beside them
+FREE = 2**25  # additional numbers: heads that the base lacks, positions, masks
+MODULES, SMALL = 10, 2000  # modules per tensor of the weights, and additional ones
 
 
 @contextmanager
 def no_larger_than(weights: Mapping[str, tuple[int, ...]]) -> Iterator[None]:
-    """While this lasts, this thread's modules may have `TIMES` the numbers of these shapes, and `FREE` more, in not
-    many more modules than there are tensors. Raises BaseError."""
+    """Limit the modules that this thread builds within this block: `TIMES` the numbers of these shapes plus `FREE`, in
+    not many more modules than there are tensors. Raises BaseError."""
     numbers, most = sum(map(math.prod, weights.values())), MODULES * len(weights) + SMALL
     thread, limit, seen, modules = threading.get_ident(), TIMES * numbers + FREE, 0, 0
 

@@ -1,1 +1,1 @@
-"""What can be learned, one task kind a file: model class and head, columns, encoding, loss and metrics."""
+"""What is learned: one task kind per file, with model class and head, columns, encoding, loss and metrics."""

@@ -1,4 +1,4 @@
-"""What a task kind is: all that depends on what is learned. The defaults classify rows."""
+"""The base class of task kinds. A kind has everything that depends on what is learned. The defaults classify rows."""
 
 import math
 from abc import ABC, abstractmethod
@@ -20,16 +20,15 @@ from task.data.sources.base import Source
 if TYPE_CHECKING:
     from torch import nn
 
-EVALUATION_ROWS = 256  # that are scored at a time
-LARGEST_EXPONENT = 100.0  # nats; no larger loss is raised to a perplexity, which would overflow
-LARGEST_LOSS = 1e6  # nats: a model that guesses has the logarithm of its classes or words, a ruined one thousands
+EVALUATION_ROWS = 256  # rows scored at a time
+LARGEST_EXPONENT = 100.0  # nats; a larger loss is cut to this, because its perplexity would overflow
+LARGEST_LOSS = 1e6  # nats: guessing gives the logarithm of the number of classes or words, a ruined model thousands
 Positions = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that an evaluation measures: what people call it, the values that it can have, and whether the best is
-    the lowest."""
+    """A number that an evaluation measures: its title, the range of its values, and whether lower is better."""
 
     title: str
     low: float = 0.0
@@ -43,46 +42,46 @@ PERPLEXITY = Metric("perplexity", 1.0, math.exp(LARGEST_EXPONENT), lowest=True)
 
 
 class Encoder(Protocol):
-    """What makes model inputs of rows, for one base."""
+    """An encoder of rows as model inputs, for one base."""
 
     def recipe(self) -> object:
-        """Return all that the inputs depend on, beside the rows."""
+        """Return everything but the rows that the inputs depend on."""
 
     def write(self, folder: Path, part: str, raw: Raw, rows: Positions) -> tuple[str, ...]:
-        """Prepare these rows of a part; return sentences on what was cut. Raises DataError for a row that cannot be."""
+        """Prepare these rows of a part; return notices on what was cut. Raises DataError for a bad row."""
 
     def read(self, folder: Path, part: str) -> Inputs:
-        """Return what `write` prepared, mapped into memory."""
+        """Return the inputs that `write` prepared, mapped into memory."""
 
 
 @dataclass(frozen=True)
 class Kind(TaskKind, ABC):
-    """A kind of task. Its name is the name of its file, which is the value of `task.kind`."""
+    """A task kind. Its name is the name of its file, which is the value of `task.kind`."""
 
     # ------------------------------------------------------------------ declarations
     auto_class: ClassVar[str]  # the class of transformers that loads a base
     peft_auto_class: ClassVar[str]  # the class of peft that loads a base with its adapter
-    peft_task_type: ClassVar[str]  # peft's word for it; empty: it has none
-    pipeline: ClassVar[str]  # of transformers, which runs a tuned model
-    images: ClassVar[bool] = False  # the inputs are images; else texts
-    input_noun: ClassVar[str] = "a text"  # what an input is called
+    peft_task_type: ClassVar[str]  # peft's task type; empty: peft has none
+    pipeline: ClassVar[str]  # the transformers pipeline that runs a tuned model
+    images: ClassVar[bool] = False  # the inputs are images, otherwise texts
+    input_noun: ClassVar[str] = "a text"  # the noun for an input in messages
     base_noun: ClassVar[str] = "a text model"
     data_noun: ClassVar[str] = "text data"
-    drawn_head: ClassVar[bool] = True  # a head has one output for each of data.labels, and may be drawn at random
-    row_labels: ClassVar[bool] = True  # a row can have one label, by which data can be divided
+    drawn_head: ClassVar[bool] = True  # the head has one output per label of data.labels, and may be drawn at random
+    row_labels: ClassVar[bool] = True  # a row can have one label, and data can be divided by it
     per_token: ClassVar[bool] = False  # tokens are learned and counted, not rows
-    problem_type: ClassVar[str] = "single_label_classification"  # of transformers' settings; empty: they have none
+    problem_type: ClassVar[str] = "single_label_classification"  # in transformers' settings; empty: none
     metrics: ClassVar[Mapping[str, Metric]] = {"accuracy": ACCURACY, "loss": LOSS}
-    chosen_by: ClassVar[str] = "accuracy"  # the metric that the best round is chosen by
+    chosen_by: ClassVar[str] = "accuracy"  # the metric that selects the best round
 
     @property
     def name(self) -> str:
-        """The key it is chosen by: the name of its file."""
+        """Return the name of its file, which is the value of `task.kind`."""
         return type(self).__module__.rsplit(".", 1)[-1].replace("_", "-")
 
     # ------------------------------------------------------------------ settings
     def problems(self, config: TaskConfig) -> list[str]:
-        """Return what is wrong between this kind and the settings."""
+        """Return the conflicts between this kind and the settings."""
         found = []
         if not self.images and config.model.name == EMBEDDED_MODEL:
             found.append(f"model.name = 'embedded' is a model of images; name {self.base_noun} for {self._key}")
@@ -96,11 +95,11 @@ class Kind(TaskKind, ABC):
         return found
 
     def shaping(self, data: Data) -> Data:
-        """Return the settings of data that shape the model; all others at their defaults."""
+        """Return the data settings that shape the model; all others at their defaults."""
         return Data(labels=data.labels) if self.drawn_head else Data()
 
     def resolve(self, data: Data) -> Data:
-        """Return the settings of data with all that a run fills in when it starts, apart from labels."""
+        """Return the data settings with the values that a run fills in when it starts, except labels."""
         return data
 
     @property
@@ -108,7 +107,7 @@ class Kind(TaskKind, ABC):
         return f"task.kind = '{self.name}'"
 
     def _without_data(self, config: TaskConfig) -> list[str]:
-        """What keeps a run of texts from going without data on the server, where none is named."""
+        """Return why a run on texts cannot go without data on the server, if no data is named."""
         if not config.data.partitioner.own_rows:
             return [f"data.name = 'digits' are images; name {self.data_noun} for {self._key}"]
         found = []
@@ -124,15 +123,15 @@ class Kind(TaskKind, ABC):
     # ------------------------------------------------------------------ data
     @abstractmethod
     def columns(self, data: Data) -> dict[str, str]:
-        """Return the columns that inputs are made of, each with the key that names it."""
+        """Return the input columns, each with the key that names it."""
 
     def required(self, data: Data) -> list[str]:
-        """Return those of `columns` that data must have: all of them."""
+        """Return the columns that data must have: all of `columns`."""
         return list(self.columns(data))
 
     def missing(self, raw: Raw, column: str) -> NDArray[np.bool_]:
-        """Return which rows (N,) have nothing in an input column: of texts, no sign that shows. Raises DataError for a
-        value that is no text."""
+        """Return which rows (N,) are empty in an input column; a text without visible characters is empty. Raises
+        DataError for a value that is not a text."""
         empty = np.zeros(len(raw), bool)
         for row, value in enumerate(raw.values(column)):
             empty[row] = blank(value)
@@ -143,10 +142,9 @@ class Kind(TaskKind, ABC):
     def labels_of(
         self, raw: Raw, column: str, given: Sequence[str], rows: Positions, by_position: bool | None, most: int = 0
     ) -> Labels:
-        """Return the label names, those `given` if any, and the label of every row, as `label_codes` reads them.
+        """Return the label names, those `given` if any, and the label of every row, as `label_codes` does.
 
-        `most` is how many different labels a column may have (0: any number), as `check_few` says. Raises
-        DataError.
+        `most` is the largest number of different labels in a column (0: any), as in `check_few`. Raises DataError.
         """
         if most:
             check_few(raw, column, most, rows)
@@ -155,20 +153,20 @@ class Kind(TaskKind, ABC):
 
     @abstractmethod
     def encoder(self, base: Path, data: Data, labels: tuple[str, ...], source: Source) -> Encoder:
-        """Return what makes inputs of the rows of a source, for the model in folder `base`. Raises DataError, BaseError
-        where the base does not say how."""
+        """Return the encoder for the rows of a source and the model in folder `base`. Raises DataError or BaseError if
+        the base lacks the files for it."""
 
     @abstractmethod
     def stand_in(self, data: Data) -> dict[str, list[object]]:
-        """Return two rows, by column, that stand in for those of nodes: the shortest, and one of data.max-length."""
+        """Return two placeholder rows for those of nodes, by column: the shortest, and one of data.max-length."""
 
     def explained(self, base: Path, data: Data, rows: Rows) -> Iterator[str]:
-        """Yield lines for `thistledown check` on the inputs of the train part: none."""
+        """Yield lines for `thistledown check` on the inputs of the train part. The default yields none."""
         yield from ()
 
     # ------------------------------------------------------------------ model
     def model_settings(self, labels: tuple[str, ...]) -> dict[str, Any]:
-        """Return what the model's config.json must say of its head."""
+        """Return the settings of the head for the model's config.json."""
         settings = {
             "num_labels": len(labels),
             "id2label": dict(enumerate(labels)),
@@ -177,7 +175,7 @@ class Kind(TaskKind, ABC):
         return settings | ({"problem_type": self.problem_type} if self.problem_type else {})
 
     def check_model(self, module: Any, name: str) -> None:
-        """Raise BaseError where the model of base `name`, once loaded, cannot learn this: never."""
+        """Raise BaseError if the loaded model of base `name` cannot learn this task. The default never raises."""
 
     # ------------------------------------------------------------------ quality
     def evaluate(self, module: "nn.Module", rows: Rows, device: str, at_once: int = 1) -> dict[str, float]:
@@ -197,5 +195,5 @@ class Kind(TaskKind, ABC):
         return {"loss": math.fsum(losses) / len(rows), "accuracy": sum(correct) / len(rows)}
 
     def guessing(self, labels: Sequence[str]) -> dict[str, float]:
-        """Return the metrics of who guesses, as far as they are known."""
+        """Return the metrics of random guessing, as far as they are known."""
         return {"accuracy": 1 / max(2, len(labels)), "loss": math.log(max(2, len(labels)))}

@@ -1,4 +1,4 @@
-"""Completions, by a language model that predicts each token from those before it."""
+"""Completions by a language model, which predicts each token from the tokens before it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CausalLM(Kind):
-    """A row is an instruction, perhaps an input, and an output. The output and an end token are learned, given all
-    before; without instructions outputs are learned whole. Labels, where there are any, are categories that data is
-    divided by."""
+    """Causal language modelling. A row is an instruction, an optional input, and an output. The output and an end token
+    are learned, given everything before; without instructions the whole output is learned. Labels, if any, are
+    categories that data is divided by."""
 
     auto_class = "AutoModelForCausalLM"
     peft_auto_class = "AutoPeftModelForCausalLM"
@@ -41,7 +41,7 @@ class CausalLM(Kind):
     chosen_by = "loss"
 
     def problems(self, config: TaskConfig) -> list[str]:
-        """Return what is wrong, the share of completions among it."""
+        """Return the problems, including those of the length of completions."""
         found, data = super().problems(config), config.data
         if data.max_completion_length >= data.max_length:
             found.append(
@@ -51,7 +51,7 @@ class CausalLM(Kind):
         return found
 
     def resolve(self, data: Data) -> Data:
-        """Return the settings with the day that chat templates are told, which a resumed run keeps."""
+        """Return the settings with the date for chat templates, which a resumed run keeps."""
         return data if data.date else replace(data, date=date.today().isoformat())
 
     def columns(self, data: Data) -> dict[str, str]:
@@ -59,13 +59,13 @@ class CausalLM(Kind):
         return Columns.of(data).keys()
 
     def required(self, data: Data) -> list[str]:
-        """Return those that data must have: an input is only missed where somebody has named its column."""
+        """Return the columns that data must have. The input column is required only if the user has named it."""
         return Columns.of(data).required
 
     def labels_of(
         self, raw: Raw, column: str, given: Sequence[str], rows: Positions, by_position: bool | None, most: int = 0
     ) -> Labels:
-        """Return the categories of rows: one is enough, and none is learned."""
+        """Return the categories of rows. They are not learned, so one is enough."""
         return labelled(raw, column, category_names(raw, column, given, rows), rows, by_position)
 
     def encoder(self, base: Path, data: Data, labels: tuple[str, ...], source: Source) -> Encoder:
@@ -81,7 +81,7 @@ class CausalLM(Kind):
         return outputs | asked
 
     def explained(self, base: Path, data: Data, rows: Rows) -> Iterator[str]:
-        """Yield how many tokens are given and learned, and what makes the prompts."""
+        """Yield the number of given and of learned tokens, and the source of the prompts."""
         inputs, encoder = rows.inputs, CompletionEncoder.of(base, data)
         assert isinstance(inputs, Completions)
         whole, given = int(inputs.tokens.lengths.sum()), int(inputs.prompts.sum())
@@ -90,14 +90,14 @@ class CausalLM(Kind):
         yield f"          at most {encoder.max_length} a row{share}"
 
     def check_model(self, module: Any, name: str) -> None:
-        """Raise BaseError for what loads as a causal model and is none: one that sees the tokens to come has nothing to
-        predict."""
+        """Raise BaseError for a model that loads as a causal model and is not one: a model that sees future tokens has
+        nothing to predict."""
         import torch
 
         module.eval()
         with torch.no_grad():
             one, other = (module(input_ids=torch.tensor([[0, following]])).logits[0, 0] for following in (1, 2))
-        near = torch.finfo(one.dtype).eps ** 0.5 * float(one.abs().max())  # equal, but for experts batched otherwise
+        near = torch.finfo(one.dtype).eps ** 0.5 * float(one.abs().max())  # experts may be batched differently
         if float((one - other).abs().max()) > near:
             problem = "sees the tokens that it shall predict; task.kind = 'causal-lm' needs a causal language model"
             raise BaseError(f"model.name = '{name}' {problem}", f"the base {problem}")
@@ -110,5 +110,5 @@ class CausalLM(Kind):
         return score_tokens(module, rows, device, at_once)
 
     def guessing(self, labels: Sequence[str]) -> dict[str, float]:
-        """Return nothing: who guesses words knows how often each occurs."""
+        """Return no metrics: a guess of words would depend on how often each word occurs."""
         return {}

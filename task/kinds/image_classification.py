@@ -1,4 +1,4 @@
-"""Images, each with one label."""
+"""Image classification: images with one label each."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ CHECKS = [[0, 255], [255, 0]]  # pixels of an image
 
 @dataclass(frozen=True)
 class ImageClassification(Kind):
-    """Images become what the base's own processor makes of them; the head has an output for each label."""
+    """Image classification. The base's own processor prepares the images; the head has one output per label."""
 
     auto_class = "AutoModelForImageClassification"
     peft_auto_class = "AutoPeftModel"
@@ -32,7 +32,7 @@ class ImageClassification(Kind):
         return {data.image_column: "data.image-column"}
 
     def missing(self, raw: Raw, column: str) -> NDArray[np.bool_]:
-        """Return which rows have no image, without reading one."""
+        """Return which rows have no image, without reading any."""
         return raw.missing(column)
 
     def encoder(self, base: Path, data: Data, labels: tuple[str, ...], source: Source) -> Encoder:

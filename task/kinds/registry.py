@@ -1,4 +1,4 @@
-"""Task kinds by name: each is one file, and the file's name is its key."""
+"""Task kinds by name. Each is one file of this folder, and the file's name is the value of `task.kind`."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -14,22 +14,22 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Kind:
-    """Return the task kind of a name. Raises ConfigError where there is none."""
+    """Return the task kind of a name. Raises ConfigError if there is none of this name."""
     return _made(extensions.load(KINDS, name, Kind))  # type: ignore[type-abstract]
 
 
 def of(config: TaskConfig) -> Kind:
-    """Return the task kind that a configuration names. Raises ConfigError where there is none."""
+    """Return the task kind that a configuration names. Raises ConfigError if there is none of this name."""
     return load(config.task.kind)
 
 
 def every() -> Iterator[Kind]:
-    """Return all task kinds, by name."""
+    """Yield all task kinds, in the order of their names."""
     return map(load, names())
 
 
 def by_peft(task_type: str) -> Kind:
-    """Return the kind that peft calls so; where it has no such word, the one that peft has no word for."""
+    """Return the kind of a peft task type; for an unknown type, the kind that has no peft task type."""
     found = {kind.peft_task_type: kind for kind in every()}
     return found.get(task_type, found[""])
 

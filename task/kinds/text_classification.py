@@ -1,4 +1,4 @@
-"""Texts, each with one label."""
+"""Text classification: texts with one label each."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from task.kinds.base import Encoder, Kind
 
 @dataclass(frozen=True)
 class TextClassification(Kind):
-    """Texts become token ids of the base's tokenizer; the head has an output for each label."""
+    """Text classification. The base's tokenizer encodes the texts; the head has one output per label."""
 
     auto_class = "AutoModelForSequenceClassification"
     peft_auto_class = "AutoPeftModelForSequenceClassification"

@@ -1,1 +1,1 @@
-"""A node's or server's folder of what may be made again: bases, prepared rows."""
+"""The store: a folder of a node or server with things that can be made again, such as bases and prepared rows."""

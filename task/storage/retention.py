@@ -1,7 +1,7 @@
-"""How much a store may hold, and what goes first: prepared rows that were not used for longest.
+"""The size limit of a store. The prepared rows that were unused for longest are removed first.
 
-Nothing else is removed by itself here. What can only be lost, such as an account of privacy, is no part of it; bases
-stay until their owner removes them (`thistledown purge`).
+Nothing else is removed automatically. Things that cannot be made again, such as a privacy account, are not in a store.
+Bases stay until their owner removes them (`thistledown purge`).
 """
 
 import logging
@@ -15,33 +15,33 @@ from task.storage import seal
 from task.storage.store import Store
 
 LOG = logging.getLogger("flwr")
-ROWS = ("data", "indexes", "splits")  # kinds that are made again from what is still there
-LIMIT = 64 * 10**9  # bytes of such rows in a store that has no limit of its own
-RECENT = 3600  # seconds for which what was used stays: another process may just be about to read it
+ROWS = ("data", "indexes", "splits")  # kinds that can be made again from local data
+LIMIT = 64 * 10**9  # bytes of prepared rows in a store without a limit of its own
+RECENT = 3600  # seconds after its last use in which nothing is removed: another process may be about to read it
 
 
 @dataclass(frozen=True)
 class Kept:
-    """One thing in a store."""
+    """An item of a store."""
 
     kind: str
     key: str
     path: Path
     bytes: int
     used: float  # when it was last used, in seconds since the epoch
-    source: str  # what it was made from, as far as that is known
+    source: str  # what it was made from, if known
 
 
 def inventory(store: Store) -> list[Kept]:
-    """Return all things in a store, those first that were not used for longest."""
+    """Return all items of a store, least recently used first."""
     found = [thing for folder in _folders(store.root) for thing in _things(folder)]
     return sorted(found, key=lambda thing: (thing.used, thing.kind, thing.key))
 
 
 def trim(store: Store, coming: int = 0) -> int:
-    """Remove prepared rows that were not used for longest, until `coming` bytes more are within the store's limit.
+    """Remove the least recently used prepared rows until `coming` more bytes fit into the store's limit.
 
-    Return how many bytes are still too many. A store without a limit has one for prepared rows alone.
+    Return the number of bytes still above the limit. A store without a limit has one for prepared rows only.
     """
     things = inventory(store)
     counted = things if store.limit else [thing for thing in things if thing.kind in ROWS]

@@ -1,4 +1,4 @@
-"""What is said where a disk is full: which folder there is no room in, and what to do."""
+"""The error for a full disk: the folder without room, and what to do."""
 
 import errno
 import os
@@ -16,21 +16,21 @@ GIGABYTE = 1e9
 
 
 class NoRoom(RuntimeError):
-    """A disk that is full; the message is one sentence that names the folder."""
+    """A full disk. The message is one sentence that names the folder."""
 
     public = "there is no room left on a disk"
 
 
 def is_full(error: BaseException) -> bool:
     """Return whether the error says that there is no room."""
-    if isinstance(error, SafetensorError):  # it is written by Rust, which has the number in its text
+    if isinstance(error, SafetensorError):  # raised from Rust, with the error number in its text
         said = re.search(r"os error (\d+)", str(error))
         return said is not None and int(said[1]) in FULL
     return isinstance(error, OSError) and error.errno in FULL
 
 
 def sentence(error: BaseException, place: Path) -> str:
-    """Return what to tell of an error for which `is_full`: where it happened (else `place`), how much is free there."""
+    """Return the message for a full disk: the folder of the error (else `place`), and the free space there."""
     name = getattr(error, "filename", None)
     folder = Path(name).parent if isinstance(name, str) else place
     try:
@@ -44,7 +44,7 @@ def sentence(error: BaseException, place: Path) -> str:
 
 
 def append(file: FileIO, text: str) -> None:
-    """Append all of a text to an unbuffered file, or nothing of it."""
+    """Append all of a text to an unbuffered file, or nothing."""
     size = file.seek(0, os.SEEK_END)
     left = text.encode()
     try:
@@ -57,7 +57,7 @@ def append(file: FileIO, text: str) -> None:
 
 @contextmanager
 def room(place: Path) -> Iterator[None]:
-    """Within this, a full disk raises NoRoom; `place` is named where the error names no file."""
+    """Raise NoRoom for a full disk within this block. `place` is named if the error names no file."""
     try:
         yield
     except (OSError, SafetensorError) as error:

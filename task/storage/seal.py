@@ -1,6 +1,7 @@
-"""Hashes of a folder's files, kept beside them, that find what has rotted on the disk.
+"""Hashes of a folder's files, stored with them, to detect files damaged on the disk.
 
-They are fast ones: nobody is kept from writing files and hashes of his own. A folder is looked at once a process.
+They are fast, not cryptographic: they do not stop anybody from writing other files and hashes. A folder is checked
+once per process.
 """
 
 import json
@@ -13,11 +14,11 @@ import xxhash
 
 SEAL = ".seal.json"
 CHUNK = 2**22  # bytes read at once
-_whole: dict[Path, tuple[int, int]] = {}  # folders that this process has found whole: inode and time of their seals
+_whole: dict[Path, tuple[int, int]] = {}  # folders found whole by this process: inode and time of their seals
 
 
 def write(folder: Path, source: str = "") -> None:
-    """Keep size and hash of every file of a folder, and what it was made from."""
+    """Write the size and hash of every file of a folder, and what it was made from."""
     files = {path.name: [path.stat().st_size, _hash(path)] for path in _files(folder)}
     draft = folder / f"{SEAL}.part"
     draft.write_text(json.dumps({"from": source, "made": time.time(), "files": files}), encoding="utf-8")
@@ -25,12 +26,12 @@ def write(folder: Path, source: str = "") -> None:
 
 
 def sealed(folder: Path) -> bool:
-    """Return whether there are hashes of a folder; an earlier version wrote none."""
+    """Return whether a folder has hashes; an earlier version wrote none."""
     return (folder / SEAL).exists()
 
 
 def about(folder: Path) -> dict[str, Any]:
-    """Return what was kept of a folder: `from`, `made`, `files`; nothing where it cannot be read."""
+    """Return what is recorded of a folder: `from`, `made`, `files`; empty if it cannot be read."""
     try:
         found = json.loads((folder / SEAL).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -39,7 +40,7 @@ def about(folder: Path) -> dict[str, Any]:
 
 
 def problem(folder: Path) -> str:
-    """Return what is wrong with a folder's files, in a sentence; empty where they are as they were written."""
+    """Return the problem of a folder's files, in a sentence; empty if they are as written."""
     try:
         found = (folder / SEAL).stat()
     except OSError:

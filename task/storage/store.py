@@ -1,9 +1,8 @@
-"""Where a process keeps what it should not make or fetch twice: bases, prepared data, splits.
+"""The store of a process: bases, prepared data and splits that should not be made or fetched twice.
 
-A server and the nodes on the same machine have stores of their own (`server/` and `node/`), so that a
-simulation moves the base over the wire exactly as a deployment does. The folder is
-`$THISTLEDOWN_CACHE`, else `$XDG_CACHE_HOME/thistledown`, else `~/.cache/thistledown`; a node may name its own
-with `store-path` in its node config. Nothing in a message can name a path.
+The server and the nodes on one machine have separate stores (`server/` and `node/`), so a simulation sends the base
+over the wire exactly as a deployment does. The folder is `$THISTLEDOWN_CACHE`, else `$XDG_CACHE_HOME/thistledown`, else
+`~/.cache/thistledown`; a node may name its own with `store-path` in its node config. No message can name a path.
 """
 
 import hashlib
@@ -24,20 +23,20 @@ from task.storage import seal
 from task.storage.room import is_full, sentence
 
 LOG = logging.getLogger("flwr")
-USED = ("bases", "data", "embedded", "indexes", "splits")  # kinds of which it is noted when they were last used
+USED = ("bases", "data", "embedded", "indexes", "splits")  # kinds whose last use is recorded
 
 
 class StoreError(OSError):
-    """A store that cannot be written."""
+    """A store that is not writable."""
 
     public = "the node's store cannot be written"
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder with one subfolder per kind of thing, each holding folders named by a hash.
+    """A folder with one subfolder per kind of item; each has folders named by a hash.
 
-    `limit` is what it may hold in bytes, 0 for any number: see `task.storage.retention`.
+    `limit` is its largest size in bytes, 0 for any: see `task.storage.retention`.
     """
 
     root: Path
@@ -45,27 +44,27 @@ class Store:
 
     @property
     def id(self) -> str:
-        """The name of this store, drawn once: nodes that share a disk share it."""
+        """Return the name of this store, drawn once: nodes that share a disk share it."""
         with self.made("id", "store") as folder:
             if folder is not None:
                 (folder / "id").write_text(uuid.uuid4().hex)
         return (self.root / "id" / "store" / "id").read_text()
 
     def path(self, kind: str, key: str) -> Path:
-        """Where the thing of this kind and key is, or would be."""
+        """Return the path of the item of this kind and key, whether it exists or not."""
         return self.root / kind / key
 
     def holds(self, kind: str, key: str) -> bool:
-        """Return whether the thing of this kind and key is there, as it was made.
+        """Return whether the item of this kind and key exists, undamaged.
 
-        It is looked at once a process. What is damaged is removed, and that is said: it can be made or fetched again.
+        It is checked once per process. A damaged item is removed with a warning: it can be made or fetched again.
         """
         place = self.path(kind, key)
         if not place.exists():
             return False
         problem = seal.problem(place)
         if problem:
-            if place.exists():  # else another process has removed it
+            if place.exists():  # otherwise another process has removed it
                 LOG.warning("%s; it is removed from the store, to be made or fetched again", problem)
             self.remove(kind, key)
             return False
@@ -75,7 +74,7 @@ class Store:
         return True
 
     def remove(self, kind: str, key: str) -> None:
-        """Remove a thing: under its name it is gone at once, and who has it mapped keeps it."""
+        """Remove an item: its name is gone at once, and processes that have it mapped keep it."""
         place = self.path(kind, key)
         gone = place.with_name(f".{key[:16]}-{uuid.uuid4().hex}")
         try:
@@ -89,11 +88,10 @@ class Store:
 
     @contextmanager
     def made(self, kind: str, key: str, source: str = "") -> Iterator[Path | None]:
-        """Make a folder atomically: yields an empty folder to fill, or None where the thing is there already, whole.
+        """Make an item atomically: yield an empty folder to fill, or None if the item already exists, undamaged.
 
-        The folder appears under its name only when the block ends without an error, so a reader never
-        sees half of it; where two processes make the same thing, the first to finish wins. `source` says what it is
-        made from.
+        The folder gets its name only when the block ends without an error, so a reader never sees half of it. If two
+        processes make the same item, the first to finish wins. `source` says what it is made from.
         """
         place = self.path(kind, key)
         if self.holds(kind, key):
@@ -121,23 +119,23 @@ class Store:
 
 
 def server_store() -> Store:
-    """The store of a ServerApp."""
+    """Return the store of a ServerApp."""
     return Store(cache_home() / "server")
 
 
 def node_store(path: str = "", limit: int = 0) -> Store:
-    """The store of a node: `path` from its node config, else the default of its machine."""
+    """Return the store of a node: `path` from its node config, else the machine's default."""
     return Store(Path(path).expanduser() if path else cache_home() / "node", limit)
 
 
 def cache_home() -> Path:
-    """The folder of all stores of this user."""
+    """Return the folder of all stores of this user."""
     if own := os.environ.get("THISTLEDOWN_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "thistledown"
 
 
 def recipe_hash(recipe: object) -> str:
-    """The key of a thing that is made from `recipe` (anything JSON can hold): 24 hexadecimal digits."""
+    """Return the key of an item made from `recipe` (any JSON value): 24 hexadecimal digits."""
     text = json.dumps(recipe, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
