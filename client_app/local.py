@@ -68,8 +68,8 @@ class Local:
 
     @property
     def name(self) -> str:
-        """The node's name, stable over runs if the node config determines it: `name`, else the site whose rows are its
-        share, else the partition, else Flower's random id. Raises DataError, NodeError, SplitError."""
+        """Return the node's name, stable over runs if the node config determines it: `name`, else the site whose
+        rows are its share, else the partition, else Flower's random id. Raises DataError, NodeError, SplitError."""
         own = dict(self.node)
         return str(own.get("name", self._site or own.get("partition-id", f"node-{self.node_id}")))
 
@@ -86,17 +86,18 @@ class Local:
 
     @property
     def store(self) -> Store:
-        """The store of bases and prepared data."""
+        """Return the store of bases and prepared data."""
         return node_store(str(dict(self.node).get("store-path", "")), self.policy.max_store_bytes)
 
     @property
     def automatic(self) -> bool:
-        """Whether the node's rank is found by a trial."""
+        """Return whether the node's rank is found by a trial."""
         return self.config.tuning.has_ranks and self._said_rank == AUTO
 
     @property
     def rank(self) -> int:
-        """The node's rank budget: its own `rank`, else its turn in the tuning's ranks; 0: no rank, or not known yet."""
+        """Return the node's rank budget: its own `rank`, else its turn in the tuning's ranks; 0: no rank, or not known
+        yet."""
         if not self.config.tuning.has_ranks or self.automatic:
             return 0
         rank = self._said_rank
@@ -112,7 +113,8 @@ class Local:
 
     @cached_property
     def base(self) -> Base:
-        """The base that the instructions name. Raises BaseError if this node lacks it, Refused without instructions."""
+        """Return the base that the instructions name. Raises BaseError if this node lacks it, Refused without
+        instructions."""
         from strategies.protocol.instructions import fingerprint_of
 
         return node_base(
@@ -121,12 +123,14 @@ class Local:
 
     @property
     def device(self) -> str:
-        """The node's own `device`, else the device in the instructions; auto takes the first accelerator found."""
+        """Return the node's own `device`, else the device in the instructions; auto takes the first accelerator
+        found."""
         return found(str(dict(self.node).get("device", self.config.device)))
 
     @property
     def num_examples(self) -> int:
-        """The number of the node's training rows, counted without a model. Raises DataError, NodeError, SplitError."""
+        """Return the number of the node's training rows, counted without a model. Raises DataError, NodeError,
+        SplitError."""
         return len(self._share()) if self._own_path() is None else len(self._index().train)
 
     def rows(self) -> tuple["Rows", "Rows"]:
@@ -207,8 +211,8 @@ class Local:
 
     @property
     def data_set(self) -> str:
-        """The identity of the node's data, independent of the instructions' other settings: its own path, or its share
-        of the data that the instructions name."""
+        """Return the identity of the node's data, independent of the instructions' other settings: its own path, or its
+        share of the data that the instructions name."""
         if (path := self._own_path()) is not None:
             return str(path.resolve())
         own, name = dict(self.node), self.config.data.name

@@ -62,7 +62,7 @@ class ClientStore:
 
     @property
     def account(self) -> Path:
-        """The account file of a simulated node in this run."""
+        """Return the account file of a simulated node in this run."""
         return self._own / ACCOUNT
 
     def client_state(self) -> dict[str, Tensors]:

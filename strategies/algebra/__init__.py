@@ -1,1 +1,1 @@
-"""Arithmetic on named tensors that strategies share; it knows nothing of nodes or messages."""
+"""Arithmetic on named tensors that strategies share; it knows neither nodes nor messages."""

@@ -47,12 +47,12 @@ class Release:
 
     @property
     def fixed(self) -> bool:
-        """Whether a cohort of fixed size was drawn from more members."""
+        """Return whether a cohort of fixed size was drawn from more members."""
         return self.size < self.nodes
 
     @property
     def empty(self) -> bool:
-        """Whether the cohort may be empty."""
+        """Return whether the cohort may be empty."""
         return not self.rate or bool(self.nodes and not self.size)
 
 

@@ -8,15 +8,15 @@ from strategies.algebra.tensors import Tensors
 
 
 def norm(tensors: Mapping[str, torch.Tensor]) -> float:
-    """The Euclidean norm of all tensors together, in float64."""
+    """Return the Euclidean norm of all tensors together, in float64."""
     squares = [tensor.double().square().sum() for tensor in tensors.values()]
     return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
 
 
 def clipped(tensors: Tensors, bound: float) -> Tensors:
-    """The tensors, all scaled by min(1, bound / norm); those within the bound are as they were, bit for bit.
+    """Return the tensors, all scaled by min(1, bound / norm); those within the bound are unchanged, bit for bit.
 
-    What comes out is never beyond the bound, however its numbers are rounded to their dtypes: all must be floating.
+    The result is never beyond the bound, however its numbers are rounded to their dtypes: all must be floating.
     """
     length = norm(tensors)
     if length <= bound:

@@ -11,7 +11,8 @@ from strategies.algebra.projection import BASES
 
 @dataclass(frozen=True)
 class Directions:
-    """`count` directions z_k with E z z^T = I. `basis` is a key of `projection.BASES`; blocks of `layout` are even."""
+    """A set of `count` directions z_k with E z z^T = I. `basis` is a key of `projection.BASES`; blocks of `layout` are
+    even."""
 
     layout: Layout
     basis: str
@@ -20,17 +21,18 @@ class Directions:
 
     @property
     def seeds(self) -> Seeds:
-        """All share one basis."""
+        """Return the keys of the basis, which all nodes share."""
         return Seeds(self.seed, self.seed)
 
     def one(self, index: int, blocks: range, device: torch.device) -> torch.Tensor:
-        """These blocks (blocks, length) of z_k, float32."""
+        """Return these blocks (blocks, length) of z_k, float32."""
         shape = (len(blocks), self.layout.block)
         drawn: torch.Tensor = BASES[self.basis].direction(self.seeds, self._start(blocks), index, shape, device)
         return drawn
 
     def combined(self, numbers: torch.Tensor, scale: torch.Tensor, blocks: range) -> torch.Tensor:
-        """These blocks of scale * sum_k numbers_k z_k, float32, from numbers (K,) int16 and a scale (1,) float32."""
+        """Return these blocks of scale * sum_k numbers_k z_k, float32, from numbers (K,) int16 and a scale (1,)
+        float32."""
         basis, length = BASES[self.basis], self.layout.block
         counts = [self.count] * len(blocks)
         sums: torch.Tensor = basis.rebuilt(

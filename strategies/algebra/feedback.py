@@ -19,12 +19,12 @@ from strategies.algebra.tensors import Tensors, corner
 
 
 def compensated(update: Mapping[str, torch.Tensor], errors: Mapping[str, torch.Tensor]) -> Tensors:
-    """p = u + e of the floating tensors, in float32 at least; others as they are. New tensors where there is an e."""
+    """Return p = u + e for the floating tensors, in float32 or wider; others unchanged. Tensors with an e are new."""
     return {n: _plus(t, errors.get(n)) if t.is_floating_point() else t for n, t in update.items()}
 
 
 def remember(errors: Tensors, wanted: Mapping[str, torch.Tensor], restored: Mapping[str, torch.Tensor]) -> None:
-    """Put e = p - C(p) in place of the errors there are; `restored` is C(p) as the server has it."""
+    """Replace the errors by e = p - C(p); `restored` is C(p) as the server has it."""
     for name, tensor in wanted.items():
         if tensor.is_floating_point():
             error = _replaced(errors.pop(name, None), tensor - restored[name].to(tensor.dtype))
@@ -43,7 +43,7 @@ def _plus(update: torch.Tensor, error: torch.Tensor | None) -> torch.Tensor:
 
 
 def _replaced(old: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
-    """The new errors, and the old ones beyond their shape."""
+    """Return the new errors, and the old ones beyond their shape."""
     if old is None or old.dim() != new.dim() or all(map(int.__le__, old.shape, new.shape)):
         return new
     both = new.new_zeros(torch.Size(map(max, old.shape, new.shape)))

@@ -1,4 +1,4 @@
-"""The Hadamard basis: random signs, a fast Walsh-Hadamard transform, a random subset of what comes out.
+"""The Hadamard basis: random signs, a fast Walsh-Hadamard transform, a random subset of its coordinates.
 
 With D a diagonal of random signs, H the Hadamard matrix of order n (entries 1 and -1, H H = n I) and S the selection of
 K coordinates (a + b k) mod n, a random and b odd, each coordinate as likely as any other:
@@ -23,14 +23,14 @@ import torch
 
 from strategies.algebra.philox import Seeds, spread, words
 
-EXACT = 1 << 24  # integers below it are float32 numbers
+EXACT = 1 << 24  # integers below it are exact in float32
 SIGNS = 0  # the stream of signs; a block at element s draws its subset from stream s + 1
-AXIS = 6  # a factor of the transform is at most of order 2^6
+AXIS = 6  # a factor of the transform has at most order 2^6
 
 
 def coordinates(values: torch.Tensor, seeds: Seeds, start: int, counts: Sequence[int]) -> torch.Tensor:
-    """Coordinates of blocks (m, n) float32, the first of which begins at element `start` of the vector, a multiple of
-    256: `counts` of each, in a row, float32."""
+    """Return coordinates of blocks (m, n) float32, the first of which begins at element `start` of the vector, a
+    multiple of 256: `counts` of each block, in a row, float32."""
     turned = transform(flipped(values, seeds.common, start))
     return turned.view(-1)[_places(seeds.own, start, counts, values.shape[1]).to(values.device)]
 
@@ -38,8 +38,8 @@ def coordinates(values: torch.Tensor, seeds: Seeds, start: int, counts: Sequence
 def rebuilt(
     rows: Sequence[torch.Tensor], seeds: Sequence[Seeds], start: int, counts: Sequence[Sequence[int]], length: int
 ) -> torch.Tensor:
-    """sum_i D H S_i^T c_i, c_i the coordinates (K_i,) of node i, `counts` of each of its blocks: (m, length) float32 on
-    the rows' device. The nodes' common seeds are one."""
+    """Return sum_i D H S_i^T c_i, c_i the coordinates (K_i,) of node i, `counts` of each of its blocks: (m, length)
+    float32 on the rows' device. The nodes' common seeds are one."""
     spread = torch.zeros(len(counts[0]) * length, device=rows[0].device)
     for row, seed, own in zip(rows, seeds, counts, strict=True):
         spread[_places(seed.own, start, own, length).to(row.device)] += row.float()
@@ -47,29 +47,30 @@ def rebuilt(
 
 
 def direction(seeds: Seeds, start: int, index: int, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
-    """Direction `index` of blocks of this shape (m, n), entries 1 and -1: D times a row of H, another in each block."""
+    """Return direction `index` of blocks of this shape (m, n), entries 1 and -1: D times a row of H, another in each
+    block."""
     blocks, length = shape
     bits = length.bit_length() - 1
     rows = np.array([spread(seeds.own, start + n * length + 1, bits, np.array([index]))[0] for n in range(blocks)])
     signs = torch.ones(blocks, 1)
-    for place in reversed(range(bits)):  # a row of H is a Kronecker product of (1, 1) and (1, -1), by its number's bits
+    for place in reversed(range(bits)):  # a row of H is a Kronecker product of (1, 1) and (1, -1), by its index's bits
         second = torch.from_numpy(1.0 - 2.0 * (rows >> place & 1)).float()
         signs = torch.stack([signs, signs * second[:, None]], 2).flatten(1)
     return flipped(signs.to(device), seeds.common, start)
 
 
 def deviation(length: int) -> float:
-    """What a vector of the basis is multiplied with to become a direction."""
+    """Return the factor that makes a vector of the basis a direction."""
     return 1.0
 
 
 def unit(count: int, length: int) -> float:
-    """What the rebuilt block is multiplied with, so that it is unbiased."""
+    """Return the factor that makes the rebuilt block unbiased."""
     return 1 / count
 
 
 def flipped(values: torch.Tensor, seed: int, start: int) -> torch.Tensor:
-    """D times blocks (m, n) that begin at element `start`, a multiple of 256."""
+    """Return D times blocks (m, n) that begin at element `start`, a multiple of 256."""
     drawn = words(seed, SIGNS, start // 64, -(-values.numel() // 64))
     bits = torch.from_numpy(drawn.view("int32")).to(values.device)
     shifts = torch.arange(32, dtype=torch.int32, device=values.device)
@@ -78,20 +79,21 @@ def flipped(values: torch.Tensor, seed: int, start: int) -> torch.Tensor:
 
 
 def transform(values: torch.Tensor, orders: Sequence[int] = ()) -> torch.Tensor:
-    """H times every row of (m, n), n a power of two, by Kronecker factors of the given orders, whose product is n."""
+    """Return H times every row of (m, n), n a power of two, by Kronecker factors of the given orders, whose product is
+    n."""
     blocks, length = values.shape
     chosen = orders or _orders(length)
     with _full_precision():
         after = length
         for order in chosen:
             after //= order
-            matrix = _matrix(order, str(values.device))  # symmetric, so it may stand on either side
+            matrix = _matrix(order, str(values.device))  # symmetric, so it may multiply from either side
             values = values.view(-1, order) @ matrix if after == 1 else matrix @ values.view(-1, order, after)
     return values.view(blocks, length)
 
 
 def _orders(length: int) -> list[int]:
-    """Powers of two at most 2^6, as equal as can be, whose product is the length."""
+    """Return powers of two, at most 2^6 and as equal as possible, whose product is the length."""
     bits = length.bit_length() - 1
     parts = max(1, math.ceil(bits / AXIS))
     return [1 << (bits // parts + (number < bits % parts)) for number in range(parts)]
@@ -99,7 +101,7 @@ def _orders(length: int) -> list[int]:
 
 @lru_cache(maxsize=32)
 def _matrix(order: int, device: str) -> torch.Tensor:
-    """The Hadamard matrix of Sylvester, float32."""
+    """Return the Hadamard matrix of Sylvester, float32."""
     matrix = torch.ones(1, 1)
     while len(matrix) < order:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
@@ -108,7 +110,7 @@ def _matrix(order: int, device: str) -> torch.Tensor:
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Matrix products of float32 in float32: TF32 or bfloat16 inside would round integers."""
+    """Compute float32 matrix products in float32: TF32 or bfloat16 inside would round integers."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -118,7 +120,7 @@ def _full_precision() -> Iterator[None]:
 
 
 def _places(seed: int, start: int, counts: Sequence[int], length: int) -> torch.Tensor:
-    """Where the coordinates of all blocks lie, from the first block on."""
+    """Return the positions of the coordinates of all blocks, from the first block on."""
     bits = length.bit_length() - 1
     places = [
         spread(seed, start + n * length + 1, bits, np.arange(count)) + n * length for n, count in enumerate(counts)

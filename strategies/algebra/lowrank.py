@@ -8,17 +8,18 @@ from strategies.algebra.tensors import Tensors
 
 
 def rank_axis(name: str) -> int | None:
-    """The axis that counts ranks: 0 in A, 1 in B, None in anything else."""
+    """Return the axis that counts ranks: 0 in A, 1 in B, None in anything else."""
     return 0 if ".lora_A." in name else 1 if ".lora_B." in name else None
 
 
 def owned(weights: Mapping[int, float], rank: int) -> torch.Tensor:
-    """The weight of those who own each slice (rank,), float64, from the weight of everybody at each rank."""
+    """Return the total weight of the nodes that have each slice (rank,), float64, given the weight of all nodes of each
+    rank."""
     return torch.tensor([sum(w for own, w in weights.items() if own > k) for k in range(rank)], dtype=torch.float64)
 
 
 def truncated(tensors: Mapping[str, torch.Tensor], rank: int) -> Tensors:
-    """The leading `rank` slices of every factor; other tensors as they are. Views, not copies."""
+    """Return the leading `rank` slices of every factor, and other tensors unchanged. Views, not copies."""
     small: Tensors = {}
     for name, tensor in tensors.items():
         axis = rank_axis(name)
@@ -28,7 +29,7 @@ def truncated(tensors: Mapping[str, torch.Tensor], rank: int) -> Tensors:
 
 
 def zero_ranks_above(tensors: Mapping[str, torch.Tensor], rank: int) -> Tensors:
-    """The same tensors with B zero beyond `rank`, so that the slices there add nothing."""
+    """Return the tensors with B zero beyond `rank`, so that the slices there add nothing."""
     return {
         name: tensor.index_fill(1, torch.arange(rank, tensor.shape[1]), 0.0)
         if rank_axis(name) == 1 and tensor.shape[1] > rank
@@ -38,34 +39,35 @@ def zero_ranks_above(tensors: Mapping[str, torch.Tensor], rank: int) -> Tensors:
 
 
 def non_lora(tensors: Mapping[str, torch.Tensor]) -> Tensors:
-    """The tensors that are no factors."""
+    """Return the tensors that are no factors."""
     return {name: tensor for name, tensor in tensors.items() if rank_axis(name) is None}
 
 
 def modules(names: Iterable[str]) -> list[str]:
-    """The modules that factors among `names` belong to, in order of first appearance."""
+    """Return the modules that factors among `names` belong to, in order of first appearance."""
     found = (name.split(".lora_", 1)[0] for name in names if rank_axis(name) is not None)
     return list(dict.fromkeys(found))
 
 
 def factor_names(module: str) -> tuple[str, str]:
-    """The names of B and A of a module."""
+    """Return the names of B and A of a module."""
     return f"{module}.lora_B.weight", f"{module}.lora_A.weight"
 
 
 def pair(tensors: Mapping[str, torch.Tensor], module: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """B and A of a module."""
+    """Return B and A of a module."""
     b, a = factor_names(module)
     return tensors[b], tensors[a]
 
 
-FLOAT32 = 1e-7  # of a product's norm: what is left over below it is what float32 rounds off
-NEGLIGIBLE = 1e-10  # of the largest singular value: below it is rounding
-INDEPENDENT = 1e-3  # length of what a row adds to others; less would be mostly rounding
+FLOAT32 = 1e-7  # of a product's norm: a smaller rest is float32 rounding
+NEGLIGIBLE = 1e-10  # of the largest singular value: smaller ones are rounding
+INDEPENDENT = 1e-3  # length of what a row adds to others; anything less is mostly rounding
 
 
 def products(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """What `ProductSum.parts` wrote: the name of a linear layer's weight, and a matrix (float64) to add to it."""
+    """Return what `ProductSum.parts` wrote: the name of a linear layer's weight, and a matrix (float64) to add to
+    it."""
     for module in modules(tensors):
         b, a = pair(tensors, module)
         yield f"{module}.weight", b.double() @ a.double()
@@ -75,7 +77,7 @@ def products(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.T
 
 
 def merged_pair(tensors: Mapping[str, torch.Tensor], module: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """What `ProductSum.parts` wrote for a module, as B and A; None where it wrote nothing."""
+    """Return what `ProductSum.parts` wrote for a module, as B and A; None if it wrote nothing."""
     if (matrix := tensors.get(f"{module}.weight")) is not None:
         return matrix, torch.eye(matrix.shape[1])
     b, a = (tensors.get(name) for name in factor_names(module))
@@ -85,9 +87,9 @@ def merged_pair(tensors: Mapping[str, torch.Tensor], module: str) -> tuple[torch
 class ProductSum:
     """A running sum of c * B A that is kept as factors, never as a matrix.
 
-    Terms are stacked: [c_1 B_1, c_2 B_2, ...] [A_1; A_2; ...]. Where the stack grows beyond twice the smaller side
-    of the product it is rewritten by QR with that side as its rank, so memory does not grow with the
-    number of terms. Everything is float64.
+    Terms are stacked: [c_1 B_1, c_2 B_2, ...] [A_1; A_2; ...]. If the stack grows beyond twice the smaller side of the
+    product, it is rewritten by QR with that side as its rank, so memory does not grow with the number of terms.
+    Everything is float64.
     """
 
     def __init__(self) -> None:
@@ -96,7 +98,7 @@ class ProductSum:
 
     @classmethod
     def of(cls, b: torch.Tensor, a: torch.Tensor) -> "ProductSum":
-        """The sum of one term, b @ a."""
+        """Return the sum of one term, b @ a."""
         product = cls()
         product.add(1.0, b, a)
         return product
@@ -109,20 +111,20 @@ class ProductSum:
             self._rewrite()
 
     def norm(self) -> float:
-        """Frobenius norm of the sum."""
+        """Return the Frobenius norm of the sum."""
         _, core, _ = self._reduced()
         return float(torch.linalg.matrix_norm(core))
 
     def plus(self, coefficient: float, b: torch.Tensor, a: torch.Tensor) -> "ProductSum":
-        """A sum with one more term; this one stays as it is."""
+        """Return a sum with one more term; this one does not change."""
         longer = ProductSum()
         longer._left, longer._right = list(self._left), list(self._right)
         longer.add(coefficient, b, a)
         return longer
 
     def parts(self, module: str, coefficient: float = 1.0, floor: float = 0.0) -> Tensors:
-        """`coefficient` times the sum in float32, by names of `module`: as factors, as one matrix where that is
-        smaller, as nothing where no singular value is above `floor`. `products` reads it back."""
+        """Return `coefficient` times the sum in float32, by names of `module`: as factors, as one matrix if that is
+        smaller, as nothing if no singular value is above `floor`. `products` reads it back."""
         left, core, right = self._reduced()
         u, s, vh = torch.linalg.svd(core)
         kept = int((s > max(floor, NEGLIGIBLE * float(s.max()))).sum())
@@ -134,10 +136,10 @@ class ProductSum:
         return {f"{module}.weight": (b @ a).float()}
 
     def split(self, rank: int, spare: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The best B (outputs x rank) and A (rank x inputs) of this rank: B = U S, A = V^T (Eckart and Young).
+        """Return the best B (outputs x rank) and A (rank x inputs) of this rank: B = U S, A = V^T (Eckart and Young).
 
-        Rows of A are orthonormal, with their largest entry positive. Where the sum lacks ranks, B is zero and A has
-        what the rows of `spare` add to the directions there are, so that these ranks can learn.
+        Rows of A are orthonormal, with their largest entry positive. If the sum lacks ranks, B is zero there, and A has
+        the directions that the rows of `spare` add to the others, so that these ranks can learn.
         """
         left, core, right = self._reduced()
         u, s, vh = torch.linalg.svd(core)
@@ -149,7 +151,7 @@ class ProductSum:
         return b, _completed(signs * rows, rank, spare.detach().cpu().double())
 
     def _reduced(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Orthonormal left, a small core, orthonormal right, whose product is the sum."""
+        """Return orthonormal left, a small core and orthonormal right factors, whose product is the sum."""
         left, left_core = torch.linalg.qr(torch.cat(self._left, dim=1))
         right, right_core = torch.linalg.qr(torch.cat(self._right, dim=0).T)
         return left, left_core @ right_core.T, right.T
@@ -161,11 +163,11 @@ class ProductSum:
 
 
 def _completed(rows: torch.Tensor, rank: int, spare: torch.Tensor) -> torch.Tensor:
-    """`rows` (orthonormal) and as many more as make `rank`: from `spare`, then from the axes, by Gram and Schmidt."""
+    """Extend `rows` (orthonormal) to `rank` rows: from `spare`, then from the axes, by Gram and Schmidt."""
     candidates = iter(torch.cat([spare, torch.eye(rows.shape[1], dtype=rows.dtype)]))
     while rows.shape[0] < rank:
         row = next(candidates, None)
-        if row is None:  # more ranks than inputs: nothing is left to add
+        if row is None:  # more ranks than inputs: there is nothing to add
             return torch.cat([rows, rows.new_zeros(rank - rows.shape[0], rows.shape[1])])
         for _ in range(2):  # twice is enough for full precision
             row = row - (row @ rows.T) @ rows

@@ -1,8 +1,8 @@
-"""Seeded projection: a vector as a few integers, and back, with the same bits on every machine.
+"""Seeded projection: a vector becomes a few integers, and is rebuilt with the same bits on every machine.
 
-A vector of blocks (`Layout`) becomes K coordinates in a random basis that follows from a seed. Block l gets K_l of
+A vector of blocks (`Layout`) becomes K coordinates in a random basis that is drawn from a seed. Block l gets K_l of
 them, in proportion to its norm (Shu et al., arXiv 2409.06277, Section 3.3), and they travel as 16-bit integers with one
-scale a block. Both directions work on a few blocks at a time.
+scale per block. Both directions work on a few blocks at a time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,26 +18,26 @@ from strategies.algebra.layout import Layout
 from strategies.algebra.philox import Seeds
 
 BASES: dict[str, ModuleType] = {"hadamard": hadamard, "truncated-normal": truncated_normal}
-LARGEST = 32767  # magnitude of a coordinate
+LARGEST = 32767  # largest magnitude of a coordinate
 SMALLEST = 1e-12  # of the largest norm: blocks that changed less are treated alike
-HALVINGS = 100  # of an interval that float64 cannot halve as often
+HALVINGS = 100  # of an interval; float64 cannot be halved as often
 
 
 @dataclass(frozen=True)
 class Coordinates:
-    """A projected vector: `numbers` (K,) int16, of which block l has the next `counts[l]` (L,) int32, to be read times
-    `scales[l]` (L,) float32."""
+    """A projected vector: `numbers` (K,) int16, of which block l has the next `counts[l]` (L,) int32, to be multiplied
+    by `scales[l]` (L,) float32."""
 
     numbers: torch.Tensor
     counts: torch.Tensor
     scales: torch.Tensor
 
     def exact(self) -> torch.Tensor:
-        """The coordinates as numbers (K,) float64."""
+        """Return the coordinates as numbers (K,) float64."""
         return self.numbers.double() * self.scales.double().repeat_interleave(self.counts)
 
     def of(self, blocks: range) -> tuple[torch.Tensor, list[int]]:
-        """Numbers and counts of some blocks."""
+        """Return numbers and counts of some blocks."""
         counts = self.counts.tolist()
         begin = sum(counts[: blocks.start])
         own = counts[blocks.start : blocks.stop]
@@ -46,7 +46,8 @@ class Coordinates:
 
 @dataclass(frozen=True)
 class Projection:
-    """From vectors of a layout to coordinates and back. `basis` is a key of BASES; `total` coordinates, all in all."""
+    """The projection of a layout's vectors to coordinates and back. `basis` is a key of BASES; `total` is the number of
+    coordinates."""
 
     layout: Layout
     basis: str
@@ -67,12 +68,12 @@ class Projection:
         seeds: Seeds,
         counts: NDArray[np.int32] | None = None,
     ) -> Coordinates:
-        """Coordinates of after - before; `before` is rounded first to the dtypes of `after`.
+        """Return the coordinates of after - before; `before` is rounded first to the dtypes of `after`.
 
-        `counts` (L,) are those of blocks, None: by norms. ValueError where the change is not finite.
+        `counts` (L,) are the coordinates per block; None: by norms. Raises ValueError if the change is not finite.
         """
         change = _Change(self.layout, after, before)
-        # Results are allocated first: kept pieces between large, passing ones would leave holes that nothing fits.
+        # Results are allocated first: small lasting pieces between large temporary ones would fragment the memory.
         squares = torch.empty(self.layout.count, dtype=torch.float64)
         exact = torch.empty(self.total, dtype=torch.float64)
         for blocks in self.layout.groups():
@@ -90,14 +91,14 @@ class Projection:
         return from_exact(exact, torch.from_numpy(counts))
 
     def counts(self, norms: NDArray[np.float64] | None = None) -> NDArray[np.int32]:
-        """Coordinates of every block (L,), for blocks of these norms; None: for all blocks alike."""
+        """Return the coordinates of every block (L,), for blocks of these norms; None: for all blocks alike."""
         return allotted(np.zeros(self.layout.count) if norms is None else norms, self.total, self.layout.lengths)
 
     def rebuilt(
         self, rows: Sequence[Coordinates], seeds: Sequence[Seeds], blocks: range, device: torch.device
     ) -> torch.Tensor:
-        """These blocks (blocks, length) of the sum of vectors that coordinates stand for, float32. The rows have the
-        same scales, and with hadamard the same common seed."""
+        """Return these blocks (blocks, length) of the sum of the vectors that coordinates stand for, float32. The rows
+        have the same scales, and with hadamard the same common seed."""
         cut = [row.of(blocks) for row in rows]
         numbers, counts = [part.to(device) for part, _ in cut], [own for _, own in cut]
         length, start = self.layout.lengths[blocks.start], blocks.start * self.layout.block
@@ -115,7 +116,7 @@ class Projection:
 
 @dataclass(frozen=True)
 class _Change:
-    """after - before, read by blocks."""
+    """The change after - before, read by blocks."""
 
     layout: Layout
     after: Mapping[str, torch.Tensor]
@@ -127,13 +128,13 @@ class _Change:
         return after.sub_(before.to(after.device))
 
     def squares(self, blocks: range) -> torch.Tensor:
-        """Squared norms of these blocks, in float64."""
+        """Return the squared norms of these blocks, in float64."""
         return self.read(blocks).square().sum(1, dtype=torch.float64)
 
 
 def allotted(norms: NDArray[np.float64], total: int, lengths: Sequence[int]) -> NDArray[np.int32]:
-    """How many of `total` coordinates each block gets (L,): in proportion to its norm, at least one, at most its
-    length, rounded by largest remainders. Where nothing has changed, in proportion to lengths."""
+    """Return how many of `total` coordinates each block gets (L,): in proportion to its norm, at least one, at most its
+    length, rounded by largest remainders. If nothing has changed, in proportion to lengths."""
     most = np.array(lengths, np.float64)
     norms = np.maximum(norms / norms.max(), SMALLEST) if norms.any() else most
     low, high = 0.0, float((most / norms).max())
@@ -150,14 +151,14 @@ def allotted(norms: NDArray[np.float64], total: int, lengths: Sequence[int]) -> 
 
 
 def weighted(rows: Sequence[Coordinates], weights: Sequence[float]) -> list[Coordinates]:
-    """Each row times its weight, all with the same scales: what a cohort's mean is rebuilt from."""
+    """Return each row times its weight, all with the same scales; a cohort's mean is rebuilt from them."""
     return _quantised(
         [weight * row.exact() for row, weight in zip(rows, weights, strict=True)], [r.counts for r in rows]
     )
 
 
 def summed(rows: Sequence[Coordinates], weights: Sequence[float]) -> Coordinates:
-    """The weighted sum of vectors that have coordinates in one basis: each block gets as many as in any row."""
+    """Return the weighted sum of vectors that have coordinates in one basis: each block gets as many as in any row."""
     counts = most_counts(rows)
     exact = torch.zeros(int(counts.sum()), dtype=torch.float64)
     for row, weight in zip(rows, weights, strict=True):
@@ -166,12 +167,13 @@ def summed(rows: Sequence[Coordinates], weights: Sequence[float]) -> Coordinates
 
 
 def most_counts(rows: Sequence[Coordinates]) -> torch.Tensor:
-    """The largest number of coordinates that each block has in any row (L,)."""
+    """Return the largest number of coordinates that each block has in any row (L,)."""
     return torch.stack([row.counts for row in rows]).amax(0)
 
 
 def spread_out(row: Coordinates, counts: torch.Tensor) -> torch.Tensor:
-    """The coordinates in float64 where a row of so many a block has them; beyond its own a vector has zeros."""
+    """Return the coordinates in float64 at the places of a row of so many a block; a vector has zeros beyond its
+    own."""
     whole = torch.zeros(int(counts.sum()), dtype=torch.float64)
     begins, own = counts.cumsum(0) - counts, row.counts.cumsum(0) - row.counts
     whole[torch.arange(len(row.numbers)) + (begins - own).repeat_interleave(row.counts)] = row.exact()
@@ -179,14 +181,14 @@ def spread_out(row: Coordinates, counts: torch.Tensor) -> torch.Tensor:
 
 
 def from_exact(exact: torch.Tensor, counts: torch.Tensor) -> Coordinates:
-    """Coordinates (K,) float64, `counts` (L,) of each block, as integers with scales."""
+    """Return coordinates (K,) float64, `counts` (L,) of each block, as integers with scales."""
     return _quantised([exact], [counts])[0]
 
 
 def _quantised(rows: Sequence[torch.Tensor], counts: Sequence[torch.Tensor]) -> list[Coordinates]:
-    """Rows of coordinates (K,) float64 as integers with one scale a block, float32, that all rows share.
+    """Return rows of coordinates (K,) float64 as integers with one scale per block, float32, that all rows share.
 
-    Magnitudes stay below 2^15, and their sum over all rows of a block below 2^24: see `hadamard` for why.
+    Magnitudes stay below 2^15, and their sum over all rows of a block below 2^24: see `hadamard` for the reason.
     """
     blocks = [torch.arange(len(own)).repeat_interleave(own) for own in counts]
     size, block = torch.cat(list(rows)).abs(), torch.cat(blocks)
@@ -195,7 +197,7 @@ def _quantised(rows: Sequence[torch.Tensor], counts: Sequence[torch.Tensor]) -> 
     total = zeros.index_add(0, block, size)
     slack = torch.stack(list(counts)).sum(0)  # rounding adds at most a half for each
     scales = torch.maximum(largest / LARGEST, total / (hadamard.EXACT - slack)).float()
-    scales[scales < torch.finfo(torch.float32).tiny] = 0.0  # rounded too coarsely to bound anything
+    scales[scales < torch.finfo(torch.float32).tiny] = 0.0  # rounded too coarsely to be a bound
     inverse = torch.where(scales > 0, 1 / scales.double(), 0.0)
     return [
         Coordinates(

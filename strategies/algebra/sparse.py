@@ -1,4 +1,4 @@
-"""The largest numbers of a vector, and where they lie, in as few bytes as that takes."""
+"""The largest numbers of a vector, and a compact code of their places."""
 
 import numpy as np
 import torch
@@ -7,7 +7,8 @@ INTEGERS = torch.iinfo(torch.int32)
 
 
 def largest(values: torch.Tensor, count: int) -> torch.Tensor:
-    """Ascending places (count,) of the `count` largest magnitudes of finite values (n,); of equal ones the first."""
+    """Return the ascending places (count,) of the `count` largest magnitudes of finite values (n,); among equal ones
+    the first."""
     magnitudes = values.abs()
     threshold = magnitudes.kthvalue(len(values) - count + 1).values
     above = (magnitudes > threshold).nonzero().view(-1)
@@ -16,7 +17,8 @@ def largest(values: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def code_form(count: int, total: int) -> tuple[int, torch.dtype]:
-    """Length and dtype of the code of `count` places below `total`: an integer each, or a bit for every number."""
+    """Return length and dtype of the code of `count` places below `total`: an integer each, or a bit for every
+    number."""
     bytes_of_bits = -(-total // 8)
     if bytes_of_bits < count * INTEGERS.bits // 8 or total > INTEGERS.max:
         return bytes_of_bits, torch.uint8
@@ -24,7 +26,7 @@ def code_form(count: int, total: int) -> tuple[int, torch.dtype]:
 
 
 def coded(places: torch.Tensor, total: int) -> torch.Tensor:
-    """The code of ascending places below `total`."""
+    """Return the code of ascending places below `total`."""
     if code_form(len(places), total)[1] == torch.int32:
         return places.to(torch.int32)
     chosen = torch.zeros(total, dtype=torch.bool)
@@ -33,7 +35,7 @@ def coded(places: torch.Tensor, total: int) -> torch.Tensor:
 
 
 def decoded(code: torch.Tensor, count: int, total: int) -> torch.Tensor:
-    """The places (count,) of a code of the right length and dtype; ValueError where it is none."""
+    """Return the places (count,) from a code of the right length and dtype. Raises ValueError for an invalid code."""
     places = code.long()
     if code.dtype == torch.uint8:
         places = torch.from_numpy(np.unpackbits(code.numpy(), bitorder="little").nonzero()[0])

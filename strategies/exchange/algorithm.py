@@ -62,7 +62,7 @@ class Algorithm:
 
     @property
     def name(self) -> str:
-        """The key of the strategy: the name of its file."""
+        """Return the key of the strategy: the name of its file."""
         return type(self).__module__.rsplit(".", 1)[-1].replace("_", "-")
 
     # ------------------------------------------------------------------ the server's half

@@ -26,7 +26,7 @@ class NodeReport:
 
     @property
     def catches_up(self) -> bool:
-        """Whether the node was away, or is new."""
+        """Return whether the node was away, or is new."""
         return self.journal > 1 or self.journal < 0
 
 
@@ -92,7 +92,7 @@ class Callback:
 
     @property
     def name(self) -> str:
-        """The callback's name in the log."""
+        """Return the callback's name in the log."""
         return type(self).__name__
 
     def on_start(self, facts: RunFacts) -> None:

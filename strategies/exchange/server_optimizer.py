@@ -26,17 +26,17 @@ class ServerOptimizer:
 
     @property
     def name(self) -> str:
-        """The key of the optimizer: the name of its file."""
+        """Return the key of the optimizer: the name of its file."""
         return type(self).__module__.rsplit(".", 1)[-1].replace("_", "-")
 
     @property
     def prefix(self) -> str:
-        """The prefix of its run-config keys."""
+        """Return the prefix of its run-config keys."""
         return prefix_of(self.name)
 
     @property
     def identity(self) -> bool:
-        """Whether the step is the combined update itself, which is valid for every strategy."""
+        """Return whether the step is the combined update itself, which is valid for every strategy."""
         return False
 
     def initial(self) -> Mapping[str, float]:

@@ -38,7 +38,7 @@ class Wrapper:
 
     @property
     def name(self) -> str:
-        """The key of a wrapper: the name of its file."""
+        """Return the key of a wrapper: the name of its file."""
         return type(self).__module__.rsplit(".", 1)[-1].replace("_", "-")
 
     @property

@@ -1,1 +1,1 @@
-"""Server optimizers: how the mean update of a round becomes a step. One a file; the file's name is its key."""
+"""Server optimizers: they turn the mean update of a round into a step. One a file; the file's name is its key."""

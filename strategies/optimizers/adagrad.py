@@ -1,13 +1,13 @@
-"""FedAdagrad: every number has a rate of its own, which falls with all the updates that it has seen.
+"""FedAdagrad: every number has its own rate, which falls with its past updates.
 
 Reddi et al., "Adaptive Federated Optimization", arXiv 2003.00295, Algorithm 2, with their beta1 = 0 as default:
 
     m <- beta1 m + (1 - beta1) Delta,   v <- v + Delta^2,   x <- x + eta m / (sqrt(v) + tau)
 
-with m = 0 and v = tau^2 at first. Steps get smaller with every round.
+with m = 0 and v = tau^2 initially. Steps get smaller with every round.
 
-A round in which all nodes answer with zero trains nothing: model and moments rest. Where beta1 is not 0, all of a
-tensor (of a rank of a factor) moves on by m as soon as one number of it has moved.
+A round in which all nodes answer with zero trains nothing: model and moments do not change. If beta1 is not 0, all of a
+tensor (of a rank of a factor) moves by m as soon as one number of it has moved.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from task.schema import option
 
 @dataclass(frozen=True)
 class Adagrad(ServerOptimizer):
-    """First moment decaying, second moment a sum."""
+    """FedAdagrad: the first moment decays, the second moment is a sum."""
 
     learning_rate: float = option(0.01, low=0.0, doc="of the server: about how far a number moves in the first round")
     beta1: float = option(0.0, low=0.0, high=0.999, doc="share of the mean of past updates that stays")

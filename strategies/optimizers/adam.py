@@ -1,14 +1,14 @@
-"""FedAdam: a step is the mean of past updates, number by number over the root of the mean of their squares.
+"""FedAdam: the step is the mean of past updates over the root of the mean of their squares, number by number.
 
-Reddi et al., "Adaptive Federated Optimization", arXiv 2003.00295, Algorithm 2, without bias correction as there:
+Reddi et al., "Adaptive Federated Optimization", arXiv 2003.00295, Algorithm 2, without bias correction, as there:
 
     m <- beta1 m + (1 - beta1) Delta,   v <- beta2 v + (1 - beta2) Delta^2,   x <- x + eta m / (sqrt(v) + tau)
 
-with m = 0 and v = tau^2 at first. A number moves by about eta a round, however small its updates are, until they are
-small against tau.
+with m = 0 and v = tau^2 initially. A number moves by about eta a round, however small its updates are, until they are
+small compared with tau.
 
-A round in which all nodes answer with zero trains nothing: model and moments rest. As soon as one number of a tensor
-(of a rank of a factor) has moved, all of it moves on by m.
+A round in which all nodes answer with zero trains nothing: model and moments do not change. As soon as one number of a
+tensor (of a rank of a factor) has moved, all of it moves by m.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from task.schema import option
 
 @dataclass(frozen=True)
 class Adam(ServerOptimizer):
-    """First and second moment, both decaying."""
+    """FedAdam: both moments decay."""
 
     learning_rate: float = option(0.01, low=0.0, doc="of the server: about how far a number moves in a round")
     beta1: float = option(0.9, low=0.0, high=0.999, doc="share of the mean of past updates that stays")

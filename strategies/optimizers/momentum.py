@@ -1,11 +1,11 @@
-"""FedAvgM: mean updates are accumulated, and what is accumulated is the step.
+"""FedAvgM: mean updates are accumulated, and their sum is the step.
 
 Hsu, Qi, Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification", arXiv
-1909.06335: v <- beta v + Delta, x <- x + eta v. If updates stay the same, a step grows to eta / (1 - beta) of them. At
-beta = 0 it is `sgd`.
+1909.06335: v <- beta v + Delta, x <- x + eta v. If updates stay the same, the step grows to eta / (1 - beta) times an
+update. With beta = 0 it is `sgd`.
 
-A round in which all nodes answer with zero trains nothing, so v rests with the model. As soon as one number of a tensor
-(of a rank of a factor) has moved, all of it moves on by v.
+A round in which all nodes answer with zero trains nothing, and v does not change. As soon as one number of a tensor (of
+a rank of a factor) has moved, all of it moves by v.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from task.schema import option
 
 @dataclass(frozen=True)
 class Momentum(ServerOptimizer):
-    """v <- beta v + Delta, x <- x + eta v."""
+    """FedAvgM: v <- beta v + Delta, x <- x + eta v."""
 
     learning_rate: float = option(0.3, low=0.0, doc="factor of what is accumulated; the paper has 1")
     beta: float = option(0.9, low=0.0, high=0.999, doc="share of what was accumulated that stays for the next round")

@@ -1,4 +1,4 @@
-"""Gradient descent on the server: the step is the mean update, times a rate.
+"""SGD on the server: the step is the mean update, times a rate.
 
 At `learning-rate` = 1 the step is the mean itself, to the bit: federated averaging (McMahan et al., arXiv 1602.05629).
 Updates of zero leave the model as it is.
@@ -15,7 +15,7 @@ from task.schema import option
 
 @dataclass(frozen=True)
 class Sgd(ServerOptimizer):
-    """x <- x + eta Delta."""
+    """SGD: x <- x + eta Delta."""
 
     learning_rate: float = option(1.0, low=0.0, doc="factor of the mean update; 1: the mean itself")
 

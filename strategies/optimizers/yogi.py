@@ -1,15 +1,15 @@
-"""FedYogi: FedAdam whose second moment grows and falls by no more than a share of the newest square.
+"""FedYogi: FedAdam whose second moment grows and falls by at most a share of the newest square.
 
 Reddi et al., "Adaptive Federated Optimization", arXiv 2003.00295, Algorithm 2:
 
     m <- beta1 m + (1 - beta1) Delta,   v <- v - (1 - beta2) Delta^2 sign(v - Delta^2),
     x <- x + eta m / (sqrt(v) + tau)
 
-with m = 0 and v = tau^2 at first. Where updates become small, v falls slower than that of `adam`, and the steps do not
+with m = 0 and v = tau^2 initially. When updates become small, v falls more slowly than in `adam`, and the steps do not
 jump up.
 
-A round in which all nodes answer with zero trains nothing: model and moments rest. As soon as one number of a tensor
-(of a rank of a factor) has moved, all of it moves on by m.
+A round in which all nodes answer with zero trains nothing: model and moments do not change. As soon as one number of a
+tensor (of a rank of a factor) has moved, all of it moves by m.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from task.schema import option
 
 @dataclass(frozen=True)
 class Yogi(ServerOptimizer):
-    """First moment decaying, second moment additive."""
+    """FedYogi: the first moment decays, the second moment changes additively."""
 
     learning_rate: float = option(0.01, low=0.0, doc="of the server: about how far a number moves in a round")
     beta1: float = option(0.9, low=0.0, high=0.999, doc="share of the mean of past updates that stays")

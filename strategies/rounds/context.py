@@ -32,5 +32,5 @@ class RunContext:
 
     @cached_property
     def base(self) -> Base:
-        """The base that all nodes start from, found or trained on first access."""
+        """Return the base that all nodes start from, found or trained on first access."""
         return self.federation.base or server_base(self.config.model, server_store())

@@ -1,1 +1,1 @@
-"""Wrappers round any strategy, one a file: compression and privacy of updates."""
+"""Wrappers for any strategy, one a file: compression and privacy of updates, and robust rules."""

@@ -1,18 +1,17 @@
 """Central differential privacy of nodes: every update is clipped, and the server adds noise to their mean.
 
 McMahan et al., "Learning Differentially Private Recurrent Language Models", arXiv 1710.06963, Algorithm 1 (flat
-clipping, fixed denominator q W with all w_k = 1); the clip that follows a quantile of the norms is of Andrew et al.,
-"Differentially Private Learning with Adaptive Clipping", arXiv 1905.03871, Algorithm 1, which charges the counted
-bits to the noise.
+clipping, fixed denominator q W with all w_k = 1). The clip that follows a quantile of the norms is from Andrew et al.,
+"Differentially Private Learning with Adaptive Clipping", arXiv 1905.03871, Algorithm 1, which charges the counted bits
+to the noise.
 
-What is protected is all data of one node, in all states that the run releases; the server is trusted, for it sees the
-updates. It clips them itself, as they are once all other wrappers are undone, so that nothing that a node does, or
-keeps for a later round, moves a sum by more than the clip. Nodes count alike, however many rows they have, and the
-sum is divided by the expected size of the cohort, whoever answers. Noise, and who is drawn, come from the operating
-system's secret randomness, because who knows the cohort gains nothing from its having been drawn: such a run cannot
-be repeated.
+It protects all data of one node, in all states that the run releases. The server is trusted, because it sees the
+updates. It clips them itself, after all other wrappers are undone, so that nothing that a node does, or keeps for a
+later round, moves a sum by more than the clip. Nodes count alike, however many rows they have, and the sum is divided
+by the expected size of the cohort, whoever answers. Noise and cohorts are drawn from the operating system's secure
+random source, because sampling protects nobody from someone who knows the cohort: such a run cannot be repeated.
 
-Poisson cohorts: neighbours differ by one node that is there or not. Fixed size: the number of nodes is public, and
+Poisson cohorts: neighbours differ by one node that is present or not. Fixed size: the number of nodes is public, and
 neighbours differ in the data of one node, which moves a sum by two clips and needs about 2.8 times the noise.
 """
 
@@ -49,14 +48,15 @@ from task.schema import ConfigError, option
 from task.secure_random import normal, system
 from task.seeds import derive
 
-COUNT_SHARE = 1 / 20  # of a cohort: the noise on how many updates are within the clip (Andrew et al., section 3.1)
+COUNT_SHARE = 1 / 20  # of a cohort: the noise on the number of updates within the clip (Andrew et al., section 3.1)
 
 
 @dataclass(frozen=True)
 class CentralPrivacy(PrivateWrapper):
-    """`noise` on a sum, in clips; 0: the least for which all rounds fit into `epsilon` (0: there is no budget).
+    """Central privacy: `noise` on a sum, in clips; 0: the least noise for which all rounds fit into `epsilon` (0: no
+    budget).
 
-    With `quantile` the clip moves to this quantile of the updates' norms, as fast as `clip_rate` says.
+    With `quantile` the clip moves to this quantile of the updates' norms, at the speed `clip_rate`.
     """
 
     quantile: float = option(
@@ -92,7 +92,7 @@ class CentralPrivacy(PrivateWrapper):
         return found
 
     def unaffordable(self, release: Release) -> list[str]:
-        """What to say where the budget does not do for a single round."""
+        """Return the problem of a budget that is too small for a single round."""
         if not self.epsilon or (cost := epsilon_of({release: 1}, self.delta)) <= self.epsilon:
             return []
         return [
@@ -105,15 +105,15 @@ class CentralPrivacy(PrivateWrapper):
 
 
 class CentralMechanism(Mechanism):
-    """One run's clip, noise and account."""
+    """The clip, the noise and the account of one run."""
 
     def __init__(self, options: CentralPrivacy, plan: Plan) -> None:
-        """Raises ConfigError where the budget does not do for one round."""
+        """Plan the run. Raises ConfigError if the budget is too small for one round."""
         self.options, self.plan = options, plan
         self.hides_metrics = self.steadfast = options.private
         self.poisson = options.sampling == "poisson"
         size = cohort.size(plan.nodes, plan.fraction, plan.minimum)
-        self.drawn = (plan.nodes, size)  # of a cohort of fixed size: how many nodes there are, and how many are drawn
+        self.drawn = (plan.nodes, size)  # for cohorts of fixed size: the number of nodes, and of drawn nodes
         self.expected = plan.fraction * plan.nodes if self.poisson else float(size)
         self.clip = options.clip
         self.history = History()
@@ -202,7 +202,8 @@ class CentralMechanism(Mechanism):
         )
 
     def _warning(self) -> str:
-        """A mechanism that hands out one node at random has a delta of 1/N: nothing above it protects anybody."""
+        """Return a warning if delta is too large: a mechanism that reveals one random node has a delta of 1/N, so
+        nothing above 1/N protects anybody."""
         loose = self.options.delta * self.plan.nodes > 1
         return f". Weak: a delta above 1/{self.plan.nodes} allows that one of the nodes is exposed" if loose else ""
 
@@ -213,28 +214,28 @@ class CentralMechanism(Mechanism):
         self.clip, self.noise, self.expected = memory["clip"], memory["noise"], memory["expected"]
         if "history" in memory:
             self.history = read(memory["history"])
-        else:  # of a version that counted rounds, all at one noise
+        else:  # of a version that counted rounds, all with one noise
             self.history = History()
             for rate, nodes, size, rounds in memory["draws"]:
                 self.history[Release(self._multiplier, rate or 1.0, nodes, size)] += rounds
         try:
             self._calibrate()
         except BudgetSpent:
-            self.noise = memory["noise"]  # with which `exhausted` says how much is spent
+            self.noise = memory["noise"]  # `exhausted` needs it to report the cost
 
     def _cost_after(self, rounds: int) -> float:
-        """The epsilon once so many rounds more are over."""
+        """Return the epsilon after this many more rounds."""
         return epsilon_of(self.history + History({self._release(): rounds}), self.options.delta)
 
     def _release(self) -> Release:
-        """What a round releases."""
+        """Return what a round releases."""
         if self.poisson:
             return Release(self._multiplier, self.plan.fraction)
         return Release(self._multiplier, nodes=self.drawn[0], size=self.drawn[1])
 
     @property
     def _clips(self) -> int:
-        """That neighbours are apart in a sum: by one node more, or by another's data."""
+        """Return the distance of neighbours in a sum, in clips: one more node, or the data of another."""
         return 1 if self.poisson else 2
 
     @property
@@ -242,15 +243,15 @@ class CentralMechanism(Mechanism):
         return self.noise / self._clips
 
     def _calibrate(self) -> None:
-        """Find the noise for the rounds that are left, where it is not given. Raises BudgetSpent."""
+        """Find the noise for the remaining rounds, if it is not given. Raises BudgetSpent."""
         options, left = self.options, self.plan.rounds - self.plan.done
         if options.epsilon and not options.noise and left > 0:
             noise = fitting_noise(self._release(), left, options.epsilon, options.delta, self.history)
             self.noise = noise * self._clips
 
     def _noises(self) -> tuple[float, float]:
-        """Standard deviations of the noise on the count, and on the sum in clips, which together cost what `noise` does
-        on the sum alone: Andrew et al., Theorem 1. Each bit, less a half, moves the count by a half."""
+        """Return the standard deviations of the noise on the count, and on the sum in clips. Together they cost what
+        `noise` costs on the sum alone: Andrew et al., Theorem 1. Each bit, less a half, moves the count by a half."""
         if not self.options.quantile or not self.noise:
             return 0.0, self.noise
         count = max(COUNT_SHARE * self.expected, self.noise)

@@ -1,9 +1,9 @@
-"""Differential privacy of rows: every node trains by DP-SGD, so that what it sends hides whether any one row was there.
+"""Differential privacy of rows: every node trains by DP-SGD, so that its update hides whether any one row was present.
 
-Local steps go through Opacus: see `task.training.dp_sgd`. The order says how much noise there is; each node keeps its
-own account, which refuses what is too little for its budget, and the server one of every node; neighbours differ by one
-row that is there or not. Whatever follows, on the node or the server, is made of weights that are private already, so
-any strategy will do that learns from rows by gradients. How many rows a node has is not hidden.
+Local steps go through Opacus: see `task.training.dp_sgd`. The instructions set the noise. Each node keeps its own
+account, which refuses noise that is too small for its budget, and the server keeps one of every node. Neighbours differ
+by one row that is present or not. Everything that follows, on the node or the server, is computed from weights that are
+private already, so any strategy works that learns from rows by gradients. The number of rows of a node is not hidden.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,8 +29,8 @@ NAME = "example-privacy"
 
 @dataclass(frozen=True)
 class ExamplePrivacy(PrivateWrapper):
-    """`noise` on the sum of a batch's gradients, in clips; 0: the least with which a node can take part in all rounds
-    within `epsilon` (0: no budget). `clip` is the largest norm of a row's gradient."""
+    """Example privacy: `noise` on the sum of a batch's gradients, in clips; 0: the least noise with which a node can
+    take part in all rounds within `epsilon` (0: no budget). `clip` is the largest norm of a row's gradient."""
 
     privacy = NODE
 
@@ -58,7 +58,7 @@ class ExamplePrivacy(PrivateWrapper):
         return found
 
     def release(self, config: TaskConfig, rows: int, noise: float) -> tuple[Release, int]:
-        """What a step on so many rows releases, with `noise` in clips, and how many steps a message is made of."""
+        """Return what a step on so many rows releases, with `noise` in clips, and the number of steps per message."""
         return Release(noise, min(1.0, config.batch_size / max(rows, 1))), steps_of(config, rows)
 
     def training(self, trainer: Trainer, assignment: Assignment, client_state: Tensors) -> Trainer:
@@ -89,8 +89,8 @@ class ExampleAccounts(NodeAccounts):
         return f"epsilon {held} at delta {options.delta:g} for any row of a node; {noise} a clip of {options.clip:g}"
 
     def restore_counts(self, memory: Mapping[str, Any]) -> None:
-        """Of what nodes said of themselves nothing is believed: all are taken to have been sent a message in every
-        round. Where the noise was not given, nobody knows what it was."""
+        """Restore counts. Nothing that nodes reported is believed: every node is assumed to have sent a message in
+        every round. If the noise was not given, it is unknown."""
         if self.example.noise or not self.example.epsilon:
             self.before = self.plan.done
         else:

@@ -15,7 +15,7 @@ WIDE = (torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class Half(Wrapper):
-    """Round wide floats to 16 bits on the node, widen them on the server.
+    """16-bit updates: wide floats are rounded on the node and widened on the server.
 
     float16 is finer (2^-11) but overflows beyond 65,504; such an update is refused as infinite.
     """

@@ -1,11 +1,11 @@
-"""Local differential privacy of nodes: a node clips its update and adds noise before it leaves, and trusts nobody.
+"""Local differential privacy of nodes: a node clips its update and adds noise before sending it, and trusts nobody.
 
-Every message is a Gaussian mechanism by itself, for all data of the node: neighbours differ in anything but the
-number of rows, and so in two clips. Noise comes from the node's operating system; how much, the order says, and the
-node's own account refuses what is too little for the budget. There is no amplification by sampling, because the
-server sees who answers. What a node measures in training stays there. The noise of n nodes shrinks in their mean by
-sqrt(n), where the server's own noise (`central-privacy`) would by n: this needs very many nodes, or few numbers that
-train.
+Every message is a Gaussian mechanism by itself, for all data of the node: neighbours differ in anything but the number
+of rows, and so by two clips. Noise comes from the node's operating system. The instructions set its size, and the
+node's own account refuses noise that is too small for the budget. There is no amplification by sampling, because the
+server sees who answers. Training metrics stay on the node. The noise of n nodes shrinks in their mean by sqrt(n),
+whereas the server's own noise (`central-privacy`) would shrink by n: this needs very many nodes, or few trained
+numbers.
 """
 
 from collections import Counter
@@ -30,13 +30,14 @@ from task.schema import ConfigError
 from task.secure_random import normal
 
 NAME = "local-privacy"
-CLIPS = 2  # that neighbours are apart
-ROUNDS = "rounds"  # in what a node kept before it had an account: those that it had sent an update in
+CLIPS = 2  # distance of neighbours
+ROUNDS = "rounds"  # key of a node's memory before it had an account: the rounds that it had sent an update in
 
 
 @dataclass(frozen=True)
 class LocalPrivacy(PrivateWrapper):
-    """`noise` on an update, in clips; 0: what lets a node take part in all rounds within `epsilon` (0: no budget)."""
+    """Local privacy: `noise` on an update, in clips; 0: the noise that lets a node take part in all rounds within
+    `epsilon` (0: no budget)."""
 
     privacy = NODE
     encodes = needs_weighted_mean = must_be_first = True
@@ -55,7 +56,7 @@ class LocalPrivacy(PrivateWrapper):
         return found
 
     def release(self, config: TaskConfig, rows: int, noise: float) -> tuple[Release, int]:
-        """What a message releases, with `noise` in clips, and how often."""
+        """Return what a message releases, with `noise` in clips, and how often."""
         return Release(noise / CLIPS), 1
 
     def encode(self, update: Tensors, assignment: Assignment, client_state: Tensors) -> Tensors:
@@ -73,12 +74,12 @@ class LocalPrivacy(PrivateWrapper):
         return LocalAccounts(self, plan) if self.clip else None
 
     def cost(self, rounds: int, noise: float) -> float:
-        """The epsilon of a node that has sent an update in so many rounds."""
+        """Return the epsilon of a node that has sent an update in so many rounds."""
         return epsilon_of({Release(noise / CLIPS): rounds}, self.delta)
 
 
 class LocalAccounts(NodeAccounts):
-    """The server's accounts of nodes that noise their updates."""
+    """The server's accounts of nodes that add noise to their updates."""
 
     def __init__(self, options: LocalPrivacy, plan: Plan) -> None:
         super().__init__(NAME, options, plan)
@@ -101,7 +102,7 @@ class LocalAccounts(NodeAccounts):
         )
 
     def restore_counts(self, memory: Mapping[str, Any]) -> None:
-        """Rounds by node, all at one noise."""
+        """Restore rounds by node, all with one noise."""
         release, _ = self.local.release(self.plan.config, 1, memory["noise"])
         for node, rounds in Counter(memory["asked"]).items():
             self.accounts[node] = Account(History({release: rounds}), release, 1)

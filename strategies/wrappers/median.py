@@ -1,12 +1,12 @@
-"""Of every number of an update the median over nodes.
+"""Median: for every number of an update, the median over nodes.
 
 Yin, Chen, Ramchandran, Bartlett, "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", arXiv
 1803.01498, Definition 1 and Algorithm 1, Option I. Fewer than half of the nodes may send anything: every number of the
-result still lies between the smallest and the largest of what the others sent. The price is that nodes whose data
+result still lies between the smallest and the largest value of the other nodes. The price is that nodes whose data
 differ are not averaged but outvoted.
 
-All nodes count alike, whatever rows they say they have: a weight is a claim, and a node that claims a million rows
-would be the median. Where nodes hold different ranks, a slice is settled by those that hold it. Updates wait in a file;
+All nodes count alike, whatever rows they report: a weight is a claim, and a node that claims a million rows would be
+the median. If nodes have different ranks, a slice is combined over the nodes that have it. Updates wait in a file;
 memory does not grow with their number (`strategies/algebra/robust.py`).
 """
 
@@ -18,7 +18,7 @@ from strategies.wrappers.parts.order_statistics import OrderStatistic
 
 @dataclass(frozen=True)
 class Median(OrderStatistic):
-    """`min_owners` is the least number of nodes that must hold a number for it to change."""
+    """Median: `min_owners` is the least number of nodes that must have a number for it to change."""
 
     def rule(self, columns: Columns) -> Columns:
         return median(columns)

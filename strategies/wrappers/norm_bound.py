@@ -1,14 +1,15 @@
-"""No update is longer than a bound.
+"""Norm bound: no update is longer than a bound.
 
 Sun, Kairouz, Suresh, McMahan, "Can You Really Backdoor Federated Learning?", arXiv 1911.07963: an update u is scaled by
-min(1, M / ||u||) before it is combined; `bound` is M. With `action` = refuse a longer one is dropped like any bad
-reply. The server does it, once all wrappers are undone; nodes need not be trusted with it.
+min(1, M / ||u||) before it is combined; `bound` is M. With `action` = refuse, a longer update is dropped like any bad
+reply. The server does this after all wrappers are undone; nodes need not be trusted with it.
 
-How long an update is, and what shortens it, is the strategy's to say (`Algorithm.length`). For most it is one Euclidean
-norm over all floating tensors; where nodes send factors that they drew themselves, it is that of the products. Where
-products are combined, changes (dB, dA) of common factors B, A move a product by at most M (||B|| + ||A||) + M^2 / 2.
+The strategy defines the length of an update and how to shorten it (`Algorithm.length`). For most strategies it is one
+Euclidean norm over all floating tensors; if nodes send factors that they drew themselves, it is the norm of the
+products. If products are combined, changes (dB, dA) of common factors B, A move a product by at most M (||B|| + ||A||)
++ M^2 / 2.
 
-It bounds how far a node can pull the mean, not where: with weights by rows a node of share p moves it by at most p M.
+It bounds how far a node can pull the mean, not where: with weights by rows, a node of share p moves it by at most p M.
 """
 
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from task.schema import option
 
 @dataclass(frozen=True)
 class NormBound(Wrapper):
-    """`bound` is the largest norm; a longer update is scaled down (`clip`) or refused (`refuse`)."""
+    """Norm bound: `bound` is the largest norm; a longer update is scaled down (`clip`) or refused (`refuse`)."""
 
     bound: float = option(1.0, low=1e-12, doc="largest Euclidean norm of an update")
     action: str = option(

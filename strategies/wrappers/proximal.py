@@ -1,7 +1,7 @@
-"""FedProx's proximal term round any strategy: nodes are held near the tensors that they were sent.
+"""FedProx's proximal term for any strategy: nodes stay near the tensors that they were sent.
 
 Li et al., "Federated Optimization in Heterogeneous Networks", arXiv 1812.06127: (mu / 2) ||w - w^t||^2 is added to
-every loss, over what trains in the round. Round `fedavg` it is the strategy `fedprox`.
+every loss, over the tensors that train in the round. With `fedavg` it is the strategy `fedprox`.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from task.schema import option
 
 @dataclass(frozen=True)
 class Proximal(Wrapper):
-    """`mu` weighs the term; updates pass as they are."""
+    """The proximal term with weight `mu`; updates pass unchanged."""
 
     mu: float = option(0.01, low=0.0, doc="weight of the proximal term")
 

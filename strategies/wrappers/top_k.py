@@ -1,10 +1,10 @@
-"""Of an update only the numbers of the largest magnitude travel, and where they are; the others wait.
+"""Top-k: only the numbers of the largest magnitude in an update are sent, with their places; the others wait.
 
 Aji and Heafield, "Sparse Communication for Distributed Gradient Descent", arXiv 1704.05021; Stich et al., "Sparsified
 SGD with Memory", arXiv 1809.07599 (the operator top_k, Definition 2.1, and Algorithm 1): k numbers of the whole update
-are sent as they are, with one threshold over all floating tensors, and what is not sent is added to the node's next
-update (`strategies/algebra/feedback.py`). Of equal magnitudes the first goes, by name and place. Places are 32-bit
-integers, or a bit for every number where that is fewer bytes: from a thirty-second on.
+are sent unchanged, with one threshold over all floating tensors. Numbers that are not sent are added to the node's next
+update (`strategies/algebra/feedback.py`). Among equal magnitudes the first is sent, by name and place. Places are
+32-bit integers, or one bit for every number if that takes fewer bytes: from a share of 1/32 on.
 """
 
 import math
@@ -21,12 +21,12 @@ from strategies.wrappers.parts.compression import Compression
 from task.schema import option
 
 VALUES, PLACES = "top-k/values", "top-k/places"
-ROUNDING = 1e-9  # of a share: 0.1 of 30 is 3, not a little more
+ROUNDING = 1e-9  # of a share: 0.1 of 30 is 3, not slightly more
 
 
 @dataclass(frozen=True)
 class TopK(Compression):
-    """`fraction` of the numbers of an update are sent, rounded up; 1 sends it as it is."""
+    """Top-k: `fraction` of the numbers of an update are sent, rounded up; 1 sends the whole update."""
 
     fraction: float = option(
         0.1, low=1e-6, high=1.0, doc="of the numbers of an update, those of largest magnitude, that are sent"
@@ -71,11 +71,11 @@ class TopK(Compression):
 
 @dataclass(frozen=True)
 class _Plan:
-    """The floating tensors of an update as one vector, in the order of their names, and how much of it goes."""
+    """The floating tensors of an update as one vector, in the order of their names, and how much of it is sent."""
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
-    dtype: torch.dtype  # that holds the numbers of all
+    dtype: torch.dtype  # of the code's numbers
     count: int
 
     @classmethod

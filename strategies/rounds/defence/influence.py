@@ -40,12 +40,12 @@ class Tally:
 
     @property
     def share(self) -> float:
-        """The harm per possible good; negative if the node did good."""
+        """Return the harm per possible good; negative if the node did good."""
         return self.harm / self.good if self.good else 0.0
 
     @property
     def harmful(self) -> bool:
-        """Whether the node has done more harm than chance explains."""
+        """Return whether the node has done more harm than chance explains."""
         return self.share >= max(SHARE, AT_ONCE / max(1, self.rounds))
 
 
@@ -61,7 +61,7 @@ class Losses:
 
     @property
     def good(self) -> float:
-        """The possible gain: the loss of the best of these states."""
+        """Return the possible gain: the loss of the best of these states."""
         return max(0.0, self.before - min(self.after, *self.without.values()))
 
     def harm(self, cohort: int) -> dict[str, float]:

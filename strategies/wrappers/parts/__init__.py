@@ -1,1 +1,1 @@
-"""What several wrappers share."""
+"""Base classes of several wrappers."""

@@ -17,7 +17,8 @@ from task.schema import option
 
 @dataclass(frozen=True)
 class Compression(Wrapper):
-    """`feedback` adds what a round's code left out to the next round's update: see `strategies.algebra.feedback`.
+    """A lossy code: `feedback` adds what a round's code left out to the next round's update; see
+    `strategies.algebra.feedback`.
 
     The errors stay on the node, as many numbers as its update has. A subclass has `encoded`, `encoded_spec` and
     `decode`.
@@ -40,7 +41,7 @@ class Compression(Wrapper):
         return [f"{problem}: set {key} = false" for problem in found]
 
     def encoded(self, wanted: Tensors, like: Mapping[str, torch.Tensor], assignment: Assignment) -> Tensors:
-        """The code of `wanted`, for an update of the dtypes of `like`."""
+        """Return the code of `wanted`, for an update of the dtypes of `like`."""
         raise NotImplementedError
 
     def encode(self, update: Tensors, assignment: Assignment, client_state: Tensors) -> Tensors:
@@ -55,7 +56,7 @@ class Compression(Wrapper):
 
 
 def _check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Once kept, a NaN would be in every later update."""
+    """Raise ValueError for NaN or infinity: once stored as an error, a NaN would be in every later update."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
             raise ValueError(f"'{name}' holds NaN or infinity after training: try a smaller learning-rate")

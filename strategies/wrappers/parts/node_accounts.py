@@ -121,7 +121,7 @@ class NodeAccounts(Mechanism):
 
     @property
     def _scale(self) -> float:
-        """Clips of noise per sensitivity."""
+        """Return the clips of noise per sensitivity."""
         return 1 / self.options.release(self.plan.config, 1, 1.0)[0].noise
 
     def _meet(self, profile: Profile) -> None:

@@ -1,4 +1,4 @@
-"""What wrappers share that combine by order statistics: the middle of every number, over the nodes that have it."""
+"""The base class of wrappers that combine by order statistics: a rule for every number, over the nodes that have it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,8 +16,9 @@ from task.schema import option
 
 @dataclass(frozen=True)
 class OrderStatistic(Wrapper):
-    """A subclass has `rule`. What fewer than `min_owners` nodes of a cohort hold, such as the last ranks of an adapter,
-    is not changed: one or two have no middle, and a node could be alone there by claiming the largest rank."""
+    """A combination by `rule`, which a subclass defines. Numbers that fewer than `min_owners` nodes of a cohort have,
+    such as the last ranks of an adapter, do not change: one or two values have no middle, and a node could be alone
+    there by claiming the largest rank."""
 
     combines = True
 
@@ -26,13 +27,13 @@ class OrderStatistic(Wrapper):
     )
 
     def rule(self, columns: Columns) -> Columns:
-        """Columns (nodes, places) to what stands for each (places,)."""
+        """Return one value for each place (places,), given columns (nodes, places)."""
         raise NotImplementedError
 
     def problems(
         self, strategy: Algorithm, config: TaskConfig, federation: Federation | None, inner: Sequence[Wrapper]
     ) -> list[str]:
-        # what leaves most numbers zero, at other places for every node, has zero for a median
+        # if most numbers are zero, at other places for every node, the median is zero
         found = [
             f"wrappers: '{other.name}' sends other places of every node, of which '{self.name}' leaves nothing"
             for other in inner

@@ -1,4 +1,4 @@
-"""What wrappers share that bound what can be learned of nodes or rows: a clip, noise in clips, and a budget."""
+"""The base class of privacy wrappers: a clip, noise in clips, and a budget."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,9 @@ from task.schema import option
 
 @dataclass(frozen=True)
 class PrivateWrapper(Wrapper):
-    """`noise` in clips; 0: the least that lets all rounds fit into `epsilon` (0: no budget). A subclass says whose
-    account there is (`privacy`) and has a `mechanism` on the server; one whose nodes add the noise has `release`."""
+    """Options of differential privacy. `noise` is in clips; 0: the least noise that lets all rounds fit into `epsilon`
+    (0: no budget). A subclass says who adds the noise (`privacy`) and has a `mechanism` on the server; if nodes add it,
+    it also has `release`."""
 
     epsilon: float = option(8.0, low=0.0, doc="privacy budget, of the run or of every node by its own count; 0: none")
     delta: float = option(
@@ -35,7 +36,7 @@ class PrivateWrapper(Wrapper):
 
     @property
     def private(self) -> bool:
-        """Whether there is noise, rather than the clip alone."""
+        """Return whether there is noise, rather than the clip alone."""
         return bool(self.noise or self.epsilon)
 
     @property
@@ -57,9 +58,9 @@ class PrivateWrapper(Wrapper):
         raise NotImplementedError
 
     def noise_of(self, assignment: Assignment) -> float:
-        """Return the noise that a node adds, in clips, by the options or its assignment.
+        """Return the noise that a node adds, in clips, from the options or its assignment.
 
-        Raises Refused for an assignment without.
+        Raises Refused for an assignment without noise.
         """
         noise = self.noise or assignment.noise
         if self.private and not noise:
