@@ -1,4 +1,4 @@
-"""The server's side: configuration -> strategy -> rounds -> results."""
+"""The ServerApp: configuration -> strategy -> rounds -> results."""
 
 from server_app.main import app
 

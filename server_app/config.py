@@ -1,7 +1,7 @@
-"""The run config: the task's settings (which travel to nodes), the server's own, and every strategy's options.
+"""The run config: the task's settings (which are sent to nodes), the server's own, and every strategy's options.
 
-Flower hands it over as one flat dictionary, already merged with the defaults in pyproject.toml. It is
-parsed once, here; all problems are reported together before any node is contacted.
+Flower passes it as one flat dictionary, already merged with the defaults in pyproject.toml. It is parsed once, here.
+All problems are reported together, before any node is contacted.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ from task.schema import ConfigError, Flat, Schema, build, flatten, group, option
 
 @dataclass(frozen=True)
 class Simulation:
-    """How `thistledown run` simulates; Flower itself does not read these."""
+    """Settings of the simulation by `thistledown run`; Flower itself does not read them."""
 
     num_supernodes: int = option(
         10, low=1, doc="nodes that `thistledown run` simulates; plain `flwr run` has --federation-config"
@@ -41,7 +41,7 @@ class Simulation:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """What only the server needs to know."""
+    """Settings that only the server needs."""
 
     strategy: str = option("fedavg", doc="how a round exchanges and combines: the name of a file in strategies/")
     server_optimizer: str = option(
@@ -111,13 +111,13 @@ class ServerConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole, checked run config."""
+    """A complete, validated run config."""
 
     task: TaskConfig
     server: ServerConfig
     strategy: Strategy
     trackers: tuple[Tracker, ...]
-    flat: Flat  # effective values of every key that matters to this run
+    flat: Flat  # effective values of all keys that apply to this run
 
     @classmethod
     def read(cls, flat: Mapping[str, object]) -> "RunConfig":
@@ -137,18 +137,18 @@ class RunConfig:
         return cls(task, server, chosen, trackers, flat)
 
     def federation(self) -> Federation:
-        """Return how the rounds are run; base, checkpoint folder and callbacks are to be added. Raises DeviceError."""
+        """Return the settings of the rounds, without base, checkpoint folder and callbacks. Raises DeviceError."""
         return replace(_federation(self.task, self.server), device=found(self.server.server_device))
 
     def plan(self) -> Plan:
-        """What the run intends, with as many nodes as are simulated."""
+        """Return the plan of the run for the number of simulated nodes."""
         server = self.server
         nodes, rounds = server.simulation.num_supernodes, server.num_server_rounds
         return Plan(rounds, nodes, server.fraction_train, server.min_train_nodes, self.task.seed, config=self.task)
 
 
 def keys() -> Schema:
-    """Every run-config key there is."""
+    """Return the schema of all run-config keys."""
     return schema(ServerConfig) | schema(TaskConfig) | strategies.option_keys() | tracker.option_keys()
 
 
@@ -178,12 +178,12 @@ def _problems(server: ServerConfig) -> list[str]:
     if server.output_dir and not Path(server.output_dir).is_absolute():
         found.append(f"output-dir = '{server.output_dir}' must be an absolute path")
     if server.resume_from not in ("last", "best") and not server.resume_from.isdecimal():
-        found.append(f"resume-from = '{server.resume_from}' is none of last, best and the number of a round")
+        found.append(f"resume-from = '{server.resume_from}' must be last, best or the number of a round")
     return found
 
 
 def _strategy(server: ServerConfig, values: Mapping[str, Any], problems: list[str]) -> Strategy | None:
-    """The strategy, or None with the reasons added to `problems`."""
+    """Return the strategy; on failure return None and add the reasons to `problems`."""
     before = len(problems)
     find: list[tuple[Callable[[str], type], str]] = [
         (strategies.strategy_class, server.strategy),
@@ -198,7 +198,7 @@ def _strategy(server: ServerConfig, values: Mapping[str, Any], problems: list[st
 
 
 def _trackers(server: ServerConfig, values: Mapping[str, Any], problems: list[str]) -> tuple[Tracker, ...]:
-    """Return the trackers; what is wrong with them is added to `problems`."""
+    """Return the trackers and add what is wrong with them to `problems`."""
     found = []
     for name in server.trackers:
         try:
@@ -210,5 +210,5 @@ def _trackers(server: ServerConfig, values: Mapping[str, Any], problems: list[st
 
 
 def _option_values(*chosen: Strategy | Wrapper | Tracker) -> Flat:
-    """Return the options of what was chosen, by their run-config keys."""
+    """Return the options of the chosen extensions by run-config key."""
     return {key: value for one in chosen for key, value in flatten(one, f"{one.name}.").items()}

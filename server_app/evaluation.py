@@ -1,4 +1,4 @@
-"""The server scores the state by being its own client: what is scored is what a node of full rank would get."""
+"""Evaluation on the server, of the model that a node of full rank would receive."""
 
 import logging
 import math
@@ -25,15 +25,17 @@ from task.training.parallel_evaluation import batches_at_once
 from task.training.trainer import evaluate
 
 LOG = logging.getLogger("flwr")
-HOPELESS = 1e6  # nats; no loss of a probe is larger
-TOKENS = 4  # rows of a classifier that tell as much as one of many tokens
-LEAST, OF_EACH = 32, 2  # rows that a probe needs, and of every label
+HOPELESS = 1e6  # nats; upper bound of a probe's loss
+TOKENS = 4  # rows of a classifier that are worth one row of many tokens
+LEAST, OF_EACH = 32, 2  # rows that a probe needs in total, and of every label
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """The metrics of a state on the validation part (which chooses) and the test part; `examine_rows` are of the
-    validation part, to judge single updates by."""
+    """Evaluator of a state on the validation part, which chooses the best round, and on the test part.
+
+    Single updates are judged on at most `examine_rows` rows of the validation part.
+    """
 
     strategy: Strategy
     config: TaskConfig
@@ -49,7 +51,7 @@ class Evaluator:
         return scores
 
     def probe(self, start: State) -> Probe | None:
-        """What measures states that follow `start`; None where there are too few rows for it."""
+        """Return a function that measures the loss of states that follow `start`; None if there are too few rows."""
         rows = self._sample
         if rows is None:
             return None
@@ -74,12 +76,12 @@ class Evaluator:
         return prepare(self.config, self._base.folder, server_store())
 
     def _evaluated(self, model: TunedModel, rows: Rows) -> dict[str, float]:
-        at_once = batches_at_once(self.device, self.config.threads)  # nodes wait meanwhile
+        at_once = batches_at_once(self.device, self.config.threads)  # nodes are idle during evaluation
         return evaluate(model, rows, self.device, at_once)
 
     @cached_property
     def _sample(self) -> Rows | None:
-        """The rows of probes."""
+        """Return the rows that probes use, or None if there are too few."""
         if not self.examine_rows:
             return None
         rows = self._parts.validation
@@ -96,12 +98,12 @@ class Evaluator:
 
 
 def balanced(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
-    """Positions of at most `count` rows, drawn at random, of every label as many as there are for all, or all of it.
+    """Return the positions of at most `count` rows, drawn at random and balanced over the labels.
 
-    A label that a sample lacks would make a node that alone knows it look harmful.
+    Without a label in the sample, a node that is the only one to know this label would look harmful.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
-    place = np.empty(len(labels), dtype=np.int64)  # of a row among those of its label
+    place = np.empty(len(labels), dtype=np.int64)  # rank of a row among the rows of its label
     for label in np.unique(labels):
         own = order[labels[order] == label]
         place[own] = np.arange(len(own))

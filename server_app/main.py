@@ -1,7 +1,7 @@
-"""The ServerApp: read the config, settle base and data, run the strategy, leave results.
+"""The ServerApp: read the config, prepare base and data, run the strategy, write the results.
 
-Everything that can be wrong is found before the first message; what is found then, or later, ends the
-run with a message that names the cause and with Flower's status `failed`.
+Problems are found before the first message wherever possible. A problem ends the run with a message that names its
+cause, and with Flower's status `failed`.
 """
 
 import logging
@@ -41,15 +41,15 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run one federation from the run config in `context`, or go on with one."""
+    """Run or resume a federation from the run config in `context`."""
     federate(grid, RunConfig.read(continued(given(context.run_config))))
 
 
 def federate(grid: Grid, run: RunConfig, callbacks: Sequence[Callback] = ()) -> Path:
-    """Run a federation, or go on with one, and return the folder of its results; `callbacks` are told too."""
+    """Run or resume a federation and return its results folder; `callbacks` are called in addition to its own."""
     folder = output_folder(run)
     for dead in interrupted_in(folder.parent):
-        LOG.info("the run in %s was interrupted; %s", dead, hint(dead) or "nothing was kept of it")
+        LOG.info("the run in %s was interrupted; %s", dead, hint(dead) or "it has no checkpoint to resume from")
     LOG.info("%s%s", GO_TO, folder)
     with room(folder), alone(folder), Results(folder, run) as results, room(folder):
         _run(grid, run, results, callbacks)
@@ -57,7 +57,7 @@ def federate(grid: Grid, run: RunConfig, callbacks: Sequence[Callback] = ()) -> 
 
 
 def _run(grid: Grid, run: RunConfig, results: Results, others: Sequence[Callback]) -> None:
-    """Settle what the run starts from, then run the rounds."""
+    """Prepare the task and the evaluator, then run the rounds."""
     federation = run.federation()
     nodes = wait_for_nodes(grid, federation)
     LOG.info("preparing data '%s'", run.task.data.name)
@@ -82,7 +82,7 @@ def _run(grid: Grid, run: RunConfig, results: Results, others: Sequence[Callback
 
 
 def _callbacks(run: RunConfig, results: Results) -> Iterator[Callback]:
-    """Return who is told of the run: who may end it before who writes that it ended."""
+    """Return the callbacks of the run. Those that may end it come before those that write how it ended."""
     if run.server.early_stopping.patience:
         yield EarlyStopping(run.server.early_stopping, results.history.lines)
     yield results
@@ -92,8 +92,10 @@ def _callbacks(run: RunConfig, results: Results) -> Iterator[Callback]:
 
 
 def _noticed(run: RunConfig, task: TaskConfig, num_nodes: int, device: str) -> Iterator[str]:
-    """Run the model once, before any node is asked; and what a person would want to know of rate, base and data, as far
-    as the server sees it. Raises DryRunError."""
+    """Run the model once, before any node is contacted, and return notices about learning rate, base and data.
+
+    Raises DryRunError.
+    """
     base, store = server_base(task.model, server_store()), server_store()
     parts = None if needs_no_data(task) else prepare(task, base.folder, store)
     rows = parts.train if parts else stand_in(task, base.folder)

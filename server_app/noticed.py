@@ -1,4 +1,4 @@
-"""What a person would want to know of the rows before a run: classes that a part lacks, nodes with one class."""
+"""Notices about the data before a run: classes that a part lacks, nodes with a single class."""
 
 from collections.abc import Iterator, Sequence
 
@@ -14,7 +14,7 @@ SHOWN = 10
 
 
 def of_run(task: TaskConfig, data_index: DataIndex, split: Sequence[Positions]) -> Iterator[str]:
-    """What is said before a run of its rate, its data, and the rows of its simulated nodes."""
+    """Return notices about the learning rate, the data, and the rows of the simulated nodes."""
     if rate := unusual(task):
         yield rate
     yield from of_parts(data_index)
@@ -22,23 +22,23 @@ def of_run(task: TaskConfig, data_index: DataIndex, split: Sequence[Positions]) 
 
 
 def of_parts(data_index: DataIndex) -> Iterator[str]:
-    """What is said of the parts of the data. Class names are the run's, and no secret of a row."""
+    """Return notices about the parts of the data. Class names belong to the run and reveal nothing about a row."""
     names = data_index.classes
     for name, part in data_index.parts.items():
         if not len(part) or not names:
             continue
         there = set(np.unique(part.labels).tolist())
         if absent := [label for number, label in enumerate(names) if number not in there]:
-            yield f"the {name} part has no row of {_listed(absent)}, of {len(names)} classes"
+            yield f"the {name} part has no rows of {_listed(absent)} ({len(names)} classes in total)"
 
 
 def of_split(split: Sequence[Positions], data_index: DataIndex, called: Sequence[str]) -> Iterator[str]:
-    """What is said of the rows of simulated nodes, which are called so."""
+    """Return notices about the rows of the simulated nodes; `called` are the names of the nodes."""
     if len(data_index.classes) < 2:
         return
     labels = data_index.train.labels
     if lonely := [name for name, rows in zip(called, split, strict=True) if len(np.unique(labels[rows])) == 1]:
-        yield f"{len(lonely)} of {len(split)} nodes with rows of one class alone: {_listed(lonely)}"
+        yield f"{len(lonely)} of {len(split)} nodes have rows of a single class: {_listed(lonely)}"
 
 
 def _listed(names: Sequence[str]) -> str:

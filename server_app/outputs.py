@@ -1,4 +1,4 @@
-"""Where results go: a folder for every run, `latest` pointing to the newest, or the folder of the run to resume."""
+"""Results folders: one per run, with the link `latest` to the newest; a resumed run writes to its old folder."""
 
 import itertools
 import tempfile
@@ -11,11 +11,14 @@ from server_app.config import RunConfig
 from task.schema import ConfigError
 from task.storage.room import is_full
 
-GO_TO = "results go to "  # what the log says of them, before the folder: the command looks for it
+GO_TO = "results go to "  # followed by the folder in the log; the command parses it
 
 
 def output_folder(run: RunConfig) -> Path:
-    """`<outputs>/<time>-<strategy>`, made here, and `<outputs>/latest` points to it; or that of the run to resume."""
+    """Create `<outputs>/<time>-<strategy>`, link `<outputs>/latest` to it and return it.
+
+    For a run that is resumed, return its folder.
+    """
     if run.server.resume:
         return Path(run.server.resume)
     outputs = Path(run.server.output_dir or Path.cwd() / "outputs")
@@ -40,7 +43,7 @@ def _made(folder: Path) -> bool:
 
 @contextmanager
 def writable(outputs: Path) -> Iterator[None]:
-    """Within this, outputs that cannot be written are a ConfigError; a full disk is none."""
+    """Raise ConfigError for outputs that cannot be written. A full disk is not a ConfigError."""
     try:
         yield
     except OSError as error:
@@ -50,12 +53,12 @@ def writable(outputs: Path) -> Iterator[None]:
 
 
 def unwritable(outputs: Path, error: OSError) -> str:
-    """Return what to say of outputs that cannot be written."""
+    """Return the error message for outputs that cannot be written."""
     return f"output-dir = '{outputs}' cannot be written: {error.strerror}; name a folder that this user may write"
 
 
 def problem_of(outputs: Path) -> str:
-    """Return why results could not be written there, "" if they could. Nothing stays of the file that is tried."""
+    """Return why results cannot be written to `outputs`, or "" if they can. A temporary file tests it."""
     place = next(path for path in (outputs, *outputs.parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=place):

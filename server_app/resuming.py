@@ -1,6 +1,6 @@
-"""Going on in the results folder of an earlier run: with its configuration, after its last checkpoint.
+"""Resuming an earlier run in its results folder: with its configuration, after its last checkpoint.
 
-Flower fills in defaults before anybody can see what was given, so a key at its default counts as not given.
+Flower fills in defaults before the app sees the run config, so a key at its default counts as not given.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ from task.schema import ConfigError, Option, Schema
 
 LOG = logging.getLogger("flwr")
 ROUNDS = "num-server-rounds"
-# Keys that may change on the way: none of them changes what a round computes of the updates that it goes by.
+# Keys that may change when a run is resumed: none of them changes what a round computes from its updates.
 FREE = (
     RESUME, FROM, ROUNDS, "output-dir", "device", "server-device", "round-timeout", "node-wait-timeout",
     "min-available-nodes", "min-success-fraction", "max-failed-rounds", "evaluate-every", "simulation.num-cpus",
@@ -38,44 +38,43 @@ LAST = "last"
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
-    """The configuration that a run left; only free keys may have been edited since. Raises ConfigError."""
+    """Return the configuration of a run; only free keys may have been edited since. Raises ConfigError."""
     try:
         found = flat(tomllib.loads((folder / CONFIG).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise ConfigError([f"{folder} is no results folder: {error}"]) from error
+        raise ConfigError([f"{folder} is not a results folder: {error}"]) from error
     if edited := _edited(found, started.kept(folder), folder / CONFIG):
         raise ConfigError(edited)
     return found
 
 
 def _edited(found: Mapping[str, Any], kept: Mapping[str, Any] | None, path: Path) -> list[str]:
-    """Keys of a configuration that are not as the run was started with them, and may not change."""
+    """Return a problem for every key that was edited although it may not change."""
     known, before, free = keys(), kept or {}, _free_keys()
     there = [key for key in {**before, **found} if key in known and key not in free] if kept is not None else []
     pairs = {key: tuple(side.get(key, known[key].default) for side in (found, before)) for key in there}
     return [
-        f"{path}: {key} = {now!r}, but the run was started with {then!r}; put that back, or start another run"
+        f"{path}: {key} = {now!r}, but the run was started with {then!r}; restore that value or start a new run"
         for key, (now, then) in pairs.items()
         if not _same(known[key], now, then)
     ]
 
 
 def _free_keys() -> set[str]:
-    """Return the keys that may change on the way."""
+    """Return the keys that may change when a run is resumed."""
     return {*FREE, *tracker.option_keys()}
 
 
 def given(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a run config that are not at their defaults, and those that do not exist."""
+    """Return the keys of a run config that differ from their defaults, and unknown keys."""
     known = keys()
     return {key: value for key, value in config.items() if key not in known or not _same(known[key], value)}
 
 
 def continued(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration to go on with, where the keys that were `chosen` name a run to resume; else these.
+    """Return the configuration of the run to resume, with the `chosen` free keys; without `resume`, return `chosen`.
 
-    It is that of the earlier run, but for free keys. Raises ConfigError with every other chosen key that differs, and
-    where no round is left to do.
+    Raises ConfigError for every other chosen key that differs from the earlier run, and if no round is left to do.
     """
     if not chosen.get(RESUME):
         return dict(chosen)
@@ -95,7 +94,7 @@ def continued(chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _same(option: Option, one: object, *others: object) -> bool:
-    """Is this value of a key the same as another, or as the default, as far as it can be read?"""
+    """Return whether a value of a key equals another value, or the default. Unreadable values are never equal."""
     try:
         return bool(option.parse(one) == (option.parse(others[0]) if others else option.default))
     except ValueError:
@@ -105,9 +104,9 @@ def _same(option: Option, one: object, *others: object) -> bool:
 def _nothing_left(folder: Path, old: Mapping[str, Any], settings: Mapping[str, Any], known: Schema) -> list[str]:
     wanted, before = settings.get(ROUNDS, known[ROUNDS].default), old.get(ROUNDS, known[ROUNDS].default)
     if type(wanted) is not int:
-        return []  # which is said where types are checked
+        return []  # reported where types are checked
     if wanted < before:
-        return [f"{ROUNDS} = {wanted}, but the run to resume has {before}; it may only have more"]
+        return [f"{ROUNDS} = {wanted}, but the run to resume has {before}; choose at least as many"]
     done = rounds_done(folder, str(settings.get(FROM, LAST)))
     if done >= wanted:
         return [f"nothing left to do: all {done} rounds of {folder} are over; for more, set {ROUNDS} above {done}"]
@@ -115,7 +114,7 @@ def _nothing_left(folder: Path, old: Mapping[str, Any], settings: Mapping[str, A
 
 
 def rounds_done(folder: Path, which: str = LAST) -> int:
-    """The round of the checkpoint to go on from: the `last`, the `best`, or that of a round. Raises ConfigError."""
+    """Return the round of the checkpoint `which`: `last`, `best` or the number of a round. Raises ConfigError."""
     path = folder / "checkpoints" / _named(which)
     if which != LAST and not path.exists():
         there = sorted(int(kept.stem.removeprefix("round-")) for kept in path.parent.glob(checkpoint.kept("*")))
@@ -130,10 +129,10 @@ def rounds_done(folder: Path, which: str = LAST) -> int:
 
 
 def go_back(folder: Path, which: str) -> None:
-    """Make an earlier state the one to go on from. What a run must never forget, such as what was spent of a budget of
-    privacy, stays that of its last round; the lines of later rounds stay in `metrics-until-<round>.jsonl`.
+    """Make an earlier checkpoint the one to resume from.
 
-    Raises ConfigError.
+    What a run must never lose, such as the privacy budget that was spent, stays as it was after the last round. The
+    lines of later rounds are saved in `metrics-until-<round>.jsonl`. Raises ConfigError.
     """
     if which == LAST:
         return
@@ -148,18 +147,18 @@ def go_back(folder: Path, which: str) -> None:
     run_state.good = [good for good in run_state.good if good["round"] <= done]
     shutil.copy(folder / METRICS, folder / f"metrics-until-{last}.jsonl")
     checkpoint.save(place / checkpoint.LAST, state, about | {"round": done} | run_state.about())
-    LOG.info("back to the state of round %d, of %d", done, last)
+    LOG.info("went back from round %d to the state of round %d", last, done)
 
 
 def _named(which: str) -> str:
-    """The file of a state that somebody chose."""
+    """Return the file name of the checkpoint `which`."""
     return {LAST: checkpoint.LAST, "best": checkpoint.BEST}.get(which, checkpoint.kept(which))
 
 
 def lines_until(folder: Path, last: int) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl of rounds 0 to `last`; what came after them, perhaps half a line, is cut off.
+    """Return the lines of metrics.jsonl of rounds 0 to `last`, and cut off what follows, perhaps half a line.
 
-    Raises ConfigError where one is missing.
+    Raises ConfigError if a line is missing.
     """
     path = folder / METRICS
     lines: list[dict[str, Any]] = []
@@ -179,9 +178,9 @@ def lines_until(folder: Path, last: int) -> list[dict[str, Any]]:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """While this lasts, no other process writes to the results folder; the system lets go when a process dies.
+    """Lock the results folder, so that no other process writes to it. The system releases the lock of a dead process.
 
-    Raises ConfigError where one does.
+    Raises ConfigError if another process has the lock.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -190,14 +189,14 @@ def alone(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise ConfigError([at_work(folder)]) from error
         except OSError as error:
-            LOG.warning("%s cannot be locked (%s): see that no other process resumes it", folder, error.strerror)
+            LOG.warning("%s cannot be locked (%s): make sure that no other process resumes it", folder, error.strerror)
         yield
     finally:
         os.close(handle)
 
 
 def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted keys."""
+    """Return nested tables as dotted keys."""
     values: dict[str, Any] = {}
     for key, value in tables.items():
         values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}

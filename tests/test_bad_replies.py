@@ -162,7 +162,7 @@ def test_a_round_goes_on_without_bad_replies(
             ]
             assert len(logged) == 1
             assert refused[str(partition)] in logged[0]
-    assert "Replies that did not count" in (outcome.folder / "report.html").read_text()
+    assert "Refused replies" in (outcome.folder / "report.html").read_text()
     assert any((outcome.state().tensors[name] != t).any() for name, t in healthy.state().tensors.items())
 
 

@@ -221,7 +221,7 @@ def test_a_run_goes_on_from_a_kept_round(tmp_path: Path) -> None:
     assert again.summary["rounds"] == 4
     with pytest.raises(ConfigError, match=r"resume-from = '1': there is no .*; this run has last, best, 3, 4"):
         resumed(run.folder, {"resume-from": "1", "num-server-rounds": 5})
-    with pytest.raises(ConfigError, match="resume-from = 'worst' is none of last, best and the number of a round"):
+    with pytest.raises(ConfigError, match="resume-from = 'worst' must be last, best or the number of a round"):
         RunConfig.read({"resume-from": "worst"})
 
 

@@ -215,7 +215,7 @@ def test_interrupted_run_leaves_no_process(temporary: Path, line: str, number: i
     assert process.returncode == code, output
     assert_nothing_is_left(temporary)
     if line.startswith("round"):
-        assert """go on with it: thistledown run -c "resume='latest'\"""" in output
+        assert """resume it: thistledown run -c "resume='latest'\"""" in output
         folder = (temporary / "outputs" / "latest").resolve()
         assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
         assert (folder / "report.html").exists()

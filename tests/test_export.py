@@ -48,7 +48,7 @@ def test_what_is_no_results_folder_is_refused(
     outcome: Outcome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", str(tmp_path / "nowhere")]) == WRONG
-    assert "nowhere is no results folder" in capsys.readouterr().err
+    assert "nowhere is not a results folder" in capsys.readouterr().err
     (tmp_path / "config.toml").write_bytes((outcome.folder / "config.toml").read_bytes())
     assert main(["export", str(tmp_path)]) == WRONG
     assert "cannot read the checkpoint" in capsys.readouterr().err

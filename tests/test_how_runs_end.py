@@ -54,7 +54,7 @@ def test_a_killed_run_is_interrupted_as_soon_as_anybody_looks(
     assert main(["status", str(tmp_path)]) == DONE
     said = capsys.readouterr().out
     assert f"{killed}: interrupted after round 1, accuracy 0." in said
-    assert """go on with it: thistledown run -c "resume='latest'\"""" in said
+    assert """resume it: thistledown run -c "resume='latest'\"""" in said
     assert "The run was interrupted." in (killed / "report.html").read_text()
     assert endings.summary_of(killed)["status"] == "interrupted"
     assert resumed(killed).summary["status"] == "completed"
@@ -127,7 +127,7 @@ def test_the_report_of_a_run_whose_nodes_all_failed_says_what_failed(tmp_path: P
     report = (tmp_path / "latest" / "report.html").read_text()
     assert "No evaluation was asked for" not in report
     assert "The run failed: 1 failed rounds in a row" in report
-    assert "<h2>Rounds that failed</h2>" in report
+    assert "<h2>Failed rounds</h2>" in report
     assert "holds NaN or infinity" in report
 
 
@@ -192,7 +192,7 @@ def test_a_model_of_nan_is_never_best_and_json_stays_json(tmp_path: Path) -> Non
     assert set(outcome.summary["void-rounds"]) == {"2"}
     said = "\n".join(summary_lines(outcome.summary))
     assert "void at the end" in said
-    assert "the score of round 2 is void: test-loss, validation-loss: no finite number" in said
+    assert "the score of round 2 is void: test-loss, validation-loss: not finite" in said
 
 
 # ------------------------------------------------------------------------------- learning
@@ -287,9 +287,9 @@ def test_classes_that_a_part_or_a_node_lacks_are_said(kinds: dict[str, Sample], 
     run = RunConfig.read({key: value for key, value in flat.items() if "rows" not in key})
     plan = data_index(run.task, server_store())
     said = list(noticed.of_run(run.task, plan, partition(run.task, plan, 2, server_store())))
-    assert "the train part has no row of odd, of 3 classes" in said
-    assert "the test part has no row of good, odd, of 3 classes" in said
-    assert "1 of 2 nodes with rows of one class alone: 0" in said
+    assert "the train part has no rows of odd (3 classes in total)" in said
+    assert "the test part has no rows of good, odd (3 classes in total)" in said
+    assert "1 of 2 nodes have rows of a single class: 0" in said
 
 
 # ------------------------------------------------------------------------------- nodes

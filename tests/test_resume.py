@@ -42,7 +42,9 @@ def test_another_configuration_is_refused_key_by_key(tmp_path: Path) -> None:
         "seed = 4, but the run to resume has 0",
         "strategy = 'rbla', but the run to resume has 'fedavg'",
     ]
-    with pytest.raises(ConfigError, match=r"num-server-rounds = 2, but the run to resume has 3; it may only have more"):
+    with pytest.raises(
+        ConfigError, match=r"num-server-rounds = 2, but the run to resume has 3; choose at least as many"
+    ):
         resumed(folder, {"num-server-rounds": 2})
     assert resumed(folder, {"device": "cpu", "round-timeout": 60.0, "seed": 0}).summary["status"] == "completed"
 
@@ -70,14 +72,14 @@ def test_the_command_goes_on_with_the_runs_own_configuration(tmp_path: Path) -> 
         read("resume='latest' lora.ranks='8'")
     with pytest.raises(ConfigError, match="num-server-rnds'; did you mean 'num-server-rounds'"):
         read("resume='latest' num-server-rnds=9")
-    with pytest.raises(ConfigError, match="elsewhere is no results folder"):
+    with pytest.raises(ConfigError, match="elsewhere is not a results folder"):
         read("resume='elsewhere'")
     with pytest.raises(ConfigError, match="resume must be text, not 3"):
         read("resume=3")
 
 
 def test_what_is_no_results_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no results folder"):
+    with pytest.raises(ConfigError, match="is not a results folder"):
         resumed(tmp_path)
     folder = stopped(tmp_path)
     (folder / "checkpoints" / checkpoint.LAST).write_bytes(b"torn")
@@ -154,7 +156,7 @@ def test_an_edited_configuration_is_named_key_by_key(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
         resumed(folder)
     assert sorted(raised.value.problems) == [
-        f"{path}: {key}, but the run was started with {then}; put that back, or start another run"
+        f"{path}: {key}, but the run was started with {then}; restore that value or start a new run"
         for key, then in (("learning-rate = 0.5", 0.005), ("seed = 1", 0))
     ]
     with pytest.raises(ConfigError, match="put that back"):

@@ -78,7 +78,7 @@ def test_all_processes_are_killed_and_the_run_goes_on_bit_for_bit(tmp_path: Path
     folder = latest.resolve()
     killed = json.loads((folder / "summary.json").read_text())
     assert killed["status"] == "interrupted"  # by the command, as nobody else could write another word
-    assert "go on with it: thistledown run -c" in said
+    assert "resume it: thistledown run -c" in said
     assert 3 <= killed["rounds"] < ROUNDS
     with started(tmp_path, {"resume": "latest"}) as process:
         said, _ = process.communicate(timeout=PATIENCE)

@@ -27,7 +27,7 @@ FLOWERS = (
 )  # fmt: skip
 # lines of the round loop and of the results folder that are shown otherwise: from metrics.jsonl and summary.json
 SHOWN_OTHERWISE = (
-    "round ", "the run failed: ", "finished in ", "the tuned model, in Python:", "go on with it: ", "Starting ",
+    "round ", "the run failed: ", "finished in ", "the tuned model, in Python:", "resume it: ", "Starting ",
     "node   rows", "... and ", " ", "\t",
 )  # fmt: skip
 SAID = {"Starting Flower Simulation": "starting Ray (takes a while the first time)"}

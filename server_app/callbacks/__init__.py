@@ -1,1 +1,1 @@
-"""Who is told of a run, one a file."""
+"""Callbacks that observe a run, one per file."""

@@ -22,10 +22,10 @@ class EarlyStoppingOptions:
 
 
 class EarlyStopping(Callback):
-    """Ends a run after `patience` evaluations in a row without a score that is better than the best by more than
-    `min_delta`. The score is the one that chooses the best round; void and absent ones do not count.
+    """Ends a run after `patience` evaluations in a row in which the best score did not improve by more than
+    `min_delta`. The score is the one that chooses the best round; void and missing scores do not count.
 
-    `lines` are those of metrics.jsonl of the rounds before, where a run is resumed.
+    `lines` are the lines of metrics.jsonl of earlier rounds, for a run that is resumed.
     """
 
     def __init__(self, options: EarlyStoppingOptions, lines: Iterable[Mapping[str, Any]] = ()) -> None:
@@ -34,13 +34,13 @@ class EarlyStopping(Callback):
         self._waited = 0  # evaluations since the best one
 
     def on_start(self, facts: RunFacts) -> None:
-        """Take up the scores of earlier rounds."""
+        """Read the scores of earlier rounds."""
         self._measure = measure_of(facts.config)
         for line in self._lines:
             self._see(line)
 
     def on_round(self, report: RoundReport, state: State) -> None:
-        """Stop the run where it is time to."""
+        """Stop the run if the score has not improved for `patience` evaluations."""
         self._see(line_of(report, self._measure))
         if self._waited >= self._options.patience and not report.stopped:
             report.stopped = (

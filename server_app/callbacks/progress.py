@@ -1,4 +1,4 @@
-"""What people read while a run goes on: how far it is, how good, what it sent, and when it ends."""
+"""Progress of a run, one line per round: round, scores, traffic and remaining time."""
 
 import logging
 import time
@@ -14,28 +14,28 @@ LOG = logging.getLogger("flwr")
 
 
 class Progress(Callback):
-    """Says a line a round: to the log, or to whatever `say` is."""
+    """Prints one line per round through `say`, by default to the log."""
 
     def __init__(self, say: Callable[[str], None] = LOG.info) -> None:
         self._say = say
-        self._over: list[float] = []  # when each round of this process was
+        self._over: list[float] = []  # when each round of this process ended, in seconds
 
     def on_start(self, facts: RunFacts) -> None:
-        """Learn what is measured, and how many rounds there are."""
+        """Read the metrics and the number of rounds."""
         self._measure, self._total = measure_of(facts.config), facts.rounds
 
     def on_round(self, report: RoundReport, state: State) -> None:
-        """Say how far the run is."""
+        """Print the line of the round."""
         self._over.append(time.monotonic())
         line = line_of(report, self._measure)
         self._say(progress(line, self._measure.titles, self._total, self._over))
 
 
 def progress(line: Mapping[str, Any], titles: Mapping[str, str], total: int, over: Sequence[float]) -> str:
-    """A round of `total` in words.
+    """Return the progress line of a round out of `total`.
 
-    `line` is the round's entry in metrics.jsonl, `titles` are the names of what is measured, and `over` holds when each
-    round of this process was over, in seconds.
+    `line` is the round's entry in metrics.jsonl, `titles` maps metrics to their display names, and `over` lists the
+    times at which the rounds of this process ended, in seconds.
     """
     done = line["round"]
     said = [f"{title} {written(line[name])}" for name, title in titles.items() if line.get(name) is not None]
@@ -53,9 +53,9 @@ def progress(line: Mapping[str, Any], titles: Mapping[str, str], total: int, ove
 
 
 def _pace(seconds: float, over: Sequence[float]) -> float:
-    """Seconds from the end of a round to that of the next, `seconds` where there was but one.
+    """Return the mean number of seconds per round, or `seconds` if only one round has ended.
 
-    Nodes start in the first round that is trained, so it counts only until there is another.
+    Nodes start up in the first trained round, so that round is left out once there is another one.
     """
     counted = over[1:] if len(over) > 2 else over
     steps = len(counted) - 1
@@ -63,12 +63,12 @@ def _pace(seconds: float, over: Sequence[float]) -> float:
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds: 2:05."""
+    """Format seconds as minutes and seconds: 2:05."""
     return f"{round(seconds) // 60}:{round(seconds) % 60:02}"
 
 
 def human(count: float) -> str:
-    """Bytes for people: 1.2 kB, 3.4 MB (powers of 1000)."""
+    """Format a number of bytes: 1.2 kB, 3.4 MB (powers of 1000)."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

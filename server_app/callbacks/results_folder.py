@@ -1,10 +1,10 @@
-"""The results folder: what a run leaves, written as it goes so that a failure loses nothing.
+"""The results folder of a run. It is written during the run, so a failure loses nothing.
 
 config.toml       the effective configuration; `thistledown run <this file>` repeats the run
-metrics.jsonl     one line a round: quality, loss, bytes each way, seconds, every node
+metrics.jsonl     one line per round: quality, loss, bytes each way, seconds, every node
 summary.json      how it ended
 report.html       plots
-model/            last, best and, for an adapter, the base it belongs to
+model/            last, best and, for an adapter, its base
 checkpoints/      the newest and the best state
 """
 
@@ -46,13 +46,13 @@ from task.schema import flatten
 from task.storage.room import append, is_full, sentence
 
 LOG = logging.getLogger("flwr")
-LABELS, DATE = "data.labels", "data.date"  # what a run fills in
+LABELS, DATE = "data.labels", "data.date"  # keys that a run fills in
 
 
 class Results(Callback):
-    """Writes the folder of one run.
+    """Writes the results folder of one run.
 
-    It is a context manager too: a run that ends before its first round, which no callback hears of, has a summary.
+    As a context manager it also writes a summary for a run that ends before its callbacks are called.
     """
 
     essential = True
@@ -63,19 +63,19 @@ class Results(Callback):
         self.measure = measure_of(run.task)
         self.history = History(self.measure)
         self.began = time.monotonic()
-        self.stopped = ""  # why the run ended before its last round, if so
-        self.notices: list[str] = []  # what is said of the run without being asked
+        self.stopped = ""  # why the run ended before its last round; empty if it did not
+        self.notices: list[str] = []  # warnings about the run
         self.usage: list[str] = []  # lines of Python that load the best model
         self._task = run.task
         self._last: State | None = None
-        self._slow = False  # whether it has been said that the training loss does not fall
+        self._slow = False  # whether the warning about the training loss was given
         self._over = False
         if run.server.resume:
             self._resume()
         started.write(folder, run.flat)
 
     def _resume(self) -> None:
-        """Stand where an earlier process stood after its last checkpoint. Raises ConfigError."""
+        """Restore the state of the run after its last checkpoint. Raises ConfigError."""
         go_back(self.folder, self.run.server.resume_from)
         done, before = rounds_done(self.folder), summary_of(self.folder)
         history = self.history
@@ -86,12 +86,12 @@ class Results(Callback):
         best = self.checkpoints / checkpoint.BEST
         there = checkpoint.about(best)["round"] if best.exists() else None
         if history.best is not None and history.best["round"] != there:
-            # the process ended before it kept this one, or the run went back to before the one that is there
+            # The process ended before it saved this state, or the run went back to a round before the saved one.
             history.best = history.lines[-1] if history.lines[-1].get("chosen-by") is not None else None
             checkpoint.save(best, checkpoint.load(self.checkpoints / checkpoint.LAST)[0], {"round": done})
 
     def __enter__(self) -> "Results":
-        self._summarise(RUNNING)  # what a run that is killed before its first round leaves
+        self._summarise(RUNNING)  # for a run that is killed before its first round
         return self
 
     def __exit__(
@@ -101,32 +101,35 @@ class Results(Callback):
             self.on_end(error)
 
     def notice(self, notices: Iterable[str]) -> None:
-        """Say these once, now and in the summary."""
+        """Log each notice once and add it to the summary."""
         for notice in notices:
             if notice not in self.notices:
                 LOG.warning("%s", notice)
                 self.notices.append(notice)
 
     def on_start(self, facts: RunFacts) -> None:
-        """Write the settings as the data completed them."""
+        """Write the settings, completed with values that come from the data."""
         self._task = facts.config
         filled = flatten(facts.config)
         started.write(self.folder, self.run.flat | {key: filled[key] for key in (LABELS, DATE) if filled[key]})
 
     def on_round(self, report: RoundReport, state: State) -> None:
-        """Append the round's line."""
+        """Append the line of the round to metrics.jsonl and update the summary."""
         line = line_of(report, self.measure)
         with (self.folder / METRICS).open("ab", buffering=0) as file:
             append(file, written_json(line) + "\n")
-            os.fsync(file.fileno())  # before the checkpoint that counts on it
+            os.fsync(file.fileno())  # before the checkpoint, which relies on this line
         self.history.add(line)
         self._last = state
         self.stopped = report.stopped if report.number < self.run.server.num_server_rounds else ""
-        self._summarise(RUNNING)  # what a run that is killed leaves
+        self._summarise(RUNNING)  # for a run that is killed
 
     def on_checkpoint(self, report: RoundReport, state: State) -> None:
-        """Keep the state if it is the best so far. It comes after the newest one is kept, so that a round which is done
-        again, and may end in other bits, cannot have replaced an older best."""
+        """Save the state if it is the best so far.
+
+        The newest state is saved first. So a round that is repeated, perhaps with different bits, cannot have replaced
+        an older best state.
+        """
         if self.history.best is self.history.lines[-1]:
             checkpoint.save(self.checkpoints / checkpoint.BEST, state, {"round": report.number})
         if not self._slow and (slow := not_falling(self.history.lines, self._task, self.measure)):
@@ -136,7 +139,7 @@ class Results(Callback):
     def on_end(self, error: BaseException | None) -> None:
         """Write the tuned model, the summary and the report."""
         self._over = True
-        if error is not None and not isinstance(error, Exception):  # a signal, or Ctrl-C
+        if error is not None and not isinstance(error, Exception):  # a signal or Ctrl-C
             self._end(INTERRUPTED)
         elif error is not None:
             self._salvage(error)
@@ -150,12 +153,12 @@ class Results(Callback):
             self._end(COMPLETED)
 
     def _salvage(self, error: BaseException) -> None:
-        """Write the model that the good rounds of a failed run left."""
+        """Write the model of the last good round of a failed run."""
         if isinstance(error, RunFailed) and self.history.learned:
             try:
                 self._export()
-            except Exception as failure:  # noqa: BLE001 - the run's own failure is what counts
-                LOG.warning("the tuned model of the rounds before could not be written: %s", failure)
+            except Exception as failure:  # noqa: BLE001 - the run's own failure matters more
+                LOG.warning("the tuned model of earlier rounds could not be written: %s", failure)
 
     def _end(self, status: str, error: str = "") -> None:
         if error:
@@ -165,7 +168,7 @@ class Results(Callback):
         except OSError as failure:
             if not error:
                 raise
-            LOG.error("the summary still says how the run stood after its last round: %s", failure)
+            LOG.error("the summary could not be written; it still describes the run after its last round: %s", failure)
 
     def _write_end(self, status: str, error: str) -> None:
         summary = self._summarise(status, error)
@@ -178,7 +181,7 @@ class Results(Callback):
             LOG.info("%s", hint(self.folder))
 
     def summary(self, status: str, error: str = "") -> dict[str, Any]:
-        """Return how the run stands."""
+        """Return the summary of the run so far."""
         return {
             "status": status,
             **({"error": error} if error else {}),

@@ -1,4 +1,4 @@
-"""Trackers: who the numbers of a run go to, such as TensorBoard. Each is one file in `trackers/`."""
+"""Trackers: they receive the metrics of a run, such as TensorBoard. Each is one file in `trackers/`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -16,31 +16,32 @@ from strategies.exchange.types import State
 from task import extensions
 from task.schema import Flat, Schema, schema
 
-Log = Callable[[dict[str, float]], None]  # takes the numbers of a round; "round" is one of them
+Log = Callable[[dict[str, float]], None]  # takes the metrics of a round, including "round"
 PACKAGE = trackers.__name__
 
 
 @dataclass(frozen=True)
 class Tracker(ABC):
-    """Where the numbers of a run go; the fields made by `task.schema.option` are its options."""
+    """A destination for the metrics of a run; the fields made by `task.schema.option` are its options."""
 
-    package: ClassVar[str] = ""  # that it needs, as pip and Python call it; empty: none
+    package: ClassVar[str] = ""  # package it needs, by the name for pip and import; empty: none
 
     @property
     def name(self) -> str:
-        """The name it is chosen by: that of its file."""
+        """Return the tracker's name, which is the name of its file."""
         return type(self).__module__.rsplit(".", 1)[-1].replace("_", "-")
 
     @abstractmethod
     def opened(self, folder: Path, settings: Flat) -> AbstractContextManager[Log]:
-        """Open it for one run, and close it when the run ends, with the error that ended it if one did.
+        """Return a context manager that is entered when the run starts and exited when it ends, with its error if any.
 
-        `folder` is the results folder, `settings` are the run-config keys of strategy and task. What it returns is
-        called once a round with the round's numbers. A resumed run opens it again in the same folder.
+        `folder` is the results folder, `settings` are the run-config keys of strategy and task. The context manager
+        yields a function that is called once per round with the round's metrics. A resumed run opens the tracker again
+        in the same folder.
         """
 
     def problems(self) -> Iterator[str]:
-        """Return what is lacking on this machine."""
+        """Return what this machine lacks to run the tracker."""
         if self.package and find_spec(self.package) is None:
             yield (
                 f"trackers: '{self.name}' needs the package {self.package}, which is not installed where the server "
@@ -49,7 +50,7 @@ class Tracker(ABC):
 
 
 class Tracking(Callback):
-    """Tells a tracker of a run."""
+    """Passes the metrics of a run to a tracker."""
 
     def __init__(self, tracker: Tracker, folder: Path) -> None:
         self._tracker, self._folder = tracker, folder
@@ -58,7 +59,7 @@ class Tracking(Callback):
 
     @property
     def name(self) -> str:
-        """The tracker's."""
+        """Return the tracker's name."""
         return self._tracker.name
 
     def on_start(self, facts: RunFacts) -> None:
@@ -67,7 +68,7 @@ class Tracking(Callback):
         self._log = self._open.enter_context(self._tracker.opened(self._folder, facts.settings))
 
     def on_round(self, report: RoundReport, state: State) -> None:
-        """Hand on the numbers; a tracker that could not be opened has said so."""
+        """Log the metrics of the round, unless the tracker could not be opened."""
         if self._log is not None:
             row = row_of(line_of(report, self._measure))
             self._log({name: value for name, value in row.items() if isinstance(value, int | float)})

@@ -1,5 +1,7 @@
-"""The card of a tuned model: what the Hub asks for in front, and how it was trained. It tells nothing of rows or nodes,
-and no place on this machine."""
+"""The model card of a tuned model: the Hub's metadata, and how the model was trained.
+
+It reveals nothing about rows or nodes and names no path of this machine.
+"""
 
 from pathlib import Path
 
@@ -14,11 +16,11 @@ from task.models.saving import saved_as
 from task.models.usage import usage
 from task.tunings.base import OWN, TRANSFORMERS
 
-HERE, ELSEWHERE = ".", "path/to/the/base"  # instead of folders
+HERE, ELSEWHERE = ".", "path/to/the/base"  # in place of real folders
 
 
 def card(run: RunConfig, task: TaskConfig, base: Base, round: int, nodes: int) -> str:
-    """Return the README.md of the model after a round; `nodes`: how many took part, 0 where that is not known."""
+    """Return the README.md of the model after a round. `nodes` is how many took part, 0 if unknown."""
     name, strategy = _hub_id(base), run.strategy
     wrappers = ", ".join(wrapper.strip() for wrapper in run.server.wrappers)
     promise = compatibility.mechanism(strategy, run.plan()).promise()
@@ -51,7 +53,7 @@ def card(run: RunConfig, task: TaskConfig, base: Base, round: int, nodes: int) -
 
 
 def _hub_id(base: Base) -> str:
-    """The base's name on the hub; empty for a path, and for the embedded base."""
+    """Return the base's name on the Hub; empty for a path and for the embedded base."""
     named = HUB_ID.fullmatch(base.name) and base.name != EMBEDDED_MODEL and not Path(base.name).is_dir()
     return base.name if named else ""
 

@@ -1,7 +1,7 @@
-"""How a run ended, as its folder tells: completed, failed, interrupted; or running, while a process holds the folder.
+"""Status of a run in its results folder: completed, failed, interrupted, or running while a process locks the folder.
 
-Who is killed writes nothing more. So whoever looks next, the command that started the run or a later one, sees that
-nobody holds the folder, and writes what is true: that it was interrupted, and a report of what there is.
+A killed process cannot update the status. The next command that looks at the folder finds it unlocked and marks the
+run as interrupted, with a report of its rounds so far.
 """
 
 import fcntl
@@ -24,16 +24,16 @@ METRICS, SUMMARY, REPORT = "metrics.jsonl", "summary.json", "report.html"
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
-    """Return the newest summary of a run; empty where there is none. Raises ValueError for something else."""
+    """Return the newest summary of a run, empty if there is none. Raises ValueError for an invalid file."""
     path = folder / SUMMARY
     said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if not isinstance(said, dict):
-        raise ValueError(f"{path} holds no summary")
+        raise ValueError(f"{path} is not a summary")
     return said
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """Write the summary, whole or not at all."""
+    """Write the summary atomically."""
     draft = folder / f".{SUMMARY}"
     draft.write_text(written_json(summary, indent=2) + "\n", encoding="utf-8")
     as_the_folder(draft)
@@ -41,8 +41,10 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
 
 
 def interrupt(folder: Path) -> bool:
-    """Write that a run was interrupted, with a report, where it says that it goes on and nobody is at work in its
-    folder; return whether that is so."""
+    """Mark a run as interrupted and write its report, if its status is running but no process locks its folder.
+
+    Returns whether the run was marked.
+    """
     if summary_of(folder).get("status") != RUNNING or held(folder):
         return False
     summary = summary_of(folder) | {"status": INTERRUPTED}
@@ -52,18 +54,18 @@ def interrupt(folder: Path) -> bool:
 
 
 def interrupted_in(outputs: Path) -> Iterator[Path]:
-    """Return the runs among these results that were interrupted and did not say so yet, now that they do."""
+    """Mark the interrupted runs in `outputs` and return their folders."""
     for path in sorted(outputs.glob(f"*/{SUMMARY}")):
         folder = path.parent
         try:
             if not folder.is_symlink() and interrupt(folder):
                 yield folder
-        except (OSError, ValueError, KeyError) as error:  # another user's, or damaged: no matter of the run that looks
-            LOG.warning("%s cannot be looked at: %s", folder, error)
+        except (OSError, ValueError, KeyError) as error:  # another user's or damaged; it does not affect this run
+            LOG.warning("%s cannot be read: %s", folder, error)
 
 
 def held(folder: Path) -> bool:
-    """Return whether a process is at work in a results folder: it holds a lock."""
+    """Return whether a process locks a results folder."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,26 +79,26 @@ def held(folder: Path) -> bool:
 
 
 def at_work(folder: Path) -> str:
-    """Return what to say where somebody else holds a results folder."""
-    return f"another process is at work in {folder}: is the run to resume still going?"
+    """Return the error message for a results folder that another process locks."""
+    return f"another process is at work in {folder}; wait until the run to resume has ended"
 
 
 def can_resume(folder: Path) -> bool:
-    """Return whether there is a state to go on from."""
+    """Return whether there is a checkpoint to resume from."""
     return (folder / "checkpoints" / checkpoint.LAST).exists()
 
 
 def hint(folder: Path) -> str:
-    """Return how to go on with a run, empty where nothing was kept of it."""
+    """Return how to resume a run, or "" if it has no checkpoint."""
     if not can_resume(folder):
         return ""
     latest = folder.parent / "latest"
     which = "latest" if latest.exists() and latest.resolve() == folder.resolve() else str(folder)
-    return f"""go on with it: thistledown run -c "resume='{which}'\""""
+    return f"""resume it: thistledown run -c "resume='{which}'\""""
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl; a kill may have left half of one."""
+    """Return the complete lines of metrics.jsonl; a killed process may have left half a line."""
     path = folder / METRICS
     texts = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(text) for text in texts if text.endswith("\n")]

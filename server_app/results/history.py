@@ -1,4 +1,4 @@
-"""The rounds of a run so far, which of them is the best, and the summary that follows from them."""
+"""The rounds of a run so far, the best one, and their summary."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,10 +18,10 @@ class History:
     measure: Measure
     lines: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None  # one of `lines`
-    resumed: list[int] = field(default_factory=list)  # the rounds after which other processes went on
+    resumed: list[int] = field(default_factory=list)  # the rounds after which the run was resumed
 
     def add(self, line: dict[str, Any]) -> None:
-        """Take up the line of the next round."""
+        """Add the line of the next round."""
         self.lines.append(line)
         self._compare(line)
 
@@ -32,19 +32,19 @@ class History:
 
     @property
     def learned(self) -> bool:
-        """Whether any round has trained."""
+        """Return whether any round was trained successfully."""
         return any(not line["failed"] for line in self.lines[1:])
 
     @property
     def ranks(self) -> dict[str, int]:
-        """The last rank of every node that took part."""
+        """Return the last rank of every node that took part."""
         return {node["node"]: node["rank"] for line in self.lines for node in line["nodes"]}
 
     def quality(self) -> dict[str, Any]:
-        """Return where the metric began and ended, and the best round, all on the part that is reported."""
+        """Return the metric's first, last and best value on the reported part, and the best round."""
         metric, best = self.measure.metric, self.best or {}
         first = self.lines[0] if self.lines else {}
-        # A round that was not evaluated has no quality, nor has one where nodes score and none answers well.
+        # A round has no score if it was not evaluated, or if no node returned a valid one.
         scored: dict[str, Any] = next((line for line in reversed(self.lines) if metric in line), {})
         return {
             "base": first.get(metric),
@@ -52,18 +52,18 @@ class History:
             "best": best.get(metric),
             "best-round": best.get("round"),
             "best-chosen-by": best.get("chosen-by"),
-            **_told("void-rounds", {line["round"]: line[VOID] for line in self.lines if VOID in line}),
+            **_unless_empty("void-rounds", {line["round"]: line[VOID] for line in self.lines if VOID in line}),
         }
 
     def course(self) -> dict[str, Any]:
-        """Return what happened: rounds, failures, who took part, what was sent."""
+        """Return rounds, failures, participants and traffic."""
         last = self.lines[-1] if self.lines else {}
         back = {line["round"]: line["rolled-back"] for line in self.lines if "rolled-back" in line}
         return {
             "rounds": last.get("round", 0),
-            **_told("resumed", self.resumed),
+            **_unless_empty("resumed", self.resumed),
             "failed-rounds": sum(bool(line["failed"]) for line in self.lines),
-            **_told("rolled-back", back),
+            **_unless_empty("rolled-back", back),
             "ranks": self.ranks,
             **{name: last[name] for name in ACCOUNT if name in last},
             "parameters": last.get("parameters", 0),
@@ -71,6 +71,6 @@ class History:
         }
 
 
-def _told(key: str, value: dict[int, str] | Sequence[int]) -> dict[str, Any]:
+def _unless_empty(key: str, value: dict[int, str] | Sequence[int]) -> dict[str, Any]:
     """Return an entry of a summary, none for an empty value."""
     return {key: value} if value else {}

@@ -1,4 +1,4 @@
-"""Does the training loss fall? Where it does not, most often the learning rate is to blame."""
+"""A notice about a training loss that does not fall; the usual cause is the learning rate."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,17 +8,17 @@ from task.config import TaskConfig
 from task.kinds import registry as kinds
 from task.training.rates import another
 
-ROUNDS = 3  # with a loss, before anything is said
-FALLEN = 0.99  # of the first loss: below, it has fallen
-LEARNED = 0.5  # of the loss of guessing: below, there is little left to fall
-BETTER = 0.02  # a share of the first score by which the best must beat it
+ROUNDS = 3  # rounds with a loss before a notice
+FALLEN = 0.99  # share of the first loss; a smaller loss has fallen
+LEARNED = 0.5  # share of the loss of guessing; a smaller loss has little room to fall
+BETTER = 0.02  # share of the first score by which the best score must beat it
 
 
 def not_falling(lines: Sequence[dict[str, Any]], config: TaskConfig, measure: Measure) -> str:
-    """Return what to say of a run whose training loss does not fall, "" where it does or nobody can tell yet.
+    """Return a notice if the training loss does not fall, or "" if it falls or it is too early to say.
 
-    `lines` are those of metrics.jsonl so far. Nothing is said of a run that scores better than it began: losses of
-    nodes with skewed rows are small from the start, and rise while the shared model gets better.
+    `lines` are the lines of metrics.jsonl so far. There is no notice for a run whose score has improved: on skewed
+    rows the losses of nodes are small from the start and rise while the shared model improves.
     """
     losses = [line["train-loss"] for line in lines if line.get("train-loss") is not None]
     if len(losses) < ROUNDS or min(losses[1:]) < FALLEN * losses[0] or _better(lines, measure):
@@ -27,10 +27,10 @@ def not_falling(lines: Sequence[dict[str, Any]], config: TaskConfig, measure: Me
     if guessing is not None and losses[-1] < LEARNED * guessing:
         return ""
     rate = another(config, rising=losses[-1] > losses[0] / FALLEN)
-    beside = f"; who guesses has {written(guessing)}" if guessing is not None else ""
+    guess = f"; guessing has {written(guessing)}" if guessing is not None else ""
     return (
         f"the training loss does not fall: {written(losses[0])} at first, {written(losses[-1])} after "
-        f"{len(losses)} rounds{beside}. Try learning-rate = {rate:.2g} (it is {config.learning_rate:g})"
+        f"{len(losses)} rounds{guess}. Try learning-rate = {rate:.2g} (it is {config.learning_rate:g})"
     )
 
 

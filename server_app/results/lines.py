@@ -1,4 +1,4 @@
-"""A round as a line of metrics.jsonl: what was scored, what was sent, who took part."""
+"""The lines of metrics.jsonl, one per round: scores, traffic, participants."""
 
 import json
 import math
@@ -9,15 +9,15 @@ from typing import Any
 from server_app.results.measure import Measure
 from strategies.exchange.callback import RoundReport
 
-OVERALL = "overall"  # among aggregation errors
-VOID = "void"  # the key of a line whose score does not count, and why
+OVERALL = "overall"  # key among the aggregation errors
+VOID = "void"  # key of a line whose score does not count; its value is the reason
 
 
 def line_of(report: RoundReport, measure: Measure) -> dict[str, Any]:
-    """Return a round as JSON can hold it; quality under plain names, by whoever is asked first: the server, else nodes.
+    """Return a round as JSON values. Quality has plain names and comes from the server, or else from the nodes.
 
-    A score beside a loss that is no finite number is void: where a model answers NaN, the first class is taken for its
-    answer, and has its share of the rows.
+    A score is void if the loss is not finite. A model that outputs NaN always predicts the first class, and would
+    score that class's share of the rows.
     """
     server, nodes = report.evaluated_by_server, report.evaluated_by_nodes
     named = {f"server-{k}": v for k, v in server.items()} | {f"nodes-{k}": v for k, v in nodes.items()}
@@ -46,8 +46,8 @@ def line_of(report: RoundReport, measure: Measure) -> dict[str, Any]:
 
 
 def row_of(line: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a line of metrics.jsonl as one row of a table: of nodes and resting ones it counts how many there are, of
-    aggregation errors it has the overall one."""
+    """Return a line of metrics.jsonl as one row of a table, with the numbers of nodes, refused replies and resting
+    nodes, and the overall aggregation error."""
     row = {key: value for key, value in line.items() if not isinstance(value, list | dict)}
     return row | {
         "aggregation-error": line["aggregation-error"].get(OVERALL),
@@ -58,14 +58,14 @@ def row_of(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def written_json(value: Any, indent: int | None = None) -> str:
-    """Return JSON as everybody reads it. Raises ValueError for NaN and infinity, which it has no words for."""
+    """Return standard JSON. Raises ValueError for NaN and infinity, which JSON cannot express."""
     return json.dumps(value, indent=indent, allow_nan=False)
 
 
 def _quality(report: RoundReport, measure: Measure) -> dict[str, Any]:
     server, nodes = report.evaluated_by_server, report.evaluated_by_nodes
     if broken := sorted(name for name, value in server.items() if not math.isfinite(value)):
-        reason = f"{', '.join(broken)}: no finite number"
+        reason = f"{', '.join(broken)}: not finite"
         return dict.fromkeys(measure.titles) | {"chosen-by": None, VOID: reason}
     if server:
         scored = {name: server[f"test-{name}"] for name in measure.titles}
@@ -76,7 +76,7 @@ def _quality(report: RoundReport, measure: Measure) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for numbers that are none."""
+    """Return the value with None in place of NaN and infinity."""
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What is measured of a kind of task, what people call it, and by what the best round is chosen."""
+"""The metrics of a task kind, their display names, and the one that chooses the best round."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from task.config import TaskConfig
 from task.kinds import registry as kinds
 from task.kinds.base import Kind
 
-WIDE = 1e5  # from here on, all digits before the point are too many
+WIDE = 1e5  # from here on, values are written with an exponent
 
 
 @dataclass(frozen=True)
 class Measure:
-    """`metric` chooses the best round and is the first that is said: the lowest where `lowest`, else the highest.
+    """The metrics of a run. `metric` chooses the best round and is shown first; `lowest`: a lower value is better.
 
-    `titles` are all metrics with what people call them.
+    `titles` maps all metrics to their display names.
     """
 
     metric: str
@@ -22,12 +22,12 @@ class Measure:
     titles: Mapping[str, str]
 
     def better(self, one: float, other: float) -> bool:
-        """Is `one` a better value of the metric than `other`?"""
+        """Return whether `one` is a better value of the metric than `other`."""
         return one < other if self.lowest else one > other
 
     @property
     def rule(self) -> str:
-        """How the best round is chosen, in words."""
+        """Return in words how the best round is chosen."""
         return f"{'lowest' if self.lowest else 'highest'} {self.titles[self.metric]}"
 
 
@@ -47,5 +47,5 @@ def _measure(kind: Kind) -> Measure:
 
 
 def written(value: float, decimals: int = 3) -> str:
-    """A metric for people."""
+    """Format a metric."""
     return f"{value:.{decimals}f}" if abs(value) < WIDE else f"{value:.3g}"

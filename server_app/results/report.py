@@ -1,4 +1,4 @@
-"""The run's page: how quality grew by round and by bytes, and what every round cost."""
+"""The HTML report of a run: quality by round and by bytes sent, and the cost of every round."""
 
 import html
 import io
@@ -19,8 +19,9 @@ svg { max-width: 100%; height: auto } .refused { color: #b00 }
 def write_report(
     path: Path, summary: dict[str, Any], rounds: Sequence[dict[str, Any]], titles: Mapping[str, str]
 ) -> None:
-    """One self-contained HTML page from the summary and the lines of metrics.jsonl; `titles` are what is measured, with
-    what people call it.
+    """Write one self-contained HTML page from the summary and the lines of metrics.jsonl.
+
+    `titles` maps metrics to their display names.
     """
     rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(str(v))}</td></tr>" for k, v in summary.items())
     title = f"{summary['strategy']} with {summary['tuning']}"
@@ -35,14 +36,14 @@ def write_report(
 
 
 def _ending(summary: Mapping[str, Any]) -> str:
-    """What became of a run that did not complete, and what was noticed of any."""
+    """Return why a run did not complete, and its notices, as HTML."""
     said = [f"The run was {summary['status']}." if summary["status"] == "interrupted" else ""]
     said += [f"The run failed: {summary['error']}" if "error" in summary else "", *summary.get("notices", ())]
     return "".join(f"<p class='refused'>{html.escape(text)}</p>" for text in said if text)
 
 
 def _plots(metric: str, titles: Mapping[str, str], rounds: Sequence[dict[str, Any]]) -> str:
-    """Quality against rounds and against bytes moved so far, as inline SVG."""
+    """Return plots of quality by round and by bytes sent so far, as inline SVG."""
     scored = [entry for entry in rounds if entry.get(metric) is not None]
     if not scored:
         return "<p>Nothing was measured.</p>"
@@ -90,7 +91,7 @@ def _refusals(rounds: Sequence[dict[str, Any]]) -> str:
         for node in entry["nodes"]
         if node["refused"]
     ]
-    return _list("Rounds that failed", failed) + _list("Replies that did not count", said)
+    return _list("Failed rounds", failed) + _list("Refused replies", said)
 
 
 def _list(title: str, items: list[str]) -> str:

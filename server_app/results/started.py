@@ -1,5 +1,7 @@
-"""The settings that a run was started with: config.toml, and a copy beside its checkpoints, so that an edit of
-config.toml does not go unseen."""
+"""The settings that a run was started with: config.toml, and a copy with a hash in its checkpoints folder.
+
+The copy shows whether config.toml was edited.
+"""
 
 import json
 import logging
@@ -14,13 +16,13 @@ from task.modes import as_the_folder
 from task.schema import ConfigError
 
 LOG = logging.getLogger("flwr")
-RESUME, FROM = "resume", "resume-from"  # keys that are of a process and not of the run
+RESUME, FROM = "resume", "resume-from"  # keys of a process, not of the run
 CONFIG = "config.toml"
-PLACE = Path("checkpoints", "settings.json")  # in a results folder
+PLACE = Path("checkpoints", "settings.json")  # path in a results folder
 
 
 def write(folder: Path, flat: Mapping[str, Any]) -> None:
-    """Write the configuration of the run in this results folder, and keep what it was."""
+    """Write the configuration of the run to its results folder, with a copy and its hash."""
     settings = {key: value for key, value in flat.items() if key not in (RESUME, FROM)}
     draft = folder / f".{CONFIG}"
     draft.write_text(tomli_w.dumps(nested(settings)), encoding="utf-8")
@@ -30,7 +32,7 @@ def write(folder: Path, flat: Mapping[str, Any]) -> None:
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return dotted keys as tables, plain keys first, as TOML wants them."""
+    """Return dotted keys as nested tables, plain keys first, as TOML requires."""
     tables: dict[str, Any] = {key: value for key, value in flat.items() if "." not in key}
     for key, value in flat.items():
         if "." in key:
@@ -40,7 +42,7 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _keep(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Keep the settings of the run in this results folder, and their hash."""
+    """Write the copy of the settings and its hash."""
     place = folder / PLACE
     place.parent.mkdir(exist_ok=True)
     draft = place.with_suffix(".part")
@@ -50,13 +52,13 @@ def _keep(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def kept(folder: Path) -> dict[str, Any] | None:
-    """Return the settings that were kept; None, and that is said, for a run of an earlier version.
+    """Return the copy of the settings. Returns None with a warning for a run of an earlier version, which has no copy.
 
-    Raises ConfigError where they are damaged.
+    Raises ConfigError if the copy is damaged.
     """
     place = folder / PLACE
     if not place.exists():
-        LOG.warning("%s cannot be verified: the run is of an earlier version, which kept no hash of it", folder)
+        LOG.warning("%s cannot be verified: an earlier version wrote it without a hash", folder)
         return None
     try:
         found = json.loads(place.read_text(encoding="utf-8"))
@@ -65,7 +67,7 @@ def kept(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):
         whole = False
     if not whole:
-        raise ConfigError([f"{place} is damaged: what the run was started with cannot be told"])
+        raise ConfigError([f"{place} is damaged: the settings that the run was started with cannot be verified"])
     return settings
 
 

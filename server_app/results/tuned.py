@@ -1,4 +1,4 @@
-"""Tuned models as folders: rebuilt from a base and a state, for peft or transformers to load, each with its card."""
+"""Tuned models as folders that peft or transformers load, rebuilt from a base and a state, each with a model card."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,11 +18,11 @@ from task.storage.store import server_store
 def write_tuned(
     run: RunConfig, task: TaskConfig, states: Mapping[str, tuple[int, State]], folder: Path, nodes: int
 ) -> list[str]:
-    """Write the model of every state, which is that of a round, as `folder/<name>`, and the base as `folder/base` where
-    adapters do not find it by its own name.
+    """Write the model of every state to `folder/<name>`, and the base to `folder/base` if adapters cannot find it by
+    its own name.
 
-    `task` names the labels. Returns lines of Python that load the last model that was named. Raises BaseError for a
-    base that cannot be had.
+    `states` maps names to the number of a round and its state. `task` has the label names. Returns lines of Python that
+    load the last model. Raises BaseError if the base is not available.
     """
     base = server_base(task.model, server_store())
     lines: list[str] = []

@@ -46,7 +46,7 @@ def run(settings: Settings, say: Say, *, verbose: bool = False) -> bool:
     outputs = Path(server.output_dir)
     log = Log(outputs)
     for dead in interrupted_in(outputs):
-        say(f"the run in {dead} was interrupted; {hint(dead) or 'nothing was kept of it'}")
+        say(f"the run in {dead} was interrupted; {hint(dead) or 'it has no checkpoint to resume from'}")
     say("starting Flower's SuperLink")
     console = Console(verbose=verbose)
     rounds = Rounds(measure_of(settings.config.task).titles, server.num_server_rounds, done + 1)

@@ -1,1 +1,1 @@
-"""Trackers, one a file; the file's name is what the key `trackers` chooses it by."""
+"""Trackers, one per file; the key `trackers` selects them by file name."""

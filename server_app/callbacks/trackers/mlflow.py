@@ -1,4 +1,4 @@
-"""MLflow: a run of an experiment, on a tracking server or on this disk."""
+"""MLflow: one run of an experiment, on a tracking server or in a local database."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from task.schema import Flat, option
 
 @dataclass(frozen=True)
 class MLflow(Tracker):
-    """Logs to an experiment; the server is the one that MLFLOW_TRACKING_URI names, unless `tracking_uri` does."""
+    """Logs to an experiment on the server named by `tracking_uri`, or else by MLFLOW_TRACKING_URI."""
 
     package = "mlflow"
     experiment: str = option("thistledown", doc="experiment that the run is logged to")

@@ -1,4 +1,4 @@
-"""Weights & Biases: a run of a project there, or on this disk with WANDB_MODE=offline."""
+"""Weights & Biases: one run of a project, online or on this disk with WANDB_MODE=offline."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from task.schema import Flat, option
 
 @dataclass(frozen=True)
 class WandB(Tracker):
-    """Logs to a project; who logs in, and where to, is wandb's own configuration."""
+    """Logs to a project; login and host come from wandb's own configuration."""
 
     package = "wandb"
     project: str = option("thistledown", doc="project that the run is logged to")
