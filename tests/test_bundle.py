@@ -82,5 +82,5 @@ def test_the_hash_of_a_clone_is_printed(app: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == f"{app_hash(app)}\n"
     (app / "pyproject.toml").write_text(PROJECT % 'fab-include = ["nothing.py"]')
     assert main(["app", "hash", str(app)]) == 2
-    assert "Flower does not take the app in" in capsys.readouterr().err
+    assert "Flower does not accept the app in" in capsys.readouterr().err
     assert main(["app", "hash", str(app / "own")]) == 2

@@ -56,7 +56,7 @@ def test_every_key_decides_a_sentence() -> None:
         ("min-cohort = 5", "at least 5 nodes take part."),
         ("[privacy]\nepsilon = 3", "spends at most an epsilon of 3"),
         ("[reports]\nscores = false", "The node refuses to score"),
-        ("[columns]\npublish-labels = ['a', 'b', 'c']", "told the label names a, b and c."),
+        ("[columns]\npublish-labels = ['a', 'b', 'c']", "learns the label names a, b and c."),
         (
             "max-rounds = 0\nmax-rank = 0\nmax-steps = 0\nmax-seconds = 0",
             "Rounds, ranks, steps and seconds have no limit.",

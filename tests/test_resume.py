@@ -159,7 +159,7 @@ def test_an_edited_configuration_is_named_key_by_key(tmp_path: Path) -> None:
         f"{path}: {key}, but the run was started with {then}; restore that value or start a new run"
         for key, then in (("learning-rate = 0.5", 0.005), ("seed = 1", 0))
     ]
-    with pytest.raises(ConfigError, match="put that back"):
+    with pytest.raises(ConfigError, match="restore that value"):
         export(folder, "last", None, print)
     path.write_text(before.replace("round-timeout = 3600.0", "round-timeout = 60.0"))
     assert resumed(folder).summary["status"] == "completed"  # these are free

@@ -188,7 +188,7 @@ def test_only_folders_that_nobody_holds_are_swept(tmp_path: Path) -> None:
         folder.mkdir()
     (other / "work").mkdir()
     (tmp_path / "ts-linked").symlink_to(other)
-    handle = leftovers.hold(held)
+    handle = leftovers.lock(held)
     sleeper = subprocess.Popen(
         [sys.executable, "-c", "import sys, thistledown.processes.leftovers as l, pathlib, time;"
          "l.hold(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(600)", str(killed)],

@@ -241,7 +241,7 @@ def test_pins_are_read_from_files_anew(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("12", "app-hashes, line 2: '12' is no hash of an app: 64 hexadecimal digits"),
+        ("12", "app-hashes, line 2: '12' is not a hash of an app; expected 64 hexadecimal digits"),
         ("", "no app is pinned in"),
         ("x" * 500, "line 2: 'x"),
     ],

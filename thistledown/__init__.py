@@ -3,7 +3,7 @@
     import thistledown
     outcome = thistledown.simulate("rbla", num_server_rounds=5)
 
-`simulate` and `Outcome` are imported when they are first asked for: they take seconds, and `--help` does not need them.
+`simulate` and `Outcome` are imported on first use: the import takes seconds, and `--help` does not need them.
 """
 
 from importlib import import_module

@@ -1,6 +1,6 @@
-"""The `thistledown` command. Exit codes: 0 done, 2 the configuration is wrong, 3 the run failed, 130 interrupted.
+"""The `thistledown` command. Exit codes: 0 done, 2 invalid configuration, 3 failed run, 130 interrupted.
 
-Imports that take seconds happen in the commands, after the first line of output, so that `--help` is quick.
+Slow imports happen in the commands, after the first line of output, so that `--help` is fast.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from thistledown.settings import Settings
 
-PACKAGES = ("task", "strategies", "server_app", "client_app")  # that the command imports, beside its own
+PACKAGES = ("task", "strategies", "server_app", "client_app")  # imported by the command, in addition to its own
 DONE, WRONG, FAILED, INTERRUPTED, TERMINATED = 0, 2, 3, 130, 143
 
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _done(arguments: argparse.Namespace) -> int:
-    """Do what the command line says, and return the exit code."""
+    """Run the chosen command and return the exit code."""
     if arguments.command in ("run", "check", "export"):
         say("checking the configuration")
     from task.schema import ConfigError
@@ -66,12 +66,12 @@ def _done(arguments: argparse.Namespace) -> int:
         print(sentence(error, Path.cwd()), file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        say("interrupted; all that was started is stopped")
+        say("interrupted; all processes of the run are stopped")
         return INTERRUPTED
 
 
 def say(line: str) -> None:
-    """Print a line now, also into a pipe."""
+    """Print a line and flush, so that pipes get it at once."""
     print(line, flush=True)
 
 
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     run = commands.add_parser("run", help="simulate a federation and leave its results in outputs/")
     run.add_argument("--verbose", action="store_true", help="show the whole log, Flower's and Ray's too")
-    check = commands.add_parser("check", help="say what a run would do, without running it")
+    check = commands.add_parser("check", help="show what a run would do, without running it")
     for command in (run, check):
         command.description = f"{command.prog.rsplit(' ', 1)[-1]}: see the presets and the keys in pyproject.toml"
         command.add_argument(
@@ -102,52 +102,54 @@ def _parser() -> argparse.ArgumentParser:
             "--app", type=Path, metavar="DIR", help="clone of thistledown to run; default: the installed one"
         )
     export = commands.add_parser("export", help="write the tuned model of a run, from its checkpoint")
-    export.description = "Rebuild the tuned model from the checkpoint in a results folder; the base is all it needs."
+    export.description = "Rebuild the tuned model from the checkpoint in a results folder. Only the base is needed."
     export.add_argument("results", type=Path, help="a results folder, such as outputs/latest")
-    export.add_argument("--state", choices=("best", "last"), default="best", help="which round's (default: best)")
+    export.add_argument("--state", choices=("best", "last"), default="best", help="which round (default: best)")
     export.add_argument(
         "--to", type=Path, metavar="DIR", help="where to write it; default: model/ in the results folder"
     )
     certs = commands.add_parser("certs", help="make the certificates and node keys of a deployment")
-    certs.description = "Make what a folder lacks of: an authority, the SuperLink's certificate, a key pair a node."
-    certs.add_argument("folder", type=Path, metavar="DIR", help="where to write them; ca.key in it never leaves it")
+    certs.description = (
+        "Create an authority, the SuperLink's certificate and a key pair per node. Files that exist are not changed."
+    )
+    certs.add_argument("folder", type=Path, metavar="DIR", help="where to write them; keep its ca.key there")
     certs.add_argument(
         "--names", type=_listed, default=[], help="host names and addresses of the SuperLink, comma-separated"
     )
     certs.add_argument("--nodes", type=_listed, default=[], help="names of nodes, comma-separated")
     certs.add_argument("--days", type=int, default=825, help="how long certificates are valid (default: 825)")
-    purge = commands.add_parser("purge", help="say what stores keep, and remove what is old")
+    purge = commands.add_parser("purge", help="list what stores contain, and remove old items")
     purge.description = (
-        "Say what is kept: kind, key, size, time since it was last used, what it was made from. What can be made or "
-        "fetched again is removed with --yes; anything else, such as accounts, only where its kind is named too."
+        "List kind, key, size, time since last use and source of every item. With --yes, items that can be created or "
+        "fetched again are removed; others, such as accounts, only if --kind names their kind."
     )
     purge.add_argument("--store-path", type=Path, metavar="DIR", help="a store; default: this user's, server and node")
     purge.add_argument("--kind", type=_listed, default=[], metavar="KINDS", help="only these, comma-separated")
-    purge.add_argument("--older-than", default="", metavar="AGE", help="only what was not used for so long: 30d, 12h")
-    purge.add_argument("--yes", action="store_true", help="remove it; without this nothing is removed")
-    status = commands.add_parser("status", help="say how runs stand: running, completed, failed or interrupted")
-    status.description = "Say how a run stands, or all runs in a folder of outputs, and how to go on with it."
+    purge.add_argument("--older-than", default="", metavar="AGE", help="only items not used for this long: 30d, 12h")
+    purge.add_argument("--yes", action="store_true", help="remove them; without this nothing is removed")
+    status = commands.add_parser("status", help="show the status of runs: running, completed, failed or interrupted")
+    status.description = "Show the status of a run, or of all runs in a folder of outputs, and how to resume them."
     status.add_argument(
         "folder", type=Path, nargs="?", default=Path("outputs"), metavar="DIR", help="results, or outputs (default)"
     )
-    account = commands.add_parser("account", help="say what the rows of a node have spent of their privacy")
-    account.description = "Say what a node's accounts come to: by data set and run, and in all."
+    account = commands.add_parser("account", help="show the privacy budget that a node's rows have spent")
+    account.description = "Show the privacy budget that a node has spent, by data set and run, and in total."
     account.add_argument(
         "folder", type=Path, nargs="?", metavar="DIR", help="the node's store-path or account-path; default: its store"
     )
-    account.add_argument("--delta", type=float, default=1e-5, help="at which epsilon is told (default: 1e-5)")
-    app = commands.add_parser("app", help="say what a clone sends to nodes as the app")
+    account.add_argument("--delta", type=float, default=1e-5, help="delta at which epsilon is shown (default: 1e-5)")
+    app = commands.add_parser("app", help="show what a clone sends to nodes as the app")
     what = app.add_subparsers(dest="what", required=True, metavar="what")
     digest = what.add_parser("hash", help="print the hash of the app, which a node's owner pins")
     digest.description = "Print the SHA-256 of the bundle that a run of this clone sends, for thistledown-superexec."
     digest.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="a clone; default: the installed one")
     policy = commands.add_parser("policy", help="explain what a node's owner allows")
     asked = policy.add_subparsers(dest="what", required=True, metavar="what")
-    explain = asked.add_parser("check", help="say what a node with this policy will do and refuse")
-    explain.description = "Check a policy file, and say in sentences what a node with it will do and refuse."
+    explain = asked.add_parser("check", help="explain what a node with this policy does and refuses")
+    explain.description = "Check a policy file and explain what a node with it does and refuses."
     explain.add_argument("file", type=Path, metavar="FILE", help="a TOML file, as the node config key policy names it")
     run.description = "Simulate a federation on this machine; results go to outputs/ in the current directory."
-    check.description = "Check a configuration and say what each node would do and send, without running it."
+    check.description = "Check a configuration and show what each node would do and send, without running it."
     return parser
 
 
@@ -175,7 +177,7 @@ def _certs(arguments: argparse.Namespace) -> int:
     from thistledown.commands.certs import Keys
 
     made = Keys(arguments.folder, arguments.names, arguments.nodes, arguments.days).make()
-    say("\n".join(map(str, made)) if made else "nothing is lacking")
+    say("\n".join(map(str, made)) if made else "nothing to do: all files exist")
     return DONE
 
 
@@ -223,7 +225,7 @@ def _app(arguments: argparse.Namespace) -> int:
     try:
         say(app_hash(folder))
     except ValueError as error:
-        raise ConfigError([f"Flower does not take the app in {folder}: {error}"]) from error
+        raise ConfigError([f"Flower does not accept the app in {folder}: {error}"]) from error
     return DONE
 
 
@@ -246,8 +248,10 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Within this SIGTERM and SIGHUP leave through `finally` blocks, like Ctrl-C, so that nothing is orphaned. In a
-    thread, such as a notebook's, Python takes no handlers, and signals are whose they were."""
+    """Make SIGTERM and SIGHUP leave through `finally` blocks, like Ctrl-C, so that no process is orphaned.
+
+    Python cannot install handlers in a thread, such as a notebook's; there nothing changes.
+    """
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(TERMINATED)
@@ -266,7 +270,7 @@ def _signals() -> Iterator[None]:
 
 
 def _own_packages_first() -> None:
-    """Our packages have short names. Where something on PYTHONPATH has one of them too, ours must be found."""
+    """Make our packages importable first. Their names are short, and PYTHONPATH may have others of the same name."""
     root = str(Path(__file__).resolve().parent.parent)
     for name in PACKAGES:
         found = importlib.util.find_spec(name)

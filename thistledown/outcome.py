@@ -1,4 +1,4 @@
-"""What a run left: metrics as rows, the tuned model, everything as a folder."""
+"""The outcome of a run: metrics as rows, the tuned model, and all results as a folder."""
 
 import html
 import json
@@ -34,7 +34,7 @@ STATES = {"best": checkpoint.BEST, "last": checkpoint.LAST}
 class Outcome:
     """The results of a run in `folder`, such as `outputs/latest`.
 
-    `temporary` is a folder that is removed with this object.
+    `temporary` is a folder that is deleted together with this object.
     """
 
     def __init__(self, folder: Path | str, temporary: Path | None = None) -> None:
@@ -45,19 +45,19 @@ class Outcome:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """summary.json: how the run ended, what it achieved, what it cost."""
+        """Return summary.json: how the run ended, its scores and its cost."""
         return summary_of(self.folder)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """A row a round, round 0 first, as `pandas.DataFrame` takes them: numbers, texts, None."""
+        """Return one row per round, round 0 first, for `pandas.DataFrame`: numbers, texts, None."""
         return [row_of(line) for line in self._lines]
 
     def model(self, which: str = "best") -> "nn.Module":
         """Return the tuned model of the `best` or the `last` round, in evaluation mode.
 
-        It is what the lines of Python at the end of a run load: a model of transformers, or of peft with its base.
-        Raises ConfigError for another word, or where the run left no model.
+        The model is the one that the lines of Python at the end of a run load: a transformers model, or a peft model
+        with its base. Raises ConfigError for another value of `which`, and if the run wrote no model.
         """
         folder, task = self.folder / MODEL / self._known(which), self._run.task
         if not folder.is_dir():
@@ -65,8 +65,11 @@ class Outcome:
         return ready(task, server_base(task.model, server_store()), folder)
 
     def save(self, folder: Path | str) -> Path:
-        """Copy everything to a new folder and return it: `model/best` and `model/last` load from there without this
-        outcome, and the run can be resumed there. Raises ConfigError where the folder holds something already."""
+        """Copy all results to a new folder and return it.
+
+        `model/best` and `model/last` load from there without this outcome, and the run can be resumed there.
+        Raises ConfigError if the folder is not empty.
+        """
         place = Path(folder).expanduser().absolute()
         if place.exists() and any(place.iterdir()):
             raise ConfigError([f"{place} is not empty; name a new folder"])
@@ -92,7 +95,7 @@ class Outcome:
         return f"<p>{said}</p>{round_table(measure_of(self._run.task).titles, self._lines)}"
 
     def _said(self) -> list[str]:
-        """Return the summary for people, without the lines of Python that `model` makes needless."""
+        """Return the summary as text, without the lines of Python, which `model` replaces."""
         lines = summary_lines({key: value for key, value in self.summary.items() if key != "usage"})[1:]
         return (
             lines
@@ -109,7 +112,7 @@ class Outcome:
         return RunConfig.read(settings_of(self.folder))
 
     def _moved(self, place: Path) -> RunConfig:
-        """Return the settings for a copy in `place`, which has what was in the temporary folder too."""
+        """Return the settings of a copy in `place`, to which inputs in the temporary folder are copied too."""
         inputs = self._temporary and self._temporary / INPUTS
         if inputs is None or not inputs.exists():
             return self._run

@@ -10,10 +10,10 @@ from server_app.results.endings import METRICS, RUNNING, summary_of
 
 
 class Rounds:
-    """Says every round of the process that works in a results folder, as soon as its line is there.
+    """Reports every round of a running process as soon as its line is in metrics.jsonl.
 
-    `first` is its first round; lines of earlier ones are of another process. `titles` are the names of what is
-    measured, `total` is the number of the last round.
+    `first` is the first round of this process; earlier lines are from another process. `titles` maps metrics to their
+    display names, `total` is the number of the last round.
     """
 
     def __init__(self, titles: Mapping[str, str], total: int, first: int = 0) -> None:
@@ -22,7 +22,7 @@ class Rounds:
         self._size, self._at_work = 0, False
 
     def new(self, folder: Path, *, ended: bool = False) -> Iterator[str]:
-        """Return what to say of rounds that are over since the last look."""
+        """Return the progress lines of rounds that ended since the last call."""
         if not self._starts(folder, ended):
             return
         path = folder / METRICS
@@ -37,6 +37,6 @@ class Rounds:
                 yield progress(json.loads(text), self._titles, self._total, self._over)
 
     def _starts(self, folder: Path, ended: bool) -> bool:
-        """Return whether the process has begun. Before that, there may be a line that it will do again."""
+        """Return whether the process has started. Before that, the file may have a line of a round to be repeated."""
         self._at_work = self._at_work or ended or summary_of(folder).get("status") == RUNNING
         return self._at_work

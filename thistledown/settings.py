@@ -1,8 +1,8 @@
-"""From defaults, preset and command line to one checked configuration, before anything is started.
+"""The checked configuration of a run, merged from defaults, preset and command line before anything is started.
 
-Flower cannot combine a TOML file with overrides and answers a wrong key with a bare code, so keys are
-merged and checked here: pyproject's defaults <- preset <- every -c, the later ones first. Where a run is resumed, its
-own configuration comes after the defaults, and what is set may not differ from it.
+Flower cannot combine a TOML file with overrides and reports a wrong key only by an exit code, so keys are merged and
+checked here: pyproject's defaults <- preset <- every -c, where later ones win. For a run that is resumed, its own
+configuration comes after the defaults, and the keys that are set may not differ from it.
 """
 
 import re
@@ -22,11 +22,11 @@ from task.device import cores
 from task.foreign import meant
 from task.schema import ConfigError
 
-Values = dict[str, object]  # run-config keys with dots, as they came
+Values = dict[str, object]  # dotted run-config keys with unparsed values
 
 PLACES = ("data.name", "model.name")  # keys that may be paths
-INSTALLED = Path(__file__).parent / "app"  # in an installed package: the files of the app that are no modules
-LATEST = "latest"  # instead of a results folder: the newest
+INSTALLED = Path(__file__).parent / "app"  # in an installed package: the app's files that are not modules
+LATEST = "latest"  # in place of a results folder: the newest one
 PAIR = re.compile(r"""\s*([\w.\-]+)=('[^']*'|"[^"]*"|\[[^\]]*\]|\S+)(?=\s|$)""")
 
 BARE = re.compile(r"""[^\s'"\[\]{}=]+""")  # text without quotes
@@ -34,9 +34,9 @@ BARE = re.compile(r"""[^\s'"\[\]{}=]+""")  # text without quotes
 
 @dataclass(frozen=True)
 class Settings:
-    """What to run: a checked configuration, and the folder of the Flower app that runs it.
+    """A checked configuration and the folder of the Flower app that runs it.
 
-    `idle` are keys that somebody set although this run has no use for them: options of another strategy.
+    `idle` are keys that were set but have no effect on this run, such as options of another strategy.
     """
 
     app: Path
@@ -45,7 +45,7 @@ class Settings:
 
     @classmethod
     def read(cls, app: Path | None, preset: str | None, overrides: Sequence[str], here: Path) -> "Settings":
-        """Merge and check; relative paths are looked for in `here`. Raises ConfigError with every problem."""
+        """Merge and check the settings. Relative paths are resolved in `here`. Raises ConfigError with all problems."""
         folder = app_folder(app)
         declared, own = defaults(folder), chosen(folder, preset, overrides, here)
         values = declared | continued_in(own, here)
@@ -63,8 +63,10 @@ class Settings:
 
 
 def continued_in(own: Values, here: Path) -> Values:
-    """Return the settings of the run to resume with what was set, where a run is named; its path may be relative to
-    `here`. Raises ConfigError."""
+    """Return the settings of the run to resume, updated with `own`; without `resume`, return `own`.
+
+    The path of the run may be relative to `here`. Raises ConfigError.
+    """
     if not (isinstance(own.get(RESUME), str) and own[RESUME]):
         return own
     folder = _run_folder(own, here)
@@ -73,10 +75,10 @@ def continued_in(own: Values, here: Path) -> Values:
 
 
 def check_simulated(config: RunConfig) -> None:
-    """Raise ConfigError for what cannot be simulated."""
+    """Raise ConfigError for a configuration that cannot be simulated."""
     if config.task.data.partitioner.own_rows:
         raise ConfigError(
-            ["data.partitioner = 'none' is for deployed nodes, which have a data-path; simulated ones have not"]
+            ["data.partitioner = 'none' is for deployed nodes, which have a data-path; choose another to simulate"]
         )
 
 
@@ -92,7 +94,7 @@ def app_folder(given: Path | None) -> Path:
     for folder in (INSTALLED.parents[1], INSTALLED):
         if is_app(folder):
             return folder.resolve()
-    raise ConfigError([f"{INSTALLED} is not there; install thistledown again, or give a clone of it: --app DIR"])
+    raise ConfigError([f"{INSTALLED} does not exist; reinstall thistledown, or give a clone of it: --app DIR"])
 
 
 def is_app(folder: Path) -> bool:
@@ -105,17 +107,17 @@ def is_app(folder: Path) -> bool:
 
 
 def defaults(app: Path) -> Values:
-    """Every declared key with its default."""
+    """Return every declared key with its default."""
     return flat(_toml(app / "pyproject.toml")["tool"]["flwr"]["app"].get("config", {}))
 
 
 def merged(app: Path, preset: str | None, overrides: Sequence[str], here: Path) -> Values:
-    """All keys: defaults <- preset <- overrides. Raises ConfigError for what cannot be read."""
+    """Return all keys: defaults <- preset <- overrides. Raises ConfigError for input that cannot be read."""
     return defaults(app) | chosen(app, preset, overrides, here)
 
 
 def chosen(app: Path, preset: str | None, overrides: Sequence[str], here: Path) -> Values:
-    """The keys that somebody set: preset <- overrides. Raises ConfigError for what cannot be read."""
+    """Return the keys that were set: preset <- overrides. Raises ConfigError for input that cannot be read."""
     problems: list[str] = []
     layers: list[Values] = []
     if preset is not None:
@@ -136,7 +138,7 @@ def chosen(app: Path, preset: str | None, overrides: Sequence[str], here: Path) 
 
 
 def preset_path(app: Path, preset: str, here: Path) -> Path:
-    """The file of a preset given by path or by the name it has in presets/. Raises ConfigError."""
+    """Return the file of a preset, given by path or by its name in presets/. Raises ConfigError."""
     path = here / Path(preset).expanduser()
     if path.is_file():
         return path
@@ -150,7 +152,7 @@ def preset_path(app: Path, preset: str, here: Path) -> Path:
 
 
 def pairs(overrides: Sequence[str]) -> Values:
-    """What every `-c "key=value key2='x'"` says. Raises ConfigError."""
+    """Parse the `-c "key=value key2='x'"` options. Raises ConfigError."""
     values: Values = {}
     problems = []
     for text in overrides:
@@ -175,8 +177,10 @@ def pairs(overrides: Sequence[str]) -> Values:
 
 
 def _value(key: str, written: str) -> object:
-    """The value of a key in TOML. Of a key that takes text it is the text as it stands, where it has no quotes: it can
-    mean nothing else. Raises TOMLDecodeError."""
+    """Return a value written in TOML. Unquoted text is accepted for a key that takes text, where it is unambiguous.
+
+    Raises TOMLDecodeError.
+    """
     known = keys().get(key)
     textual = known is None or known.type is str or typing.get_origin(known.type) is tuple
     try:
@@ -188,14 +192,14 @@ def _value(key: str, written: str) -> object:
 
 
 def _run_folder(values: Values, here: Path) -> Path:
-    """The results folder to go on in: a path, or `latest` among the outputs."""
+    """Return the results folder to resume: a path, or `latest` in the outputs folder."""
     if values[RESUME] == LATEST:
         return (here / str(values.get("output-dir") or "outputs") / LATEST).resolve()
     return (here / Path(str(values[RESUME])).expanduser()).resolve()
 
 
 def joined(values: Values, key: str) -> str | None:
-    """Make a list the text that Flower can carry; returns the problem where that cannot be."""
+    """Replace a list by the joined text that Flower can carry. Returns a problem if that is not possible."""
     value = values[key]
     if not isinstance(value, list):
         return None
@@ -210,7 +214,7 @@ def joined(values: Values, key: str) -> str | None:
 
 
 def placed(values: Values, *folders: Path) -> Values:
-    """The same with paths made absolute: those that exist in one of the folders. Other names are hub ids."""
+    """Return the values with paths that exist in one of the folders made absolute. Other names are Hub ids."""
     for key in PLACES:
         name = values.get(key)
         if isinstance(name, str) and name and name != EMBEDDED_MODEL and not of_keyword(name):
@@ -230,7 +234,10 @@ def _toml(path: Path) -> dict[str, Any]:
 
 
 def _beyond_machine(simulation: Simulation) -> list[str]:
-    """What a simulated node is promised that this machine does not have; Ray would wait for it or fail obscurely."""
+    """Return a problem for every resource of a simulated node that this machine lacks.
+
+    Without this check, Ray waits for the resource or fails with an obscure error.
+    """
     import torch
 
     found = []

@@ -1,4 +1,4 @@
-"""The first and the last lines of a run: what it will do, what it achieved and what it cost."""
+"""The headline and the summary of a run: its plan, its scores and its cost."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,14 +8,14 @@ from server_app.config import RunConfig
 
 
 def headline(config: RunConfig) -> str:
-    """Return what a run will do, in a line."""
+    """Return the plan of a run in one line."""
     task, server = config.task, config.server
     size = f"{counted(server.simulation.num_supernodes, 'node')}, {counted(server.num_server_rounds, 'round')}"
     return f"{config.strategy.name} with tuning {task.tuning.name}: {size}, seed {task.seed}"
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
-    """The contents of a summary.json for people."""
+    """Return the contents of summary.json as text."""
     lines = ["", *_quality(summary)]
     if summary["failed-rounds"]:
         lines.append(f"{counted(summary['failed-rounds'], 'round')} failed and changed nothing; metrics.jsonl says why")
@@ -37,7 +37,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _quality(summary: Mapping[str, Any]) -> Iterator[str]:
-    """Where the metric began and ended, and the best round: which rows chose it, and what it has on those shown."""
+    """Return the metric before and after the run, and the best round with the rows that chose it."""
     metric, before, after = summary["metric"], _said(summary["base"]), _said(summary["final"])
     if summary["base"] is None and summary["final"] is None and "void-rounds" not in summary:
         yield f"{metric} was not measured"
@@ -59,5 +59,5 @@ def _said(value: float | None) -> str:
 
 
 def counted(count: int, what: str) -> str:
-    """`1 round`, `2 rounds`."""
+    """Return a count with its noun: `1 round`, `2 rounds`."""
     return f"{count} {what}{'' if count == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""What a run sends, worked out by packing what would be packed, round by round."""
+"""The traffic of a run, computed by packing the messages of every round."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +11,7 @@ from strategies.algebra.tensors import Tensors
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import BASE_POSITION, Assignment, Entry, Profile, State, Update
 from strategies.protocol import instructions, wire
-from strategies.protocol.install_hash import expected as expected_echo
+from strategies.protocol.install_hash import expected as expected_hash
 from strategies.protocol.replies import INSTALLED
 from strategies.rounds.run_state import RunState
 from task.config import TaskConfig
@@ -20,7 +20,7 @@ from task.models.base import Base
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes of one node's messages in a round, as Flower encodes their records."""
+    """The bytes of one node's messages in a round, as Flower encodes their records."""
 
     down: int
     up: int
@@ -28,7 +28,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Leg:
-    """Rounds in which every node does the same: its rank by name, what a node of each rank costs."""
+    """Rounds with equal traffic: the rank of every node by name, and the cost of a node by rank."""
 
     rounds: tuple[int, ...]
     ranks: Mapping[str, int]
@@ -37,7 +37,7 @@ class Leg:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Packs records of a run, each form of them once."""
+    """Measures the messages of a run; messages of the same shape are packed once."""
 
     run: RunConfig
     task: TaskConfig
@@ -46,12 +46,14 @@ class Traffic:
 
     @property
     def left_out(self) -> bool:
-        """Does the strategy put something into the base that is not known before, and not counted?"""
+        """Return whether the strategy puts something into the base whose size is unknown and not counted."""
         return _keeps_journal(self.run.strategy) and not _updates_become_entries(self.run.strategy)
 
     def legs(self, profiles: Sequence[Profile], state: State) -> list[Leg]:
-        """All rounds, those of the same cost together, for nodes that take part in all of them. What updates put into a
-        journal is as large in every round as in the first."""
+        """Return all rounds, grouped by cost, for nodes that take part in all of them.
+
+        The journal entries of all rounds are assumed to be as large as that of the first round.
+        """
         found: dict[object, Leg] = {}
         for number, ranks, costs in self._rounds(profiles, state):
             form = (tuple(ranks.items()), tuple(costs.items()))
@@ -73,13 +75,13 @@ class Traffic:
             assignments = strategy.assign(list(profiles), number, rounds, self.task.seed)
             ranks = {name: min(assignment.rank, state.rank) for name, assignment in assignments.items()}
             state = strategy.begin(state, number, max(ranks.values()))
-            tickets_by_rank = {
+            assignments_by_rank = {
                 rank: Assignment(number, rounds, self.task.seed, rank) for rank in sorted({*ranks.values()})
             }
             yield (
                 number,
                 ranks,
-                {r: self._cost(state, assignment, position, built) for r, assignment in tickets_by_rank.items()},
+                {r: self._cost(state, assignment, position, built) for r, assignment in assignments_by_rank.items()},
             )
             position = state.positions[-1]
             if number == 1 and _updates_become_entries(strategy):
@@ -88,7 +90,7 @@ class Traffic:
                 state = replace(state, journal=(*state.journal, replace(entry, round=number)))
 
     def _entry(self, state: State, assignments: Mapping[str, Assignment]) -> Entry | None:
-        """What a round of random updates puts into the journal."""
+        """Return the journal entry of a round of random updates, or None if there is none."""
         strategy, server = self.run.strategy, self.run.server
         cohort = max(round(server.fraction_train * len(assignments)), server.min_train_nodes, 1)
         updates = []
@@ -127,7 +129,7 @@ def _reply(strategy: Strategy, expected: Tensors, assignment: Assignment) -> Rec
         delta = wrapper.encode(delta, assignment, {})
     reply = wire.pack(State(delta))
     numbers = {"num-examples": 1, "server-round": 1, "seconds": 1.0, "train-loss": 1.0, "steps": 1}
-    reply["metrics"] = MetricRecord({**numbers, INSTALLED: expected_echo({}, BASE_POSITION, "")})
+    reply["metrics"] = MetricRecord({**numbers, INSTALLED: expected_hash({}, BASE_POSITION, "")})
     return reply
 
 
@@ -136,7 +138,7 @@ def _forms(tensors: Tensors) -> tuple[object, ...]:
 
 
 def _filled(state: State, seed: int = 0) -> State:
-    """Other numbers in the same places: equal chunks would be counted once. Whole numbers, which may count, stay."""
+    """Return the state with random values, because equal chunks would be counted once. Integers are not changed."""
     noise = torch.Generator().manual_seed(seed)
 
     def other(tensor: torch.Tensor) -> torch.Tensor:

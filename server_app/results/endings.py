@@ -45,7 +45,7 @@ def interrupt(folder: Path) -> bool:
 
     Returns whether the run was marked.
     """
-    if summary_of(folder).get("status") != RUNNING or held(folder):
+    if summary_of(folder).get("status") != RUNNING or locked(folder):
         return False
     summary = summary_of(folder) | {"status": INTERRUPTED}
     write_summary(folder, summary)
@@ -64,7 +64,7 @@ def interrupted_in(outputs: Path) -> Iterator[Path]:
             LOG.warning("%s cannot be read: %s", folder, error)
 
 
-def held(folder: Path) -> bool:
+def locked(folder: Path) -> bool:
     """Return whether a process locks a results folder."""
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -1,1 +1,1 @@
-"""The commands of `thistledown`, one a file."""
+"""The commands of `thistledown`, one per file."""

@@ -1,4 +1,4 @@
-"""`thistledown account`: what the data sets of a node have spent of their privacy, for its owner."""
+"""`thistledown account`: the privacy budget that the data sets of a node have spent."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,16 +11,16 @@ from task.storage.store import node_store
 
 
 def accounts(folder: Path | None, delta: float) -> Iterator[str]:
-    """Lines for people. `folder` is a store or a folder of accounts; None: the store of this machine's node.
+    """Return a report of all accounts. `folder` is a store or a folder of accounts; None: the store of this machine.
 
-    Raises ConfigError for a delta that is none, AccountError for a damaged account.
+    Raises ConfigError for an invalid delta, AccountError for a damaged account.
     """
     if not 0 < delta < 1:
         raise ConfigError([f"--delta = {delta:g} must be between 0 and 1"])
     place = folder or node_store().root
     paths = sorted(path for where in (place, place / KIND) for path in where.glob(f"*{SUFFIX}"))
     if not paths:
-        yield f"no account in {place}: no answer under privacy has left"
+        yield f"no account in {place}: the node has sent no private reply"
     for path in paths:
         yield from _account(path, delta)
 

@@ -1,11 +1,11 @@
 """Keys of a federation: a certificate authority, the SuperLink's certificate, and a key pair for every node.
 
     DIR/ca.crt, ca.key           the authority; nodes and `flwr` trust what it has signed
-    DIR/server.crt, server.key   the SuperLink's, for its names and addresses
-    DIR/nodes/NAME, NAME.pub     a node's, as OpenSSH writes them: the SuperLink is told the public one
+    DIR/server.crt, server.key   the SuperLink's certificate, for its names and addresses
+    DIR/nodes/NAME, NAME.pub     a node's key pair in OpenSSH format; the SuperLink gets the public key
 
-Elliptic curves over P-384, which Flower wants of nodes. What is there is never written again; a folder gets what it
-lacks, so nodes are added by the same command.
+Keys are elliptic-curve keys over P-384, which Flower requires for nodes. Existing files are never overwritten, and only
+missing ones are created, so the same command adds nodes.
 """
 
 import ipaddress
@@ -31,36 +31,39 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from task.schema import ConfigError
 
-HERE = ("localhost", "127.0.0.1")  # Flower's own processes and `flwr` reach the SuperLink so, on its machine
+HERE = ("localhost", "127.0.0.1")  # names by which Flower's own processes and `flwr` reach the SuperLink on its machine
 NODE = re.compile(r"[A-Za-z0-9][\w.\-]{0,63}(?<!\.pub)")
 LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_\-]{0,61}[A-Za-z0-9])?"
 HOST = re.compile(rf"(?=.*[A-Za-z])(?=.{{1,253}}$)({LABEL}\.)*{LABEL}")
-SKEW = timedelta(hours=1)  # that a node's clock may be behind
+SKEW = timedelta(hours=1)  # tolerance for a node's clock that is behind
 Issuer = tuple[x509.Name, EllipticCurvePrivateKey]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Where the two halves of a key lie."""
+    """The paths of the two halves of a key."""
 
     private: Path
     public: Path
 
     @property
     def there(self) -> bool:
-        """Has it been made?"""
+        """Return whether both halves exist."""
         return self.private.exists() and self.public.exists()
 
     @property
     def problems(self) -> list[str]:
-        """One half without the other."""
+        """Return a problem if one half exists without the other."""
         both = [(self.private, self.public), (self.public, self.private)]
         return [
             f"{one} is there, but not {other}; move it away" for one, other in both if one.exists() > other.exists()
         ]
 
     def write(self, private: bytes, public: bytes) -> None:
-        """The private half is its owner's alone from the first byte on. FileExistsError rather than another's loss."""
+        """Write both halves. Only the owner can read the private half, from the first byte on.
+
+        Raises FileExistsError instead of overwriting a file.
+        """
         for path, content, mode in ((self.private, private, 0o600), (self.public, public, 0o644)):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
@@ -69,7 +72,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Keys:
-    """All keys of one federation. `names` are host names and addresses by which nodes reach the SuperLink; certificates
+    """All keys of a federation. `names` are host names and addresses by which nodes reach the SuperLink; certificates
     are valid for `days`.
     """
 
@@ -79,9 +82,9 @@ class Keys:
     days: int
 
     def make(self) -> list[Path]:
-        """Write what the folder lacks, and say what was written (public halves).
+        """Create the missing keys and return the paths of their public halves.
 
-        Raises ConfigError with every problem, before anything is written.
+        Raises ConfigError with all problems, before anything is written.
         """
         if problems := self._problems():
             raise ConfigError(problems)
@@ -97,23 +100,23 @@ class Keys:
 
     @property
     def authority(self) -> Pair:
-        """What signs."""
+        """Return the paths of the authority's key and certificate."""
         return Pair(self.folder / "ca.key", self.folder / "ca.crt")
 
     @property
     def server(self) -> Pair:
-        """The SuperLink's."""
+        """Return the paths of the SuperLink's key and certificate."""
         return Pair(self.folder / "server.key", self.folder / "server.crt")
 
     def node(self, name: str) -> Pair:
-        """A node's."""
+        """Return the paths of a node's key pair."""
         return Pair(self.folder / "nodes" / name, self.folder / "nodes" / f"{name}.pub")
 
     def _problems(self) -> list[str]:
         found = [
             f"--names: '{name}' is neither a host name nor an address" for name in self.names if not _is_host(name)
         ]
-        found += [f"--nodes: '{name}' is no name for a file, of letters, digits, '.', '-' and '_'"
+        found += [f"--nodes: '{name}' must consist of letters, digits, '.', '-' and '_'"
                   for name in self.nodes if not NODE.fullmatch(name)]  # fmt: skip
         found += [f"--nodes names '{n}' twice" for n in dict.fromkeys(self.nodes) if self.nodes.count(n) > 1]
         found += [f"--days {self.days} must be above 0"] if self.days < 1 else []
@@ -124,7 +127,7 @@ class Keys:
         return found + (self._other_names() if self.server.there else self._no_names())
 
     def _no_names(self) -> list[str]:
-        return [] if self.names else ["--names: say by which host names and addresses nodes reach the SuperLink"]
+        return [] if self.names else ["--names: give the host names and addresses by which nodes reach the SuperLink"]
 
     def _other_names(self) -> list[str]:
         certificate = x509.load_pem_x509_certificate(self.server.public.read_bytes())
@@ -145,7 +148,7 @@ class Keys:
     def _server(self) -> tuple[bytes, bytes]:
         signing = load_pem_private_key(self.authority.private.read_bytes(), password=None)
         if not isinstance(signing, EllipticCurvePrivateKey):
-            raise ConfigError([f"{self.authority.private} is no key of an elliptic curve"])
+            raise ConfigError([f"{self.authority.private} is not an elliptic-curve key"])
         subject = x509.load_pem_x509_certificate(self.authority.public.read_bytes()).subject
         hosts = [_general(name) for name in dict.fromkeys([*self.names, *HERE])]
         extensions = [
@@ -162,7 +165,7 @@ class Keys:
         extensions: Sequence[tuple[x509.ExtensionType, bool]],
         issuer: Issuer,
     ) -> tuple[bytes, bytes]:
-        """The key and its certificate, in PEM."""
+        """Return the key and its certificate, in PEM."""
         now, (name, signing) = datetime.now(UTC), issuer
         certificate = x509.CertificateBuilder(
             name, subject, key.public_key(), x509.random_serial_number(), now - SKEW, now + timedelta(days=self.days)
@@ -178,7 +181,7 @@ class Keys:
 
 
 def _node(name: str) -> tuple[bytes, bytes]:
-    """A key pair as OpenSSH writes it, with the node's name as comment."""
+    """Return a new key pair in OpenSSH format, with the node's name as comment."""
     key = generate_private_key(SECP384R1())
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
     return key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()), public + f" {name}\n".encode()

@@ -1,4 +1,4 @@
-"""`thistledown check`: what a run would do and send, worked out without starting anything."""
+"""`thistledown check`: what a run would do and send, computed without starting it."""
 
 import itertools
 import logging
@@ -43,7 +43,7 @@ SHOWN = 20  # nodes that are listed
 
 
 def check(settings: Settings, say: Say) -> None:
-    """Explain the run. Raises ConfigError with everything that would keep it from starting."""
+    """Explain the run. Raises ConfigError with every problem that would keep it from starting."""
     run = settings.config
     for line in _choices(run):
         say(line)
@@ -57,7 +57,7 @@ def check(settings: Settings, say: Say) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What a run would log is said here in other words; transformers warns about itself."""
+    """Silence the log of a run, which is reported here in other words, and the warnings of transformers."""
     log = logging.getLogger("flwr")
     level = log.level
     log.setLevel(logging.WARNING)
@@ -73,7 +73,7 @@ def _explained(run: RunConfig, store: Store) -> Iterator[str]:
     torch.set_num_threads(run.task.threads)
     yield from _devices(run)
     if run.task.model.name == EMBEDDED_MODEL:
-        yield f"model     preparing the embedded one (trained once, some seconds, and kept in {store.root})"
+        yield f"model     preparing the embedded one (trained once, takes seconds, cached in {store.root})"
     base, task = _base_and_task(run, store)
     yield f"base      {base.name}, fingerprint {base.fingerprint}"
     parts = None if needs_no_data(task) else prepare(task, base.folder, store)
@@ -89,7 +89,7 @@ def _explained(run: RunConfig, store: Store) -> Iterator[str]:
 
 
 def _base_and_task(run: RunConfig, store: Store) -> tuple[Base, TaskConfig]:
-    """The base, and the settings with their labels; the problems of both are told together."""
+    """Return the base, and the settings with their labels. Raises ConfigError with the problems of both."""
     base, task, problems = None, None, []
     try:
         base = server_base(run.task.model, store)
@@ -123,7 +123,7 @@ def _choices(run: RunConfig) -> Iterator[str]:
 
 
 def _step(strategy: Strategy) -> str:
-    """How the server's model moves by what a round combines."""
+    """Describe the server optimizer."""
     optimizer = strategy.server_optimizer
     if optimizer is None:
         return "the combined update itself (server-optimizer sgd, learning-rate 1)"
@@ -152,21 +152,23 @@ def _sizes(parts: Parts | None) -> Iterator[str]:
 
 
 def _devices(run: RunConfig) -> Iterator[str]:
-    """Whether this machine has the devices; raises DeviceError where it is to use them, which in a simulation is for
-    its nodes too."""
+    """Return notices about devices that this machine lacks.
+
+    Raises DeviceError if the run needs them on this machine. A simulation needs the devices of its nodes too.
+    """
     run.federation()
     try:
         found(run.task.device)
     except DeviceError as error:
         if not run.task.data.partitioner.own_rows:
             raise
-        yield f"notice    {error}; nodes say what they have when the run starts"
+        yield f"notice    {error}; nodes report their devices when the run starts"
 
 
 def _notices(
     run: RunConfig, task: TaskConfig, base: Base, parts: Parts | None, split: Sequence[Positions]
 ) -> Iterator[str]:
-    """What is to be said of rate, data and base, after the model has run once."""
+    """Run the model once, and return notices about learning rate, data and base."""
     rows = parts.train if parts else stand_in(task, base.folder)
     said = rehearse(run.strategy, task, base, rows, run.federation().device)
     seen = noticed.of_run(task, data_index(task, server_store()), split) if parts else filter(None, [unusual(task)])
@@ -175,14 +177,14 @@ def _notices(
 
 
 def _split(run: RunConfig, task: TaskConfig, parts: Parts | None, store: Store) -> Sequence[Positions]:
-    """The rows of every simulated node; of none where nodes bring their own data."""
+    """Return the rows of every simulated node, or nothing if nodes have their own data."""
     if parts is None or task.data.partitioner.own_rows:
         return []
     return partition(task, data_index(task, store), run.server.simulation.num_supernodes, store)
 
 
 def _profiles(run: RunConfig, task: TaskConfig, split: Sequence[Positions]) -> list[Profile]:
-    """The nodes as they would say what they are; where they bring their own data, one for each rank."""
+    """Return the profiles of the nodes. If nodes have their own data, return one profile per rank."""
     budgets = _budgets(task)
     sizes = [len(rows) for rows in split] or [0] * len(budgets)
     return [
@@ -192,7 +194,7 @@ def _profiles(run: RunConfig, task: TaskConfig, split: Sequence[Positions]) -> l
 
 
 def _budgets(task: TaskConfig) -> tuple[int, ...]:
-    """Ranks as they are dealt; where they are automatic, the largest that a node can get."""
+    """Return the ranks of the nodes; if they are automatic, the largest that a node can get."""
     return task.tuning.budgets() or task.tuning.candidates()[-1:]
 
 
@@ -204,7 +206,7 @@ def _costs(
     split: Sequence[Positions],
     called: Sequence[str],
 ) -> Iterator[str]:
-    """What trains, and what a round and the run send."""
+    """Describe what trains, and what a round and the run send."""
     profiles = _profiles(run, task, split)
     before = run.strategy.assign(profiles, 0, run.server.num_server_rounds, task.seed)
     rank = max(assignment.rank for assignment in before.values())
@@ -231,7 +233,7 @@ def _costs(
 
 
 def _run_cost(run: RunConfig, task: TaskConfig, legs: list[Leg]) -> str:
-    """Bytes of all rounds, as far as they are known before."""
+    """Return the bytes of all rounds, as far as they are known in advance."""
     down = up = 0.0
     for leg in legs:
         costs = [leg.costs[rank] for rank in leg.ranks.values()]
@@ -260,7 +262,7 @@ def _nodes(
 
 
 def _rounds(numbers: tuple[int, ...]) -> str:
-    """1-3, 7: runs of rounds."""
+    """Format rounds as spans: `rounds 1-3, 7`."""
     spans: list[list[int]] = []
     for number in numbers:
         if spans and number == spans[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""`thistledown export`: the tuned model from a checkpoint, on any machine that can get the base.
+"""`thistledown export`: the tuned model from a checkpoint, on any machine that has access to the base.
 
 A checkpoint of a fully tuned model can be a journal of a few kilobytes a round: the model is rebuilt by replaying it.
 """
@@ -23,7 +23,7 @@ STATES = {"last": checkpoint.LAST, "best": BEST}
 def export(results: Path, which: str, to: Path | None, say: Callable[[str], None]) -> None:
     """Rebuild the model of state `which` of a results folder and write it to `to`/`which` (None: `results`/model).
 
-    Raises ConfigError where the folder does not hold what is needed.
+    Raises ConfigError if the folder lacks what is needed.
     """
     config = RunConfig.read(settings_of(results))
     path = results / "checkpoints" / STATES[which]

@@ -1,7 +1,7 @@
-"""`thistledown purge`: what stores keep, how large and how old it is, and its removal by kind and age.
+"""`thistledown purge`: list the items in stores with their size and age, and remove them by kind and age.
 
-Removed is what can be made or fetched again. What cannot, such as a node's account of privacy, its private tensors or
-anything that this version does not know, goes only where its kind is named.
+Items that can be created or fetched again are removed. Others, such as a node's privacy account, its private tensors or
+anything unknown to this version, are removed only if their kind is named.
 """
 
 import re
@@ -15,19 +15,19 @@ from task.storage.store import Store, node_store, server_store
 
 REMADE = ("bases", "data", "embedded", "fingerprints", "grounds", "journals", "indexes", "splits")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}  # seconds
-ABANDONED = UNITS["d"]  # age of a draft that nobody is going to finish
+ABANDONED = UNITS["d"]  # age from which a draft counts as abandoned
 Say = Callable[[str], None]
 
 
 def purge(store_path: Path | None, kinds: Sequence[str], older_than: str, yes: bool, say: Say) -> None:
-    """Say what the stores keep, and of that what is chosen; remove it where `yes`.
+    """List the items in the stores, mark the chosen ones, and remove them if `yes`.
 
-    The stores are those of this user's server and nodes, or the one that is named. Raises ConfigError.
+    The stores are those of this user's server and nodes, or `store_path`. Raises ConfigError.
     """
     age = seconds(older_than) if older_than else 0.0
     stores = [Store(store_path.expanduser())] if store_path else [server_store(), node_store()]
     if store_path and not stores[0].root.is_dir():
-        raise ConfigError([f"--store-path {store_path}: there is no such folder"])
+        raise ConfigError([f"--store-path {store_path}: the folder does not exist"])
     there = {thing.kind for store in stores for thing in inventory(store)}
     if unknown := [kind for kind in kinds if kind not in there | set(REMADE)]:
         raise ConfigError([f"--kind {kind}: the store has {', '.join(sorted(there)) or 'nothing'}" for kind in unknown])
@@ -60,7 +60,7 @@ def _one(store: Store, kinds: Sequence[str], age: float, yes: bool, say: Say) ->
 def _chosen(things: Sequence[Kept], kinds: Sequence[str], age: float) -> Iterator[Kept]:
     for thing in things:
         idle = time.time() - thing.used
-        draft = thing.key.startswith(".")  # somebody may still be writing it
+        draft = thing.key.startswith(".")  # another process may still be writing it
         if thing.kind in (kinds or REMADE) and idle >= (max(age, ABANDONED) if draft else age):
             yield thing
 

@@ -1,4 +1,4 @@
-"""`thistledown run`: one simulated run on a SuperLink of its own, from the checked settings to the summary."""
+"""`thistledown run`: one simulated run on its own SuperLink, from the checked settings to the summary."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import tomli_w
 
 from server_app.outputs import writable
-from server_app.results.endings import COMPLETED, at_work, held, hint, interrupt, interrupted_in
+from server_app.results.endings import COMPLETED, at_work, hint, interrupt, interrupted_in, locked
 from server_app.results.measure import measure_of
 from server_app.results.started import nested
 from server_app.resuming import rounds_done
@@ -26,18 +26,18 @@ from thistledown.summary import headline, summary_lines
 
 Say = Callable[[str], None]
 FINISHED = "finished:completed"
-STRAY = 20  # lines of Flower's own complaint that are shown
+STRAY = 20  # lines of Flower's own output that are shown
 
 
 def run(settings: Settings, say: Say, *, verbose: bool = False) -> bool:
-    """Simulate the run; whether it completed. However it ends, nothing is left running.
+    """Simulate the run and return whether it completed. No process keeps running, however the run ends.
 
-    Raises ConfigError for what cannot be simulated, SuperLinkError where Flower does not start or answer.
+    Raises ConfigError for a configuration that cannot be simulated, SuperLinkError if Flower does not start or answer.
     """
     server = settings.config.server
     check_simulated(settings.config)
     say(headline(settings.config))
-    if server.resume and held(Path(server.resume)):
+    if server.resume and locked(Path(server.resume)):
         raise ConfigError([at_work(Path(server.resume))])
     done = -1
     if server.resume:
@@ -72,18 +72,18 @@ def run(settings: Settings, say: Say, *, verbose: bool = False) -> bool:
 
 
 def _say_interrupted(console: Console, say: Say) -> None:
-    """Say what there is of a run that did not complete, and how to go on with it; its folder then tells the same."""
+    """Print where the results of an incomplete run are and how to resume it, and mark the run in its folder."""
     if not console.folder:
         return
     folder = Path(console.folder)
     interrupt(folder)
-    say(f"what there is so far is in {folder}")
+    say(f"the results so far are in {folder}")
     if how := hint(folder):
         say(how)
 
 
 class Log:
-    """The whole log of a run, on disk from the first line; it moves to the results folder when there is one."""
+    """The complete log of a run, on disk from the first line. It moves to the results folder once that exists."""
 
     def __init__(self, outputs: Path) -> None:
         with writable(outputs):
@@ -102,12 +102,12 @@ class Log:
             self.path.unlink(missing_ok=True)
 
     def write(self, line: str) -> None:
-        """Append, without colours."""
+        """Append a line without its colours."""
         with room(self.path.parent):
             append(self._file, ANSI.sub("", line))
 
     def move(self, folder: Path) -> None:
-        """From now on it is `run.log` in this folder, or `run-2.log` and so on where a run was resumed."""
+        """Move the log to `run.log` in this folder, or to `run-2.log` and so on for a resumed run."""
         names = itertools.chain(["run.log"], (f"run-{number}.log" for number in itertools.count(2)))
         self.path = self.path.rename(next(path for name in names if not (path := folder / name).exists()))
 
@@ -119,7 +119,7 @@ def _submitted(superlink: SuperLink, settings: Settings) -> "subprocess.Popen[st
 
 
 def _follow(process: "subprocess.Popen[str]", console: Console, rounds: Rounds, log: Log, say: Say) -> int:
-    """Read the log to its end; the exit code of `flwr run`, which says nothing of the run itself."""
+    """Read the log to its end and return the exit code of `flwr run`, which does not depend on the run's success."""
     assert process.stdout is not None
     found = False
     for line in process.stdout:
@@ -137,7 +137,7 @@ def _follow(process: "subprocess.Popen[str]", console: Console, rounds: Rounds, 
 
 
 def _say_rounds(console: Console, rounds: Rounds, say: Say, *, ended: bool = False) -> None:
-    """Say the rounds that are over; a log that is shown whole has them already."""
+    """Print the rounds that have ended, unless the whole log is shown, which has them already."""
     if console.folder and not console.verbose:
         for shown in rounds.new(Path(console.folder), ended=ended):
             say(shown)
@@ -152,7 +152,7 @@ def _summary(folder: str) -> dict[str, Any]:
 
 
 def _cause(summary: dict[str, Any], console: Console, details: str, code: int) -> str:
-    """The first that is known: what the ServerApp said, what the log said, what Flower says."""
+    """Return the cause of a failure from the ServerApp, else from the log, else from Flower."""
     if not console.run_id:
-        return f"Flower did not take it (exit code {code}):\n" + "\n".join(console.stray[-STRAY:])
+        return f"Flower did not accept it (exit code {code}):\n" + "\n".join(console.stray[-STRAY:])
     return str(summary.get("error") or console.cause or details)

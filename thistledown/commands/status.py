@@ -1,4 +1,4 @@
-"""`thistledown status`: how runs stand, and how to go on with those that were interrupted."""
+"""`thistledown status`: the status of runs, and how to resume those that were interrupted."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +9,9 @@ from task.schema import ConfigError
 
 
 def status(folder: Path) -> Iterator[str]:
-    """Return lines for people of one run, or of all runs in a folder of outputs.
+    """Return the status of one run, or of all runs in a folder of outputs.
 
-    A run that says it is running while no process holds its folder was interrupted; its folder says so from now on.
+    A run with status running whose folder no process locks was interrupted, and is marked so in its folder.
     Raises ConfigError for a folder without results.
     """
     runs = [folder] if (folder / SUMMARY).exists() else sorted(path.parent for path in folder.glob(f"*/{SUMMARY}"))

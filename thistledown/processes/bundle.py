@@ -1,7 +1,7 @@
-"""The files of an app that Flower looks for, in a folder of their own.
+"""The files of an app that Flower bundles, copied to their own folder.
 
-`flwr run` looks at every file below the app's folder before it leaves most of them out; where an environment lies there
-too, that takes longer than the rest of a start.
+`flwr run` visits every file below the app's folder before it excludes most of them. With a virtual environment in that
+folder, this takes longer than the rest of a start.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ from flwr.common.constant import FAB_CONFIG_FILE, FAB_EXCLUDE_PATTERNS
 from thistledown.processes.environment import PACKAGES
 from thistledown.settings import INSTALLED
 
-ANY = "any"  # a name of a file that no pattern asks for
+ANY = "any"  # a file name that no pattern matches
 
 
 def gathered(app: Path, place: Path) -> Path:
-    """Copy what the app's patterns name into the new folder `place`, and return that: Flower bundles the same of both.
+    """Copy the files that match the app's patterns to the new folder `place` and return it.
 
-    Raises ValueError for an app whose patterns Flower does not take.
+    Flower builds the same bundle from both folders. Raises ValueError for patterns that Flower does not accept.
     """
     include, exclude = get_user_fab_patterns(tomllib.loads((app / FAB_CONFIG_FILE).read_text(encoding="utf-8")))
     named = build_pathspec([*(include or ["**"]), *(exclude or []), FAB_CONFIG_FILE])
@@ -39,8 +39,8 @@ def gathered(app: Path, place: Path) -> Path:
 def app_hash(app: Path) -> str:
     """Return the SHA-256 of the bundle that `flwr run` and `thistledown run` send for this app, in hexadecimal.
 
-    It follows from the app's files and from the libraries that pack them (tomli-w, zlib). Raises ValueError for an app
-    that Flower does not take.
+    It depends on the app's files and on the libraries that pack them (tomli-w, zlib). Raises ValueError for an app
+    that Flower does not accept.
     """
     with tempfile.TemporaryDirectory() as folder:
         return hashlib.sha256(build_fab_from_disk(gathered(app, Path(folder, "app")))).hexdigest()
@@ -49,8 +49,8 @@ def app_hash(app: Path) -> str:
 def candidates(app: Path) -> dict[str, Path | bytes]:
     """Return the files of the app by relative path, as Flower collects them: without links.
 
-    Folders of which Flower takes nothing, or which git ignores, are not entered. The modules of the installed app lie
-    where Python imports them from.
+    Folders that Flower excludes or git ignores are not entered. The modules of the installed app are where Python
+    imports them from.
     """
     ignored = build_pathspec([*FAB_EXCLUDE_PATTERNS, *load_gitignore_patterns(app / ".gitignore")]).match_file
     files = _below(app, app, ignored)

@@ -1,7 +1,7 @@
-"""The environment of processes that are a run's own: the user's, without what is meant for other programs.
+"""The environment variables of a run's processes: the user's, without those meant for other programs.
 
-Flower, Ray, gRPC and Python take addresses, colours, proxies and paths from variables. Those processes talk to each
-other over loopback, are read by us, and work in a folder of their own.
+Flower, Ray, gRPC and Python read addresses, colours, proxies and paths from variables. A run's processes talk to each
+other over loopback, their output is parsed, and they work in their own folder.
 """
 
 import os
@@ -10,15 +10,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGES = ("task", "strategies", "server_app", "client_app", "thistledown")
-# Of Flower and Ray, which would join other servers; of Python, which would run or warn of something else; of colours.
+# Variables that make Flower and Ray join other servers, change how Python runs or warns, or switch on colours.
 FOREIGN = ("FLWR_", "RAY_", "CLICOLOR", "TTY_", "OTEL_")
 UNWANTED = (
     "FORCE_COLOR", "PY_COLORS", "PYTHONSTARTUP", "PYTHONHOME", "PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONOPTIMIZE",
     "PYTHONDEBUG", "PYTHONVERBOSE", "PYTHONPROFILEIMPORTTIME", "PYTHONEXECUTABLE", "PYTHONCASEOK", "PYTHONPLATLIBDIR",
     "grpc_proxy", "no_grpc_proxy", "GRPC_VERBOSITY", "GRPC_TRACE", "LINES", "LOG_LEVEL",
 )  # fmt: skip
-KEPT = ("RAY_memory_usage_threshold", "RAY_memory_monitor_refresh_ms")  # how much memory a machine may give
-# Folders that a relative path would look for in another place.
+KEPT = ("RAY_memory_usage_threshold", "RAY_memory_monitor_refresh_ms")  # the user's limits on memory
+# Folders; a relative path would mean another place in the run's folder.
 FOLDERS = (
     "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "HF_HOME", "HF_HUB_CACHE",
     "HF_ASSETS_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_TOKEN_PATH", "HUGGINGFACE_HUB_CACHE",
@@ -29,7 +29,7 @@ PROXIES = ("all_proxy", "http_proxy", "https_proxy", "ftp_proxy")
 
 
 def clean(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that private processes get; folders are made absolute from here."""
+    """Return the variables for a run's processes, with folders made absolute."""
     found = {name: value for name, value in environment.items() if name in KEPT or not _is_foreign(name)}
     for name in FOLDERS:
         if found.get(name):
@@ -46,8 +46,10 @@ def clean(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _proxy(value: str) -> str:
-    """A proxy as Flower's and the hub's client (httpx) takes it, with a scheme; empty for one of a kind that it does
-    not know: it would not start, whether it asks for that proxy or not."""
+    """Return a proxy with a scheme, as the client of Flower and of the Hub (httpx) needs it.
+
+    Returns "" for a kind of proxy that httpx does not support: with it, httpx fails to start even if it is not used.
+    """
     value = value if "://" in value else f"http://{value}"
     socks = value.startswith("socks")
     return value if value.startswith(("http", "socks5")) and (not socks or find_spec("socksio")) else ""
@@ -58,7 +60,7 @@ def _is_foreign(name: str) -> bool:
 
 
 def _others(path: str) -> list[str]:
-    """The folders of PYTHONPATH in which nothing has the name of a package of ours."""
+    """Return the folders of PYTHONPATH that have no module with the name of one of our packages."""
     folders = [Path(entry).expanduser().absolute() for entry in path.split(os.pathsep) if entry]
     return [str(folder) for folder in folders if not any(_has(folder, name) for name in PACKAGES)]
 

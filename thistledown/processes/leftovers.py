@@ -1,7 +1,7 @@
-"""What a simulation leaves behind when it is killed: processes that work in its folder, and the folder.
+"""Leftovers of killed simulations: their folders, and the processes that work in them.
 
-A live one holds a lock on its folder, which the system gives back when it dies, however that comes about. So whoever
-starts the next one can tell which folders nobody needs.
+A running simulation locks its folder, and the system releases the lock when the process dies for any reason. So the
+next simulation finds the folders that are no longer in use.
 """
 
 import contextlib
@@ -12,23 +12,23 @@ from pathlib import Path
 
 import psutil
 
-PREFIX = "ts-"  # of folders; those of versions that held no lock were called otherwise, and are nobody's leftovers
-WORK = "work"  # in a folder that is held: made once the lock is taken, so that nobody sweeps what has just begun
+PREFIX = "ts-"  # of folders; versions without a lock used another prefix, and their folders are not swept
+WORK = "work"  # created in a folder once it is locked, so that a folder without it is not swept
 ATTEMPTS = 5
 GRACE = 3.0  # seconds between asking a process to end and ending it
 
 
-def hold(folder: Path) -> int:
-    """Lock a folder and make its `work`; the lock lasts as long as this process, or until the descriptor is closed."""
+def lock(folder: Path) -> int:
+    """Lock a folder, create `work` in it and return the descriptor. Closing it, or the end of the process, unlocks."""
     handle = os.open(folder, os.O_RDONLY)
-    with contextlib.suppress(OSError):  # a file system without locks: then nobody else can take this for a leftover
+    with contextlib.suppress(OSError):  # on a file system without locks no folder counts as a leftover
         fcntl.flock(handle, fcntl.LOCK_EX)
     (folder / WORK).mkdir()
     return handle
 
 
 def sweep(root: Path) -> list[Path]:
-    """End what killed runs of this user have left below `root`, remove their folders, and return these."""
+    """End the processes of this user's killed runs below `root`, remove their folders and return them."""
     found = []
     for folder in sorted(root.glob(f"{PREFIX}*")):
         if _is_ours(folder) and (handle := _taken(folder)) is not None:
@@ -40,7 +40,7 @@ def sweep(root: Path) -> list[Path]:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Is it a folder of this user's, and no link to one, in which a simulation has worked?"""
+    """Return whether a folder belongs to this user, is not a link, and a simulation has worked in it."""
     try:
         return not folder.is_symlink() and folder.lstat().st_uid == os.getuid() and (folder / WORK).is_dir()
     except OSError:
@@ -48,7 +48,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _taken(folder: Path) -> int | None:
-    """The lock, where nobody holds it; None where somebody does, or where that cannot be known."""
+    """Take the lock of a folder and return its descriptor; None if it is locked, or if that cannot be known."""
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
@@ -63,7 +63,7 @@ def _taken(folder: Path) -> int | None:
 
 def end_processes_in(folder: Path) -> None:
     """End every process that works in a folder or below it."""
-    for _ in range(ATTEMPTS):  # what ends may have started something just before
+    for _ in range(ATTEMPTS):  # a process may have started another one just before it ended
         ours = processes_in(folder)
         for process in ours:
             _signal(process, "terminate")
@@ -74,15 +74,17 @@ def end_processes_in(folder: Path) -> None:
 
 
 def processes_in(folder: Path) -> list[psutil.Process]:
-    """Every process that works in a folder or below it; sessions, parents and environments do not tell, as Flower
-    detaches its processes and Ray renames its own."""
+    """Return every process whose working directory is a folder or below it.
+
+    Sessions, parents and environments do not identify them: Flower detaches its processes and Ray renames its own.
+    """
     found = []
     for process in psutil.process_iter():
         try:
             if Path(process.cwd()).is_relative_to(folder) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except (psutil.Error, OSError):
-            continue  # somebody else's, or gone
+            continue  # another user's, or ended
     return found
 
 

@@ -1,9 +1,8 @@
-"""Which apps a node runs: those whose hash its owner has pinned.
+"""Pinned apps: a node runs only apps whose hash its owner has pinned.
 
-The server sends the code that a node runs, so whatever that code promises is the server's to change, unless somebody
-who is not the server has read it. A pin is the SHA-256 of a bundle (FAB), as `thistledown app hash` prints it. It is
-compared with the hash of the bytes that came, before they are unpacked; names, versions and hashes that the server
-says of them are not looked at.
+The server sends the code that a node runs, so the server can change any promise of that code, unless somebody else has
+read it. A pin is the SHA-256 of a bundle (FAB), as `thistledown app hash` prints it. It is compared with the hash of
+the received bytes before they are unpacked. Names, versions and hashes from the server are ignored.
 """
 
 import hashlib
@@ -20,7 +19,7 @@ from typing import Any
 
 LOG = logging.getLogger("flwr")
 HASH = re.compile(r"[0-9a-fA-F]{64}")
-REFUSED = "this node does not run this app: its owner has not pinned it"  # all that the server is told
+REFUSED = "this node does not run this app: its owner has not pinned it"  # the only text that the server gets
 UNPACKED = "pinned"  # folder in Flower's home
 
 
@@ -29,14 +28,14 @@ class ForeignApp(RuntimeError):
 
 
 class PinError(ValueError):
-    """Pins that cannot be read; the message says where and what was expected."""
+    """Pins that cannot be read. The message names the place and what was expected."""
 
 
 @dataclass(frozen=True)
 class Pins:
-    """Hashes that the owner gave, and files of hashes, which are read anew for every message.
+    """Hashes from the owner, and files of hashes, which are read again for every message.
 
-    A line of a file begins with a hash; what follows it, and lines that begin with #, are comments.
+    A line of a file begins with a hash. Text after the hash, and lines that begin with #, are comments.
     """
 
     hashes: Sequence[str] = ()
@@ -60,7 +59,7 @@ class Pins:
         return frozenset(found)
 
     def check(self, content: bytes) -> str:
-        """Return the hash of a bundle that is pinned. Raises ForeignApp, and says both in the log."""
+        """Return the hash of a bundle. Raises ForeignApp if it is not pinned, and logs its hash and the pins."""
         digest = hashlib.sha256(content).hexdigest()
         try:
             pinned = self.read()
@@ -75,8 +74,8 @@ class Pins:
     def unpacked(self, content: bytes, install: Callable[..., Path]) -> Path:
         """Return the folder of a pinned bundle, which Flower's `install` unpacks the first time. Raises ForeignApp.
 
-        Flower's own place has eight digits of the hash in its name, and what lies there already is not looked at.
-        This one has all 64, and appears when it is complete.
+        Flower's own folder has eight digits of the hash in its name, and Flower does not check an existing folder.
+        This folder has all 64 digits and appears only when it is complete.
         """
         from flwr.supercore.utils import get_flwr_home
 
@@ -95,9 +94,9 @@ class Pins:
 
 
 def enforce(pins: Pins) -> None:
-    """Make this process, which serves one message, install and load nothing but a pinned app.
+    """Make this process, which serves one message, install and load only pinned apps.
 
-    Raises RuntimeError where Flower has no such functions any more.
+    Raises RuntimeError if this version of Flower lacks the functions that are replaced.
     """
     flowers: Any = importlib.import_module("flwr.supernode.runtime.run_clientapp")
     if lacking := [name for name in ("install_from_fab", "get_project_dir", "get_load_client_app_fn")
@@ -110,7 +109,7 @@ def enforce(pins: Pins) -> None:
         place[:] = [pins.unpacked(content, install)]
         return place[0]
 
-    # What is loaded is what was checked: the server's words for it (fab_id, fab_version, hash_str) find no folder.
+    # The loaded app is the checked one: the server's values (fab_id, fab_version, hash_str) do not select a folder.
     flowers.install_from_fab = installed
     flowers.get_project_dir = lambda *_: place[0]
     flowers.get_load_client_app_fn = lambda *_, **__: load("", str(place[0]), True)
@@ -118,5 +117,7 @@ def enforce(pins: Pins) -> None:
 
 def _checked(text: str, where: str) -> str:
     if not HASH.fullmatch(text):
-        raise PinError(f"{where}: '{text:.80}' is no hash of an app: 64 hexadecimal digits, as `thistledown app hash`")
+        raise PinError(
+            f"{where}: '{text:.80}' is not a hash of an app; expected 64 hexadecimal digits (`thistledown app hash`)"
+        )
     return text.lower()

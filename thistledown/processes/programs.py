@@ -1,14 +1,13 @@
-"""Two of Flower's programs, as a simulation needs them: `programs.py superlink ...` and `programs.py simulation ...`.
+"""Two of Flower's programs, adapted to a simulation: `programs.py superlink ...` and `programs.py simulation ...`.
 
-The SuperLink takes runs from whoever knows a secret. Flower's control interface can ask for credentials, but its open
-edition has nothing that checks them. What checks them here is a plugin of ours for that interface; Flower's command
-line sends the secret as it would send the token of an account.
+The SuperLink accepts runs only from clients that know a secret. Flower's control interface can ask for credentials, but
+its open edition has nothing that checks them, so a plugin of ours does. Flower's command line sends the secret in place
+of an account's token.
 
-The simulation's workers are started again when they die. Flower puts a worker (a Ray actor) that has died back among
-those that are free, where it fails every message that it is handed. Ray starts such a worker again where it was told so
-when the worker was made, and hands it the message that it died of once more.
+The simulation's workers are restarted when they die. Flower returns a dead worker (a Ray actor) to its pool, where it
+fails every message that it gets. With the right options, Ray restarts such a worker and gives it the message again.
 
-Both end with the process that started them. This file is started by its path and imports nothing of ours.
+Both programs end with the process that started them. This file is run by its path and imports none of our modules.
 """
 
 import contextlib
@@ -23,13 +22,16 @@ from typing import Any
 import psutil
 
 SECRET = "THISTLEDOWN_CONTROL_SECRET"  # an environment variable
-RESTARTED = {"max_restarts": -1, "max_task_retries": 1}  # options of an actor: without an end; a message once more
+RESTARTED = {
+    "max_restarts": -1,
+    "max_task_retries": 1,
+}  # options of an actor: unlimited restarts, one retry per message
 LOOK_EVERY = 0.2  # seconds
-GRACE = 3.0  # seconds that Flower has to end in good order, which without a SuperLink it never does
+GRACE = 3.0  # seconds that Flower has to shut down, which it never does without a SuperLink
 
 
 def superlink(parent: int) -> None:
-    """Run `flower-superlink`. Raises RuntimeError where this Flower has no such plugins."""
+    """Run `flower-superlink`. Raises RuntimeError if this version of Flower has no such plugins."""
     from flwr.common.constant import ACCESS_TOKEN_KEY, AuthnType
     from flwr.superlink import config_loader
     from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
@@ -38,7 +40,7 @@ def superlink(parent: int) -> None:
     secret = os.environ[SECRET].encode()
 
     class Secret(NoOpControlAuthnPlugin):
-        """There is one account, of whoever knows the secret."""
+        """Authentication by the secret, with a single account."""
 
         def validate_tokens_in_metadata(self, metadata: Sequence[tuple[str, str | bytes]]) -> tuple[bool, Any]:
             said = str(dict(metadata).get(ACCESS_TOKEN_KEY, "")).encode()
@@ -50,10 +52,10 @@ def superlink(parent: int) -> None:
             return None, None
 
     if not hasattr(config_loader, "get_control_authn_plugins"):
-        raise RuntimeError("this Flower takes no plugins for its control interface")
+        raise RuntimeError("this version of Flower has no plugins for its control interface")
     config_loader.get_control_authn_plugins = lambda: {AuthnType.OIDC: Secret}
-    os.environ["FLWR_OIDC_ENABLED"] = "1"  # ask for credentials, and end where nothing checks them
-    _end_with(parent, grace=0.0)  # in good order takes as long as somebody reads a log
+    os.environ["FLWR_OIDC_ENABLED"] = "1"  # ask for credentials, and exit if nothing checks them
+    _end_with(parent, grace=0.0)  # a regular shutdown waits for readers of the log
     flower_superlink()
 
 
@@ -67,10 +69,10 @@ def simulation(parent: int) -> None:
         """Ray as Flower uses it, with other options for its actors."""
 
         def _validate_client_resources(self, config: dict[str, Any]) -> dict[str, int | float]:
-            return super()._validate_client_resources(config) | RESTARTED  # it gives them to every actor
+            return super()._validate_client_resources(config) | RESTARTED  # passed on to every actor
 
         def terminate(self) -> None:
-            """Not as Flower does, by a message that a worker dies of: that would be started again."""
+            """Kill the workers. Flower ends a worker by a message, after which Ray would restart it."""
             while self.pool and self.pool.pool:
                 ray.kill(self.pool.pool.pop())  # type: ignore[arg-type]  # Flower says another type
             super().terminate()
@@ -81,8 +83,7 @@ def simulation(parent: int) -> None:
 
 
 def _end_with(parent: int, grace: float) -> None:
-    """End when the process that started this one has ended, so many seconds later at the latest, with all that it has
-    started itself."""
+    """End this process and its children at most `grace` seconds after the process `parent` has ended."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -1,10 +1,10 @@
-"""`thistledown-superexec`: Flower's executor of ClientApps, after the imports that each would do for itself.
+"""`thistledown-superexec`: Flower's executor of ClientApps, with the slow imports done once.
 
-Flower starts a process a message, and most of what such a process does before it trains is to import: Flower, torch,
-transformers, peft. Here one process imports them once and forks for every message. A message still has a process of its
-own, which runs the code that the run brought and is gone with it; only libraries are shared, nothing of ours. Options
-are those of `flower-superexec`, and `--app-hash` and `--app-hashes`: with one of these, nothing but a ClientApp that is
-pinned is run (`thistledown.processes.pins`). Without them, what is not a ClientApp is started as Flower does.
+Flower starts one process per message, and most of its time before training goes into imports: Flower, torch,
+transformers, peft. Here one process imports them once and forks for every message. Each message still has its own
+process, which runs the code of its run and then exits. Only libraries are shared, none of our modules. The options are
+those of `flower-superexec`, plus `--app-hash` and `--app-hashes`: with one of these, only pinned ClientApps run
+(`thistledown.processes.pins`). Without them, other apps are started as Flower does it.
 """
 
 import argparse
@@ -27,7 +27,7 @@ LOG = logging.getLogger("flwr")
 WARM = (
     "flwr.supernode.runtime.run_clientapp",
     "torch",
-    "torch._dynamo",  # an optimiser's first step imports it
+    "torch._dynamo",  # the first step of an optimiser imports it
     "safetensors.torch",
     "transformers.modeling_utils",
     "transformers.models.auto.modeling_auto",
@@ -37,38 +37,40 @@ WARM = (
     "PIL.Image",
     "psutil",
 )
-APP = ("task", "strategies", "client_app")  # come with a run; what is imported before would be another version
-LOOK_EVERY = "0.1"  # seconds between looks for a message; Flower's own is 1
+APP = ("task", "strategies", "client_app")  # sent with a run; a module imported before could be another version
+LOOK_EVERY = "0.1"  # seconds between polls for a message; Flower's default is 1
 
 
 def main() -> None:
-    """Import, then run `flower-superexec` with an executor that forks."""
+    """Import the libraries, then run `flower-superexec` with an executor that forks."""
     pins, rest = _pins(sys.argv[1:])
     sys.argv[1:] = rest
     os.environ.setdefault("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", LOOK_EVERY)
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # to look for a GPU otherwise forbids it to forks
+    os.environ.setdefault(
+        "PYTORCH_NVML_BASED_CUDA_CHECK", "1"
+    )  # otherwise a check for GPUs would make CUDA unusable in forks
     from flwr.supercore.cli import flower_superexec
 
     if not {"-h", "--help", "-V", "--version"} & set(sys.argv[1:]):
         warm()
     if known := [name for name in APP if name in sys.modules]:
-        raise RuntimeError(f"{', '.join(known)} must come with a run, and are imported already")
+        raise RuntimeError(f"{', '.join(known)} must come with a run, but are imported already")
     flowers = importlib.import_module("flwr.supercore.superexec.run_superexec")
     flowers.get_executor = lambda *_, **__: _forking(pins)  # type: ignore[attr-defined]  # Flower knows its own only
     flower_superexec()
 
 
 def _pins(argv: Sequence[str]) -> tuple[Pins, list[str]]:
-    """The pins, and the options that are Flower's. Exits with a sentence where a pin cannot be read."""
+    """Return the pins and the remaining options, which are Flower's. Exits with a message if a pin cannot be read."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
     owner = parser.add_argument_group("which apps this node runs (default: every one that the server sends)")
     owner.add_argument(
         "--app-hash", action="append", default=[], metavar="HASH",
-        help="run this app, as `thistledown app hash` prints it, and no other; may be repeated",
+        help="run only the app with this hash, as `thistledown app hash` prints it; may be repeated",
     )  # fmt: skip
     owner.add_argument(
         "--app-hashes", action="append", default=[], type=Path, metavar="FILE",
-        help="likewise, a file with a hash a line, which is read anew for every message",
+        help="likewise, a file with one hash per line, which is read again for every message",
     )  # fmt: skip
     own, rest = parser.parse_known_args(argv)
     if {"-h", "--help"} & set(rest):
@@ -85,34 +87,34 @@ def _pins(argv: Sequence[str]) -> tuple[Pins, list[str]]:
 
 
 def warm() -> None:
-    """Import what every ClientApp of ours would."""
+    """Import what every ClientApp of ours needs."""
     for name in WARM:
         importlib.import_module(name)
 
 
 def _forking(pins: Pins) -> object:
-    """An executor for Flower."""
+    """Return the executor that forks."""
     from flwr.supercore.constant import TaskType
     from flwr.supercore.superexec.executor import LaunchResult, SubprocessExecutor
 
     class Forking(SubprocessExecutor):
-        """Forks for a ClientApp."""
+        """Executor that forks for every ClientApp."""
 
         def launch(self, spec: "ExecutionSpec") -> LaunchResult:
             if spec.task_type != TaskType.CLIENT_APP:
                 if pins:
-                    return LaunchResult.failed(f"apps are pinned, so nothing but ClientApps is run: {spec.task_type}")
+                    return LaunchResult.failed(f"apps are pinned, so only ClientApps are run, not {spec.task_type}")
                 return super().launch(spec)
             if os.fork() == 0:
                 _work(spec, pins)
             return LaunchResult.accepted()
 
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a fork ended: the SuperNode is told by itself
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks are not waited for: they report to the SuperNode
     return Forking()
 
 
 def _work(spec: "ExecutionSpec", pins: Pins) -> NoReturn:
-    """The life of a fork: serve one message, and leave nothing of the parent's to be ended twice."""
+    """Serve one message in a fork, then exit without running the parent's exit handlers."""
     code = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -123,7 +125,7 @@ def _work(spec: "ExecutionSpec", pins: Pins) -> NoReturn:
         code = 0
     except SystemExit as exit:
         code = exit.code if isinstance(exit.code, int) else 1
-    except BaseException:  # noqa: BLE001  there is nobody above to say it
+    except BaseException:  # noqa: BLE001  no caller would report it
         traceback.print_exc()
     finally:
         for stream in (sys.stdout, sys.stderr):
@@ -132,7 +134,7 @@ def _work(spec: "ExecutionSpec", pins: Pins) -> NoReturn:
 
 
 def _as_if_started() -> None:
-    """What differs in a process that was started: no exit handlers, chance of its own, signals as they come."""
+    """Put a fork into the state of a new process: no exit handlers, default signal handlers, its own random seed."""
     import numpy as np
     from flwr.supercore.exit import exit_handler
 

@@ -1,8 +1,8 @@
-"""A SuperLink of our own for one simulation: started in an empty folder, gone without a trace afterwards.
+"""A private SuperLink for one simulation, started in an empty folder and removed without a trace.
 
-Ray puts the folder that the SuperLink was started in before the app on its workers' path, so any other folder
-could make nodes run the wrong code; and a SuperLink that is already there may belong to another
-environment. Everything it starts, Ray included, works in that folder: that is how it is found again.
+Ray puts the SuperLink's working directory before the app on its workers' path, so another folder could make nodes run
+the wrong code. An existing SuperLink may belong to another environment. All processes it starts, including Ray's, work
+in that folder, which is how they are found again.
 """
 
 import json
@@ -27,33 +27,33 @@ from typing import Any
 from thistledown.console import ANSI
 from thistledown.processes import programs
 from thistledown.processes.environment import clean
-from thistledown.processes.leftovers import PREFIX, WORK, end_processes_in, hold, sweep
+from thistledown.processes.leftovers import PREFIX, WORK, end_processes_in, lock, sweep
 
 NAME = "simulation"  # of the connection, in config.toml
 LOOK_EVERY, GRACE = 0.2, 3.0  # seconds
-START = 60.0  # seconds that it may take to answer
+START = 60.0  # seconds that the SuperLink has to answer
 LONGEST_ROOT = 40  # characters; Ray's sockets below it must fit into the 104 that macOS allows a path
 
 
 class SuperLinkError(RuntimeError):
-    """A SuperLink that did not start, or that does not answer (the message has the end of its log), or an app that
-    Flower does not take."""
+    """A SuperLink that did not start or does not answer, with the end of its log, or an app that Flower does not
+    accept."""
 
 
 class SuperLink:
-    """A running SuperLink; a context manager that stops it and all that it started."""
+    """A running SuperLink, as a context manager that stops it and everything it started."""
 
     def __init__(self) -> None:
         root = tempfile.gettempdir()
         root = root if len(root) < LONGEST_ROOT else "/tmp"
         sweep(Path(root))
-        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root)).resolve()  # others cannot read it
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root)).resolve()  # only this user can read it
         self.work = self.folder / WORK
         self.port = _free_port()
         self.log = self.folder / "superlink.log"
         self._secret, self._ray_token = secrets.token_hex(32), secrets.token_hex(32)
-        self._held: int | None = None  # the lock on the folder
-        self._running: dict[str, subprocess.Popen[bytes]] = {}  # programs of Flower's that must not end before the run
+        self._lock: int | None = None  # descriptor of the lock on the folder
+        self._running: dict[str, subprocess.Popen[bytes]] = {}  # Flower's programs that must not end before the run
 
     def __enter__(self) -> "SuperLink":
         try:
@@ -69,16 +69,16 @@ class SuperLink:
         self._stop()
 
     def submit(self, app: Path, config: str, nodes: int, cpus: int, gpus: float) -> "subprocess.Popen[str]":
-        """Submit a run with the run config `config` (TOML); the process prints the run's log as it comes. Once.
+        """Submit a run with the run config `config` (TOML) and return the process that prints the run's log.
 
-        Raises SuperLinkError for an app that Flower does not take.
+        Call it once. Raises SuperLinkError for an app that Flower does not accept.
         """
-        from thistledown.processes.bundle import gathered  # Flower's whole command line, which no other command needs
+        from thistledown.processes.bundle import gathered  # imports Flower's command line, which no other command needs
 
         try:
             bundle = gathered(app, self.folder / "app")
         except ValueError as error:
-            raise SuperLinkError(f"Flower does not take the app in {app}: {error}") from error
+            raise SuperLinkError(f"Flower does not accept the app in {app}: {error}") from error
         file = self.folder / "run.toml"
         file.write_text(config, encoding="utf-8")
         size = f"num-supernodes={nodes} client-resources-num-cpus={cpus} client-resources-num-gpus={gpus}"
@@ -98,22 +98,22 @@ class SuperLink:
         return submitted
 
     def check(self) -> None:
-        """Raise SuperLinkError where a program of Flower's has ended by itself."""
+        """Raise SuperLinkError if one of Flower's programs has ended by itself."""
         for name, process in self._running.items():
             if process.poll() is not None:
                 raise SuperLinkError(f"Flower's {name} ended with code {process.returncode}:\n{self.tail()}")
 
     def _watch(self, submitted: "subprocess.Popen[str]") -> None:
-        """End what waits for a log that nobody writes any more."""
+        """End the process that reads the log once nothing writes to it any more."""
         while submitted.poll() is None:
             if any(process.poll() is not None for process in self._running.values()):
-                time.sleep(GRACE)  # in which it reads what has been written
+                time.sleep(GRACE)  # to read what has been written
                 submitted.terminate()
                 return
             time.sleep(LOOK_EVERY)
 
     def status(self, run_id: str) -> tuple[str, str]:
-        """Flower's status of a run, such as `finished:completed`, and its details. Raises SuperLinkError."""
+        """Return Flower's status of a run, such as `finished:completed`, and its details. Raises SuperLinkError."""
         command = [_executable("flwr"), "list", NAME, "--run-id", run_id, "--format", "json"]
         done = subprocess.run(
             command,
@@ -127,14 +127,14 @@ class SuperLink:
             run: dict[str, Any] = json.loads(ANSI.sub("", done.stdout))["runs"][0]
             return str(run["status"]), str(run["status-details"])
         except (ValueError, LookupError) as error:
-            raise SuperLinkError(f"Flower does not say how the run ended: {done.stdout or done.stderr}") from error
+            raise SuperLinkError(f"Flower did not report how the run ended: {done.stdout or done.stderr}") from error
 
     def tail(self, lines: int = 20) -> str:
-        """The end of the SuperLink's own log."""
+        """Return the end of the SuperLink's own log."""
         return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
     def _start(self) -> None:
-        self._held = hold(self.folder)
+        self._lock = lock(self.folder)
         self._write_connection()
         simulation = self.folder / "bin" / "flwr-simulation"  # Flower's executor looks for it on its PATH
         simulation.parent.mkdir()
@@ -157,7 +157,7 @@ class SuperLink:
         self._running["executor"] = self._begin([_executable("flower-superexec"), *superlink, *proof])
 
     def _begin(self, command: list[str]) -> "subprocess.Popen[bytes]":
-        """Start a program of Flower's that writes to the log."""
+        """Start one of Flower's programs with its output in the log."""
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 command,
@@ -170,7 +170,7 @@ class SuperLink:
             )
 
     def _write_connection(self) -> None:
-        """What Flower's command line knows of this SuperLink: where it is, and the secret."""
+        """Write the address of the SuperLink and the secret for Flower's command line."""
         from flwr.cli.constant import ACCESS_TOKEN_STORE_KEY, AUTHN_TYPE_STORE_KEY, REFRESH_TOKEN_STORE_KEY
         from flwr.common.constant import AuthnType
         from flwr.supercore.credential_store.file_credential_store import FileCredentialStore
@@ -188,9 +188,9 @@ class SuperLink:
         with _undisturbed():
             end_processes_in(self.folder)
             shutil.rmtree(self.folder, ignore_errors=True)
-            if self._held is not None:
-                os.close(self._held)
-                self._held = None
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
 
     def _environment(self) -> dict[str, str]:
         path = os.environ.get("PATH", os.defpath)
@@ -201,26 +201,26 @@ class SuperLink:
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_DEDUP_LOGS": "0",
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will do anyway; silences its warning
-            "RAY_TMPDIR": str(self.folder),  # its session would stay in /tmp/ray for ever
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default; silences its warning
+            "RAY_TMPDIR": str(self.folder),  # its session would stay in /tmp/ray forever
             "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),  # torch makes it as soon as peft is imported
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for one machine: it listens on loopback alone
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self._ray_token,
             programs.SECRET: self._secret,
             "PATH": os.pathsep.join([str(self.folder / "bin"), str(Path(sys.executable).parent), path]),
-            "PYTHONUNBUFFERED": "1",  # lines shall come as they are printed
+            "PYTHONUNBUFFERED": "1",  # show lines as they are printed
         }
         return clean(os.environ) | own
 
 
 def _executable(name: str) -> str:
-    """A program of the environment that this interpreter belongs to."""
+    """Return the path of a program in this interpreter's environment."""
     return str(Path(sys.executable).parent / name)
 
 
 def _program(name: str) -> list[str]:
-    """One of ours; the folder of its file is not where it imports from."""
+    """Return the command of one of our programs; `-P` keeps its folder off the import path."""
     return [sys.executable, "-P", programs.__file__, name]
 
 
@@ -231,7 +231,7 @@ def _free_port() -> int:
 
 
 def _answers(port: int) -> bool:
-    """Whether the SuperLink is ready. No proxy is asked for this machine."""
+    """Return whether the SuperLink is ready. The request uses no proxy."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"http://127.0.0.1:{port}/health", timeout=2.0) as answer:
@@ -242,7 +242,7 @@ def _answers(port: int) -> bool:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Signals wait until what must be finished is finished. Where this is a thread they come to another."""
+    """Ignore SIGINT and SIGTERM within this block. In a thread nothing changes, as signals go to the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,7 +1,7 @@
-"""Flower's grid in one process: messages go through Flower's own encoding to the ClientApp, one at a time.
+"""Flower's grid in one process: messages pass through Flower's own encoding to the ClientApp, one at a time.
 
-Nodes are as Flower's simulation makes them: random ids, `partition-id` and `num-partitions` in their node config. They
-work one after another, as they share the process's model.
+Nodes are like those of Flower's simulation: random ids, and `partition-id` and `num-partitions` in their node config.
+They work one after another, because they share the model of the process.
 """
 
 import itertools
@@ -26,7 +26,7 @@ UNAVAILABLE, FAILED = 5, 2  # Flower's codes of errors
 
 
 class InProcessGrid(Grid):
-    """`num_nodes` nodes that answer by calling `app`; `node_configs` adds to the node config of a partition.
+    """A grid of `num_nodes` nodes that answer by calling `app`; `node_configs` adds to the node config of a partition.
 
     `ids` seeds the nodes' random ids, on which no result depends.
     """
@@ -51,7 +51,7 @@ class InProcessGrid(Grid):
         self._run: Run | None = None
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Let the node of every message work on it, and keep the reply. Returns the messages' ids."""
+        """Deliver every message to its node and store the reply. Returns the ids of the messages."""
         ids = []
         for message in messages:
             message_id = f"message-{next(self._numbers)}"
@@ -61,7 +61,7 @@ class InProcessGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Return the replies to these messages, each once."""
+        """Return the replies to these messages. Each reply is returned once."""
         found = [self.waiting.pop(message_id) for message_id in message_ids if message_id in self.waiting]
         return [message for message in found if message is not None]
 
@@ -76,7 +76,7 @@ class InProcessGrid(Grid):
         return Message(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Return the replies of nodes to these messages, as many as there are after `timeout` seconds."""
+        """Return the replies to these messages that arrive within `timeout` seconds."""
         deadline, replies = time.monotonic() + (timeout or float("inf")), []
         for message in messages:
             if time.monotonic() < deadline:
@@ -84,18 +84,18 @@ class InProcessGrid(Grid):
         return replies
 
     def set_run(self, run: Run) -> None:
-        """Take up what Flower knows of the run."""
+        """Set Flower's description of the run."""
         self._run = run
 
     @property
     def run(self) -> Run:
-        """What was taken up. Raises RuntimeError where nothing was."""
+        """Return Flower's description of the run. Raises RuntimeError if it was not set."""
         if self._run is None:
-            raise RuntimeError("the grid was told of no run: call set_run first")
+            raise RuntimeError("the grid has no run; call set_run first")
         return self._run
 
     def delivered(self, message: Message) -> Message | None:
-        """Return a node's reply as the server reads it; an error reply where the node raises, as a SuperNode does."""
+        """Return a node's reply as the server reads it, or an error reply if the node raises, as a SuperNode does."""
         node_id = message.metadata.dst_node_id
         if node_id not in self.contexts:
             return Message(Error(code=UNAVAILABLE, reason="Node Unavailable"), reply_to=message)
@@ -109,14 +109,14 @@ class InProcessGrid(Grid):
             TaskIdentity.node_id = before
 
     def answer(self, message: Message, context: Context) -> Message | None:
-        """Return what the node says; its messages may name files of this machine, as those of simulated nodes may."""
+        """Return the node's reply. Like those of simulated nodes, its messages may name files of this machine."""
         with in_process():
             return self.app(message, context)
 
 
 @contextmanager
 def identity() -> Iterator[None]:
-    """Within this block the process is the server of a run, as Flower's messages need it to be."""
+    """Give the process the identity of a run's server within this block, which Flower's messages need."""
     before = TaskIdentity._run_id, TaskIdentity._task_id, TaskIdentity._node_id
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = RUN, RUN, SERVER
     try:

@@ -1,5 +1,5 @@
-"""Data and models that are objects in Python, written to files once: a run, and a later one that resumes it, reads
-them as it reads any file."""
+"""Data and models given as Python objects. They are written to files once, and a run reads them like any file, also
+when it is resumed."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,9 +16,9 @@ MODEL = (
 
 
 def data_settings(data: Any, folder: Callable[[], Path]) -> dict[str, object]:
-    """Return what `data` means as keys of the data table; an object is written to `folder()`.
+    """Return `data` as keys of the data table. An object is written to `folder()`.
 
-    Of an object without a split `test`, test rows are cut from `train` unless the keys say otherwise.
+    If an object has no split `test`, test rows are taken from `train` unless the keys say otherwise.
 
     Raises ConfigError.
     """
@@ -26,12 +26,12 @@ def data_settings(data: Any, folder: Callable[[], Path]) -> dict[str, object]:
 
 
 def model_settings(model: Any, folder: Callable[[], Path]) -> dict[str, object]:
-    """Return what `model` means as keys of the model table; an object is written to `folder()`. Raises ConfigError."""
+    """Return `model` as keys of the model table. An object is written to `folder()`. Raises ConfigError."""
     return _settings(model, lambda given: {"name": _written_model(given, folder)})
 
 
 def _settings(given: Any, write: Callable[[Any], dict[str, object]]) -> dict[str, object]:
-    """Return a mapping's keys, else the name alone, as it is where it is a name already."""
+    """Return the keys of a mapping, or the key `name` for anything else; objects are replaced by their written name."""
     import datasets
 
     if given is None:
@@ -46,7 +46,7 @@ def _settings(given: Any, write: Callable[[Any], dict[str, object]]) -> dict[str
 
 
 def _written_data(data: Any, folder: Callable[[], Path]) -> dict[str, object]:
-    """Write tables as parquet, a file a split, and return the keys that read them."""
+    """Write tables as parquet, one file per split, and return the keys that read them."""
     import datasets
     import pandas
     from pyarrow import ArrowException
@@ -69,7 +69,7 @@ def _written_data(data: Any, folder: Callable[[], Path]) -> dict[str, object]:
 
 
 def _write(rows: Any, path: Path) -> None:
-    """Write the rows of a Dataset, with the bytes of images that lie in files of their own."""
+    """Write the rows of a Dataset, including the bytes of images in separate files."""
     from datasets.table import embed_table_storage
     from pyarrow.parquet import ParquetWriter
 
@@ -80,7 +80,7 @@ def _write(rows: Any, path: Path) -> None:
 
 
 def _written_model(model: Any, folder: Callable[[], Path]) -> Path:
-    """Write a model, and what prepares its inputs, as `save_pretrained` does."""
+    """Write a model, and its tokenizer or processor, with `save_pretrained`."""
     from transformers import PreTrainedModel
 
     parts = model if isinstance(model, tuple | list) else (model,)
@@ -94,7 +94,7 @@ def _written_model(model: Any, folder: Callable[[], Path]) -> Path:
 
 
 def _kind(given: Any) -> str:
-    """Return what somebody gave, by its type."""
+    """Describe a value by its type."""
     if isinstance(given, tuple | list):
         return f"a {type(given).__name__} of {', '.join(type(part).__name__ for part in given) or 'nothing'}"
     return f"a {type(given).__module__}.{type(given).__name__}"

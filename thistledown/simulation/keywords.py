@@ -12,10 +12,10 @@ from thistledown.settings import Values, joined
 def run_config(
     strategy: str | Strategy, wrappers: str | Iterable[str | Wrapper], *settings: Mapping[str, object]
 ) -> Values:
-    """Return the run-config keys that arguments mean; every mapping of `settings` has keys of its own.
+    """Return the arguments as run-config keys; each mapping of `settings` contributes keys.
 
-    A mapping in a mapping is a group of keys (`lora={"ranks": "2,4"}`), a list is what the key takes as a list, and an
-    underscore is a dash. Raises ConfigError for a key that is given twice.
+    A nested mapping is a group of keys (`lora={"ranks": "2,4"}`), a list is for a key that takes a list, and an
+    underscore stands for a dash. Raises ConfigError for a key that is given twice.
     """
     values: Values = {}
     problems: list[str] = []
@@ -29,7 +29,7 @@ def run_config(
 
 
 def flat(settings: Mapping[str, object], prefix: str = "") -> Values:
-    """Return nested settings under keys with dots."""
+    """Return nested settings as dotted keys."""
     values: Values = {}
     for name, value in settings.items():
         key = prefix + key_of(name)
@@ -45,7 +45,7 @@ def _of_strategy(strategy: str | Strategy) -> Values:
 
 
 def _of_wrappers(wrappers: str | Iterable[str | Wrapper]) -> Values:
-    """Return their names, with the options of those that are no names."""
+    """Return the names of the wrappers, with the options of those given as objects."""
     chain = wrappers.split(",") if isinstance(wrappers, str) else list(wrappers)
     names = [one.strip() if isinstance(one, str) else one.name for one in chain]
     values: Values = {"wrappers": ",".join(name for name in names if name)} if any(names) else {}

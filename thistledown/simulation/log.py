@@ -1,4 +1,4 @@
-"""What is said while a run goes on in somebody's own process: of Flower's log only what needs a person."""
+"""The log of a run in the user's own process: only the warnings and errors of Flower's log."""
 
 import logging
 import re
@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-RAISED = "the run failed: "  # what follows is raised too
-LIMIT = 5  # warnings that differ by numbers only are shown this often
+RAISED = "the run failed: "  # the rest of the line is raised as an exception
+LIMIT = 5  # warnings that differ only in numbers are shown this often
 
 
 class _Shown(logging.Handler):
@@ -27,9 +27,9 @@ class _Shown(logging.Handler):
 
 @contextmanager
 def warnings_alone(say: Callable[[str], None]) -> Iterator[None]:
-    """Within this block Flower's logger gives warnings and errors to `say`, and nothing else to anybody.
+    """Pass only warnings and errors of Flower's logger to `say` within this block.
 
-    Libraries do not say what they will change one day.
+    Warnings of libraries about future changes are suppressed.
     """
     logger = logging.getLogger("flwr")
     handlers, level = list(logger.handlers), logger.level

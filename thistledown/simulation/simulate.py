@@ -1,4 +1,4 @@
-"""A federation from Python, in this process, with the same bits as one that `thistledown run` simulates."""
+"""A federation in this Python process, with the same bits as `thistledown run`."""
 
 import shutil
 import tempfile
@@ -37,7 +37,7 @@ def simulate(
     output_dir: Path | str | None = None,
     **settings: object,
 ) -> Outcome:
-    """Run a federation in this process and return what it left. No server is started, and no other process.
+    """Run a federation in this process and return its outcome. It starts no server and no other process.
 
     ```python
     outcome = thistledown.simulate("rbla", num_server_rounds=5, lora={"ranks": "2,4,8"})
@@ -51,16 +51,16 @@ def simulate(
         model: a path, a hub id, a `transformers.PreTrainedModel`, a pair of one and its tokenizer or processor, or a
             mapping of the keys of the table `[model]`. Default: the embedded small vision transformer.
         wrappers: names (a string with commas, or a list), or what `strategies.load_wrapper` returns.
-        callbacks: who else is told of the run.
-        output_dir: where to leave results, in a folder of their own as `thistledown run` does; objects given as data or
+        callbacks: further callbacks of the run.
+        output_dir: where to write results, in a folder per run as `thistledown run` does; objects given as data or
             model are written there too. None: a temporary folder that lives as long as the outcome.
         settings: every other run-config key. `num_server_rounds=5` is the key `num-server-rounds`, a group is a
             mapping (`simulation={"num_supernodes": 4}`), and a full key is given by `**{"lora.ranks": "2,4,8"}`.
 
-    Progress is printed, a line a round. The nodes share this process, so they work one after another.
+    Progress is printed, one line per round. The nodes share this process, so they work one after another.
 
-    Raises ConfigError for settings that cannot run, all of them at once; RunFailed, and the errors of data and models,
-    for a run that fails; each with the sentence that the command says.
+    Raises ConfigError with all problems of the settings. Raises RunFailed, or an error of data or model, if the run
+    fails. The messages are those of the command.
     """
     temporary = Path(tempfile.mkdtemp(prefix="thistledown-")).resolve() if output_dir is None else None
     outputs = temporary or Path(output_dir or "").expanduser().absolute()
@@ -77,14 +77,14 @@ def simulate(
 
 
 class _Inputs:
-    """The folder for objects of Python, made when it is first needed."""
+    """The folder for Python objects, created when it is first needed."""
 
     def __init__(self, outputs: Path, alone: bool) -> None:
         self._outputs, self._alone = outputs, alone
         self._made: Path | None = None
 
     def folder(self) -> Path:
-        """Return it: `inputs` of a run's own outputs, a new one in outputs that other runs have too."""
+        """Return the folder: `inputs` in the outputs of a single run, or a new folder in outputs that runs share."""
         if self._made is None:
             self._outputs.mkdir(parents=True, exist_ok=True)
             self._made = self._outputs / INPUTS if self._alone else Path(tempfile.mkdtemp("", "inputs-", self._outputs))
@@ -93,7 +93,7 @@ class _Inputs:
 
 
 def _checked(values: Mapping[str, object]) -> RunConfig:
-    """Return the checked configuration; relative paths are looked for in the working folder. Raises ConfigError."""
+    """Return the checked configuration. Relative paths start at the working directory. Raises ConfigError."""
     here = Path.cwd()
     run = RunConfig.read(continued_in(placed(dict(values), here), here))
     check_simulated(run)
@@ -103,7 +103,7 @@ def _checked(values: Mapping[str, object]) -> RunConfig:
 
 
 def _run(run: RunConfig, callbacks: list[Callback]) -> Path:
-    """Run the federation; the process is afterwards as it was before."""
+    """Run the federation, and restore the state of the process afterwards."""
     _say(headline(run))
     threads = torch.get_num_threads()
     grid = InProcessGrid(client_app.app, run.server.simulation.num_supernodes)
