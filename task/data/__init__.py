@@ -1,1 +1,1 @@
-"""From files to the rows that a node trains on."""
+"""Data: from files to the rows that a node trains on."""

@@ -1,1 +1,1 @@
-"""From a row to the tensors that a model takes."""
+"""Encoding: from rows to the tensors that a model takes."""

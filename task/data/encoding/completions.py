@@ -1,8 +1,8 @@
 """Instruction data: from rows of instruction, input and output to prompts and completions in tokens.
 
-A completion is the output and the tokenizer's end token. One that is longer than its share of `max_length` loses its
-end, the end token with it: a model must not learn to stop there. A prompt that does not fit beside its completion loses
-its beginning, but for the token that the tokenizer begins every text with.
+A completion is the output and the tokenizer's end token. A completion above its share of `max_length` loses its end,
+including the end token, so that the model does not learn to stop there. A prompt that does not fit with its completion
+loses its beginning, except for the token that starts every text.
 """
 
 from collections import Counter
@@ -39,7 +39,7 @@ Pair = tuple[Sequence[int], Sequence[int]]  # a prompt and its completion
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a row has what; without `instruction` there are no prompts, and every output is learned whole."""
+    """The columns of a row's parts. Without `instruction` there are no prompts, and the whole output is learned."""
 
     instruction: str
     input: str
@@ -47,18 +47,18 @@ class Columns:
 
     @classmethod
     def of(cls, data: Data) -> "Columns":
-        """As the settings name them."""
+        """Return the columns that the settings name."""
         return cls(data.instruction_column, data.input_column, data.output_column)
 
     def keys(self) -> dict[str, str]:
-        """Return the columns that are read, each with the key that names it: an input is part of a prompt."""
+        """Return the columns to read, each with the key that names it. Inputs are read only with instructions."""
         prompt = {self.instruction: "data.instruction-column", self.input: "data.input-column"}
         asked = prompt if self.instruction else {}
         return {column: key for column, key in {**asked, self.output: "data.output-column"}.items() if column}
 
     @property
     def required(self) -> list[str]:
-        """Those that data must have: an input is only missed where somebody has named its column."""
+        """Return the columns that data must have. The input column is required only if the user has named it."""
         if not self.instruction:
             return [self.output]
         named = [self.input] if self.input not in ("", Data.input_column) else []
@@ -67,40 +67,40 @@ class Columns:
 
 @dataclass(frozen=True)
 class CompletionEncoder:
-    """How rows become at most `max_length` token ids, by the tokenizer in folder `base`; at most `completion` of them
-    are the completion's."""
+    """An encoder of rows as at most `max_length` token ids, by the tokenizer in folder `base`; at most `completion` of
+    them belong to the completion."""
 
     base: Path
     columns: Columns
     template: str
     max_length: int
     completion: int
-    day: str = ""  # that a chat template is told
+    day: str = ""  # the date for chat templates
 
     @classmethod
     def of(cls, base: Path, data: Data) -> "CompletionEncoder":
-        """As the settings say."""
+        """Return the encoder of these settings."""
         share = data.max_completion_length or data.max_length // 2
         return cls(base, Columns.of(data), data.template, data.max_length, share, data.date or date.today().isoformat())
 
     def recipe(self) -> object:
-        """All that the token ids depend on, beside the rows."""
+        """Return everything but the rows that the token ids depend on."""
         columns = [self.columns.instruction, self.columns.input, self.columns.output]
-        day = self.day if _tells_date(self.base) else ""  # else every day would make all rows anew
+        day = self.day if _tells_date(self.base) else ""  # otherwise all rows would be made again every day
         return [columns, self.template, self.max_length, self.completion, small_files(self.base), day]
 
     def source_of_prompts(self) -> str:
-        """What makes the prompts, in words. Raises DataError as `write` does."""
+        """Return the source of the prompts, in words. Raises DataError as `write` does."""
         if not self.columns.instruction:
             return "no prompts: outputs are learned whole"
         own = chats(self.template, tokenizer_in(self.base), self.base)
         return "prompts by the tokenizer's chat template" if own else "prompts by the plain template"
 
     def write(self, folder: Path, part: str, raw: Raw, rows: NDArray[np.int64]) -> tuple[str, ...]:
-        """Prepare these rows; return what is to be said of them: how many are cut.
+        """Prepare these rows; return notices on how many are cut.
 
-        Raises DataError for the first one that lacks a text, for a tokenizer without an end
-        token, or without a chat template where it shall have one, and for a length that the model does not take."""
+        Raises DataError for the first row without a text, for a tokenizer without an end token or a required chat
+        template, and for a length that the model does not support."""
         tokenizer = tokenizer_in(self.base)
         check_length(self.max_length, tokenizer, self.base)
         if tokenizer.eos_token_id is None:
@@ -120,11 +120,11 @@ class CompletionEncoder:
         return (*self._said(part, len(ids), cut), *day)
 
     def read(self, folder: Path, part: str) -> Completions:
-        """What `write` prepared."""
+        """Return the rows that `write` prepared."""
         return Completions(read_tokens(folder, part), mapped(folder / f"{part}-prompts.npy"))
 
     def _said(self, part: str, rows: int, cut: Counter[str]) -> Iterator[str]:
-        """Sentences on what was cut of so many rows."""
+        """Yield sentences on how many of `rows` rows were cut."""
         whole = not self.columns.instruction
         if lost := cut["completion"]:
             key = "max-length" if whole else "max-completion-length"
@@ -141,7 +141,7 @@ class CompletionEncoder:
             )
 
     def _all(self, tokenizer: Any, raw: Raw, rows: NDArray[np.int64], cut: Counter[str]) -> Iterator[Pair]:
-        """Prompts and completions as long as they may be; what loses tokens is counted in `cut`."""
+        """Yield prompts and completions of at most their lengths; `cut` counts those that lose tokens."""
         parts = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
         if not self.columns.instruction:
             for part in parts:
@@ -166,8 +166,8 @@ class CompletionEncoder:
             yield _ending(prompt, room, tokenizer.bos_token_id), completion
 
     def _wholes(self, tokenizer: Any, raw: Raw, rows: NDArray[np.int64], cut: Counter[str]) -> Iterator[Pair]:
-        """Outputs as texts of their own: the first token is given, all others are learned; what is too long loses
-        its end."""
+        """Yield outputs as whole texts: the first token is given, all others are learned. Long outputs lose their
+        end."""
         outputs = prompt_ids(tokenizer, read_texts(raw, self.columns.output, rows))
         check_tokens(outputs, raw, self.columns.output, rows)
         for output in outputs:
@@ -176,7 +176,7 @@ class CompletionEncoder:
             yield whole[:1], whole[1:]
 
     def _inputs(self, raw: Raw, rows: NDArray[np.int64]) -> list[str]:
-        """The inputs of these rows, empty where there are none. Raises DataError for one that is no text."""
+        """Return the inputs of these rows, empty if absent. Raises DataError for an input that is no text."""
         column = self.columns.input
         if not column or not raw.has(column):
             return [""] * len(rows)
@@ -189,13 +189,13 @@ class CompletionEncoder:
 
 
 def _tells_date(base: Path) -> bool:
-    """Whether a chat template of the base asks what day it is."""
+    """Return whether a chat template of the base uses the date."""
     files = listed(base)
     return any(b"strftime_now" in files[name].read_bytes() for name in TEMPLATED if name in files)
 
 
 def _ending(ids: Sequence[int], room: int, begin: int | None) -> Sequence[int]:
-    """The last `room` ids (one at least); a leading `begin` is kept where there is room for more than that."""
+    """Return the last `room` ids (at least one); a leading `begin` is kept if there is room for more than that."""
     if len(ids) <= room:
         return ids
     lead = [ids[0]] if ids[0] == begin and room > 1 else []

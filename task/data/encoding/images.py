@@ -1,4 +1,4 @@
-"""Images: from whatever a row holds to bytes of the size and channels that the model wants."""
+"""Images: from the values of rows to bytes of the size and channels that the model needs."""
 
 import io
 import json
@@ -20,9 +20,9 @@ from task.files.pointer import CURE, FIRST
 
 __all__ = ["DataError", "ImageEncoder", "NoImage"]
 
-EDITION = 2  # of how images become bytes
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # none whose reader starts other programs
-ORIENTATION = 0x0112  # of EXIF: how a camera was held
+EDITION = 2  # version of the encoding of images
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # formats whose readers start no other program
+ORIENTATION = 0x0112  # the EXIF tag of the camera's orientation
 UPRIGHT = (
     None,
     None,
@@ -39,25 +39,25 @@ NUMBERS = "pixels.json"
 
 @dataclass(frozen=True)
 class ImageEncoder:
-    """How the images of `column` become pixels: as the base's own processor has it."""
+    """An encoder of the images of `column` as pixels, by the base's own processor."""
 
     column: str
     look: Plain | Library
 
     @classmethod
     def of(cls, base: Path, column: str, digits: bool = False) -> "ImageEncoder":
-        """What the model in folder `base` wants. Raises DataError where its files do not say, BaseError where they are
-        not to be read."""
+        """Return the encoder for the model in folder `base`. Raises DataError if its files do not describe one,
+        BaseError if they may not be read."""
         return cls(column, look_of(base, digits))
 
     def recipe(self) -> object:
-        """All that the prepared pixels depend on, beside the rows."""
+        """Return everything but the rows that the prepared pixels depend on."""
         return [EDITION, self.column, self.look.recipe()]
 
     def write(self, folder: Path, part: str, raw: Raw, rows: NDArray[np.int64]) -> tuple[str, ...]:
-        """Prepare these rows; return what is to be said of them.
+        """Prepare these rows; return notices on them.
 
-        Raises DataError for the first one that is no image."""
+        Raises DataError for the first value that is no image."""
         look = self.look.fitting()
         shape = (len(rows), look.channels, look.height, look.width)
         file = folder / f"{part}-pixels.npy"
@@ -76,7 +76,7 @@ class ImageEncoder:
         return ()
 
     def read(self, folder: Path, part: str) -> Pixels:
-        """What `write` prepared."""
+        """Return the pixels that `write` prepared."""
         numbers = json.loads((folder / NUMBERS).read_text())
         pixels = mapped(folder / f"{part}-pixels.npy")
         return Pixels(pixels, numbers["scale"], tuple(numbers["mean"]), tuple(numbers["std"]))
@@ -88,7 +88,7 @@ class ImageEncoder:
 
 
 def _image(value: object, folder: Path | None) -> Any:
-    """A PIL image of bytes, of a path, of {"bytes", "path"}, or of nested lists or an array."""
+    """Return a PIL image from bytes, a path, {"bytes", "path"}, nested lists or an array."""
     from PIL import Image
 
     if isinstance(value, dict):
@@ -133,19 +133,19 @@ def _decoded(content: bytes) -> Any:
 
 
 def _upright(image: Any) -> Any:
-    """The image as its camera was held, as viewers show it."""
+    """Return the image rotated by its EXIF orientation, as viewers show it."""
     from PIL import Image
 
     try:
         turned = image.getexif().get(ORIENTATION)
     except (OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error):
-        return image  # what is no EXIF says nothing; viewers show such images as they lie
+        return image  # invalid EXIF: viewers show such images unrotated
     method = UPRIGHT[turned] if isinstance(turned, int) and 1 < turned < len(UPRIGHT) else None
     return image.transpose(getattr(Image.Transpose, method)) if method else image
 
 
 def _grid(value: Any) -> NDArray[np.uint8]:
-    """(H, W) or (H, W, 3) from nested lists or an array, which may also be (1 or 3, H, W) or (H, W, 1)."""
+    """Return (H, W) or (H, W, 3) from nested lists or an array, which may also be (1 or 3, H, W) or (H, W, 1)."""
     try:
         grid = np.asarray(value)
     except ValueError:

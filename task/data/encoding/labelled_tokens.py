@@ -1,4 +1,4 @@
-"""Rows of tokens with a label for each: what is the same, whatever the rows and the labels are."""
+"""Rows of tokens with a label each: the part of the encoding that does not depend on the kind of label."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -23,28 +23,28 @@ from task.data.raw import DataError, Raw
 from task.data.rows import IGNORED, LabelledTokens, mapped
 
 Pieces = tuple[Sequence[int], Sequence[int]]  # token ids, and a label for each
-EDITION = 1  # of how rows are kept
+EDITION = 1  # version of the stored format
 
 
 @dataclass(frozen=True)
 class LabelledTokenEncoder(ABC):
-    """How rows become at most `max_length` token ids with a label each, by the tokenizer in folder `base`. A subclass
-    says by `pieces` what they are; its fields are part of the recipe."""
+    """An encoder of rows as at most `max_length` token ids with a label each, by the tokenizer in folder `base`. A
+    subclass defines `pieces`; its fields are part of the recipe."""
 
     base: Path
     max_length: int
 
     @abstractmethod
     def pieces(self, tokenizer: Any, raw: Raw, rows: NDArray[np.int64]) -> Iterator[Pieces]:
-        """Yield the token ids of every row, however many, and a label for each: a number from 0, or IGNORED. Raises
+        """Yield the token ids of every row, of any length, and a label for each: a number from 0, or IGNORED. Raises
         DataError."""
 
     def recipe(self) -> object:
-        """Return all that the tokens depend on, beside the rows."""
+        """Return everything but the rows that the tokens depend on."""
         return [EDITION, type(self).__qualname__, *map(str, astuple(self)[1:]), small_files(self.base)]
 
     def write(self, folder: Path, part: str, raw: Raw, rows: NDArray[np.int64]) -> tuple[str, ...]:
-        """Prepare these rows; return what is to be said of them: how many are cut. Raises DataError."""
+        """Prepare these rows; return notices on how many are cut. Raises DataError."""
         tokenizer = tokenizer_in(self.base)
         check_length(self.max_length, tokenizer, self.base)
         ids, labels, cut = [], [np.empty(0, np.int64)], 0
@@ -62,17 +62,17 @@ class LabelledTokenEncoder(ABC):
         return (f"{said} and lose their end",) if cut else ()
 
     def read(self, folder: Path, part: str) -> LabelledTokens:
-        """Return what `write` prepared, mapped into memory."""
+        """Return the rows that `write` prepared, mapped into memory."""
         return LabelledTokens(read_tokens(folder, part), mapped(folder / f"{part}-labels.npy"))
 
 
 def word_pieces(tokenizer: Any, words: Sequence[str], labels: Sequence[int]) -> Pieces:
-    """Return the token ids of words, and for each the label of its word where it is the first of it, else IGNORED.
-    Raises DataError for a tokenizer that does not tell which word a token is of."""
+    """Return the token ids of words, and a label for each: the word's label for its first token, else IGNORED. Raises
+    DataError for a tokenizer that does not map tokens to words."""
     try:
         found = tokenizer(list(words), is_split_into_words=True, truncation=False, verbose=False)
         owners = found.word_ids()
-    except Exception as error:  # of tokenizers without a compiled form, and whatever others raise
+    except Exception as error:  # tokenizers without a compiled form raise here, and others raise errors of many types
         problem = "the base's tokenizer does not tell which word a token is of"
         raise DataError(f"{problem}: {error}", NO_TOKENIZER) from error
     first = [owner is not None and owner != before for before, owner in zip([None, *owners], owners)]

@@ -1,7 +1,7 @@
-"""The image processors of transformers, at work for a base.
+"""The image processors of transformers, used for a base.
 
-Each is tried on two images: one that does more than a resize, crop or flip, and then the same scale, mean and deviation
-for every pixel, is refused.
+Each is tested on two images. A processor is refused if it does more than resize, crop or flip images and apply the same
+scale, mean and deviation to every pixel.
 """
 
 import json
@@ -18,14 +18,14 @@ from task.data.raw import DataError
 from task.data.sources.digits import DIGITS_STRETCH
 from task.files.shown import shown
 
-LONGEST = 20  # times that an image may be longer than wide where its proportions are kept
+LONGEST = 20  # largest ratio of an image's sides if its proportions are kept
 NUMBERS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-PROBES = ((37, 53), (61, 29))  # width and height of images that a processor is tried on
+PROBES = ((37, 53), (61, 29))  # width and height of the test images for a processor
 
 
 @dataclass(frozen=True)
 class Library:
-    """A processor of transformers, by the settings of the base in folder `base`; `size` are its model's images."""
+    """A transformers processor with the settings of the base in folder `base`. `size` is the model's image size."""
 
     base: Path
     path: Path
@@ -36,11 +36,11 @@ class Library:
     digits: bool
 
     def recipe(self) -> object:
-        """All that the bytes and numbers depend on."""
+        """Return everything that the bytes and numbers depend on."""
         return [self.kind, self.found, self.channels, self.size, self.digits]
 
     def fitting(self) -> Fitting:
-        """What is done with every image. Raises DataError for a processor that cannot be used."""
+        """Return the processing of every image. Raises DataError for a processor that cannot be used."""
         try:
             processor = self._made()
             return self._checked(processor)
@@ -69,7 +69,7 @@ class Library:
         return processor
 
     def _checked(self, processor: Any) -> Fitting:
-        """The processor at work on images of two shapes."""
+        """Return the processing, after a test of the processor on images of two shapes."""
         values = {key: getattr(processor, key, None) for key in NUMBERS}
         means = by_channel(values["image_mean"] if values["do_normalize"] else 0.0, self.channels, self.path)
         stds = by_channel(values["image_std"] if values["do_normalize"] else 1.0, self.channels, self.path)
@@ -108,7 +108,7 @@ class Library:
         return Fitting(height, width, self.channels, scale, means, stds, fit)
 
     def _pixels(self, made: Mapping[str, Any]) -> NDArray[Any]:
-        """(C, H, W)"""
+        """Return the pixels (C, H, W) of a processor's output."""
         if set(made) != {"pixel_values"} or np.ndim(made["pixel_values"]) != 4 or len(made["pixel_values"]) != 1:
             raise fault(self.path, "it makes other inputs than pixels of one image, such as patches of any number")
         found = np.asarray(made["pixel_values"][0])
@@ -117,7 +117,7 @@ class Library:
         return found
 
     def _target(self, processor: Any, kept: list[NDArray[Any]], images: list[Any]) -> tuple[int, int]:
-        """Height and width of every image: where nothing is resized those that the model has."""
+        """Return the height and width of every image; the model's own if nothing is resized."""
         sizes = {found.shape[1:] for found in kept}
         if len(sizes) == 1:
             height, width = sizes.pop()

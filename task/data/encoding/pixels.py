@@ -1,4 +1,4 @@
-"""From an image to numbers: what every processor of images says, and what is wrong with one that does not."""
+"""From an image to numbers: the values that an image processor must have, and the errors for missing ones."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,14 +13,14 @@ from task.data.raw import DataError
 
 MODES = {1: "L", 3: "RGB"}
 NAMING = ("image_processor_type", "feature_extractor_type")
-IDLE = {  # keys that say nothing of pixels
+IDLE = {  # keys without effect on pixels
     *NAMING, "processor_class", "_valid_processor_keys", "return_tensors", "data_format", "input_data_format", "device",
     "disable_grouping", "default_to_square", "image_seq_length", "do_reduce_labels", "use_fast", "backend",
 }  # fmt: skip
 
 
 class NoImage(ValueError):
-    """A value that is no image of the right kind, in words that depend on no value; `seen` goes on with what it is."""
+    """A value that is no valid image. The problem is in words that depend on no value; `seen` adds the value."""
 
     def __init__(self, problem: str, seen: str = "") -> None:
         super().__init__(problem)
@@ -29,7 +29,7 @@ class NoImage(ValueError):
 
 @dataclass(frozen=True)
 class Fitting:
-    """The size that images get and how, (C, H, W) uint8; a model sees (bytes * scale - mean) / std."""
+    """The size of prepared images (C, H, W) uint8, and how to fit them; a model sees (bytes * scale - mean) / std."""
 
     height: int
     width: int
@@ -37,11 +37,11 @@ class Fitting:
     scale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    fit: Callable[[Any], NDArray[np.uint8]]  # of an image of the right mode
+    fit: Callable[[Any], NDArray[np.uint8]]  # takes an image of the right mode
 
 
 def understood(found: Mapping[str, Any], known: set[str], path: Path) -> None:
-    """DataError for keys that ask for something and are not known."""
+    """Raise DataError for unknown keys with a value."""
     strange = sorted(key for key, value in found.items() if key not in known and value not in (None, False))
     if strange:
         cure = "take them out if they change no pixels"

@@ -1,6 +1,6 @@
-"""What a base's own image processor does with an image, up to the bytes that are kept; the numbers follow in a batch.
+"""A base's own image processor, up to the stored bytes; the numbers are computed in a batch.
 
-The plain one (ViT's: resize to height and width) is done here, without a library that takes seconds to import.
+The plain one (ViT's: resize to height and width) is implemented here, without a library that takes seconds to import.
 """
 
 import json
@@ -21,13 +21,13 @@ from task.files.contents import CONFIG, listed, settings
 
 PROCESSOR, NESTED = "preprocessor_config.json", "processor_config.json"
 RESAMPLING = range(6)  # Pillow's filters
-LARGEST = 4096  # pixels of an edge, and any other number that says how much
-LEAST = 0.5  # of crop_pct: below it a resize before a crop is far larger than the image
-PLAIN = (None, "vit", "thistledown-perceptron")  # kinds of model whose processor is the plain one, where none is named
+LARGEST = 4096  # largest side in pixels, and the limit of all other numbers
+LEAST = 0.5  # smallest crop_pct: below it the resize before the crop is far larger than the image
+PLAIN = (None, "vit", "thistledown-perceptron")  # model types that use the plain processor by default
 PLAIN_TYPES = ("ViTImageProcessor", "ViTImageProcessorFast", "ViTFeatureExtractor")
 TYPE = re.compile(r"\w{1,60}(ImageProcessor(Fast|Pil)?|FeatureExtractor)")
-DONE = ("do_resize", "do_rescale", "do_normalize")  # what the plain one does
-MORE = ("do_center_crop", "do_pad", "crop_size", "pad_size")  # and what it does not
+DONE = ("do_resize", "do_rescale", "do_normalize")  # the steps of the plain processor
+MORE = ("do_center_crop", "do_pad", "crop_size", "pad_size")  # steps that it does not have
 UNDERSTOOD = {*DONE, "size", "resample", "rescale_factor", "image_mean", "image_std", "do_convert_rgb", *MORE}
 SAVE = "save the base's own beside it, with AutoImageProcessor.from_pretrained(...).save_pretrained()"
 
@@ -45,11 +45,11 @@ class Plain:
     resample: int
 
     def recipe(self) -> object:
-        """All that the bytes and numbers depend on."""
+        """Return everything that the bytes and numbers depend on."""
         return asdict(self)
 
     def fitting(self) -> Fitting:
-        """What is done with every image."""
+        """Return the processing of every image."""
         return Fitting(self.height, self.width, self.channels, self.scale, self.mean, self.std, self._fit)
 
     def _fit(self, image: Any) -> NDArray[np.uint8]:
@@ -59,8 +59,8 @@ class Plain:
 
 
 def look_of(base: Path, digits: bool = False) -> Plain | Library:
-    """How the model in folder `base` sees images. Raises DataError where its files do not say, BaseError where they are
-    not to be read."""
+    """Return the image processor of the model in folder `base`. Raises DataError if its files do not describe one,
+    BaseError if they may not be read."""
     files = listed(base)
     model = settings(files[CONFIG]) if CONFIG in files else {}
     path, found = _processor(files, base, digits)
@@ -85,13 +85,13 @@ def look_of(base: Path, digits: bool = False) -> Plain | Library:
 
 
 def _processor(files: Mapping[str, Path], base: Path, digits: bool) -> tuple[Path, dict[str, Any]]:
-    """The file with the settings of the image processor, and these. DataError where there is none."""
+    """Return the settings file of the image processor, and the settings. Raises DataError if there is none."""
     nested = settings(files[NESTED]).get("image_processor") if NESTED in files else None
     if isinstance(nested, dict):
         return base / NESTED, nested
     if PROCESSOR in files:
         return base / PROCESSOR, settings(files[PROCESSOR])
-    if digits:  # how these become numbers is known
+    if digits:  # their scale is known
         return base / PROCESSOR, {}
     problem = f"the base has no {PROCESSOR}, which says how pixels become numbers"
     raise DataError(f"{base}: {problem}; {SAVE}", f"{problem}; {SAVE}")
@@ -112,7 +112,7 @@ def _plain(found: Mapping[str, Any], size: Any, channels: int, path: Path, base:
         for key, value in (("image_mean", 0.0), ("image_std", 1.0))
     )
     scale = finite(found.get("rescale_factor", 1 / 255), path) if rescaled else 1.0
-    if digits:  # of 0 to 16, whatever other images of this model are
+    if digits:  # values from 0 to 16, whatever the model's other images have
         scale = 1 / (16 * DIGITS_STRETCH)
     resample = found.get("resample", 2)
     if resample not in RESAMPLING or not all(std):
@@ -121,7 +121,7 @@ def _plain(found: Mapping[str, Any], size: Any, channels: int, path: Path, base:
 
 
 def _check_numbers(found: Mapping[str, Any], path: Path) -> None:
-    """Whatever a number is of: sizes beyond all images are refused before anything has them."""
+    """Raise DataError for numbers beyond any image size, before anything of that size is made."""
     share = found.get("crop_pct")
     small = isinstance(share, int | float) and not share >= LEAST
     if small or any(not abs(number) <= LARGEST for number in _numbers(found)):
@@ -136,7 +136,7 @@ def _numbers(found: Any) -> Iterator[float]:
 
 
 def _first(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(C, H, W) of (H, W) or (H, W, C)."""
+    """Return pixels (C, H, W) from (H, W) or (H, W, C)."""
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 

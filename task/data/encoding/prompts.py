@@ -1,7 +1,7 @@
-"""Prompts: what a model is given, made of an instruction and, where a row has one, the input that it is about.
+"""Prompts: the part of a row that the model is given, made of an instruction and an optional input.
 
-The tokenizer's own chat template gets one message of the user: the instruction, and after an empty line the input. The
-plain template is for models without one; a row without input has no part about it:
+The tokenizer's own chat template gets one user message: the instruction, an empty line, and the input. The plain
+template is for models without one; a row without an input has no such part:
 
     Task:
     <instruction>
@@ -27,7 +27,7 @@ Prompts = Callable[[Sequence[str], Sequence[str]], list[list[int]]]  # of instru
 
 
 def chats(template: str, tokenizer: Any, place: object) -> bool:
-    """Does `data.template` mean the tokenizer's own? DataError where it shall be and there is none."""
+    """Return whether `data.template` means the tokenizer's own template. Raises DataError if that is missing."""
     own = bool(tokenizer.chat_template)
     if template == "chat" and not own:
         raise DataError(f"data.template = 'chat', but the tokenizer in {place} has no chat template; use 'plain'")
@@ -36,7 +36,7 @@ def chats(template: str, tokenizer: Any, place: object) -> bool:
 
 @contextmanager
 def prompts_of(template: str, tokenizer: Any, place: object, day: str = "") -> Iterator[Prompts]:
-    """Give what makes token ids of instructions and inputs, as `data.template` says. Raises DataError."""
+    """Yield the function from instructions and inputs to token ids, for `data.template`. Raises DataError."""
     if not chats(template, tokenizer, place):
         yield partial(plain_prompts, tokenizer)
         return
@@ -47,26 +47,26 @@ def prompts_of(template: str, tokenizer: Any, place: object, day: str = "") -> I
 def chat_prompts(
     template: Template, tokenizer: Any, instructions: Sequence[str], inputs: Sequence[str]
 ) -> list[list[int]]:
-    """Token ids of every prompt, by the tokenizer's chat template. DataError where it takes no such message."""
+    """Return the token ids of every prompt, by the chat template. Raises DataError if it refuses a user message."""
     contents = [f"{task}\n\n{about}" if about else task for task, about in zip(instructions, inputs, strict=True)]
     texts = template.texts([[{"role": "user", "content": content}] for content in contents])
     return bare_ids(tokenizer, texts)  # the template has written the special tokens itself
 
 
 def plain_prompts(tokenizer: Any, instructions: Sequence[str], inputs: Sequence[str]) -> list[list[int]]:
-    """Token ids of every prompt, by the plain template, with what the tokenizer puts in front."""
+    """Return the token ids of every prompt, by the plain template, with the tokenizer's leading tokens."""
     return prompt_ids(tokenizer, [_plain(task, about) for task, about in zip(instructions, inputs, strict=True)])
 
 
 def prompt_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of texts that something follows on: special tokens in front, no end token."""
+    """Return the token ids of texts that will be continued: leading special tokens, no end token."""
     found = tokenized(tokenizer, texts, verbose=False)
     end = tokenizer.eos_token_id
     return [ids[:-1] if len(ids) > 1 and ids[-1] == end else ids for ids in found]
 
 
 def bare_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of texts, without any special tokens but those that are written in them."""
+    """Return the token ids of texts, with no special tokens except those written in the texts."""
     return tokenized(tokenizer, texts, add_special_tokens=False, verbose=False)
 
 

@@ -1,10 +1,10 @@
-"""The process that fills in a chat template: a program that somebody else wrote, behind limits.
+"""The process that renders chat templates: untrusted programs, run within limits.
 
-Jinja's sandbox keeps it from Python, and not from running for ever or filling the memory. So it runs in a process of
-its own, which has little memory, writes no file, knows no environment and is ended by whoever asked. It imports
-nothing but Jinja. See `task.data.encoding.templates` for the other half.
+Jinja's sandbox blocks access to Python, but not endless loops or large memory. Therefore a template runs in its own
+process, which has little memory, writes no files, has no environment variables and is ended by its parent. It imports
+only Jinja. The parent's side is `task.data.encoding.templates`.
 
-Lines of JSON: first the template and its variables, then conversations; each is answered by a line.
+The protocol is lines of JSON: first the template and its variables, then conversations. Each gets one line in reply.
 """
 
 import json
@@ -22,17 +22,17 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-MEMORY = 2**29  # bytes of addresses
-SECONDS = 3  # for one conversation
-LONGEST = 2**20  # characters of what becomes of one
+MEMORY = 2**29  # bytes of address space
+SECONDS = 3  # time limit per conversation
+LONGEST = 2**20  # characters of a rendered conversation
 
 
 class Runaway(Exception):
-    """A template that does not come to an end."""
+    """A template that does not end within the limits."""
 
 
 class Generation(Extension):
-    """`{% generation %}`, which marks what a model has written; here its content is all there is to it."""
+    """The tag `{% generation %}`, which marks text that a model wrote. It is rendered as its content."""
 
     tags = {"generation"}  # noqa: RUF012  Jinja's own way
 
@@ -43,8 +43,8 @@ class Generation(Extension):
 
 
 def environment(day: str = "") -> ImmutableSandboxedEnvironment:
-    """Return what chat templates are written for: block tags leave no white space, JSON keeps its letters. `day` is the
-    one that they are told."""
+    """Return the environment that chat templates expect: block tags leave no white space, JSON is not escaped. `day` is
+    the date for templates."""
     made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     made.filters["tojson"] = _json
     made.globals |= {"raise_exception": _refuse, "strftime_now": strftime_of(day)}
@@ -52,9 +52,9 @@ def environment(day: str = "") -> ImmutableSandboxedEnvironment:
 
 
 def render(template: Any, variables: dict[str, Any]) -> str:
-    """Return what becomes of one conversation. Raises Runaway, TemplateError."""
+    """Return one conversation as text. Raises Runaway, TemplateError."""
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    random.seed(0)  # templates may draw; all machines draw alike
+    random.seed(0)  # templates may use random numbers, which must be the same on all machines
     parts, length = [], 0
     for part in template.generate(**variables):
         parts.append(part)
@@ -66,7 +66,7 @@ def render(template: Any, variables: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Answer lines until there are no more."""
+    """Answer lines until the input ends."""
     if sys.platform == "linux":  # macOS has no such limit; time and length are bounded there too
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for limit in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
@@ -98,7 +98,7 @@ def _too_long(number: int, frame: FrameType | None) -> NoReturn:
 def _json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """Without the escapes that Jinja makes for HTML."""
+    """Return JSON without the HTML escapes of Jinja's own filter."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -107,7 +107,7 @@ def _refuse(message: str) -> NoReturn:
 
 
 def strftime_of(day: str) -> Callable[[str], str]:
-    """Return what tells a template the time: midnight of a day, or now where there is none."""
+    """Return the `strftime` of a day at midnight, or of now if `day` is empty."""
     return (datetime.fromisoformat(day) if day else datetime.now()).strftime
 
 

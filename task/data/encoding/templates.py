@@ -1,4 +1,4 @@
-"""Chat templates, which come with a base: filled in by a process of its own that is ended when it takes too long."""
+"""Chat templates of a base, rendered by a separate process that is ended when it takes too long."""
 
 import json
 import os
@@ -12,25 +12,25 @@ from typing import Any
 
 from task.data.raw import DataError
 
-STARTED, ROW = 5.0, 0.02  # seconds that an answer may take, and more for every conversation
-PASSED = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL")  # of the environment: no secrets
-# Where Python finds packages may not follow from its own place alone.
+STARTED, ROW = 5.0, 0.02  # time limit of an answer in seconds, and the extra time per conversation
+PASSED = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL")  # environment variables that are passed on: no secrets
+# The process may not find the packages by itself.
 START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from task.data.encoding.rendering import main; main()"
 INSTEAD = "use data.template = 'plain'"
 
-PART = 2**22  # characters that are sent at once
+PART = 2**22  # characters sent at once
 
 Chat = list[dict[str, str]]
 
 
 class Template:
-    """A chat template at work."""
+    """A chat template in its running process."""
 
     def __init__(self, process: "subprocess.Popen[str]", place: object) -> None:
         self._process, self._place, self._rendered_once = process, place, False
 
     def texts(self, chats: Sequence[Chat]) -> list[str]:
-        """Return what becomes of every conversation. Raises DataError for a template that refuses one, or runs away."""
+        """Return every conversation as text. Raises DataError if the template refuses one or exceeds the limits."""
         found: list[str] = []
         for part in _parts(chats, first=0 if self._rendered_once else 1):
             found += self.ask(part, STARTED + ROW * len(part))["texts"]
@@ -38,7 +38,7 @@ class Template:
         return found
 
     def ask(self, what: object, seconds: float) -> dict[str, Any]:
-        """Return the answer of the process. Raises DataError where there is none in time, or it is an error."""
+        """Return the answer of the process. Raises DataError for an error, or if it does not come in time."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         timer = Timer(seconds, self._process.kill)
@@ -62,8 +62,8 @@ class Template:
 
 
 def _parts(chats: Sequence[Chat], first: int) -> Iterator[list[Chat]]:
-    """Conversations in parts that a small process can hold. The `first` ones are a part of their own: one shows in a
-    few seconds what a thousand would in minutes."""
+    """Yield conversations in parts that fit into a small process. The `first` ones are a part of their own: an endless
+    template then fails in seconds, not minutes."""
     part: list[Chat] = []
     length = 0
     for number, chat in enumerate(chats):
@@ -78,8 +78,8 @@ def _parts(chats: Sequence[Chat], first: int) -> Iterator[list[Chat]]:
 
 @contextmanager
 def filled_in(tokenizer: Any, place: object, day: str = "") -> Iterator[Template]:
-    """Give the chat template of the tokenizer in folder `place`, as long as it is needed; `day` is the one that it is
-    told. Raises DataError."""
+    """Yield the chat template of the tokenizer in folder `place`; its process ends with the block. `day` is the date
+    for the template. Raises DataError."""
     try:
         text = tokenizer.get_chat_template()
     except ValueError as error:
@@ -94,12 +94,12 @@ def filled_in(tokenizer: Any, place: object, day: str = "") -> Iterator[Template
     )
     try:
         template = Template(process, place)
-        given = {"tools": None, "documents": None, "add_generation_prompt": True}  # what templates may ask for
+        given = {"tools": None, "documents": None, "add_generation_prompt": True}  # variables that templates may use
         template.ask({"template": text, "day": day, "variables": given | tokenizer.special_tokens_map}, STARTED)
         yield template
     finally:
         process.kill()
         for stream in (process.stdin, process.stdout):
-            with suppress(OSError):  # what was not written any more
+            with suppress(OSError):  # unsent output is lost
                 stream.close()  # type: ignore[union-attr]
         process.wait()

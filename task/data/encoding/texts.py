@@ -18,30 +18,30 @@ from task.data.rows import Tokens, mapped
 from task.files.contents import CONFIG, INDEX, TOKENIZER, is_weights, listed, settings
 from task.files.shown import shown
 
-CHUNK = 1000  # texts that are tokenised at once
+CHUNK = 1000  # texts tokenised at once
 SHAPELESS = ("Cc", "Cf", "Zs", "Zl", "Zp")  # categories of control signs, marks of direction, spaces
-MANY = 0.3  # share of unknown tokens that is said
-PANIC = "PanicException"  # what the compiled tokenizers raise of a bug of theirs, which is no Exception
-EDITION = 2  # of how rows are kept
+MANY = 0.3  # share of unknown tokens that is reported
+PANIC = "PanicException"  # raised by bugs of the compiled tokenizers; it is no Exception
+EDITION = 2  # version of the stored format
 NO_TOKENIZER = "the base has no tokenizer that can be read"
 
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """How the texts of `column` become at most `max_length` token ids: by the tokenizer in folder `base`."""
+    """An encoder of the texts of `column` as at most `max_length` token ids, by the tokenizer in folder `base`."""
 
     base: Path
     column: str
     max_length: int
 
     def recipe(self) -> object:
-        """All that the token ids depend on, beside the rows."""
+        """Return everything but the rows that the token ids depend on."""
         return [EDITION, self.column, self.max_length, small_files(self.base)]
 
     def write(self, folder: Path, part: str, raw: Raw, rows: NDArray[np.int64]) -> tuple[str, ...]:
-        """Prepare these rows; return what is to be said of them: how many are cut.
+        """Prepare these rows; return notices on how many are cut.
 
-        Raises DataError for the first one that is no text."""
+        Raises DataError for the first value that is no text."""
         tokenizer = tokenizer_in(self.base)
         check_length(self.max_length, tokenizer, self.base)
         texts = read_texts(raw, self.column, rows)
@@ -61,12 +61,12 @@ class TextEncoder:
         return (*((f"{said} and lose their end",) if cut else ()), *_strange(part, unknown(ids, tokenizer)))
 
     def read(self, folder: Path, part: str) -> Tokens:
-        """What `write` prepared."""
+        """Return the rows that `write` prepared."""
         return read_tokens(folder, part)
 
 
 def _strange(part: str, share: float) -> tuple[str, ...]:
-    """What is to be said where many tokens are unknown. DataError where all are: then all texts are alike."""
+    """Return a notice if many tokens are unknown. Raises DataError if all are: all texts would look the same."""
     if share == 1:
         problem = "the base's tokenizer knows none of the words of these texts"
         raise DataError(f"{part}: {problem}; use a base for their language and letters", problem)
@@ -74,13 +74,13 @@ def _strange(part: str, share: float) -> tuple[str, ...]:
 
 
 def _longer(tokenizer: Any, texts: Sequence[str], found: Sequence[Sequence[int]], most: int) -> int:
-    """How many of these texts have more than `most` tokens, where `found` are the tokens that were kept."""
+    """Return how many of these texts have more than `most` tokens; `found` are the tokens that were kept."""
     full = [text for text, ids in zip(texts, found, strict=True) if len(ids) >= most]
     return sum(len(ids) > most for ids in tokenized(tokenizer, full, truncation=False, verbose=False)) if full else 0
 
 
 def read_texts(raw: Raw, column: str, rows: NDArray[np.int64]) -> list[str]:
-    """Return the texts of these rows. Raises DataError for the first one that is empty or no text."""
+    """Return the texts of these rows. Raises DataError for the first value that is empty or no text."""
     texts: list[str] = []
     for row, value in zip(rows, raw.values(column, rows), strict=True):
         if blank(value):
@@ -92,14 +92,14 @@ def read_texts(raw: Raw, column: str, rows: NDArray[np.int64]) -> list[str]:
 
 
 def blank(value: object) -> bool:
-    """Return whether a value is a text that shows nothing: none at all, spaces, or signs without a shape."""
+    """Return whether a value is a text without visible characters: missing, spaces, or control signs."""
     if value is None:
         return True
     return isinstance(value, str) and all(char.isspace() or unicodedata.category(char) in SHAPELESS for char in value)
 
 
 def check_tokens(ids: Sequence[Sequence[int] | NDArray[np.int32]], raw: Raw, column: str, rows: Any) -> None:
-    """Raise DataError for the first text that the tokenizer finds nothing in; `ids` are those of `rows`."""
+    """Raise DataError for the first text without tokens; `ids` are the token ids of `rows`."""
     for row, tokens in zip(rows, ids, strict=True):
         if not len(tokens):
             raise raw.fault(int(row), column, "the text has no tokens")
@@ -113,8 +113,7 @@ def write_tokens(
     left: bool = False,
     positions: bool = False,
 ) -> None:
-    """Keep rows of token ids (each int32) one after another, with the places where they begin, and how short ones are
-    filled."""
+    """Write rows of token ids (each int32) one after another, with their offsets and the padding of short rows."""
     lengths = np.array([len(row) for row in ids], np.int64)
     np.save(folder / f"{part}-ids.npy", np.concatenate([np.empty(0, np.int32), *ids]))
     np.save(folder / f"{part}-offsets.npy", np.concatenate([[0], lengths.cumsum()]).astype(np.int64))
@@ -122,19 +121,19 @@ def write_tokens(
 
 
 def read_tokens(folder: Path, part: str) -> Tokens:
-    """What `write_tokens` kept, mapped into memory."""
+    """Return the rows that `write_tokens` wrote, mapped into memory."""
     filling = json.loads((folder / "tokens.json").read_text())
     return Tokens(mapped(folder / f"{part}-ids.npy"), mapped(folder / f"{part}-offsets.npy"), **filling)
 
 
 def small_files(base: Path) -> dict[str, str]:
-    """Every file of the base that can shape its tokens, by name: a hash of its content. Raises BaseError."""
+    """Return a hash of every file of the base that can affect its tokens, by name. Raises BaseError."""
     files = {name: path for name, path in listed(base).items() if name != INDEX and not is_weights(name)}
     return {name: hashlib.blake2b(path.read_bytes(), digest_size=12).hexdigest() for name, path in files.items()}
 
 
 def tokenizer_in(base: Path) -> Any:
-    """The tokenizer in folder `base`. Raises DataError where there is none, BaseError where it is not to be read."""
+    """Return the tokenizer in folder `base`. Raises DataError if there is none, BaseError if it may not be read."""
     from transformers import AutoTokenizer
 
     with shown(base) as folder:
@@ -151,7 +150,7 @@ def tokenizer_in(base: Path) -> Any:
 
 
 def tokenized(tokenizer: Any, texts: Sequence[str], **options: Any) -> list[list[int]]:
-    """The token ids of every text. Raises DataError for a tokenizer that breaks off."""
+    """Return the token ids of every text. Raises DataError if the tokenizer fails."""
     try:
         found: list[list[int]] = tokenizer(list(texts), **options)["input_ids"]
     except BaseException as error:
@@ -162,7 +161,7 @@ def tokenized(tokenizer: Any, texts: Sequence[str], **options: Any) -> list[list
 
 
 def check_length(max_length: int, tokenizer: Any, base: Path) -> None:
-    """DataError where `data.max-length` is more than tokenizer and model take."""
+    """Raise DataError if `data.max-length` is more than the tokenizer or the model supports."""
     model_limit = tokenizer.model_max_length
     if not isinstance(model_limit, int | float):
         raise DataError(
@@ -175,7 +174,7 @@ def check_length(max_length: int, tokenizer: Any, base: Path) -> None:
 
 
 def check_ids(ids: Sequence[NDArray[np.int32]], pad: int, base: Path) -> None:
-    """DataError where the tokenizer has tokens that the model in folder `base` has no embedding for."""
+    """Raise DataError if the tokenizer has tokens without an embedding in the model in folder `base`."""
     largest = max((int(row.max()) for row in ids if len(row)), default=0)
     if max(largest, pad) >= _stated(base, "vocab_size"):
         problem = "the tokenizer has tokens that the model does not know (vocab_size)"
@@ -183,7 +182,7 @@ def check_ids(ids: Sequence[NDArray[np.int32]], pad: int, base: Path) -> None:
 
 
 def padding(tokenizer: Any, base: Path) -> int:
-    """The id that fills short rows; it is masked, so a tokenizer without one lends its end-of-text."""
+    """Return the id that pads short rows. It is masked, so the end-of-text id is used if there is no padding id."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)
@@ -192,6 +191,6 @@ def padding(tokenizer: Any, base: Path) -> int:
 
 
 def _stated(base: Path, *keys: str) -> int:
-    """The first of these whole numbers in the model's settings, else more than anything needs."""
+    """Return the first of these whole numbers in the model's settings, else a very large number."""
     found = settings(base / CONFIG) if (base / CONFIG).exists() else {}
     return next((found[key] for key in keys if isinstance(found.get(key), int) and found[key] > 0), 1 << 30)

@@ -1,7 +1,7 @@
-"""A tokenizer's own file: nothing in it may make texts grow without bound before a library could stop.
+"""Checks of a tokenizer's file: its rules must not make texts grow without bound.
 
-`tokenizer.json` holds rules that rewrite texts one after another. Forty that double a text make 10^12 characters of
-one, in compiled code that nobody can interrupt.
+`tokenizer.json` has rules that rewrite texts one after another. Forty rules that double a text make 10^12 characters of
+one, in compiled code that cannot be interrupted.
 """
 
 import base64
@@ -15,12 +15,12 @@ from task.files.bounded_json import JSONError, read_json
 from task.files.contents import BaseError
 
 RULES = 256
-GROWTH = 1024  # times that rules together may lengthen a text
-PADDED = 2**20  # tokens that rows may be filled up to
+GROWTH = 1024  # largest factor by which all rules together may lengthen a text
+PADDED = 2**20  # longest row in tokens after padding
 
 
 def check_tokenizer(path: Path) -> None:
-    """Raise BaseError for a tokenizer.json that is none, or lengthens texts or rows without bound."""
+    """Raise BaseError for an invalid tokenizer.json, or one that lengthens texts or rows without bound."""
     try:
         found = read_json(path)
     except JSONError as error:
@@ -29,7 +29,7 @@ def check_tokenizer(path: Path) -> None:
 
 
 def check_made(tokenizer: Any, base: Path) -> None:
-    """The same of a tokenizer that a library has made of files of another kind, such as sentencepiece's."""
+    """Raise BaseError, by the same rules, for a tokenizer that a library made from other files, as sentencepiece's."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         _check(json.loads(backend.to_str()), base / "tokenizer.json")
@@ -48,7 +48,7 @@ def _check(found: Any, path: Path) -> None:
 
 
 def _rules(part: Any) -> Iterator[dict[str, Any]]:
-    """Every rule in a tree of rules."""
+    """Yield every rule in a tree of rules."""
     if isinstance(part, dict):
         yield part
     for child in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
@@ -56,7 +56,7 @@ def _rules(part: Any) -> Iterator[dict[str, Any]]:
 
 
 def _growth(rule: dict[str, Any]) -> float:
-    """How many times longer a rule may make a text."""
+    """Return the largest factor by which a rule may lengthen a text."""
     if rule.get("type") == "Precompiled":
         return _longest(rule.get("precompiled_charsmap"))
     if rule.get("type") == "Prepend":
@@ -68,12 +68,12 @@ def _growth(rule: dict[str, Any]) -> float:
     content = len(str(rule.get("content", "")))
     if isinstance(plain, str) and plain:
         return max(1.0, content / len(plain))
-    return 1 + content  # an expression may match between any two characters
+    return 1 + content  # a regular expression may match between any two characters
 
 
 def _longest(charsmap: Any) -> float:
-    """How long a text may be that stands for one character in sentencepiece's table: the length of a search tree, the
-    tree, and texts that end in a zero."""
+    """Return the length of the longest replacement of one character in sentencepiece's table: the length of a search
+    tree, the tree, and zero-terminated texts."""
     try:
         table = base64.b64decode(charsmap or "", validate=True)
     except (TypeError, ValueError):
@@ -83,7 +83,7 @@ def _longest(charsmap: Any) -> float:
 
 
 def _filled(padding: Any) -> float:
-    """How long rows may become by padding."""
+    """Return the largest length of rows after padding."""
     if not isinstance(padding, dict):
         return 0.0
     strategy = padding.get("strategy")

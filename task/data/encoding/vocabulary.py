@@ -1,4 +1,4 @@
-"""Whether a tokenizer is one: libraries make an empty one, without a word, of a folder that has none."""
+"""Checks of a tokenizer's vocabulary: libraries silently make an empty tokenizer for a folder without one."""
 
 from collections.abc import Iterable, Sequence
 from importlib import import_module
@@ -12,15 +12,15 @@ from task.data.raw import DataError
 from task.files.contents import CONFIG, listed, settings
 
 SENTENCEPIECE = ("spm.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "tokenizer.model")
-FILES = ("tokenizer.json", "vocab.json", "vocab.txt", *SENTENCEPIECE)  # where a tokenizer keeps its vocabulary
-PACKAGE = "sentencepiece<0.2.3"  # later ones need a protobuf that Flower does not go with
+FILES = ("tokenizer.json", "vocab.json", "vocab.txt", *SENTENCEPIECE)  # files with a tokenizer's vocabulary
+PACKAGE = "sentencepiece<0.2.3"  # later versions need a protobuf that Flower does not support
 CURE = "save the model's own tokenizer beside it, with tokenizer.save_pretrained()"
-LAST = {"xlnet": "last"}  # kinds of model whose `summary_type` says which place a classifier reads, and its default
+LAST = {"xlnet": "last"}  # model types whose `summary_type` sets the position a classifier reads, and its default
 
 
 def check_usable(tokenizer: Any, base: Path) -> None:
-    """DataError for a tokenizer that has no vocabulary, because its files are missing or hold none."""
-    own = FILES if tokenizer.vocab_files_names else ()  # some read bytes or characters, and need none
+    """Raise DataError for a tokenizer without a vocabulary, because its files are missing or empty."""
+    own = FILES if tokenizer.vocab_files_names else ()  # tokenizers of bytes or characters need no file
     if own and not listed(base).keys() & set(own):
         problem = f"the base has no tokenizer: none of {', '.join(own)}"
         raise DataError(f"{base}: {problem}; {CURE}", f"{problem}; {CURE}")
@@ -31,7 +31,7 @@ def check_usable(tokenizer: Any, base: Path) -> None:
 
 
 def check_fit(tokenizer: Any, module: Any, base: Path) -> None:
-    """DataError where the tokenizer has tokens that the model has no embedding for."""
+    """Raise DataError if the tokenizer has tokens without an embedding in the model."""
     rows = int(module.get_input_embeddings().weight.shape[0])
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= rows:
@@ -41,8 +41,8 @@ def check_fit(tokenizer: Any, module: Any, base: Path) -> None:
 
 
 def unread(base: Path, error: BaseException) -> str:
-    """Return why a tokenizer could not be read. Of sentencepiece's files the library says that they need another
-    package, whatever is wrong with them."""
+    """Return why a tokenizer could not be read. For sentencepiece files the library always reports a missing package,
+    whatever the error."""
     files = listed(base).keys()
     pieces = sorted(files & set(SENTENCEPIECE))
     if not pieces or "tokenizer.json" in files:
@@ -57,9 +57,9 @@ def unread(base: Path, error: BaseException) -> str:
 
 
 def unknown(ids: Iterable[Sequence[int] | NDArray[np.int32]], tokenizer: Any) -> float:
-    """Return which share of the tokens of rows, special ones aside, are unknown to the tokenizer."""
+    """Return the share of unknown tokens among the tokens of rows, without special tokens."""
     ends = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
-    if tokenizer.unk_token_id in (None, *ends):  # GPT-2's is also its end, and no byte is unknown to it
+    if tokenizer.unk_token_id in (None, *ends):  # GPT-2's unknown token is also its end token, and it knows all bytes
         return 0.0
     found = np.concatenate([np.empty(0, np.int64), *(np.asarray(row, np.int64) for row in ids)])
     strange = found == tokenizer.unk_token_id
@@ -68,8 +68,8 @@ def unknown(ids: Iterable[Sequence[int] | NDArray[np.int32]], tokenizer: Any) ->
 
 
 def pads_left(tokenizer: Any, base: Path) -> bool:
-    """Return whether short rows are filled on the left: where a classifier reads the last place, and where the
-    tokenizer says so and the model reads a row's last token. Encoders read the first place: nothing may be there."""
+    """Return whether short rows are padded on the left: if a classifier reads the last position, or if the tokenizer
+    says so and the model reads a row's last token. Encoders read the first position, which must not be padding."""
     from transformers.models.auto import modeling_auto as auto
 
     found = settings(base / CONFIG) if (base / CONFIG).exists() else {}
@@ -81,7 +81,7 @@ def pads_left(tokenizer: Any, base: Path) -> bool:
 
 
 def takes_positions(base: Path) -> bool:
-    """Return whether the base's classifier can be told at which place a token is."""
+    """Return whether the base's classifier takes position ids."""
     import inspect
 
     import transformers
