@@ -118,14 +118,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
             body = {key: value for key, value in line.items() if key != SEAL}
             if line[SEAL] != (seal := _seal(body, seal)):
-                raise ValueError("it does not follow on the line before")
+                raise ValueError("it does not continue the line before")
             if number > 1:
                 read(body["paid"])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise AccountError(f"{path}, line {number} is damaged: {error}. {ADVICE}") from error
         found.append(line)
     if not content.endswith(b"\n") or "account" not in found[0]:
-        raise AccountError(f"{path} is cut off, or is no account. {ADVICE}")
+        raise AccountError(f"{path} is cut off or is not an account. {ADVICE}")
     return found
 
 

@@ -25,7 +25,7 @@ def within_seconds(limit: float) -> Iterator[None]:
         yield
         return
     if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
-        LOG.warning("policy: max-seconds = %g is not kept: it needs the main thread of a POSIX system", limit)
+        LOG.warning("policy: max-seconds = %g is not enforced: it needs the main thread of a POSIX system", limit)
         yield
         return
 

@@ -118,7 +118,7 @@ def _guarantee(policy: Policy, wrapper: "Wrapper") -> Iterator[Reason]:
         yield "privacy", f"{name} adds no noise"
     if wanted.epsilon and not 0 < options["epsilon"] <= wanted.epsilon:
         limit = f"privacy.epsilon = {wanted.epsilon:g}"
-        yield "privacy", f"{name}.epsilon = {options['epsilon']:g} is no budget (0) or more than {limit}"
+        yield "privacy", f"{name}.epsilon = {options['epsilon']:g} is not above 0 and at most {limit}"
     if options["delta"] > wanted.delta:
         yield "privacy", f"{name}.delta = {options['delta']:g} is more than privacy.delta = {wanted.delta:g}"
 

@@ -166,5 +166,7 @@ def _unknown_names(values: Mapping[str, object]) -> list[str]:
                 said = unknown(name, dict.fromkeys(names))  # type: ignore[arg-type]
                 problems.append(f"{key}: {said.replace(' key ', ' ')} (there are {', '.join(names)})")
             elif key == "privacy.kinds" and strategies.wrapper_class(name).privacy != NODE:
-                problems.append(f"{key}: '{name}' is no privacy that a node keeps by itself, so it cannot be required")
+                problems.append(
+                    f"{key}: '{name}' is not a privacy wrapper that a node applies itself, so it cannot be required"
+                )
     return problems

@@ -22,7 +22,7 @@ from task.models.base import HUB_ID
 
 PATHS, CODE = "follow-paths", "trust-remote-code"
 IN_PROCESS: ContextVar[bool] = ContextVar("in-process", default=False)
-HIDDEN = "an error that only this node's own log tells"
+HIDDEN = "the details are only in this node's own log"
 Handler = Callable[[Message, Context], Message]
 
 

@@ -33,7 +33,7 @@ def rehearsed(local: Local) -> RecordDict:
     try:
         said = within_memory(device, lambda: rehearse(strategy, config, base, stand_in(config, base.folder), device))
     except OutOfMemory as error:
-        said = (f"{OutOfMemory.SAID}, as far as a first try shows: {error}",)
+        said = (f"{OutOfMemory.SAID}, in a dry run: {error}",)
     for sentence in said:
         LOG.warning("%s", sentence)
     return RecordDict({"metrics": MetricRecord({"ready": 1})})

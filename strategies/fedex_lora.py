@@ -34,7 +34,7 @@ class FedExLora(Strategy):
 
     @property
     def fixed_step(self) -> str:
-        return "the residual that goes into the base is what the mean of the factors leaves out, and no other step"
+        return "the residual in the base fits the mean of the factors, and no other step"
 
     def apart(self, config: TaskConfig) -> str:
         return PRODUCTS

@@ -62,7 +62,7 @@ class FedKSeed(Strategy):
     def problems(self, config: TaskConfig) -> list[str]:
         found = []
         if self.block & (self.block - 1):
-            found.append(f"fedkseed.block = {self.block} is no power of two")
+            found.append(f"fedkseed.block = {self.block} is not a power of two")
         if self.directions > self.block:
             found.append(f"fedkseed.directions = {self.directions} are more than fedkseed.block = {self.block}")
         if config.optimizer != "sgd" or config.momentum or config.weight_decay or config.max_grad_norm:
@@ -81,7 +81,7 @@ class FedKSeed(Strategy):
 
     @property
     def fixed_step(self) -> str:
-        return "fedkseed.pro = true counts how steep and how often, beside the totals" if self.pro else ""
+        return "fedkseed.pro = true also counts slopes and draws, not only totals" if self.pro else ""
 
     # ------------------------------------------------------------------ the server's half
 

@@ -37,7 +37,7 @@ class FedSALora(Strategy):
 
     @property
     def fixed_step(self) -> str:
-        return "the tensors that stay on the nodes have trained beside the mean, and take no such step"
+        return "the tensors that stay on the nodes were trained with the mean, and would not take the step"
 
     def exchanged(self, model: TunedModel) -> Mapping[str, torch.Tensor]:
         return {name: tensor for name, tensor in model.trained.items() if self._shared(name)}

@@ -95,15 +95,15 @@ class Ferret(Strategy):
     def problems(self, config: TaskConfig) -> list[str]:
         found = []
         if self.block & (self.block - 1):
-            found.append(f"ferret.block = {self.block} is no power of two")
+            found.append(f"ferret.block = {self.block} is not a power of two")
         if self.scale == "code" and self.basis != "truncated-normal":
-            found.append("ferret.scale = 'code' is a scale of ferret.basis = 'truncated-normal'")
+            found.append("ferret.scale = 'code' needs ferret.basis = 'truncated-normal'")
         return found
 
     @property
     def fixed_step(self) -> str:
         return (
-            "what combines are coordinates in random bases, with a step and a momentum of their own "
+            "it combines coordinates in random bases, which have their own step and momentum "
             "(ferret.step, ferret.momentum)"
         )
 
@@ -149,7 +149,7 @@ class Ferret(Strategy):
         if bool((given.scales < 0).any()):
             return f"'{SCALES}' holds a negative number"
         if self._pooled and not torch.equal(given.counts, state.tensors[COUNTS]):
-            return f"'{COUNTS}' are not those of the pool"
+            return f"'{COUNTS}' do not match the pool"
         if bool((given.counts < 1).any()) or int(given.counts.sum(dtype=torch.int64)) != total:
             return f"'{COUNTS}' do not share out {total} coordinates"
         if not self._pooled and bool((given.counts > state.tensors[LENGTHS]).any()):

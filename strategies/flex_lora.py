@@ -3,7 +3,7 @@
 Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources", arXiv
 2402.11505 (NeurIPS 2024): DW = sum_i p_i s_i B_i A_i with DW = U S V^T; a node of rank r is sent B = U_r S_r / s and
 A = V_r^T, the best it can hold of the mean (Eckart and Young). The scaling s is the same for all ranks here, so it
-cancels. Tensors that are no factors are averaged as in FedAvg.
+cancels. Other tensors are averaged as in FedAvg.
 
 The mean has a rank of up to sum_i r_i and is cut to the largest rank that anyone trains: the rule is exact only where
 that is enough. Factors turn with every SVD, so zero updates keep the product, not the factors. The SVD is taken of the
@@ -29,12 +29,12 @@ class FlexLora(Strategy):
     needs_ranks = True
     heterogeneous_ranks = True
     is_weighted_mean = False
-    additive_across_rounds = False  # the factors are split anew in every round
+    additive_across_rounds = False  # the factors are split again in every round
     laws = frozenset({ORDER, WEIGHTS})
 
     @property
     def fixed_step(self) -> str:
-        return "its factors are split anew in every round"
+        return "its factors are split again in every round"
 
     def apart(self, config: TaskConfig) -> str:
         return PRODUCTS

@@ -6,8 +6,8 @@ ranks. Everybody is sent the stack, adds scaling * B A to the base and begins th
 
 The stack is an entry of the journal: a node is sent it once and keeps it. It is as large as the adapters of the whole
 cohort together; it is sent as one matrix where that is smaller. A node sends B_i and A_i whole: the fresh B is zero,
-so a product of zero is what it sends if it learns nothing. Fresh A are drawn by every node for itself. Tensors that
-are no factors are averaged as in FedAvg.
+so a product of zero is what it sends if it learns nothing. Fresh A are drawn by every node for itself. Other tensors
+are averaged as in FedAvg.
 """
 
 import math
@@ -42,7 +42,7 @@ class Flora(Strategy):
 
     @property
     def fixed_step(self) -> str:
-        return "what combines is a stack of adapters, which goes into the base whole"
+        return "it combines a stack of adapters, which is added to the base as a whole"
 
     def apart(self, config: TaskConfig) -> str:
         return PRODUCTS

@@ -5,7 +5,7 @@ Cho, Liu, Xu, Fahrezi, Joshi, "Heterogeneous LoRA for Federated Fine-tuning of O
 
 Node i of rank r adds lambda ||B[:, k:]|| ||A[k:, :]|| to its loss, with k = floor(gamma r). Where that tail is smaller
 after training than before, it answers with its first k ranks and keeps to them. The server fills up with zeros and
-averages with weights p_i = s_i / sum_j s_j, s_i = ||B_i A_i||_F; rows do not count. Tensors that are no factors are
+averages with weights p_i = s_i / sum_j s_j, s_i = ||B_i A_i||_F; rows do not count. Other tensors are
 averaged by rows as in FedAvg.
 
 The paper has one adapter. For several layers, here s_i is taken layer by layer, the tails of all layers are added up,

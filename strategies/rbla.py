@@ -5,7 +5,7 @@ FLaaS", arXiv 2408.08699. With n_i the rows of node i and r_i its rank, slice k 
 
     A[k, :] <- sum_{i: r_i > k} n_i A_i[k, :] / sum_{i: r_i > k} n_i          (B[:, k] likewise)
 
-Tensors that are no factors are averaged as in FedAvg. A node is sent the leading r_i slices. Slices that
+Other tensors are averaged as in FedAvg. A node is sent the leading r_i slices. Slices that
 nobody in the cohort owns keep their value; the paper does not treat them, and dropping them would hand
 a node fewer slices than it asked for. The scaling of the product does not depend on a node's rank: with
 alpha / r_i, slices trained under different scales would be mixed.

@@ -61,7 +61,7 @@ class SAFedLora(Strategy):
 
     needs_ranks = True
     heterogeneous_ranks = True
-    additive_across_rounds = False  # weights give way to factors, and these are split anew where the rank falls
+    additive_across_rounds = False  # weights give way to factors, and these are split again when the rank falls
     laws = frozenset({IDENTITY, FIXED_POINT, ORDER, WEIGHTS, EQUAL_RANKS})
 
     # ------------------------------------------------------------------ the schedule
@@ -94,7 +94,7 @@ class SAFedLora(Strategy):
 
     @property
     def fixed_step(self) -> str:
-        return "weights give way to factors, and these are split anew where the rank falls"
+        return "weights give way to factors, and these are split again when the rank falls"
 
     # ------------------------------------------------------------------ the server's half
 
@@ -123,7 +123,7 @@ class SAFedLora(Strategy):
             if not _waiting(state):
                 raise RunFailed(
                     "the state that was handed over has no adapters for after the initiating rounds: set "
-                    "sa-fedlora.initiating-rounds = 0 to go on with adapters, or resume the run from its checkpoint"
+                    "sa-fedlora.initiating-rounds = 0 to continue with adapters, or resume the run from its checkpoint"
                 )
             return state
         state = _handed_over(state, min(round - 1, self.initiating_rounds))  # a rolled-back run may be before it

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from strategies.exchange.types import OutOfMemory
 from strategies.protocol import wire
 
-BYTES = r"unreadable record|record holds|NaN|no number of an update|negative|ascending places|a level|coordinates|pool"
+BYTES = r"unreadable record|record holds|NaN|largest number allowed|negative|ascending places|a level|coordinates|pool"
 INDEX = r"unreadable record|record holds|missing|not asked for|has shape|has dtype|has no journal|" + BYTES
 METRIC = r"metric|num-examples|another round|its rank is"
 SPECIAL = [

@@ -233,7 +233,7 @@ def test_a_node_of_other_labels_is_left_out(tmp_path: Path) -> None:
             reply.content["profile"] = ConfigRecord({**profile, "labels-fit": False, "labels": ["x", "y"]})
         return reply
 
-    with pytest.raises(RunFailed, match=r"its labels are not among those of the run, '0\|1\|2.*9'; it has 'x\|y'"):
+    with pytest.raises(RunFailed, match=r"its labels are not among the run's, '0\|1\|2.*9'; it has 'x\|y'"):
         hold(tmp_path, {"min-train-nodes": 3}, spoil=spoil)
 
 

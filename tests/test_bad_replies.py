@@ -120,7 +120,7 @@ WAYS: dict[Callable[[Message], Message | None], str] = {
     with_metric("num-examples", 10**15): "num-examples must be a positive whole number, not 10{15}",
     with_metric("num-examples", 2.5): r"num-examples must be a positive whole number, not 2\.5",
     with_metric("train-loss", float("nan")): "metric 'train-loss' is nan",
-    with_metric("train-loss", [1.0, 2.0]): "metric 'train-loss' is no number",
+    with_metric("train-loss", [1.0, 2.0]): "metric 'train-loss' is not a number",
     with_metric("server-round", 7): "it answers a round other than 1",
 }
 

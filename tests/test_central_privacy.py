@@ -177,11 +177,11 @@ REFUSED = [
     ({"strategy": "fedsa-lora", "evaluate": "nodes"}, "leaves tensors on the nodes"),
     ({"central-privacy.clip": 0.0}, "noise needs a bound"),
     ({"min-train-nodes": 2}, "would change who is drawn"),
-    ({"central-privacy.noise": 0.3, "fraction-train": 0.5}, "does not do for one round"),
+    ({"central-privacy.noise": 0.3, "fraction-train": 0.5}, "is not enough for one round"),
     ({"wrappers": "half,local-privacy"}, "is for the update itself, not for what 'half' sends; put it first"),
     ({"wrappers": "local-privacy", "strategy": "flex-lora"}, "needs a mean of updates"),
     ({"wrappers": "local-privacy", "evaluate": "nodes"}, "reports scores of the nodes' own rows, without noise"),
-    ({"wrappers": "local-privacy", "local-privacy.noise": 0.3}, "does not do for one round"),
+    ({"wrappers": "local-privacy", "local-privacy.noise": 0.3}, "is not enough for one round"),
     ({"wrappers": "local-privacy", "local-privacy.clip": 0.0}, "noise needs a bound"),
     ({"wrappers": "example-privacy", "evaluate": "nodes"}, "reports scores of the nodes' own rows, without noise"),
     ({"wrappers": "example-privacy", "example-privacy.clip": 0.0}, "noise needs a bound"),
@@ -212,7 +212,7 @@ def test_what_no_guarantee_would_hold_for_is_refused(options: dict[str, Any], sa
 
 
 def test_a_budget_too_small_for_a_cohort_of_fixed_size_is_refused() -> None:
-    with pytest.raises(ConfigError, match="does not do for one round"):
+    with pytest.raises(ConfigError, match="is not enough for one round"):
         mechanism(sampling="fixed", noise=0.5)
 
 

@@ -83,7 +83,7 @@ def test_a_run_that_collapses_again_has_failed(tmp_path: Path) -> None:
         way = flipped(9) if partition else flipped(16, {0}, -20.0)
         return way(partition, kind, answer)
 
-    with pytest.raises(RunFailed, match="the run cannot go on: it collapsed 2 times"):
+    with pytest.raises(RunFailed, match="the run cannot continue: it collapsed 2 times"):
         hold(tmp_path, HEAD | {"num-server-rounds": 24, "outlier-factor": 30.0}, spoil=spoil)
     summary, rounds = left(tmp_path)
     assert summary["status"] == "failed"
@@ -95,7 +95,7 @@ def test_a_run_that_collapses_again_has_failed(tmp_path: Path) -> None:
 def test_where_it_cannot_be_told_who_all_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of strategies whose updates have nothing in common: Ferret's, each in a basis of its own."""
     monkeypatch.setattr(FedAvg, "comparable", lambda *_: {})
-    with pytest.raises(RunFailed, match=r"as it is unknown who\); the run cannot go on: 0 nodes are left"):
+    with pytest.raises(RunFailed, match=r"as it is unknown who\); the run cannot continue: 0 nodes are left"):
         hold(tmp_path, HEAD, spoil=flipped(9))
     assert left(tmp_path)[0]["status"] == "failed"
 

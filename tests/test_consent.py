@@ -149,14 +149,14 @@ def test_a_fingerprint_is_no_path(fingerprint: object, tmp_path: Path) -> None:
     node = context(**PARTITION, store_path=str(tmp_path))
     offered = wire.pack(State({"config.json": torch.zeros(2, dtype=torch.uint8)}))
     said = refusal("query.base", {**offered, "instructions": settings(base_fingerprint=fingerprint)}, node)
-    assert "offered base is not" in said or "is no text" in said or said.startswith("BaseError")
+    assert "offered base is not" in said or "must be a text" in said or said.startswith("BaseError")
     content = {
         **offered,
         "instructions": settings(base_fingerprint=fingerprint, global_rank=0),
         "assignment": ASSIGNMENT,
     }
     said = refusal("train", content, node)
-    assert "is no fingerprint" in said or "is no text" in said or said.startswith("BaseError")
+    assert "is no fingerprint" in said or "must be a text" in said or said.startswith("BaseError")
     assert not (tmp_path / "bases").exists() or not list((tmp_path / "bases").iterdir())
 
 
@@ -202,7 +202,7 @@ def test_ranks_of_an_order_are_bounded() -> None:
 @pytest.mark.parametrize("mark", ["../../x", "0" * 31, "/etc", "0" * 32 + "/"])
 def test_a_mark_is_no_path(mark: str) -> None:
     """Marks name folders of the store."""
-    with pytest.raises(Refused, match="marks no place"):
+    with pytest.raises(Refused, match="is not a journal position"):
         wire.unpack(wire.pack(State({}, since=mark)))
 
 

@@ -181,7 +181,7 @@ def test_a_run_ends_when_every_node_has_spent_its_budget(tmp_path: Path) -> None
     options = {"num-server-rounds": 9, "example-privacy.noise": 0.8, "example-privacy.epsilon": 8.0}
     outcome = hold(tmp_path, SAME | options)
     assert outcome.summary["status"] == "completed"
-    assert "is spent on every node that is there" in outcome.summary["stopped"]
+    assert "is spent on every connected node" in outcome.summary["stopped"]
     assert 1 <= outcome.summary["rounds"] < 9
     assert not any(node["refused"] for line in outcome.rounds for node in line["nodes"])
 

@@ -211,7 +211,7 @@ def test_chances_are_equal_where_nothing_is_known_or_all_is_alike(amplitude):
         ({"momentum": 0.9}, "without momentum, decay or clipping"),
         ({"weight-decay": 0.1}, "without momentum, decay or clipping"),
         ({"max-grad-norm": 1.0}, "without momentum, decay or clipping"),
-        ({"fedkseed.block": 300}, "fedkseed.block = 300 is no power of two"),
+        ({"fedkseed.block": 300}, "fedkseed.block = 300 is not a power of two"),
         ({"fedkseed.block": 256, "fedkseed.directions": 257}, "directions = 257 are more than fedkseed.block = 256"),
         ({"tuning": "lora"}, "needs tuning = 'bias' or 'full' or 'head', not 'lora'"),
     ],

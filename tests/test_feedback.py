@@ -107,7 +107,7 @@ BAD = {
     "top-k,quantize": "quantize.feedback = true cannot follow 'top-k'.*: set quantize.feedback = false",
     "quantize,quantize": "wrappers names 'quantize' twice",
     "quantize quantize.bits=6": "quantize.bits must be 8 or 4, not 6",
-    "quantize quantize.block=100": "quantize.block = 100 is no multiple of 8",
+    "quantize quantize.block=100": "quantize.block = 100 is not a multiple of 8",
     "top-k top-k.fraction=0": "top-k.fraction must be at least 1e-06, not 0",
 }
 
@@ -143,6 +143,9 @@ def test_a_chain_that_makes_no_sense_is_refused(text: str) -> None:
 @pytest.mark.parametrize("name", ["flora", "flex-lora", "ferret", "sa-fedlora"])
 @pytest.mark.parametrize("wrapper", ["quantize", "top-k"])
 def test_feedback_needs_updates_that_add_up(name: str, wrapper: str) -> None:
-    said = f"{wrapper}.feedback = true needs updates that add up over rounds; those of '{name}' do not: set {wrapper}"
+    said = (
+        f"{wrapper}.feedback = true needs updates that add up over rounds; "
+        f"the updates of '{name}' do not: set {wrapper}"
+    )
     with pytest.raises(ConfigError, match=said):
         RunConfig.read(suiting(name) | {"strategy": name, "wrappers": wrapper})

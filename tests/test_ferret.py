@@ -256,8 +256,8 @@ def test_coordinates_that_do_not_fit_the_model_are_said(coordinates):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"ferret.block": 300}, "ferret.block = 300 is no power of two"),
-        ({"ferret.scale": "code"}, "'code' is a scale of ferret.basis = 'truncated-normal'"),
+        ({"ferret.block": 300}, "ferret.block = 300 is not a power of two"),
+        ({"ferret.scale": "code"}, "'code' needs ferret.basis = 'truncated-normal'"),
         ({"ferret.block": 128}, "at least 256"),
         ({"tuning": "lora"}, "needs tuning = 'bias' or 'full' or 'head', not 'lora'"),
     ],

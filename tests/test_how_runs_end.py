@@ -310,4 +310,4 @@ def test_nodes_that_cannot_take_part_are_called_by_their_names(
     hold(tmp_path / "out", options, node_configs=nodes, deployed=True)
     assert "left out node lab: node error 2: NodeFailed: " in caplog.text
     assert "node ward did not evaluate: node error 2: NodeFailed: node ward has no rows for evaluation" in caplog.text
-    assert "only this node's own log tells" not in caplog.text
+    assert "only in this node's own log" not in caplog.text

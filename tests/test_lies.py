@@ -84,7 +84,7 @@ def test_an_honest_holdout_is_within_what_was_said(tmp_path: Path, evaluate: str
 
 @pytest.mark.parametrize("value", [1e13, -1e13, 3e38])
 def test_no_number_is_larger_than_what_sums_survive(instruction: Message, value: float) -> None:  # noqa: F811
-    assert "no number of an update is larger than 1e+12" in reason(
+    assert "the largest number allowed in an update is 1e+12" in reason(
         reply(instruction, delta(**{A: torch.full((2, 4), value)}))
     )
     assert admit(reply(instruction, delta(**{A: torch.full((2, 4), 1e11)})))
@@ -124,7 +124,7 @@ def test_records_and_arrays_that_nobody_asked_for(instruction: Message) -> None:
     arrays = reply(instruction, delta())
     flat = arrays.content.array_records["arrays"]["flat"]
     arrays.content["arrays"] = ArrayRecord({"flat": flat, "second": flat})
-    assert "'second' stands beside 'flat'" in reason(arrays)
+    assert "'second' is next to 'flat'" in reason(arrays)
 
 
 def test_an_index_is_no_larger_than_the_update_needs(instruction: Message) -> None:  # noqa: F811
@@ -140,10 +140,10 @@ def test_an_index_is_no_larger_than_the_update_needs(instruction: Message) -> No
     [
         ({f"m{n}": 1.0 for n in range(100)}, "more than 64"),
         ({"m": 1e200}, "larger than 1e+100"),
-        ({"m\n": 1.0}, "is no name for a metric"),
-        ({"": 1.0}, "is no name for a metric"),
-        ({"x" * 81: 1.0}, "is no name for a metric"),
-        ({"<script>": 1.0}, "is no name for a metric"),
+        ({"m\n": 1.0}, "is not a valid metric name"),
+        ({"": 1.0}, "is not a valid metric name"),
+        ({"x" * 81: 1.0}, "is not a valid metric name"),
+        ({"<script>": 1.0}, "is not a valid metric name"),
     ],
 )
 def test_metrics_are_few_small_and_named(instruction: Message, metrics: dict[str, float], words: str) -> None:  # noqa: F811
@@ -159,7 +159,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"num_examples": None}, "num-examples must be a positive whole number"),
     ({"accuracy": None}, "metric 'accuracy' missing"),
     ({"loss": float("nan")}, "metric 'loss' is nan"),
-    ({"server_round": 0}, "it answers another round"),
+    ({"server_round": 0}, "it answers a round other"),
 ]
 
 
@@ -192,7 +192,7 @@ def test_good_scores_are_admitted(instruction: Message) -> None:  # noqa: F811
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("rank", 10**9, "its profile says rank = 1000000000, no whole number from 0 to 1024"),
+        ("rank", 10**9, "its profile says rank = 1000000000, not a whole number from 0 to 1024"),
         ("rank", float("inf"), "its profile says rank = inf"),
         ("num-examples", -1, "its profile says num-examples = -1"),
         ("name", "\x1b[2Jevil", "its profile says name = '\\x1b[2Jevil', no text"),

@@ -32,7 +32,7 @@ def test_the_noise_on_an_update_has_the_moments_that_the_account_is_of() -> None
 
 
 def test_a_ticket_without_noise_is_refused_where_there_is_a_budget() -> None:
-    with pytest.raises(Refused, match="the assignment says no noise"):
+    with pytest.raises(Refused, match="the assignment has no noise"):
         strategies.load_wrapper("local-privacy").encode(WIDE, ASSIGNMENT, {})
 
 

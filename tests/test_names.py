@@ -132,7 +132,7 @@ def test_a_name_may_stay_with_the_first_key(caplog: pytest.LogCaptureFixture) ->
     assert again.checked(profile(1, "clinic-1")) == first
     believing = Names("auto", again.run_state, names.nodes)
     believing.bind(believing.checked(profile(2, "clinic-1")))
-    assert "node clinic-1 is here with another key: SHA256:two, before it was SHA256:one" in caplog.text
+    assert "node clinic-1 has another key: SHA256:two, before it was SHA256:one" in caplog.text
 
 
 def test_a_key_is_named_as_openssh_does(tmp_path: Path, keys: list[bytes]) -> None:

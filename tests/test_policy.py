@@ -82,7 +82,7 @@ BAD = [
     ("tunings = ['lroa']", "tunings: there is no 'lroa'; did you mean 'lora'?"),
     ("wrappers = ['halve']", "wrappers: there is no 'halve'; did you mean 'half'?"),
     ("[privacy]\nkinds = ['example-privac']", "privacy.kinds: there is no 'example-privac'; did you mean 'example-"),
-    ("[privacy]\nkinds = ['central-privacy']", "privacy.kinds: 'central-privacy' is no privacy that a node"),
+    ("[privacy]\nkinds = ['central-privacy']", "privacy.kinds: 'central-privacy' is not a privacy wrapper that a node"),
     ("[reports]\nrows = 'some'", "reports.rows must be one of exact, rounded"),
     ("tunings = [1]", "tunings must be text with items"),
     ("max-rank = ", "Invalid value"),
@@ -416,7 +416,7 @@ def test_a_rank_is_no_larger_than_the_owner_allows(tmp_path: Path) -> None:
 
 
 def test_published_labels_and_no_others_leave(tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match=r"its labels are not among those of the run, 'a\|b'; it has '0\|1'"):
+    with pytest.raises(RunFailed, match=r"its labels are not among the run's, 'a\|b'; it has '0\|1'"):
         federation(tmp_path, {"data.labels": "a|b", "evaluate": "nodes"}, columns__publish_labels="0|1")
 
 

@@ -166,7 +166,7 @@ BAD = [
     (8, {SCALES: torch.tensor([math.nan])}, "holds NaN or infinity"),
     (8, {SCALES: torch.tensor([math.inf])}, "holds NaN or infinity"),
     (8, {SCALES: torch.tensor([3e38])}, f"'{SCALES}' holds 3e"),
-    (8, {SCALES: torch.tensor([1e12])}, "'w' holds .*; no number of an update is larger than 1e"),
+    (8, {SCALES: torch.tensor([1e12])}, "'w' holds .*; the largest number allowed in an update is 1e"),
     (8, {SCALES: torch.ones(2)}, "has shape"),
     (8, {"w": torch.ones(5, 3)}, "'w' not asked for"),
     (8, {"n": torch.ones(3)}, "has dtype"),

@@ -102,7 +102,7 @@ class Bounded(strategies.strategy_class("fedavg")):  # type: ignore[misc]
 @pytest.mark.parametrize("kind", [NoMean, Bounded])
 def test_what_a_strategy_of_somebodys_does_is_not_passed_over(kind: type[Strategy]) -> None:
     strategy = kind(wrappers=(strategies.load_wrapper("median"),))
-    assert "gives it none: it combines updates in a way of its own (combine)" in said(strategy)
+    assert "gives it none: it has a rule of its own (combine)" in said(strategy)
 
 
 @pytest.mark.parametrize(("method", "declaration"), DECLARED.items())

@@ -227,7 +227,7 @@ def test_whole_numbers_and_running_statistics_change_as_combined():
 
 
 def test_a_strategy_that_combines_something_else_is_named():
-    with pytest.raises(RunFailed, match="cannot step along 'residual', which is no tensor of the state"):
+    with pytest.raises(RunFailed, match="cannot step along 'residual', which is not a tensor of the state"):
         stepped(Adam(), {"w": torch.ones(1)}, {}, {"w": torch.ones(1), "residual": torch.ones(1)})
 
 

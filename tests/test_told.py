@@ -33,7 +33,7 @@ def test_no_value_of_a_row_leaves_a_deployed_node(tmp_path: Path, caplog: pytest
     path = write_table(tmp_path / "patients.csv", {"image": ["a.png"] * 3, "label": ["0", SECRET, "1"]})
     own = {n: {"data-path": str(path), "name": f"site {n}"} for n in range(2)}
     grid = InProcessGrid(client_app.app, 2, own, deployed=True)
-    with pytest.raises(RuntimeError, match="its labels are not among those of the run") as failed:
+    with pytest.raises(RuntimeError, match="its labels are not among the run's") as failed:
         hold(tmp_path, {"data.partitioner": "none", "data.labels": "0|1|2|3|4|5|6|7|8|9"}, grid)
     left = "".join(file.read_text() for file in tmp_path.rglob("*") if file.suffix in (".json", ".jsonl", ".toml"))
     for text in (str(failed.value), left):

@@ -142,7 +142,7 @@ def read(said: Sequence[Sequence[float]]) -> History:
     for noise, rate, nodes, size, times in said:
         release = Release(float(noise), float(rate), int(nodes), int(size))
         if not (0 <= release.noise < math.inf and 0 <= release.rate <= 1 and times >= 0):
-            raise ValueError(f"{[noise, rate, nodes, size, times]} is no release")
+            raise ValueError(f"{[noise, rate, nodes, size, times]} is not a release")
         history[release] += int(times)
     return history
 

@@ -24,7 +24,7 @@ FIXED_POINT = "updates of zero leave the state as it is"
 ORDER = "the order of updates does not matter"
 WEIGHTS = "only the proportions of weights matter"
 EQUAL_RANKS = "with equal ranks it is federated averaging"
-PRODUCTS = "it combines products of factors, of which no number of a factor has a middle"
+PRODUCTS = "it combines products of factors, and single numbers of a factor have no median"
 EXACT = "the product of the factors becomes the weighted mean of the nodes' products"
 
 
@@ -133,7 +133,7 @@ class Algorithm:
         replace the mean (`combine_by`); empty if it does."""
         if self.is_weighted_mean or self.has_combine_by:
             return ""
-        return "it combines updates in a way of its own (combine), and has no other (combine_by)"
+        return "it has a rule of its own (combine), without a robust variant (combine_by)"
 
     @property
     def fixed_step(self) -> str:

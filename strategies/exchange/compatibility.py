@@ -80,8 +80,10 @@ def _rivals(wrappers: Sequence[Wrapper]) -> list[str]:
     """Return conflicts between wrappers over how updates combine: only one may have a rule, and some need a mean."""
     rules = [wrapper.name for wrapper in wrappers if wrapper.combines]
     means = [wrapper.name for wrapper in wrappers if wrapper.needs_weighted_mean and wrapper.name not in rules]
-    found = [f"wrappers: '{rules[0]}' and '{other}' both say how updates combine; one can" for other in rules[1:2]]
-    return found + [f"wrappers: '{own}' acts on a mean of updates; '{rules[0]}' is none" for own in means if rules]
+    found = [
+        f"wrappers: '{rules[0]}' and '{other}' both decide how updates combine; choose one" for other in rules[1:2]
+    ]
+    return found + [f"wrappers: '{own}' needs a mean of updates, unlike '{rules[0]}' is none" for own in means if rules]
 
 
 def mechanism(strategy: Strategy, plan: Plan) -> Mechanism:

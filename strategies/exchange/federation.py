@@ -95,7 +95,7 @@ class Federation:
                 most = "" if high == math.inf else f" and at most {high:g}"
                 problems.append(f"federation: {name} = {value!r} must be a number of at least {low:g}{most}")
         if self.node_names not in (AUTO_NAMES, REGISTERED, FIRST_KEY):
-            problems.append(f"federation: node_names = {self.node_names!r} is none of auto, registered and first-key")
+            problems.append(f"federation: node_names = {self.node_names!r} must be auto, registered or first-key")
         for place, callback in enumerate(self.callbacks):
             if not isinstance(callback, Callback):
                 problems.append(f"federation: callbacks[{place}] = {callback!r} must be a Callback")

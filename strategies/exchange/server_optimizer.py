@@ -70,7 +70,7 @@ def stepped(
     """
     if strange := combined.keys() - tensors.keys():
         raise RunFailed(
-            f"server-optimizer = '{optimizer.name}' cannot step along '{min(strange)}', which is no tensor of the "
+            f"server-optimizer = '{optimizer.name}' cannot step along '{min(strange)}', which is not a tensor of the "
             "state: set server-optimizer = 'sgd'; the strategy should declare a `fixed_step`"
         )
     change = dict(combined)

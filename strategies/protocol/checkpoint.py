@@ -170,7 +170,7 @@ def _about(path: Path, file: Any) -> dict[str, Any]:
     try:
         said: dict[str, Any] = json.loads(text)
     except ValueError as error:
-        raise Damaged(f"{path} is damaged, or nothing that was kept of a run: {error}") from error
+        raise Damaged(f"{path} is damaged, or is not a file of a run: {error}") from error
     return said
 
 
@@ -178,7 +178,7 @@ def _check(path: Path, header: Mapping[str, str], key: str, found: str) -> None:
     if ABOUT_HASH not in header and TENSORS_HASH not in header:
         _unverified(path.parent)
     elif header.get(key) != found:
-        what = "what it says of itself" if key == ABOUT_HASH else "its tensors"
+        what = "its description" if key == ABOUT_HASH else "its tensors"
         raise Damaged(f"{path} is damaged: {what} is not what was written (xxh3 {found}, not {header.get(key)})")
 
 

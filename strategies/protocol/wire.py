@@ -147,7 +147,7 @@ def _lines(section: Iterable[tuple[str, torch.Tensor]]) -> list[Line]:
 def _only(record: Mapping[str, Any], name: str) -> Any:
     """Return what a record holds under this name, and under no other; None if it is empty."""
     if strange := [key for key in record if key != name]:
-        raise ValueError(f"{strange[0]!r:.80} stands beside '{name}'")
+        raise ValueError(f"{strange[0]!r:.80} is next to '{name}'")
     return record.get(name)
 
 
@@ -171,13 +171,13 @@ def _read_index(squeezed: object, limit: int) -> dict[str, Any]:
 
 def _whole(number: object) -> int:
     if type(number) is not int:
-        raise ValueError(f"{number!r} is no whole number")
+        raise ValueError(f"{number!r} is not a whole number")
     return number
 
 
 def _position(text: object) -> str:
     if not isinstance(text, str) or (text != BASE_POSITION and not POSITION.fullmatch(text)):
-        raise ValueError(f"{text!r:.80} marks no place in a journal")  # on a node it becomes a folder's name
+        raise ValueError(f"{text!r:.80} is not a journal position")  # on a node it becomes a folder's name
     return text
 
 

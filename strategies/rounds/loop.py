@@ -105,7 +105,7 @@ def _rounds(run: Run, state: State) -> Result:
         state, report = _round(run, number, state)
         state = _close(run, report, state, result)
         if report.rolled_back and (reason := collapse.hopeless(run)):
-            raise RunFailed(f"round {number}: {report.rolled_back}; the run cannot go on: {reason}")
+            raise RunFailed(f"round {number}: {report.rolled_back}; the run cannot continue: {reason}")
         over = bool(report.stopped) or number == run.context.rounds
         if run_state.failures and (over or run_state.failures >= limit):
             raise RunFailed(f"{run_state.failures} failed rounds in a row, the last because {report.failed}")

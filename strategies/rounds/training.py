@@ -44,11 +44,11 @@ def train(run: Run, number: int, state: State) -> tuple[State, RoundReport]:
     state = run.context.strategy.begin(state, number, rank)
     minimum, there = run.context.federation.min_train_nodes, len(run.registry.present)
     if there < minimum and not (run.mechanism.steadfast and run.mechanism.poisson):
-        report.failed = f"{there} nodes are there, min-train-nodes is {minimum}"
+        report.failed = f"{there} nodes are connected, min-train-nodes is {minimum}"
         return state, report
     chosen = _drawn(run, number)
     if not chosen and not run.mechanism.poisson:
-        report.failed = "no node that is there may train within its privacy budget"
+        report.failed = "no connected node may train within its privacy budget"
         return state, report
     for profile in chosen:
         assignments[profile.name] = replace(assignments[profile.name], noise=run.mechanism.ordered(profile.name))
@@ -267,7 +267,7 @@ class _Turn:
         sampled = len(self.report.nodes)
         if self.run.mechanism.steadfast:
             if good < sampled:
-                said = "round %d: %d of %d replies were good; the noise is that of a whole cohort"
+                said = "round %d: %d of %d replies were good; the noise is a whole cohort's"
                 LOG.warning(said, self.report.number, good, sampled)
             return ""
         needed = max(min(1, sampled), math.ceil(self.run.context.federation.min_success_fraction * sampled - 1e-9))

@@ -150,13 +150,13 @@ def _metrics(record: Mapping[str, object] | None) -> Metrics:
     metrics: Metrics = {}
     for name, value in record.items():
         if not isinstance(value, int | float):
-            raise Refused(f"metric {_shown(name)} is no number")
+            raise Refused(f"metric {_shown(name)} is not a number")
         if not math.isfinite(value):
             raise Refused(f"metric {_shown(name)} is {value}")
         if abs(value) > LARGEST_METRIC:
             raise Refused(f"metric {_shown(name)} is {value:g}, larger than {LARGEST_METRIC:g}")
         if not METRIC_NAME.fullmatch(name):
-            raise Refused(f"{_shown(name)} is no name for a metric")
+            raise Refused(f"{_shown(name)} is not a valid metric name")
         if name in KNOWN:
             _check_range(name, value, KNOWN[name])
         metrics[name] = value
@@ -197,7 +197,7 @@ def _check_tensors(delta: Mapping[str, torch.Tensor], expected: Mapping[str, tor
         if not math.isfinite(largest):
             raise Refused(f"'{name}' holds NaN or infinity")
         if largest > LARGEST:
-            raise Refused(f"'{name}' holds {largest:g}; no number of an update is larger than {LARGEST:g}")
+            raise Refused(f"'{name}' holds {largest:g}; the largest number allowed in an update is {LARGEST:g}")
 
 
 def not_finite(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -96,7 +96,7 @@ class CentralPrivacy(PrivateWrapper):
         if not self.epsilon or (cost := epsilon_of({release: 1}, self.delta)) <= self.epsilon:
             return []
         return [
-            f"central-privacy.epsilon = {self.epsilon:g} does not do for one round with central-privacy.noise = "
+            f"central-privacy.epsilon = {self.epsilon:g} is not enough for one round with central-privacy.noise = "
             f"{self.noise:g}, which costs {cost:.2f}: set noise = 0 for the least that fits all rounds"
         ]
 

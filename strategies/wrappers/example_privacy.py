@@ -49,7 +49,7 @@ class ExamplePrivacy(PrivateWrapper):
             )
         if config.max_grad_norm:
             found.append(
-                "max-grad-norm clips whole gradients; example-privacy.clip those of rows: set max-grad-norm = 0"
+                "max-grad-norm clips whole gradients, example-privacy.clip the gradients of rows: set max-grad-norm = 0"
             )
         if config.model.dtype != "float32":
             found.append(

@@ -50,7 +50,7 @@ class LocalPrivacy(PrivateWrapper):
             found.append(f"strategy = '{strategy.name}' is scored by its nodes, which local-privacy does not protect")
         if self.noise and self.epsilon and (cost := self.cost(1, self.noise)) > self.epsilon:
             found.append(
-                f"local-privacy.epsilon = {self.epsilon:g} does not do for one round with local-privacy.noise = "
+                f"local-privacy.epsilon = {self.epsilon:g} is not enough for one round with local-privacy.noise = "
                 f"{self.noise:g}, which costs {cost:.2f}: set noise = 0 for what fits all rounds"
             )
         return found

@@ -46,7 +46,7 @@ class Quantize(Compression):
         if self.bits not in LARGEST:
             found.append(f"quantize.bits must be 8 or 4, not {self.bits}")
         if self.block % MULTIPLE:
-            found.append(f"quantize.block = {self.block} is no multiple of {MULTIPLE}")
+            found.append(f"quantize.block = {self.block} is not a multiple of {MULTIPLE}")
         if any(isinstance(wrapper, Half) for wrapper in inner):
             found.append("wrappers: 'half' before 'quantize' rounds twice and saves nothing: leave it out")
         return found

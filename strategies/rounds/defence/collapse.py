@@ -47,7 +47,7 @@ def watched(run: Run, report: RoundReport, state: State) -> State:
     run_state.sinking += 1
     last = report.number == run.context.rounds or bool(report.stopped)
     if math.isfinite(value) and run_state.sinking < PATIENCE and not last:
-        LOG.warning("round %d: %s is %.4g; should it stay so, the run goes back", report.number, _metric(run), value)
+        LOG.warning("round %d: %s is %.4g; if it stays so, the run is rolled back", report.number, _metric(run), value)
         return state
     return _gone_back(run, report, state, value)
 

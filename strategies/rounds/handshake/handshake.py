@@ -218,7 +218,7 @@ def _check_fits(profile: Profile, config: TaskConfig) -> None:
         raise Refused(f"its device, {profile.device}, does not train in model.dtype = '{dtype}'")
     if not profile.labels_fit:
         own = f"; it has {'|'.join(profile.labels)!r:.200}" if profile.labels else ""
-        raise Refused(f"its labels are not among those of the run, {'|'.join(config.data.labels)!r:.200}{own}")
+        raise Refused(f"its labels are not among the run's, {'|'.join(config.data.labels)!r:.200}{own}")
     if other := differing(profile.versions, ours := written(versions())):
         LOG.warning("node %s has %.200s, the server %s: bits may differ", profile.name, other, ours)
 

@@ -92,7 +92,7 @@ class Names:
         """Note the key that a name has now."""
         before = self.run_state.keys.get(profile.name, "")
         if before and profile.key and before != profile.key:
-            LOG.warning("node %s is here with another key: %s, before it was %s", profile.name, profile.key, before)
+            LOG.warning("node %s has another key: %s, before it was %s", profile.name, profile.key, before)
         if profile.key:
             self.run_state.keys[profile.name] = profile.key
 

@@ -18,7 +18,7 @@ def profile_in(node_id: int, reply: Message | None) -> Profile:
     """Return the profile in a reply. Raises Refused."""
     said = validation.content(reply).config_records.get("profile")
     if said is None:
-        raise Refused("it did not say what it is: there is no record 'profile'")
+        raise Refused("it sent no record 'profile'")
     return Profile(
         node_id=node_id,
         name=_text(said, "name", least=1),
@@ -39,14 +39,14 @@ def profile_in(node_id: int, reply: Message | None) -> Profile:
 
 def _get(said: ConfigRecord, key: str) -> Any:
     if key not in said:
-        raise Refused(f"its profile does not say '{key}'")
+        raise Refused(f"its profile lacks '{key}'")
     return said[key]
 
 
 def _whole(said: ConfigRecord, key: str, most: int) -> int:
     value = _get(said, key)
     if type(value) is not int or not 0 <= value <= most:
-        raise Refused(f"its profile says {key} = {value!r:.80}, no whole number from 0 to {most}")
+        raise Refused(f"its profile says {key} = {value!r:.80}, not a whole number from 0 to {most}")
     return value
 
 
@@ -60,14 +60,14 @@ def _true(said: ConfigRecord, key: str) -> bool:
 def _text(said: ConfigRecord, key: str, least: int = 0) -> str:
     value = _get(said, key)
     if not _fits(value) or len(value) < least:
-        raise Refused(f"its profile says {key} = {value!r:.80}, no text of at most {LONGEST} printable characters")
+        raise Refused(f"its profile says {key} = {value!r:.80}, not a text of at most {LONGEST} printable characters")
     return str(value)
 
 
 def _texts(said: ConfigRecord, key: str) -> tuple[str, ...]:
     values = _get(said, key)
     if not isinstance(values, list) or len(values) > MOST or not all(map(_fits, values)):
-        raise Refused(f"its profile says {key} = {values!r:.80}, no list of at most {MOST} such texts")
+        raise Refused(f"its profile says {key} = {values!r:.80}, not a list of at most {MOST} such texts")
     return tuple(values)
 
 

@@ -37,7 +37,7 @@ class Compression(Wrapper):
         before = [wrapper.name for wrapper in inner if not wrapper.additive_across_rounds]
         found = [f"{key} = true cannot follow '{name}', which sends other places in every round" for name in before]
         if not strategy.additive_across_rounds:
-            found.append(f"{key} = true needs updates that add up over rounds; those of '{strategy.name}' do not")
+            found.append(f"{key} = true needs updates that add up over rounds; the updates of '{strategy.name}' do not")
         return [f"{problem}: set {key} = false" for problem in found]
 
     def encoded(self, wanted: Tensors, like: Mapping[str, torch.Tensor], assignment: Assignment) -> Tensors:

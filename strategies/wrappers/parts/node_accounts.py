@@ -90,7 +90,7 @@ class NodeAccounts(Mechanism):
         left = self.plan.rounds - self.round
         if not self.accounts or not left or any(self._affords(a, left) for a in self.accounts.values()):
             return ""
-        return f"{self.name}.epsilon = {self.options.epsilon:g} is spent on every node that is there"
+        return f"{self.name}.epsilon = {self.options.epsilon:g} is spent on every connected node"
 
     def memory(self) -> dict[str, Any]:
         nodes = {

@@ -64,7 +64,7 @@ class PrivateWrapper(Wrapper):
         """
         noise = self.noise or assignment.noise
         if self.private and not noise:
-            raise Refused(f"the assignment says no noise, which {self.name}.epsilon needs")
+            raise Refused(f"the assignment has no noise, which {self.name}.epsilon needs")
         return noise if self.private else 0.0
 
     def payment(self, assignment: Assignment, config: TaskConfig, rows: int) -> Payment | None:
