@@ -15,7 +15,7 @@ from strategies.protocol import wire
 
 BYTES = r"unreadable record|record holds|NaN|largest number allowed|negative|ascending places|a level|coordinates|pool"
 INDEX = r"unreadable record|record holds|missing|not asked for|has shape|has dtype|has no journal|" + BYTES
-METRIC = r"metric|num-examples|another round|its rank is"
+METRIC = r"metric|num-examples|a round other|its rank is"
 SPECIAL = [
     b"\0",
     b"\xff",
