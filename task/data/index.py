@@ -1,4 +1,4 @@
-"""The data index: what is known of data without a model, and how the store keeps that."""
+"""The data index: everything about the data that needs no model, and its format in the store."""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from task.data.rows import mapped
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one split: `rows` (N,) in it, `labels` (N,), `ids` (N,) of natural clients; all int64."""
+    """Rows of one split: `rows` (N,) are positions in it, `labels` (N,), `ids` (N,) of natural clients; all int64."""
 
     split: str
     rows: NDArray[np.int64]
@@ -24,18 +24,18 @@ class Part:
         return len(self.rows)
 
     def take(self, positions: NDArray[np.int64]) -> "Part":
-        """Return the part with just these rows."""
+        """Return the part with only these rows."""
         ids = None if self.ids is None else self.ids[positions]
         return Part(self.split, self.rows[positions], self.labels[positions], ids)
 
 
 @dataclass(frozen=True)
 class DataIndex:
-    """What is known of the data without a model.
+    """The parts and labels of the data, without its model inputs.
 
     `key` is its name in the store. `sites` are the names of natural clients, by the numbers in `Part.ids`. `notices`
-    are sentences on what was detected, left out or read in one of several ways. `by_row`: a row has one label, which
-    `Part.labels` has; else only parts of it have labels.
+    are sentences on detected formats and left-out rows. `by_row`: a row has one label, in `Part.labels`; otherwise only
+    parts of a row have labels.
     """
 
     key: str
@@ -47,17 +47,17 @@ class DataIndex:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the labels of rows, by the numbers in `Part.labels`; none where rows have none."""
+        """Return the label names, by the numbers in `Part.labels`; empty if rows have no labels."""
         return self.labels if self.by_row else ()
 
     @property
     def train(self) -> Part:
-        """The rows that are divided among nodes."""
+        """Return the rows that are divided among nodes."""
         return self.parts["train"]
 
 
 def write_index(folder: Path, data_index: DataIndex) -> None:
-    """Keep an index in a folder, an array a file."""
+    """Write an index to a folder, one array per file."""
     parts = data_index.parts
     for name, part in parts.items():
         for field in ("rows", "labels", "ids"):
@@ -70,9 +70,9 @@ def write_index(folder: Path, data_index: DataIndex) -> None:
     (folder / "index.json").write_text(json.dumps(about))
 
 
-@lru_cache(maxsize=4)  # every message to every simulated node asks; what is under a key never changes
+@lru_cache(maxsize=4)  # used for every message to every simulated node; the data of a key never changes
 def read_index(folder: Path, key: str) -> DataIndex:
-    """Return what `write_index` kept, mapped into memory."""
+    """Return the index that `write_index` wrote, mapped into memory."""
     found = json.loads((folder / "index.json").read_text())
     parts = {}
     for name, split in found["splits"].items():

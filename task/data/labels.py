@@ -1,6 +1,6 @@
-"""Labels: from what a column holds (whole numbers, strings, class labels) to numbers counted from 0.
+"""Labels: from the values of a column (whole numbers, strings, class labels) to numbers counted from 0.
 
-Names decide, whatever form they have. A number is a position among names only where it can mean nothing else.
+Labels are matched by name. A number is read as a position among the names only if it can mean nothing else.
 """
 
 import re
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from task.data.raw import DataError, Raw, fold, nearest
 
-SEPARATOR = "|"  # of label names in a configuration
-SHOWN = 5  # pairs of labels that are said to be alike
-FEW = 20  # rows of which each may have a label of its own
+SEPARATOR = "|"  # between label names in a configuration
+SHOWN = 5  # pairs of similar labels in a notice
+FEW = 20  # up to so many rows, each may have its own label
 WHOLE = re.compile(r"-?\d+")
 NUMBER = re.compile(r"[-+]?(\d{1,15}(\.\d*)?|\.\d+)")
 Rows = NDArray[np.int64]
@@ -22,13 +22,13 @@ WRITE = "write the names into the column"
 
 
 class LabelError(DataError):
-    """Labels that are not among those given."""
+    """A label that is not among the given ones."""
 
 
 @dataclass(frozen=True)
 class Codes:
-    """The label of every row (N,) as a position among the names; whether the data has numbers that are these positions,
-    which is then said."""
+    """The label of every row (N,) as a position among the names; whether the data's numbers are such positions; and
+    notices."""
 
     codes: NDArray[np.int64]
     by_position: bool = False
@@ -37,8 +37,8 @@ class Codes:
 
 @dataclass(frozen=True)
 class Labels:
-    """Label names, and the label of every row as a position among them: `codes` (N,) int64, None where a row has none
-    of its own. `by_position` says whether the data has such positions, None where its type names the labels."""
+    """Label names, and the label of every row as a position among them: `codes` (N,) int64, None if rows have no labels
+    of their own. `by_position`: whether the data has such positions; None if the column's type names the labels."""
 
     names: tuple[str, ...]
     codes: NDArray[np.int64] | None
@@ -47,8 +47,8 @@ class Labels:
 
 
 def check_few(raw: Raw, column: str, most: int, rows: Rows) -> None:
-    """Raise DataError for a column of more than `most` different values, or more than half as many as rows, which are
-    names, numbers of people or free text rather than labels. Asked before labels are compared to any."""
+    """Raise DataError for a column of more than `most` different values, or of more than half as many as rows: they are
+    names, personal numbers or free text rather than labels. Call it before labels are compared with any others."""
     different = len(set(_values(raw, column, rows)))
     if different > most or (len(rows) >= FEW and different > len(rows) / 2):
         problem = f"column '{column}' has too many different values to be labels"
@@ -56,7 +56,7 @@ def check_few(raw: Raw, column: str, most: int, rows: Rows) -> None:
 
 
 def label_names(raw: Raw, column: str, given: Sequence[str], rows: Rows) -> tuple[str, ...]:
-    """Return names as `category_names`, of what a classifier learns to tell apart: two at least."""
+    """Return the label names for a classifier, as `category_names` does. Raises DataError for fewer than two."""
     names = category_names(raw, column, given, rows)
     if len(names) < 2:
         problem = f"column '{column}': one label only"
@@ -65,7 +65,7 @@ def label_names(raw: Raw, column: str, given: Sequence[str], rows: Rows) -> tupl
 
 
 def category_names(raw: Raw, column: str, given: Sequence[str], rows: Rows) -> tuple[str, ...]:
-    """Return label names in order: those given, else of the column's type, else its distinct values, sorted."""
+    """Return label names in order: the given ones, else those of the column's type, else its sorted values."""
     names = tuple(given) or tuple(name.strip() for name in raw.class_names(column) or ())
     if not names:
         names = tuple(str(value) for value in sorted(set(_values(raw, column, rows)), key=_order))
@@ -79,7 +79,7 @@ def category_names(raw: Raw, column: str, given: Sequence[str], rows: Rows) -> t
 
 
 def alike(names: Sequence[str], where: str) -> tuple[str, ...]:
-    """Return what to say of labels that look the same to a person: they are classes of their own."""
+    """Return notices on labels that look the same to a person but are different classes."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(fold(name), []).append(name)
@@ -91,10 +91,10 @@ def alike(names: Sequence[str], where: str) -> tuple[str, ...]:
 def label_codes(raw: Raw, column: str, names: Sequence[str], rows: Rows, by_position: bool | None = None) -> Codes:
     """Return the labels of these rows, found among `names`.
 
-    A string, or the name that a column's type gives a number, is looked up as it is. A number is looked up as text
-    where names are numbers. Where they are words it is a position, if no row has a name, all are in range and 0 is
-    among them: without it they may count from 1. `by_position` says that this is known (True), or is not so (False).
-    Raises DataError for a missing label, LabelError for one that is not among the names.
+    A string, or the name that a column's type gives a number, is looked up unchanged. A number is looked up as text if
+    the names are numbers. If they are words, it is a position, provided that no row has a name, all numbers are in
+    range and 0 is among them: otherwise they may count from 1. `by_position` says that numbers are known to be
+    positions (True) or not (False). Raises DataError for a missing label, LabelError for one not among the names.
     """
     places = _places(names)
     truths = {fold(name): code for code, name in enumerate(names) if fold(name) in ("true", "false")}
@@ -112,22 +112,22 @@ def label_codes(raw: Raw, column: str, names: Sequence[str], rows: Rows, by_posi
 
 
 def labelled(raw: Raw, column: str, names: tuple[str, ...], rows: Rows, by_position: bool | None = None) -> Labels:
-    """Return `names` with the labels of these rows among them, as `label_codes` reads them, and what is to be said."""
+    """Return `names`, the labels of these rows as `label_codes` reads them, and notices."""
     found = label_codes(raw, column, names, rows, by_position)
     positions = True if found.by_position else (None if raw.class_names(column) else False)
     return Labels(names, found.codes, positions, (*found.notices, *alike(names, raw.place)))
 
 
 def _places(names: Sequence[str]) -> dict[str, int]:
-    """Return the position of every name. One that is a number in another form, such as 1.0 or 01, is also found by the
-    number, unless two are."""
+    """Return the position of every name. A name that is a number in another form, such as 1.0 or 01, is also found by
+    the number, unless two names are the same number."""
     places = {name: code for code, name in enumerate(names)}
     plain = [f"{float(name):.0f}" if _is_number(name) and float(name).is_integer() else "" for name in names]
     return {name: code for code, name in enumerate(plain) if name and plain.count(name) == 1} | places
 
 
 class Truth(str):
-    """True or false, as the value of a column that holds nothing else."""
+    """True or false, as a value of a column of booleans."""
 
 
 def _are_positions(
@@ -144,7 +144,7 @@ def _are_positions(
 def _unknown(
     raw: Raw, column: str, row: int, values: Sequence[str | int], place: int, names: Sequence[str]
 ) -> LabelError:
-    """Return what is wrong with the first label that is not among the names."""
+    """Return the error for the first label that is not among the names."""
     value = values[place]
     near = nearest(str(value), names)
     if near and fold(near) == fold(str(value)):
@@ -161,7 +161,7 @@ def _unknown(
 
 
 def _of_numbers(values: Sequence[str | int], names: Sequence[str]) -> str:
-    """Return why numbers are not read as positions among names."""
+    """Return why numbers are not read as positions among the names."""
     if any(map(_is_number, names)) or not all(isinstance(value, int) or _is_whole(value) for value in values):
         return ""
     numbers = {int(value) for value in values}
@@ -184,7 +184,7 @@ def _values(raw: Raw, column: str, rows: Rows) -> list[str | int]:
 
 
 def _value(value: object, raw: Raw, row: int, column: str, own: Sequence[str] | None) -> str | int:
-    if isinstance(value, float) and value.is_integer():  # a column of whole numbers that had gaps
+    if isinstance(value, float) and value.is_integer():  # a column of whole numbers with missing values
         value = int(value)
     missing = value is None or value != value or (isinstance(value, str) and not value.strip())
     if missing or (own and value == -1):
@@ -201,7 +201,7 @@ def _value(value: object, raw: Raw, row: int, column: str, own: Sequence[str] | 
 
 
 def _order(value: str | int) -> tuple[int, int, str]:
-    """Return numbers by size, also where they are written as text, before words."""
+    """Return a sort key: numbers by size, also if written as text, before words."""
     return (0, int(value), str(value)) if _is_whole(value) else (1, 0, str(value))
 
 

@@ -1,4 +1,4 @@
-"""Which rows of the train part each simulated node gets, by the partitioner of the task; computed once and kept."""
+"""The division of the train part among simulated nodes by the task's partitioner; computed once and stored."""
 
 import logging
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ from task.storage.store import Store, recipe_hash
 
 log = logging.getLogger(__name__)
 
-_EDITION = 3  # of what is stored
+_EDITION = 3  # version of the stored format
 _SHOWN = 20  # nodes in a table
-_LONGEST_NAME = 100  # of a node
+_LONGEST_NAME = 100  # characters of a node's name
 
 
 def partition(config: TaskConfig, plan: DataIndex, num_partitions: int, store: Store) -> Sequence[Positions]:
-    """Return the sorted positions in the train part of every partition: disjoint, none empty; mapped into memory, not
-    to be written.
+    """Return the sorted positions in the train part of every partition: disjoint, none empty; mapped into memory,
+    read-only.
 
-    Equal `config.seed` give equal splits. Raises SplitError.
+    Equal values of `config.seed` give equal splits. Raises SplitError.
     """
     rule = config.data.partitioner
     key = recipe_hash([_EDITION, num_partitions, rule.name, flatten(rule), config.seed, plan.key])
@@ -38,14 +38,14 @@ def partition(config: TaskConfig, plan: DataIndex, num_partitions: int, store: S
     return _kept(store.path("splits", key))
 
 
-@lru_cache(maxsize=4)  # every message to every simulated node asks; what is under a key never changes
+@lru_cache(maxsize=4)  # used for every message to every simulated node; the data of a key never changes
 def _kept(folder: Path) -> tuple[Positions, ...]:
     return tuple(np.split(mapped(folder / "positions.npy"), mapped(folder / "ends.npy")[:-1]))
 
 
 def node_names(config: TaskConfig, plan: DataIndex, parts: Sequence[Positions]) -> list[str]:
-    """Return what simulated nodes are called: by their site, where the split goes by sites and each has a node of its
-    own, else by their number."""
+    """Return the names of simulated nodes: their sites if the split is by sites and each site has its own node, else
+    their numbers."""
     numbers = [str(node) for node in range(len(parts))]
     if not config.data.partitioner.needs_ids or plan.train.ids is None:
         return numbers
@@ -59,8 +59,8 @@ def node_names(config: TaskConfig, plan: DataIndex, parts: Sequence[Positions]) 
 def table(
     parts: Sequence[Positions], labels: Positions, names: tuple[str, ...], nodes: Sequence[str] | None = None
 ) -> str:
-    """Return rows per node and class (rows alone where classes have no names) as text, a line a node; of many nodes the
-    first ones. `nodes` are their names (None: numbers)."""
+    """Return a text table of rows per node and class (only rows if classes have no names), one line per node, for the
+    first nodes. `nodes` are their names (None: numbers)."""
     counts = [np.bincount(labels[part], minlength=len(names)) for part in parts[:_SHOWN]]
     heads = [f"{name[:8]:>5}" for name in names]
     called = list(nodes or map(str, range(len(parts))))[:_SHOWN]

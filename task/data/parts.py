@@ -1,4 +1,4 @@
-"""Which rows are train, validation and test, what their labels are, and which site each is of: no model is needed."""
+"""The train, validation and test rows, their labels and their sites. No model is needed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from task.kinds.base import Kind
 from task.seeds import derive
 
 PARTS = ("train", "validation", "test")
-SHOWN = 5  # rows that a notice names
+SHOWN = 5  # rows named in a notice
 Names = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Found:
-    """A split: its rows that are used, the names of labels, whether each row has one of its own, the names of sites,
-    how labels are written, what is to be said."""
+    """A split: its used rows, the label names, whether each row has its own label, the names of sites, how labels are
+    written, and notices."""
 
     part: Part
     labels: Names
@@ -37,7 +37,7 @@ class Found:
 
 
 def parts_of(config: TaskConfig, source: Source) -> DataIndex:
-    """Return the three parts: from their own splits, or cut from train."""
+    """Return the three parts, from their own splits or cut from train."""
     data = config.data
     splits, said = _splits(config, source)
     fractions = {"test": data.test_fraction, "validation": data.validation_fraction}
@@ -61,8 +61,8 @@ def parts_of(config: TaskConfig, source: Source) -> DataIndex:
 
 
 def _splits(config: TaskConfig, source: Source) -> tuple[dict[str, str], list[str]]:
-    """Return the split of every part, empty where it is cut from train, and those that have other names than asked
-    for."""
+    """Return the split of every part (empty if it is cut from train), and notices on splits found under another name
+    than configured."""
     data, have = config.data, source.splits()
     asked = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
     found = {part: split and (called(split, have, source.name) or split) for part, split in asked.items()}
@@ -84,7 +84,7 @@ def found_in(
     most_labels: int = 0,
     by_position: bool | None = None,
 ) -> Found:
-    """Return a split with its labels, which are among those given, if any. Raises DataError."""
+    """Return a split with its labels, which must be among the given ones, if any. Raises DataError."""
     data, train = config.data, split == (called(config.data.train_split, source.splits(), source.name) or split)
     raw = read_split(source, split, reading_of(config, ids=train))
     rows, said = _filled(config, raw)
@@ -100,8 +100,8 @@ def found_in(
 
 
 def _filled(config: TaskConfig, raw: Raw) -> tuple[NDArray[np.int64], list[str]]:
-    """Return the rows that have an input, and what is to be said of the others. Raises DataError for a value that is no
-    text, and for an empty one unless these are left out."""
+    """Return the rows that have an input, and notices on the others. Raises DataError for a value that is no text, and
+    for an empty one unless empty rows are left out."""
     kind, columns = kinds.of(config), input_columns(config)
     article, what = kind.input_noun.split(" ", 1)
     empty = np.zeros(len(raw), bool)
@@ -132,18 +132,18 @@ def _require_labels(config: TaskConfig, kind: Kind, raw: Raw) -> None:
 
 # ------------------------------------------------------------------------------------------------ columns
 def input_columns(config: TaskConfig) -> list[str]:
-    """Return the columns that a model's inputs are made of, as far as data must have them."""
+    """Return the input columns that the data must have."""
     return kinds.of(config).required(config.data)
 
 
 def columns_of(config: TaskConfig) -> tuple[list[str], str, str]:
-    """Return the columns that a node's own file is read for: of inputs, labels and ids; empty where there is none."""
+    """Return the columns to read from a node's own file: of inputs, labels and ids; empty if not used."""
     data, kind = config.data, kinds.of(config)
     return list(kind.columns(data)), data.label_column if kind.drawn_head else "", data.id_column
 
 
 def reading_of(config: TaskConfig, *, ids: bool = True) -> Reading:
-    """Return what is read of data: the columns of inputs, of labels and, where they are asked for, of ids."""
+    """Return what to read from the data: the columns of inputs, of labels and, if `ids`, of ids."""
     data, kind = config.data, kinds.of(config)
     keys = kind.columns(data)
     required = {column: keys[column] for column in kind.required(data)}
@@ -157,12 +157,12 @@ def reading_of(config: TaskConfig, *, ids: bool = True) -> Reading:
 
 
 def has_labels(config: TaskConfig) -> bool:
-    """Return whether rows have labels, or categories that they are divided by."""
+    """Return whether rows have labels, or categories for the division of rows."""
     return kinds.of(config).drawn_head or config.data.partitioner.needs_labels
 
 
 def _has_ids(config: TaskConfig) -> bool:
-    """Return whether rows are of sites. Nobody divides a node's own rows."""
+    """Return whether rows belong to sites. A node's own rows are not divided."""
     return bool(config.data.id_column) and not config.data.partitioner.own_rows
 
 
@@ -175,7 +175,7 @@ def _limited(part: Part, limit: int, name: str) -> Part:
 
 
 def share(count: int, fraction: float) -> int:
-    """Return how many of `count` rows a fraction is: at least one where it is above 0, and never all."""
+    """Return how many of `count` rows a fraction is: at least one if it is above 0, and never all."""
     return min(max(round(count * fraction), 1), count - 1) if fraction and count > 1 else 0
 
 

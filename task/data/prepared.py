@@ -1,8 +1,7 @@
-"""From a configured source to prepared rows. Each step is made once and kept in the store.
+"""From a configured source to prepared rows. Each step runs once; its result is kept in the store.
 
-`data_index` needs no model: which rows are train, validation and test, and what their labels are. `prepare`
-adds the model's inputs, encoded for the base in a folder. The second time, either is a few small files and
-memory maps.
+`data_index` needs no model: it finds the train, validation and test rows and their labels. `prepare` adds the model's
+inputs, encoded for the base in a folder. The second time, both only read a few small files and map others into memory.
 """
 
 import json
@@ -42,12 +41,12 @@ __all__ = [
 ]
 
 NOTICES = "notices.json"
-_EDITION = 3  # of what is stored; another number makes everything anew
+_EDITION = 3  # version of the stored format; a new number makes everything again
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The prepared rows of a task. `notices` are sentences on what was detected, left out or cut."""
+    """The prepared rows of a task. `notices` are sentences on detected formats and on rows left out or cut."""
 
     train: Rows
     validation: Rows
@@ -81,8 +80,8 @@ def _task_index(config: TaskConfig, store: Store, source: Source) -> DataIndex:
 def index_file(
     config: TaskConfig, store: Store, path: str | Path, labels: Sequence[str] = (), most_labels: int = 0
 ) -> DataIndex:
-    """Return the one part `train` of a node's own file or folder; its labels, if a classifier is tuned, must be among
-    `labels` (empty: any), and no more than `most_labels` (0: any number), as `labels.check_few` says.
+    """Return the index of a node's own file or folder, with the single part `train`. A classifier's labels must be
+    among `labels` (empty: any), and at most `most_labels` (0: any number), as `labels.check_few` checks.
 
     Raises DataError as `data_index` does.
     """
@@ -92,7 +91,7 @@ def index_file(
 def _own_index(
     config: TaskConfig, store: Store, source: Source, labels: Sequence[str], most_labels: int = 0
 ) -> DataIndex:
-    config = replace(config, data=replace(config.data, partitioner=OwnRows()))  # nobody divides a node's own rows
+    config = replace(config, data=replace(config.data, partitioner=OwnRows()))  # a node's own rows are not divided
 
     def parts() -> DataIndex:
         splits = list(source.splits())
@@ -135,8 +134,8 @@ def _index(
 def prepare(config: TaskConfig, base: Path, store: Store) -> Parts:
     """Return train, validation and test rows, ready for the model whose files are in folder `base`.
 
-    Raises DataError where `data_index` does, for inputs that cannot be encoded, and where the base
-    does not say how.
+    Raises DataError as `data_index` does, for inputs that cannot be encoded, and for a base that does not describe its
+    inputs.
     """
     source = _source(config)
     plan = _task_index(config, store, source)
@@ -157,7 +156,7 @@ def prepare_file(
 def _prepared(
     config: TaskConfig, base: Path, store: Store, source: Source, plan: DataIndex
 ) -> tuple[dict[str, Rows], tuple[str, ...]]:
-    """Return the rows of every part, and what is to be said of their inputs."""
+    """Return the rows of every part, and notices on their inputs."""
     encoder = kinds.of(config).encoder(base, config.data, plan.labels, source)
     key = recipe_hash([_EDITION, plan.key, encoder.recipe()])
     with store.made("data", key, f"{source.name}, for {base}") as folder:
@@ -183,8 +182,8 @@ def _encode(folder: Path, encoder: Encoder, source: Source, plan: DataIndex, rea
 
 
 def holdout(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """Return the rows that a node trains on and those that it keeps back; at least one each, where fraction > 0 and
-    there are two."""
+    """Return the rows that a node trains on and those that it holds out: at least one each, if fraction > 0 and there
+    are two rows."""
     order = np.random.default_rng(seed).permutation(len(rows))
     kept, trained = np.split(order, [share(len(rows), fraction)])
     return rows.select(np.sort(trained)), rows.select(np.sort(kept))

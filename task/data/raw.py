@@ -1,4 +1,4 @@
-"""Rows as they are found, before anything is made of them: a table, or arrays of images and labels."""
+"""Rows as read from a source, before encoding: a table, or arrays of images and labels."""
 
 import bisect
 import difflib
@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 HIDDEN = "data that cannot be used; only this node's own log says why"
-SHOWN = 30  # names that an error lists
+SHOWN = 30  # names listed in an error
 
 
 class DataError(ValueError):
     """Data that cannot be used; the message names file, row and column.
 
-    Rows count from 0, without the header. The message may quote what was found. `public` is what others may know: a
-    kind of problem and names from the configuration; nothing that depends on a value, no row, no name of a file.
+    Rows count from 0, without the header. The message may quote values. `public` is the message for others: the kind of
+    problem and names from the configuration, but nothing that depends on a value, no row and no file name.
     """
 
     def __init__(self, message: str, public: str = HIDDEN) -> None:
@@ -28,20 +28,20 @@ class DataError(ValueError):
 
     @classmethod
     def at(cls, place: str, row: int, column: str, problem: str, seen: str = "") -> "DataError":
-        """Return what is wrong with one value. `problem` is the kind of problem, in words that depend on no value;
-        `seen` ends the message and is not public. Neither is the row: who may choose column and labels would learn
-        whose it is."""
+        """Return the error for one value. `problem` is the kind of problem, in words that depend on no value; `seen`
+        ends the message and is not public. The row is not public either: whoever can choose the column and labels would
+        learn whose row it is."""
         return cls.of(f"{place}, row {row}", column, problem, seen)
 
     @classmethod
     def of(cls, where: str, column: str, problem: str, seen: str = "") -> "DataError":
-        """Do as `at` does, where the row is already named."""
+        """Return the same error as `at`, for a row that is already named."""
         return cls(f"{where}, column '{column}': {problem}{seen}", f"column '{column}': {problem}")
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """Images (N, H, W), (N, H, W, C) or (N, C, H, W) and labels (N,), as they lie in memory."""
+    """Images (N, H, W), (N, H, W, C) or (N, C, H, W) and labels (N,), in memory."""
 
     place: str
     images: NDArray[Any]
@@ -52,7 +52,7 @@ class Arrays:
         return len(self.labels)
 
     def where(self, row: int) -> str:
-        """Name a row."""
+        """Return the name of a row."""
         return f"{self.place}, row {row}"
 
     def fault(self, row: int, column: str, problem: str, seen: str = "") -> DataError:
@@ -60,19 +60,19 @@ class Arrays:
         return DataError.of(self.where(row), column, problem, seen)
 
     def require(self, column: str, key: str = "") -> None:
-        """Do nothing: arrays have images and labels, whatever these are called elsewhere."""
+        """Do nothing: arrays have images and labels under any column name."""
 
     def has(self, column: str) -> bool:
-        """Return False: images and labels are no columns."""
+        """Return False: images and labels are not columns."""
         return False
 
     def values(self, column: str, rows: NDArray[np.int64] | None = None) -> Iterator[object]:
-        """Raise DataError: there is no column of text or of ids."""
+        """Raise DataError: there are no columns of text or ids."""
         problem = f"images and labels only; there is no column '{column}'"
         raise DataError(f"{self.place} holds {problem}", f"the data holds {problem}")
 
     def missing(self, column: str) -> NDArray[np.bool_]:
-        """Return which rows (N,) have no image: none."""
+        """Return which rows (N,) have no image: all False."""
         return np.zeros(len(self), bool)
 
     def label_values(self, column: str) -> Iterator[object]:
@@ -84,18 +84,18 @@ class Arrays:
         return None
 
     def named_by(self, column: str) -> str:
-        """Return what gives a label its name."""
+        """Return the noun for a label in messages."""
         return "label"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A `datasets.Dataset` of the columns that are read. Relative image paths in it start at `folder`; None: paths are
-    not followed.
+    """A `datasets.Dataset` of the columns that are read. Relative image paths start at `folder`; None: paths are not
+    followed.
 
-    `names` are all columns of the files (none: those of the dataset). `lines` (N,) are the lines of the file that rows
-    begin in. Where the rows are of several files, `files` are the first row and the name of each. `labelled` says what
-    gives labels their names, where that is not the column itself. `owners` (N,) are the rows that these are items of.
+    `names` are all columns of the files (empty: those of the dataset). `lines` (N,) are the lines at which rows begin.
+    If the rows are from several files, `files` has the first row and the name of each. `labelled` is the noun for
+    labels that do not come from a column. `owners` (N,): the table's rows are items of lists, in these rows.
     """
 
     place: str
@@ -112,7 +112,7 @@ class Table:
         return len(self.dataset)
 
     def where(self, row: int) -> str:
-        """Name a row by its file, its number there and, in a file of text, its line."""
+        """Return the name of a row: its file, its number in the file and, in a text file, its line."""
         row = row if self.owners is None else int(self.owners[row])
         place, line = self.place, "" if self.lines is None else f" (line {self.lines[row]})"
         if self.files:
@@ -132,11 +132,11 @@ class Table:
             raise DataError(f"{self.place} {lacks('column', column, have, key)}{cure(column, key, have)}", public)
 
     def has(self, column: str) -> bool:
-        """Return whether there is such a column."""
+        """Return whether the table has this column."""
         return column in self.dataset.column_names
 
     def values(self, column: str, rows: NDArray[np.int64] | None = None) -> Iterator[object]:
-        """Yield the values of a column in the order of `rows` (None: all), images as they are stored."""
+        """Yield the values of a column in the order of `rows` (None: all); images as stored."""
         import datasets
 
         self.require(column)
@@ -149,7 +149,7 @@ class Table:
             yield from batch[column]
 
     def missing(self, column: str) -> NDArray[np.bool_]:
-        """Return which rows (N,) have nothing in a column of images, without reading one."""
+        """Return which rows (N,) are empty in a column of images, without reading any image."""
         import pyarrow as pa
         from pyarrow import compute
 
@@ -160,24 +160,24 @@ class Table:
         return np.asarray(_empty(column_of))
 
     def label_values(self, column: str) -> Iterator[object]:
-        """Yield the label of every row, as it is stored."""
+        """Yield the label of every row, as stored."""
         return self.values(column)
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
-        """Return the names that the column's type gives its numbers, where it does.
+        """Return the names that the column's type gives its numbers; None if it has none.
 
-        Names that are the numbers themselves ("0", "1", ...), as `ClassLabel(num_classes=2)` has them, name nothing.
+        Names that are the numbers themselves ("0", "1", ...), as in `ClassLabel(num_classes=2)`, do not count.
         """
         names = getattr(self.dataset.features[column], "names", None)
         return tuple(names) if names and list(names) != [str(code) for code in range(len(names))] else None
 
     def named_by(self, column: str) -> str:
-        """Return what gives a label its name, in words."""
+        """Return the noun for a label in messages."""
         return self.labelled or ("class name of the column's type" if self.class_names(column) else "label")
 
 
 def _empty(values: Any) -> Any:
-    """Return which values are null, or texts or bytes of no length."""
+    """Return which values are null, or texts or bytes of length 0."""
     import pyarrow as pa
     from pyarrow import compute
 
@@ -188,7 +188,7 @@ def _empty(values: Any) -> Any:
 
 Raw = Arrays | Table
 
-# What columns are often called, by the key that names them here.
+# Common names of columns, by the key that names them here.
 USUAL = {
     "data.text-column": ("text", "sentence", "content", "review", "body", "comment", "document", "tweet", "question"),
     "data.label-column": ("label", "labels", "target", "class", "category", "sentiment", "y"),
@@ -200,8 +200,7 @@ USUAL = {
 
 
 def cure(column: str, key: str, have: Sequence[str]) -> str:
-    """Return what to do about a column that is not there: where one that is has a usual name for what `key` is for, to
-    say so."""
+    """Return what to do about a missing column: set `key`, to the column with a common name for it if there is one."""
     if not key:
         return ""
     near = meant(column, key, have)
@@ -209,26 +208,26 @@ def cure(column: str, key: str, have: Sequence[str]) -> str:
 
 
 def meant(column: str, key: str, have: Sequence[str]) -> str:
-    """Return the column that is probably meant by one that is not there: the only one of a usual name for what `key` is
-    for, else the one of the most similar name; empty where there is none."""
+    """Return the column that is probably meant by a missing one: the only column with a common name for `key`, else the
+    one with the most similar name; empty if there is neither."""
     usual = [name for name in have if fold(name) in USUAL.get(key, ())]
     return usual[0] if len(usual) == 1 else nearest(column, have)
 
 
 def fold(name: str) -> str:
-    """Return a name without differences of case, spaces and the form of its accents."""
+    """Return a name normalised in case, spaces and the form of accents."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def nearest(name: str, have: Iterable[str]) -> str:
-    """Return the name among those there are that is most like one that is not; empty where none is."""
+    """Return the existing name that is most similar to a missing one; empty if none is similar."""
     folded = {fold(one): one for one in have}
     near = difflib.get_close_matches(fold(name), folded, n=1)
     return folded[near[0]] if near else ""
 
 
 def lacks(what: str, name: str, have: Iterable[str], key: str = "") -> str:
-    """Return what to say of a name that does not exist among those that do; `key` as in `meant`."""
+    """Return the message for a missing name, with the existing ones; `key` as in `meant`."""
     have = list(have)
     near = meant(name, key, have)
     hint = f"; did you mean '{near}'?" if near else ""

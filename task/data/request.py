@@ -1,16 +1,22 @@
-"""What is asked of a source of rows."""
+"""The request to a source of rows."""
 
 import codecs
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-TABS = ("tab", "\\t")  # a tab, as it can be written in a configuration
-NO_TEXT = ("idna", "punycode", "undefined", "raw-unicode-escape", "unicode-escape")  # codecs that no file is in
+TABS = ("tab", "\\t")  # spellings of a tab in a configuration
+NO_TEXT = (
+    "idna",
+    "punycode",
+    "undefined",
+    "raw-unicode-escape",
+    "unicode-escape",
+)  # codecs that are not encodings of files
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Which columns are read (None: all), which must be there, with the keys that name them, and how text is written.
+    """The columns to read (None: all), the required columns with the keys that name them, and the text format.
 
     An empty `delimiter` or `encoding` is detected.
     """
@@ -21,7 +27,7 @@ class Reading:
     encoding: str = ""
 
     def wanted(self, names: Sequence[str]) -> list[str]:
-        """Return those of the columns that there are which are read, in their order."""
+        """Return the columns to read among the existing ones, in the order of the file."""
         return [name for name in names if self.columns is None or name in self.columns]
 
 
@@ -31,14 +37,14 @@ def delimiter_of(written: str) -> str:
 
 
 def delimiter_problem(written: str) -> str:
-    """Return what is wrong with a delimiter, empty where nothing is."""
+    """Return the problem of a delimiter; empty if it is valid."""
     if not written or (len(delimiter_of(written)) == 1 and delimiter_of(written) not in "\"\r\n'\0"):
         return ""
     return f"data.delimiter = {written!r} must be one character, such as ';', or 'tab'; empty: detected"
 
 
 def encoding_problem(name: str) -> str:
-    """Return what is wrong with an encoding, empty where nothing is."""
+    """Return the problem of an encoding; empty if it is valid."""
     try:
         known = codecs.lookup(name) if name else None
     except (LookupError, ValueError):

@@ -1,4 +1,4 @@
-"""Prepared rows: model inputs and labels on disk, mapped into memory, and batches of them as tensors."""
+"""Prepared rows: model inputs and labels on disk, mapped into memory, and their batches as tensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 Positions = NDArray[np.int64]
-IGNORED = -100  # instead of a label: transformers leaves such places out of the loss
+IGNORED = -100  # in place of a label: transformers leaves such positions out of the loss
 
 
 class Inputs(Protocol):
@@ -21,15 +21,15 @@ class Inputs(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, rows: Positions, device: "str | torch.device") -> "dict[str, torch.Tensor]":
-        """Return the model's keyword arguments for these rows. `labels` among them take the place of the rows' own."""
+        """Return the model's keyword arguments for these rows. If they have `labels`, these replace the rows' own."""
 
     @property
     def tokens(self) -> "Tokens | None":
-        """The tokens of the rows; None of images."""
+        """The tokens of the rows; None for images."""
 
     def stretched(self, rows: Positions, length: int) -> "Inputs":
-        """Return two rows: the first of `rows` with `length` tokens, what is between its first and last repeated or
-        left out, and the second as it is. TypeError for images."""
+        """Return two rows: the first of `rows` with `length` tokens, those between its first and last repeated or left
+        out, and the second unchanged. Raises TypeError for images."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Pixels:
         return len(self.values)
 
     def batch(self, rows: Positions, device: "str | torch.device") -> "dict[str, torch.Tensor]":
-        """`pixel_values` (B, C, H, W) float32. The bytes go to the device, the arithmetic is done there."""
+        """Return `pixel_values` (B, C, H, W) float32. Bytes are copied to the device and computed with there."""
         import torch
 
         pixels = torch.from_numpy(self.values[rows]).to(device).to(torch.float32)
@@ -70,7 +70,7 @@ class Pixels:
 @dataclass(frozen=True)
 class Tokens:
     """Texts as token ids: row i is `ids[offsets[i]:offsets[i + 1]]`; ids int32, offsets (N + 1,) int64. Short rows of a
-    batch are filled with `pad`, on the right or on the `left`; then tokens may need their `positions`."""
+    batch are padded with `pad`, on the right or the `left`; `positions`: the model then needs position ids."""
 
     ids: NDArray[Any]
     offsets: NDArray[np.int64]
@@ -82,8 +82,8 @@ class Tokens:
         return len(self.offsets) - 1
 
     def batch(self, rows: Positions, device: "str | torch.device") -> "dict[str, torch.Tensor]":
-        """`input_ids` and `attention_mask` (B, longest of the batch) int64, and `position_ids` of the same shape, which
-        count from a row's first token, where they are wanted."""
+        """Return `input_ids` and `attention_mask` (B, longest of the batch) int64 and, if needed, `position_ids` of the
+        same shape, which count from a row's first token."""
         import torch
 
         starts = self.offsets[rows]
@@ -109,21 +109,21 @@ class Tokens:
         return replace(self, ids=np.concatenate(ids), offsets=np.cumsum([0, *map(len, ids)]))
 
     def of_two(self, values: NDArray[Any], rows: Positions, length: int) -> list[NDArray[Any]]:
-        """Return what two rows have of `values`, one for every token, where the first is made `length` tokens long."""
+        """Return the values of two rows, one per token, with the first row changed to `length` tokens."""
         first, second = (values[self.offsets[row] : self.offsets[row + 1]] for row in rows)
         inside = first[1:-1] if len(first) > 2 else first
         return [np.concatenate([first[:1], np.resize(inside, max(length - 2, 0)), first[-1:]])[-length:], second]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of every row (N,)."""
+        """Return the number of tokens of every row (N,)."""
         return np.diff(self.offsets)
 
 
 @dataclass(frozen=True)
 class Completions:
-    """Rows of tokens that are learned from some place on: the first `prompts[i]` of row i, at least one and never
-    all, are given. prompts (N,) int64.
+    """Rows of tokens with a given start: the first `prompts[i]` tokens of row i, at least one and never all, are given,
+    and the others are learned. prompts (N,) int64.
     """
 
     tokens: Tokens
@@ -133,7 +133,7 @@ class Completions:
         return len(self.tokens)
 
     def batch(self, rows: Positions, device: "str | torch.device") -> "dict[str, torch.Tensor]":
-        """As of `Tokens`, and `labels` of the same shape, int64: the ids that are learned, `IGNORED` elsewhere."""
+        """Return the batch of `Tokens`, and `labels` of the same shape, int64: learned ids, else `IGNORED`."""
         import torch
 
         batch = self.tokens.batch(rows, device)
@@ -149,8 +149,7 @@ class Completions:
 
 @dataclass(frozen=True)
 class LabelledTokens:
-    """Rows of tokens that have a label each: `values` int64 are those of `tokens.ids`, `IGNORED` where a token has
-    none."""
+    """Rows of tokens with a label each: `values` int64, one per id in `tokens.ids`; `IGNORED`: a token without one."""
 
     tokens: Tokens
     values: NDArray[np.int64]
@@ -159,7 +158,7 @@ class LabelledTokens:
         return len(self.tokens)
 
     def batch(self, rows: Positions, device: "str | torch.device") -> "dict[str, torch.Tensor]":
-        """As of `Tokens`, and `labels` of the same shape, int64, `IGNORED` where short rows are filled."""
+        """Return the batch of `Tokens`, and `labels` of the same shape, int64, `IGNORED` in padding."""
         labels = replace(self.tokens, ids=self.values, pad=IGNORED).batch(rows, device)["input_ids"]
         return self.tokens.batch(rows, device) | {"labels": labels}
 
@@ -171,11 +170,10 @@ class LabelledTokens:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a data set, or a selection of them that copies nothing.
+    """Rows of a data set, or a selection of them, without copies.
 
-    `all_labels` (N,) and `all_ids` (N,) (natural clients, where the data names them), both int64, belong to
-    all rows of `inputs`; `indices` (M,) selects. `labels` and `ids` are those of the selection. `notices` are what is
-    to be said of the inputs.
+    `all_labels` (N,) and `all_ids` (N,) (natural clients, if the data names them), both int64, are for all rows of
+    `inputs`; `indices` (M,) selects. `labels` and `ids` are for the selection. `notices` are sentences on the inputs.
     """
 
     inputs: Inputs
@@ -190,19 +188,19 @@ class Rows:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """The label of every row (M,), as a position in `names`."""
+        """Return the label of every row (M,), as a position in `names`."""
         return self.all_labels if self.indices is None else self.all_labels[self.indices]
 
     @property
     def ids(self) -> NDArray[np.int64] | None:
-        """The number of every row's natural client (M,), where `data.id-column` names one."""
+        """Return the number of every row's natural client (M,); None without `data.id-column`."""
         if self.all_ids is None or self.indices is None:
             return self.all_ids
         return self.all_ids[self.indices]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of every row (M,). TypeError for images."""
+        """Return the number of tokens of every row (M,). Raises TypeError for images."""
         if (tokens := self.inputs.tokens) is None:
             raise TypeError("images have no tokens")
         return tokens.lengths[self._rows(np.arange(len(self)))]
@@ -214,8 +212,8 @@ class Rows:
     def batch(
         self, positions: "Sequence[int] | Positions | torch.Tensor", device: "str | torch.device" = "cpu"
     ) -> "dict[str, torch.Tensor]":
-        """The model's keyword arguments for the rows at these positions, `labels` int64 among them: the rows' own (B,),
-        or those of every token where the inputs have them."""
+        """Return the model's keyword arguments for the rows at these positions, with `labels` int64: the rows' own
+        (B,), or one per token if the inputs have them."""
         import torch
 
         rows = self._rows(positions)

@@ -1,4 +1,4 @@
-"""Natural clients: the site that every row is of."""
+"""Natural clients: the site of every row."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ from task.data.raw import Raw
 def sites_of(raw: Raw, column: str, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Return the site of each of these rows, numbered from 0 in sorted order, and the sites' names.
 
-    Raises DataError for the first row without an id, with the number of such rows.
+    Raises DataError for the first row without an id, and gives the number of such rows.
     """
     own = raw.class_names(column)
     every = list(raw.values(column))
@@ -24,7 +24,7 @@ def sites_of(raw: Raw, column: str, rows: NDArray[np.int64]) -> tuple[NDArray[np
 
 
 def _id(value: object) -> str | int | None:
-    """Return an id without spaces around it; None for what names no site."""
+    """Return an id without surrounding spaces; None for a value that names no site."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, bool) or not isinstance(value, str | int):

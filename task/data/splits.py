@@ -1,4 +1,4 @@
-"""Names of splits: as they are asked for, and as people call them."""
+"""Names of splits: as configured, and as commonly used in data."""
 
 import re
 from collections.abc import Iterable
@@ -15,8 +15,8 @@ SHARD = re.compile(r"(?P<split>.+?)[-_](?P<number>\d+)-of-(?P<count>\d+)(-[0-9a-
 
 
 def called(wanted: str, have: Iterable[str], where: str) -> str:
-    """Return the split that is meant by a name: the one of that name, in any case, or one that is also called so; empty
-    where there is none. Raises DataError where several may be meant."""
+    """Return the split for a name: the one of that name, in any case, or of an equivalent name; empty if there is none.
+    Raises DataError if several match."""
     names = list(have)
     folded = wanted.casefold()
     group = next((group for group in ALSO.values() if folded in group), (folded,))
@@ -34,12 +34,12 @@ def called(wanted: str, have: Iterable[str], where: str) -> str:
 
 
 def usual(name: str) -> bool:
-    """Return whether a name is one that splits often have."""
+    """Return whether a name is a common name of splits."""
     return any(name.casefold() in group for group in ALSO.values())
 
 
 def split_of(stem: str) -> str:
-    """Return the split that a file is of, by its name without endings: of train-00000-of-00002 it is train."""
+    """Return the split of a file by its name without endings: train for train-00000-of-00002."""
     shard = SHARD.fullmatch(stem)
     return shard["split"] if shard else stem
 

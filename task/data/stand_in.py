@@ -1,4 +1,4 @@
-"""Rows that stand in for those of nodes where the server has no data: read, encoded and kept as theirs are."""
+"""Placeholder rows for a server without data: read, encoded and stored like the rows of nodes."""
 
 import json
 import tempfile
@@ -13,9 +13,9 @@ from task.storage.store import Store
 
 
 def stand_in(config: TaskConfig, base: Path) -> Rows:
-    """Return two rows for the model in folder `base`: of texts a short one and one of `data.max-length` tokens.
+    """Return two rows for the model in folder `base`: for texts, a short one and one of `data.max-length` tokens.
 
-    Raises DataError where the base does not say how rows become its inputs.
+    Raises DataError if the base does not describe its inputs.
     """
     data, columns = config.data, kinds.of(config).stand_in(config.data)
     with tempfile.TemporaryDirectory() as name:

@@ -1,1 +1,1 @@
-"""How rows are divided among simulated nodes, one partitioner a file."""
+"""Partitioners, which divide rows among simulated nodes: one per file."""

@@ -1,4 +1,4 @@
-"""Labels skewed by a Dirichlet distribution: nodes see the classes in different proportions."""
+"""Label skew by a Dirichlet distribution: nodes have the classes in different proportions."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from task.schema import option
 
 @dataclass(frozen=True)
 class Dirichlet(Partitioner):
-    """For every class, the shares of the nodes are drawn from Dir(alpha); drawn again until every node has enough rows.
+    """The Dirichlet split: for every class the nodes' shares are drawn from Dir(alpha), until all have enough rows.
 
     Source: Hsu et al., arXiv 1909.06335; Yurochkin et al., arXiv 1905.12022.
     """
@@ -30,7 +30,7 @@ class Dirichlet(Partitioner):
         return divide_by_flower(self, theirs, part, nodes, seed)
 
     def advice(self, rows: int, nodes: int) -> str:
-        """Name both options."""
+        """Return advice on both options."""
         limits = f"data.alpha = {self.alpha:g} and data.min-partition-size = {self.min_partition_size}"
         cure = "use fewer nodes, a larger alpha, a smaller min-partition-size, or the iid split"
         return f" with {limits} ({rows / nodes:.1f} rows a node on average); {cure}"

@@ -8,7 +8,7 @@ from task.data.partitioners.base import Partitioner, Positions, divide_by_flower
 
 @dataclass(frozen=True)
 class Exponential(Partitioner):
-    """Node i of N, counted from 0, gets a share proportional to exp(i + 1)."""
+    """The exponential split: node i of N, counted from 0, gets a share proportional to exp(i + 1)."""
 
     def divide(self, part: Part, nodes: int, seed: int) -> list[Positions]:
         """Return the sorted positions of every node's rows."""

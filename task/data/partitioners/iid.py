@@ -1,4 +1,4 @@
-"""Rows at random, equally many for every node."""
+"""Random rows, the same number for every node."""
 
 from dataclasses import dataclass
 

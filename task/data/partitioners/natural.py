@@ -1,4 +1,4 @@
-"""The clients that the data itself names: every row stays with the client of its id."""
+"""The natural clients of the data: every row stays with the client of its id."""
 
 import logging
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Natural(Partitioner):
-    """One client a node; where there are more clients than nodes, they are dealt to the nodes in turn."""
+    """The natural split: one client per node. If there are more clients than nodes, they are dealt to them in turn."""
 
     needs_ids = True
 

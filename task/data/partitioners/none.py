@@ -1,4 +1,4 @@
-"""No division: every node brings rows of its own."""
+"""No division: every node has its own rows."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from task.data.partitioners.base import Partitioner, Positions, SplitError
 
 @dataclass(frozen=True)
 class OwnRows(Partitioner):
-    """For deployed nodes, whose node config has a data-path."""
+    """The partitioner of deployed nodes, whose node config has a data-path."""
 
     own_rows = True
 

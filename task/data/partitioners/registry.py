@@ -1,4 +1,4 @@
-"""Partitioners by name: each is one file of this folder, and the file's name is the value of data.partitioner."""
+"""Partitioners by name. Each is one file of this folder, and the file's name is the value of data.partitioner."""
 
 from task import extensions
 from task.data.partitioners.base import Partitioner
@@ -12,5 +12,5 @@ def names() -> list[str]:
 
 
 def load(name: str) -> type[Partitioner]:
-    """Return the class in the file of a partitioner. Raises ConfigError where there is none."""
+    """Return the class of a partitioner. Raises ConfigError if there is none of this name."""
     return extensions.load(PACKAGE, name, Partitioner)  # type: ignore[type-abstract]

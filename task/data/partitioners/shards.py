@@ -1,4 +1,4 @@
-"""A few shards of rows sorted by label for every node, so that each sees few classes."""
+"""A few shards of rows sorted by label for every node, so that each node has few classes."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from task.schema import option
 
 @dataclass(frozen=True)
 class Shards(Partitioner):
-    """Rows sorted by label are cut into nodes * shards_per_node shards, which are dealt at random.
+    """The shards split: rows sorted by label are cut into nodes * shards_per_node shards, which are dealt at random.
 
     Source: McMahan et al., arXiv 1602.05629.
     """
@@ -29,5 +29,5 @@ class Shards(Partitioner):
         return divide_by_flower(self, theirs, part, nodes, seed)
 
     def advice(self, rows: int, nodes: int) -> str:
-        """Name the option."""
+        """Return advice on the option."""
         return f" with data.shards-per-node = {self.shards_per_node}; use fewer nodes or fewer shards"

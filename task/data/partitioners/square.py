@@ -1,4 +1,4 @@
-"""Rows at random; a node's share grows with the square of its number."""
+"""Random rows; a node's share grows with the square of its number."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from task.data.partitioners.base import Partitioner, Positions, divide_by_flower
 
 @dataclass(frozen=True)
 class Square(Partitioner):
-    """Node i of N, counted from 0, gets a share proportional to (i + 1)^2."""
+    """The square split: node i of N, counted from 0, gets a share proportional to (i + 1)^2."""
 
     def divide(self, part: Part, nodes: int, seed: int) -> list[Positions]:
         """Return the sorted positions of every node's rows."""

@@ -1,4 +1,4 @@
-"""Rows and labels that grow together from node to node."""
+"""Rows and labels whose numbers grow together from node to node."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,9 @@ from task.data.partitioners.base import Partitioner, Positions
 
 @dataclass(frozen=True)
 class Staircase(Partitioner):
-    """Of C classes and N nodes, class c goes in equal shares to the nodes from floor(c N / C) on. With as many nodes as
-    classes, node i holds the classes 0 to i. Of rows that do not divide evenly the last nodes get one more each.
+    """The staircase split. With C classes and N nodes, the nodes from floor(c N / C) on get equal shares of class c.
+    With as many nodes as classes, node i has the classes 0 to i. If rows do not divide evenly, the last nodes get one
+    more each.
 
     Source: Chen et al., arXiv 2408.08699, as in the repository of the first author.
     """
