@@ -100,7 +100,7 @@ class Tokens:
 
     @property
     def tokens(self) -> "Tokens":
-        """These."""
+        """Return the tokens themselves."""
         return self
 
     def stretched(self, rows: Positions, length: int) -> "Tokens":

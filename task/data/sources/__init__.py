@@ -1,1 +1,1 @@
-"""Where rows come from, one source a file."""
+"""Sources of rows: one per file."""

@@ -1,4 +1,4 @@
-"""What a source is: something that rows come from, with named splits; and what files of tables have in common."""
+"""The base classes of sources: anything with rows in named splits, and files of tables."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,21 +17,21 @@ from task.files.pointer import CURE, is_pointer
 
 
 class Order(IntEnum):
-    """When a source is asked whether it knows a folder. The first that does opens it; two of one order that both do are
-    an error. `data.subset` is a folder inside for those from SPLITS on."""
+    """The order in which sources are asked whether they know a folder. The first that does opens it; two sources of the
+    same order are an error. From SPLITS on, `data.subset` is a folder inside."""
 
-    MARKED = 1  # a file in it says which program wrote it
-    DESCRIBED = 2  # a card in it says how its files are read
+    MARKED = 1  # a file in it names the program that wrote it
+    DESCRIBED = 2  # a card in it describes its files
     SPLITS = 3  # its files, or folders of files, are the splits
-    FILE = 4  # one file in it holds all splits
-    CONTENTS = 5  # something of the source's kind lies anywhere in it
+    FILE = 4  # one file in it has all splits
+    CONTENTS = 5  # a file of the source's kind is anywhere in it
 
 
 @dataclass(frozen=True)
 class Place:
-    """What `data.name` or a node's `data-path` says. `path` is the file or folder; None: there is none of this name.
+    """The value of `data.name` or of a node's `data-path`. `path` is the file or folder; None: it does not exist.
 
-    `train_split` is the split that is trained on. Where the place cannot be read, other machines get `public`.
+    `train_split` is the split to train on. If the place cannot be read, other machines get the message `public`.
     """
 
     name: str
@@ -43,31 +43,33 @@ class Place:
 
 @dataclass(frozen=True)
 class Source(ABC):
-    """Something with named splits. What it recognises is declared: values of `data.name`, endings of files, folders."""
+    """A source of named splits. It declares what it recognises: values of `data.name`, file endings, folders."""
 
-    keywords: ClassVar[tuple[str, ...]] = ()  # values of `data.name` that are this source, whatever lies on the disk
-    suffixes: ClassVar[tuple[str, ...]] = ()  # of the files that it opens, such as ".npz"
-    order: ClassVar[Order | None] = None  # when it is asked about a folder; None: never
-    fallback: ClassVar[bool] = False  # opens what no source knows: names that are no path, and folders
+    keywords: ClassVar[
+        tuple[str, ...]
+    ] = ()  # values of `data.name` that always mean this source, whatever is on the disk
+    suffixes: ClassVar[tuple[str, ...]] = ()  # endings of the files that it opens, such as ".npz"
+    order: ClassVar[Order | None] = None  # its turn to be asked about a folder; None: never
+    fallback: ClassVar[bool] = False  # opens what no other source knows: names that are not paths, and folders
 
     @classmethod
     def knows(cls, folder: Path) -> bool:
-        """Return whether it opens this folder. Asked in `order`."""
+        """Return whether it opens this folder. Called in `order`."""
         return False
 
     @classmethod
     @abstractmethod
     def open(cls, place: Place) -> "Source":
-        """Return the source at a place that it recognises. Raises DataError where it cannot be read."""
+        """Return the source at a place that it recognises. Raises DataError if it cannot be read."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """What errors call it."""
+        """Return its name in errors."""
 
     @abstractmethod
     def stamp(self) -> object:
-        """Return JSON values that change when the data changes, as far as that can be seen without reading it."""
+        """Return JSON values that change with the data, as far as can be seen without reading it."""
 
     @abstractmethod
     def splits(self) -> Sequence[str]:
@@ -80,17 +82,17 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class TableFile(Source):
-    """A file of rows with named columns. By itself it is the split `train`; in a folder it is one split, or a part."""
+    """A file of rows with named columns. Alone it is the split `train`; in a folder it is a split or part of one."""
 
-    packable: ClassVar[bool] = False  # may be packed, as rows.csv.gz is
-    untyped: ClassVar[bool] = False  # cells are texts; which columns are numbers follows from all files of a split
+    packable: ClassVar[bool] = False  # may be compressed, such as rows.csv.gz
+    untyped: ClassVar[bool] = False  # cells are texts; the types of columns follow from all files of a split
 
     path: Path
 
     @classmethod
     @abstractmethod
     def read(cls, path: Path, suffix: str, reading: Reading) -> Table:
-        """Return the rows; `suffix` is the one of `suffixes` that the file has. Raises DataError."""
+        """Return the rows; `suffix` is the file's ending, one of `suffixes`. Raises DataError."""
 
     @classmethod
     def open(cls, place: Place) -> "TableFile":
@@ -100,17 +102,17 @@ class TableFile(Source):
 
     @property
     def name(self) -> str:
-        """The path."""
+        """Return the path."""
         return str(self.path)
 
     @property
     def suffix(self) -> str:
-        """The ending that decides how it is read, in lower case: ".csv" of rows.CSV.gz."""
+        """Return the ending that decides how it is read, in lower case: ".csv" for rows.CSV.gz."""
         return unpacked_name(self.path).suffix.lower()
 
     @property
     def stem(self) -> str:
-        """Its name without endings."""
+        """Return its name without endings."""
         path = Path(self.path.stem)
         packed = self.path.suffix.lower() in PACKED and path.suffix.lower() in self.suffixes
         return path.stem if packed else self.path.stem
@@ -129,9 +131,9 @@ class TableFile(Source):
 
 
 def load_files(place: Path, split: str, files: Sequence[TableFile], reading: Reading) -> Table:
-    """Return the rows of a split in `place`: of one file, or of several one after another.
+    """Return the rows of a split in `place`, from one file or several in turn.
 
-    Raises DataError for a split that two files claim, or of which a shard is missing.
+    Raises DataError for a split with two files or a missing shard.
     """
     _check_shards(place, split, files)
     for file in files:
@@ -142,11 +144,11 @@ def load_files(place: Path, split: str, files: Sequence[TableFile], reading: Rea
 
 
 def _check_shards(place: Path, split: str, files: Sequence[TableFile]) -> None:
-    """Raise DataError unless several files of one name are all shards that there are."""
+    """Raise DataError unless several files of one split are all its shards."""
     shards = [SHARD.fullmatch(file.stem) for file in files]
     if any(shard is None for shard in shards):
         alone = len(files) == 1 or not any(file.stem.casefold() == split.casefold() for file in files)
-        if alone and not any(shards):  # parts of a folder that is called like the split
+        if alone and not any(shards):  # parts in a folder with the name of the split
             return
     counts = {int(shard["count"]) for shard in shards if shard}
     numbers = {int(shard["number"]) for shard in shards if shard}
@@ -166,7 +168,7 @@ def _check_shards(place: Path, split: str, files: Sequence[TableFile]) -> None:
 
 
 def read_split(source: Source, split: str, reading: Reading) -> Raw:
-    """Return the rows of a split. Raises DataError where it does not exist, lacks a column or is empty."""
+    """Return the rows of a split. Raises DataError if it does not exist, lacks a column or is empty."""
     if split not in source.splits():
         advice = "; leave data.test-split empty to cut test rows from train" if split == "test" else ""
         public = f"there is no split '{split}'"
@@ -185,5 +187,5 @@ def stamps(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
 
 
 def stamps_inside(folder: Path) -> list[tuple[str, int, int]]:
-    """Return those of every file in a folder and its folders."""
+    """Return name, size and time of every file in a folder and its subfolders."""
     return stamps(sorted(path for path in folder.rglob("*") if path.is_file()))

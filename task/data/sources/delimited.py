@@ -1,4 +1,4 @@
-"""Tables in text, csv, tsv and the like; and plain text, a line a row."""
+"""Tables in text files (csv, tsv and similar), and plain text with one row per line."""
 
 import csv
 import itertools
@@ -18,21 +18,21 @@ DELIMITERS = (",", ";", "\t", "|")
 USUAL = {".tsv": "\t", ".tab": "\t", ".psv": "|", ".txt": "\t"}
 WORDS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 ESCAPED, DOUBLED = re.compile(r'\\["\\]'), {'\\"': '""', "\\\\": "\\"}
-SAID = re.compile(r"\s*\"?sep=(.)\"?\s*", re.IGNORECASE)  # a first line that names the delimiter for Excel
+SAID = re.compile(r"\s*\"?sep=(.)\"?\s*", re.IGNORECASE)  # a first line that sets the delimiter for Excel
 LARGEST_CELL = 2**31 - 1
 TEXT = "text"  # the column of a file of lines
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How cells are separated. `quotes` says how quotes are read: as is usual, after a space too, with backslashes in
-    front of those inside, or as they stand."""
+    """The format of a table. `quotes` says how quotes are read: as usual, also after a space, escaped by backslashes,
+    or literally."""
 
     delimiter: str
     quotes: str = "usual"
 
     def reader(self, lines: Iterable[str]) -> Any:
-        """Return rows of cells. Raises csv.Error on the way, for quotes that do not end."""
+        """Return a reader of rows of cells. It raises csv.Error for quotes that do not end."""
         csv.field_size_limit(LARGEST_CELL)
         ways: dict[str, dict[str, Any]] = {
             "usual": {},
@@ -45,14 +45,14 @@ class Dialect:
         return csv.reader(lines, delimiter=self.delimiter, strict=True, **ways[self.quotes])
 
     def others(self) -> list["Dialect"]:
-        """Return the ways to try where this one fails. A tab is hardly in a text, so there quotes may stand alone."""
+        """Return the dialects to try if this one fails. Texts rarely have tabs, so quotes may be literal then."""
         kinds = [*(["none"] if self.delimiter == "\t" else []), "usual", "spaced", "backslash"]
         return [Dialect(self.delimiter, kind) for kind in kinds if kind != self.quotes]
 
 
 @dataclass(frozen=True)
 class Delimited(TableFile):
-    """A file whose first line names its columns. A .txt file that is no table has the column `text`, its lines."""
+    """A file whose first line names its columns. A .txt file that is no table has one column `text`, its lines."""
 
     suffixes = (".csv", ".tsv", ".tab", ".psv", ".txt")
     packable = True
@@ -82,7 +82,7 @@ def _read(path: Path, suffix: str, reading: Reading) -> Table:
 
 
 def _first(path: Path, encoding: str, dialect: Dialect, reading: Reading, notices: tuple[str, ...]) -> Table:
-    """Return the table as the first way reads it that fits all rows."""
+    """Return the table in the first dialect that fits all rows."""
     try:
         return _table(path, encoding, dialect, reading, notices)
     except _BadTable as problem:
@@ -96,7 +96,7 @@ def _first(path: Path, encoding: str, dialect: Dialect, reading: Reading, notice
 
 
 class _BadTable(ValueError):
-    """A file that this dialect does not read."""
+    """A file that does not fit a dialect."""
 
     def __init__(self, message: str, public: str) -> None:
         super().__init__(message)
@@ -104,8 +104,7 @@ class _BadTable(ValueError):
 
 
 def _dialect(start: Sequence[str], reading: Reading, usual: str) -> tuple[Dialect, list[str]]:
-    """Return the dialect by which the first line names all columns that must be there, else the one that finds most
-    names."""
+    """Return the dialect in which the first line has all required columns, else the one that finds most names."""
     given = delimiter_of(reading.delimiter)
     delimiters = [given] if given else sorted(DELIMITERS, key=lambda one: one != usual)
     found = [
@@ -122,7 +121,7 @@ def _dialect(start: Sequence[str], reading: Reading, usual: str) -> tuple[Dialec
 def _names(start: Sequence[str], dialect: Dialect) -> list[str]:
     try:
         return next(dialect.reader(start), [])
-    except csv.Error:  # a name over several lines
+    except csv.Error:  # a name with a line break
         return []
 
 
@@ -146,7 +145,7 @@ def _table(path: Path, encoding: str, dialect: Dialect, reading: Reading, notice
 
 
 def _rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
-    """Yield rows that are not blank, and the lines that they begin in."""
+    """Yield the rows that are not blank, with the lines at which they begin."""
     while True:
         line = reader.line_num + 1
         try:
@@ -162,7 +161,7 @@ def _rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
 
 
 def _check_names(path: Path, names: Sequence[str], reading: Reading) -> None:
-    """Raise DataError for a first line that has none of the names that are needed."""
+    """Raise DataError if the first line has none of the required columns."""
     if reading.required and not set(reading.required) & set(names):
         column, key = next(iter(reading.required.items()))
         said = f"{path} {lacks('column', column, names, key)}{cure(column, key, names)}"
@@ -180,7 +179,7 @@ def _places(path: Path, names: Sequence[str], reading: Reading) -> list[int]:
 def _check_width(
     path: Path, row: int, line: int, cells: Sequence[str], names: Sequence[str], places: Sequence[int], dialect: Dialect
 ) -> None:
-    """Raise for more cells than names, unless they are empty, and for fewer, unless these are not read."""
+    """Raise for extra cells that are not empty, and for missing cells in columns that are read."""
     few = len(cells) <= max(places, default=0)
     if not few and not any(cell.strip() for cell in cells[len(names) :]):
         return

@@ -1,7 +1,7 @@
 """The embedded data set: 1,797 scans of handwritten digits that come with scikit-learn.
 
-A public part, upright, is what the embedded base model learns from; the private, validation and test parts
-lie on their side, so that there is something to tune. The split belongs to the data: no seed changes it.
+The embedded base model is trained on a public, upright part. The private, validation and test parts are rotated, so
+that there is something to tune. The split belongs to the data: no seed changes it.
 """
 
 from collections.abc import Sequence
@@ -22,22 +22,22 @@ _SEED = 20240229
 
 @dataclass(frozen=True)
 class Digits(Source):
-    """The embedded digits, stretched from 0..16 to 0..240 so that resizing keeps their shades."""
+    """The embedded digits, scaled from 0..16 to 0..240 so that resizing keeps their shades."""
 
     keywords = ("digits",)
 
     @classmethod
     def open(cls, place: Place) -> "Digits":
-        """Return them."""
+        """Return the digits."""
         return cls()
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """Return its name in errors."""
         return "the embedded digits"
 
     def stamp(self) -> object:
-        """Return the same for ever: the digits do not change."""
+        """Return a constant: the digits do not change."""
         return "digits, first edition"
 
     def splits(self) -> Sequence[str]:
@@ -68,7 +68,7 @@ def digits_part(name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def _balanced_order(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return a permutation in which every stretch holds the classes in the proportions of the whole."""
+    """Return a permutation in which every section has the classes in the proportions of the whole."""
     random = np.random.RandomState(_SEED)  # its stream is frozen in every numpy version
     spread = np.empty(len(labels))
     for label in np.unique(labels):

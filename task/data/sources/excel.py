@@ -1,4 +1,4 @@
-"""Sheets: the first one of an Excel workbook."""
+"""The first sheet of an Excel workbook."""
 
 import importlib
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Excel(TableFile):
 
     @classmethod
     def read(cls, path: Path, suffix: str, reading: Reading) -> Table:
-        """Return the rows of the first sheet. Formulas have the values that were computed when it was saved."""
+        """Return the rows of the first sheet. Formulas have the values computed when it was saved."""
         return _read(path, reading)
 
 
@@ -37,7 +37,7 @@ def _read(path: Path, reading: Reading) -> Table:
             sheets = len(book.worksheets)
         finally:
             book.close()
-    except Exception as error:  # a workbook is a zip of XML, and its reader raises what it stumbles on
+    except Exception as error:  # a workbook is a zip of XML, and its reader raises errors of many types
         raise DataError(f"{path} is not a workbook: {error}", WRONG_KIND) from error
     said = (f"{path} has {sheets} sheets; the first one is read",) if sheets > 1 else ()
     names = [str(name) if name is not None else "" for name in (rows[0] if rows else [])]

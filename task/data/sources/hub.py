@@ -1,4 +1,4 @@
-"""What `datasets.load_dataset` understands: a dataset of the hub, or a folder with a dataset card."""
+"""Data that `datasets.load_dataset` reads: a dataset of the hub, or a folder with a dataset card."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from task.data.sources.base import Order, Place, Source, stamps_inside
 from task.data.tables.columns import table_of
 
 CARDS = ("README.md", "dataset_infos.json")
-SAYS = ("configs:", "dataset_info:")  # in a card: how files are read
+SAYS = ("configs:", "dataset_info:")  # keys of a card that describe the files
 UNKNOWN = "data.name cannot be read here"
 
 
@@ -30,7 +30,7 @@ class Hub(Source):
 
     @classmethod
     def knows(cls, folder: Path) -> bool:
-        """Return whether a card says how files are read, or which names labels have."""
+        """Return whether a card describes the files or the names of labels."""
         return _has_card(folder)
 
     @classmethod
@@ -42,11 +42,11 @@ class Hub(Source):
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """Return its name in errors."""
         return self.place + (f" ({self.subset})" if self.subset else "")
 
     def stamp(self) -> object:
-        """Return the files of a folder. A hub dataset is taken to stay as it was when it was first read."""
+        """Return the stamps of a folder's files. A hub dataset is assumed not to change after its first use."""
         if self.folder is None:
             return [self.place, self.subset]
         return [self.subset, stamps_inside(self.folder)]
@@ -63,7 +63,7 @@ class Hub(Source):
     def _splits(self) -> dict[str, Any]:
         import datasets
 
-        if self.place in datasets.packaged_modules._PACKAGED_DATASETS_MODULES:  # readers, one of them of pickles
+        if self.place in datasets.packaged_modules._PACKAGED_DATASETS_MODULES:  # readers of formats, one of pickles
             raise DataError(f"'{self.place}' is a kind of file, not a dataset; name the file")
         try:
             return dict(datasets.load_dataset(self.place, self.subset or None))

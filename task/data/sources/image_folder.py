@@ -1,4 +1,4 @@
-"""Folders of images: class by class, or with a table of what is on them."""
+"""Folders of images: one folder per class, or images with a table that describes them."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,14 +15,14 @@ from task.data.tables.decoding import hidden
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-SYSTEM = ("thumbs.db", "desktop.ini")  # what Windows leaves in folders
+SYSTEM = ("thumbs.db", "desktop.ini")  # files that Windows creates in folders
 IMAGE, LABEL, FILE = "image", "label", "file_name"
 
 
 @dataclass(frozen=True)
 class ImageFolder(Source):
-    """Images in `<split>/<class>/`, or in `<class>/`, which is the split `train`; or beside a table `metadata.csv` that
-    names each by `file_name`. The columns are `image` and `label`, and those of the table."""
+    """Images in `<split>/<class>/`, or in `<class>/`, which is the split `train`; or with a table `metadata.csv` that
+    names each by `file_name`. The columns are `image`, `label` and the columns of the table."""
 
     order = Order.CONTENTS
 
@@ -41,7 +41,7 @@ class ImageFolder(Source):
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """Return its name in errors."""
         return str(self.folder)
 
     def stamp(self) -> object:
@@ -49,11 +49,11 @@ class ImageFolder(Source):
         return stamps_inside(self.folder)
 
     def splits(self) -> Sequence[str]:
-        """Return the splits: folders that are called like one, else `train`. Raises DataError where only some are."""
+        """Return the splits: the folders named like splits, else `train`. Raises DataError if only some are."""
         return tuple(self._places())
 
     def load(self, split: str, reading: Reading) -> Raw:
-        """Return paths of images, and labels. Raises DataError where it is not clear what an image's class is."""
+        """Return the paths of images, and labels. Raises DataError if the class of an image is not clear."""
         place = self._places()[split]
         table = _table(place)
         return _by_table(place, table, reading) if table else _by_class(place)
@@ -101,7 +101,7 @@ def _table(folder: Path) -> Path | None:
 
 
 def _by_class(folder: Path) -> Table:
-    """Return every image by the folder that it lies in."""
+    """Return every image with its folder as the label."""
     import datasets
 
     images = [path.relative_to(folder) for path in _images(folder)]
@@ -121,7 +121,7 @@ def _by_class(folder: Path) -> Table:
 
 
 def _others(folder: Path) -> tuple[str, ...]:
-    """Return what to say of files beside images: pictures in formats that are not read would be missed in silence."""
+    """Return notices on files that are not images: pictures in unsupported formats must not be ignored silently."""
     inside = (path for path in folder.rglob("*") if path.is_file() and not hidden(str(path.relative_to(folder))))
     left = Counter(path.suffix.lower() for path in inside if not is_image(path) and path.name.lower() not in SYSTEM)
     kinds = ", ".join(f"{count} of '{ending or 'no ending'}'" for ending, count in sorted(left.items()))
@@ -129,7 +129,7 @@ def _others(folder: Path) -> tuple[str, ...]:
 
 
 def _by_table(folder: Path, table: Path, reading: Reading) -> Table:
-    """Return the rows of a table, whose `file_name` is the image."""
+    """Return the rows of a table; its `file_name` is the image."""
     asked = [FILE if name == IMAGE else name for name in reading.columns] if reading.columns is not None else None
     wanted = replace(reading, columns=None if asked is None else tuple(asked), required={FILE: ""})
     found = load_files(table, TRAIN, [file for file in [registry.table_file(table)] if file], wanted)

@@ -1,4 +1,4 @@
-"""Files of JSON: a list of objects, an object a line, or a table by columns."""
+"""JSON files: a list of objects, one object per line, or a table by columns."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ from task.data.sources.base import TableFile
 from task.data.tables.columns import of_values
 from task.data.tables.decoding import WRONG_KIND, encoding_of, text_of
 
-Row = tuple[int, Any]  # the line that it begins in, 0 where that is not known
+Row = tuple[int, Any]  # the line at which it begins (0: unknown), and the value
 SEVERAL = "the file holds several lists of rows; save each as a file of its own"
 NO_ROWS = "the data is no list of rows"
 FORMS = "one object a line, or a list of objects"
@@ -21,14 +21,14 @@ FORMS = "one object a line, or a list of objects"
 
 @dataclass(frozen=True)
 class Json(TableFile):
-    """A file of any of these forms, whatever its ending says."""
+    """A JSON file of any of these forms, whatever its ending."""
 
     suffixes = (".json", ".jsonl", ".ndjson")
     packable = True
 
     @classmethod
     def read(cls, path: Path, suffix: str, reading: Reading) -> Table:
-        """Return the rows. Raises DataError, with the line of what is not JSON."""
+        """Return the rows. Raises DataError, with the line of invalid JSON."""
         return _read(path, suffix, reading)
 
 
@@ -43,7 +43,7 @@ def _read(path: Path, suffix: str, reading: Reading) -> Table:
 
 
 def _by_lines(suffix: str, start: Sequence[str]) -> bool:
-    """Return whether a file that starts so has an object a line."""
+    """Return whether a file with this start has one object per line."""
     if suffix in (".jsonl", ".ndjson") and not (start and start[0].lstrip().startswith("[")):
         return True
     try:
@@ -78,7 +78,7 @@ def _whole(path: Path, encoding: str) -> Any:
 
 
 def _within(path: Path, found: Any, reading: Reading) -> tuple[Sequence[Any], tuple[str, ...]]:
-    """Return the rows that a document holds, and how that was seen."""
+    """Return the rows of a document, and notices on its form."""
     if isinstance(found, list):
         return found, ()
     if not isinstance(found, dict):
@@ -102,7 +102,7 @@ def _objects(values: list[Any]) -> bool:
 
 
 def _by_columns(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of lists of equal length by column, or of cells by column and row, as pandas writes them."""
+    """Return the rows from lists of equal length by column, or from cells by column and row, as pandas writes them."""
     columns = list(found.values())
     if columns and all(isinstance(column, dict) for column in columns):
         keys = list(columns[0])

@@ -25,18 +25,18 @@ class Npz(Source):
 
     @classmethod
     def knows(cls, folder: Path) -> bool:
-        """Return whether there is just one such file in it."""
+        """Return whether it contains exactly one such file."""
         return len(_inside(folder)) == 1
 
     @classmethod
     def open(cls, place: Place) -> "Npz":
-        """Return the file, or the one in a folder."""
+        """Return the file, or the only one in a folder."""
         assert place.path is not None
         return cls(_inside(place.path)[0] if place.path.is_dir() else place.path)
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """Return its name in errors."""
         return str(self.path)
 
     def stamp(self) -> object:
@@ -48,8 +48,8 @@ class Npz(Source):
         return tuple(self._keys)
 
     def load(self, split: str, reading: Reading) -> Raw:
-        """Return the arrays of a split. Raises DataError for those of Python objects, which only unpickling could read,
-        and where there is not one label for every image."""
+        """Return the arrays of a split. Raises DataError for arrays of Python objects, which only unpickling could
+        read, and unless there is one label for every image."""
         place, (images, labels) = f"{self.path} ({split})", self._keys[split]
         with self._open() as arrays:
             try:

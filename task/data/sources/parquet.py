@@ -1,4 +1,4 @@
-"""Tables as pyarrow keeps them: parquet, and arrow, which feather is."""
+"""Tables in pyarrow's formats: parquet, and arrow (which includes feather)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from task.data.tables.decoding import WRONG_KIND
 
 @dataclass(frozen=True)
 class Parquet(TableFile):
-    """A file that says what its columns hold, names of classes among it."""
+    """A file with typed columns, which may name classes."""
 
     suffixes = (".parquet", ".arrow", ".feather")
 
     @classmethod
     def read(cls, path: Path, suffix: str, reading: Reading) -> Table:
-        """Return the rows, in types that `datasets` knows."""
+        """Return the rows, in types that `datasets` supports."""
         return _parquet(path, reading) if suffix == ".parquet" else _arrow(path, suffix, reading)
 
 
@@ -28,7 +28,7 @@ def _parquet(path: Path, reading: Reading) -> Table:
     from pyarrow import parquet
 
     def table() -> Any:
-        file = parquet.ParquetFile(path)  # not read_table: that takes folder names for columns
+        file = parquet.ParquetFile(path)  # not read_table, which adds folder names as columns
         names = file.schema_arrow.names
         return file.read(columns=wanted_once(path, reading.wanted(names))), tuple(names)
 
@@ -36,7 +36,7 @@ def _parquet(path: Path, reading: Reading) -> Table:
 
 
 def _arrow(path: Path, suffix: str, reading: Reading) -> Table:
-    """Return an IPC file, which feather is, or a stream of them, which `datasets` writes."""
+    """Return the table of an IPC file (feather), or of an IPC stream, which `datasets` writes."""
     import pyarrow as pa
 
     def table() -> Any:
@@ -52,7 +52,7 @@ def _arrow(path: Path, suffix: str, reading: Reading) -> Table:
 
 
 def _arrow_table(path: Path, kind: str, reading: Reading, read: Callable[[], Any]) -> Table:
-    """Return the columns that are read, in types that `datasets` knows. Parsers quote what they stumbled on."""
+    """Return the columns to read, in types that `datasets` supports. Parser errors quote values: they stay private."""
     import pyarrow as pa
 
     try:
@@ -68,8 +68,7 @@ def _arrow_table(path: Path, kind: str, reading: Reading, read: Callable[[], Any
 
 
 def _plain(column: Any) -> Any:
-    """Return a column without the forms of strings that only save space, and decimals as whole numbers where they
-    are."""
+    """Return a column with plain strings in place of compact string types, and whole decimals as integers."""
     import pyarrow as pa
 
     kind = column.type

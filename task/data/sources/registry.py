@@ -1,7 +1,7 @@
-"""Where rows come from: each kind of source is one file of this folder, and is found by its name.
+"""Sources by name. Each kind of source is one file of this folder.
 
-`open_source` looks only at names and files; `base.read_split` loads one split, as arrays or as a table, and of a table
-only the columns that are needed. No source unpickles or runs code that comes with data.
+`open_source` uses only names and files; `base.read_split` loads one split, as arrays or as a table with only the needed
+columns. No source unpickles or runs code that comes with data.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from task.data.sources.base import Order, Place, Source, TableFile
 from task.data.tables.decoding import PACKED, hidden, unpacked_name
 
 PACKAGE = "task.data.sources"
-INSTEAD = {  # what to do with files of kinds that are not read
+INSTEAD = {  # what to do with unsupported kinds of files
     ".xls": "save it as .xlsx or .csv",
     ".xlsm": "save it as .xlsx or .csv",
     ".ods": "save it as .xlsx or .csv",
@@ -42,17 +42,17 @@ def names() -> list[str]:
 
 
 def load(name: str) -> type[Source]:
-    """Return the class in the file of a source. Raises ConfigError where there is none."""
+    """Return the class of a source. Raises ConfigError if there is none of this name."""
     return extensions.load(PACKAGE, name, Source)  # type: ignore[type-abstract]
 
 
 def of_keyword(name: str) -> type[Source] | None:
-    """Return the source that a value of `data.name` is, whatever lies on the disk; None: it is a path or an id."""
+    """Return the source that a value of `data.name` always means; None: the value is a path or an id."""
     return _claims().keywords.get(name)
 
 
 def suffixes() -> tuple[str, ...]:
-    """Return the endings of all files that are read."""
+    """Return the endings of all supported files."""
     return tuple(_claims().suffixes)
 
 
@@ -63,9 +63,9 @@ def table_file(path: Path) -> TableFile | None:
 
 
 def open_source(name: str, subset: str = "", train_split: str = "train", public: str = "") -> Source:
-    """Return what `data.name` or a node's `data-path` means.
+    """Return the source for `data.name` or a node's `data-path`.
 
-    Raises DataError for what does not exist or may not be read; others hear `public`, or that the name cannot be read.
+    Raises DataError if it does not exist or may not be read, with the public message `public` or a general one.
     """
     if kind := of_keyword(name):
         return kind.open(Place(name))
@@ -87,14 +87,14 @@ def open_source(name: str, subset: str = "", train_split: str = "train", public:
 
 
 def unreadable(name: str) -> str:
-    """Return what may be said of data that a message names: the same whether there is such a file or not."""
+    """Return the public message for data that a message names: the same whether the file exists or not."""
     return f"data.name = '{name:.80}' cannot be read here"
 
 
-# ------------------------------------------------------------------------------- who opens what
+# ------------------------------------------------------------------------------- the source of a place
 @dataclass(frozen=True)
 class _Claims:
-    """What all sources declare that they recognise."""
+    """The declarations of all sources: what each recognises."""
 
     keywords: dict[str, type[Source]]
     suffixes: dict[str, type[Source]]
@@ -108,7 +108,7 @@ def _claims() -> _Claims:
 
 @lru_cache(maxsize=4)
 def _claims_of(names: tuple[str, ...]) -> _Claims:
-    """Return the claims. Raises DataError where two sources claim the same."""
+    """Return the declarations. Raises DataError if two sources recognise the same."""
     kinds = [load(name) for name in names]
     [fallback] = _once(("what no source knows", kind) for kind in kinds if kind.fallback).values()
     return _Claims(
@@ -135,7 +135,7 @@ def _conflict(claim: str, one: type[Source], other: type[Source]) -> DataError:
 
 
 def _open_folder(place: Place) -> Source:
-    """Return the folder, by the first order in which a source knows it."""
+    """Return the source for a folder: the first in `Order` that knows it."""
     claims, folder = _claims(), place.path
     assert folder is not None
     for order in Order:
@@ -170,7 +170,7 @@ def _open_file(place: Place, path: Path) -> Source:
 
 
 def _of_file(path: Path) -> type[Source] | None:
-    """Return the source that opens files of this ending. Raises DataError for an archive that is none."""
+    """Return the source that opens files of this ending. Raises DataError for a damaged archive."""
     kind = _claims().suffixes.get(unpacked_name(path).suffix.lower())
     packed = path.suffix.lower() in PACKED
     return None if packed and not (kind and issubclass(kind, TableFile) and kind.packable) else kind

@@ -11,7 +11,7 @@ from task.data.request import Reading
 from task.data.sources.base import Order, Place, Source, stamps_inside
 from task.data.tables.columns import table_of
 
-SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # what marks a folder as saved
+SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # the files that show a saved folder
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Saved(Source):
 
     @classmethod
     def knows(cls, folder: Path) -> bool:
-        """Return whether one of them wrote it."""
+        """Return whether `datasets` saved it."""
         return (folder / SAVED_SPLITS).is_file() or (folder / SAVED).is_file()
 
     @classmethod
@@ -35,7 +35,7 @@ class Saved(Source):
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """Return its name in errors."""
         return str(self.folder)
 
     def stamp(self) -> object:
@@ -43,11 +43,11 @@ class Saved(Source):
         return stamps_inside(self.folder)
 
     def splits(self) -> Sequence[str]:
-        """Return the splits that were saved; `train` of a single data set without a name."""
+        """Return the saved splits; `train` for a single data set without a name."""
         return tuple(self._splits)
 
     def load(self, split: str, reading: Reading) -> Raw:
-        """Return the rows of a split, as they are stored."""
+        """Return the rows of a split, as stored."""
         return table_of(f"{self.folder} ({split})", self._splits[split], self.folder, reading)
 
     @cached_property
@@ -56,7 +56,7 @@ class Saved(Source):
 
         try:
             found = datasets.load_from_disk(str(self.folder))
-        except Exception as error:  # its files are JSON and arrow, and it raises what it stumbles on
+        except Exception as error:  # its files are JSON and arrow, and the reader raises errors of many types
             problem = "a folder that datasets saved cannot be read"
             raise DataError(f"{self.folder}: {problem}: {error}", problem) from error
         if isinstance(found, datasets.DatasetDict):

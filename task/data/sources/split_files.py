@@ -20,7 +20,7 @@ Splits = dict[str, tuple[TableFile, ...]]
 
 @dataclass(frozen=True)
 class SplitFiles(Source):
-    """The files of every split. Of a split that several files claim none is read."""
+    """The files of every split. A split with several files that are not shards is not read."""
 
     order = Order.SPLITS
 
@@ -30,12 +30,12 @@ class SplitFiles(Source):
 
     @classmethod
     def knows(cls, folder: Path) -> bool:
-        """Return whether there are tables in it, in `data`, or in folders that are called like splits."""
+        """Return whether it has tables, directly, in `data`, or in folders named like splits."""
         return bool(_by_split(folder))
 
     @classmethod
     def open(cls, place: Place) -> "SplitFiles":
-        """Return the splits: by the names of files, else by words in them, else all files as `train`."""
+        """Return the splits: by file names, else by words in file names, else all files as `train`."""
         assert place.path is not None
         files = _by_split(place.path)
         if called(place.train_split, files, str(place.path)):
@@ -44,7 +44,7 @@ class SplitFiles(Source):
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """Return its name in errors."""
         return str(self.place)
 
     def stamp(self) -> object:
@@ -56,14 +56,14 @@ class SplitFiles(Source):
         return tuple(self.files)
 
     def load(self, split: str, reading: Reading) -> Raw:
-        """Return the rows of a split. Raises DataError for one that two files claim, or of which a shard is missing."""
+        """Return the rows of a split. Raises DataError for a split with two files or a missing shard."""
         table = load_files(self.place, split, self.files[split], reading)
         return replace(table, notices=(*self.notices, *table.notices))
 
 
 def _by_split(folder: Path) -> Splits:
-    """Return the tables of a folder by split: of files by their names, here or in `data`, else of folders that are
-    called like splits."""
+    """Return the tables of a folder by split: files by name, here or in `data`, else the files of folders named like
+    splits."""
     for place in (folder, folder / "data"):
         if files := _tables(place):
             found: Splits = {}
@@ -76,7 +76,7 @@ def _by_split(folder: Path) -> Splits:
 
 
 def _tables(folder: Path) -> tuple[TableFile, ...]:
-    """Return the tables in a folder, except those about images beside them."""
+    """Return the tables in a folder, except those that describe images."""
     if not folder.is_dir():
         return ()
     inside = (path for path in sorted(folder.iterdir()) if path.is_file() and not hidden(path.name))
@@ -90,10 +90,10 @@ def _is_note(path: Path) -> bool:
 
 
 def _without_train(folder: Path, files: Splits) -> SplitFiles:
-    """Return the splits of a folder in which no file is called like the split that is trained on.
+    """Return the splits of a folder without a file named like the train split.
 
-    They follow from a word in the name of every file, such as train in news-train.csv. Where no name has one, all files
-    are trained on.
+    Each file's split is a word in its name, such as train in news-train.csv. If no name has such a word, all files are
+    the train split.
     """
     words = {split: [word for word in WORDS.split(split) if usual(word)] for split in files}
     kinds = {file.suffix for found in files.values() for file in found}

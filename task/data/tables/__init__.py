@@ -1,1 +1,1 @@
-"""Tables as people write them: delimited text, JSON, columns."""
+"""Tables from files: decoding, columns, joining, and lists in cells."""

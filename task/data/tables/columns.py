@@ -1,4 +1,4 @@
-"""Columns that are read row by row, as they become a table; and what cells of text stand for."""
+"""Columns read row by row and collected into a table; and the types of text cells."""
 
 import re
 import uuid
@@ -14,16 +14,16 @@ from task.data.raw import DataError, Table
 from task.data.request import Reading
 
 MISSING = frozenset({"", "na", "n/a", "#n/a", "nan", "null", "none"})  # in a column of numbers, in any case
-WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")  # not 007, which is a name
+WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")  # 007 is a name, not a number
 NUMBER = re.compile(r"[-+]?((0|[1-9]\d{0,14})(\.\d*)?|\.\d+)")
 TRUTH = {"true": True, "false": False}
-ROWS, CHARACTERS = 10_000, 2**26  # that are kept as Python objects
-HALF = re.compile("[\ud800-\udfff]")  # half of a character: the other half is not beside it
+ROWS, CHARACTERS = 10_000, 2**26  # the most rows and characters kept as Python objects
+HALF = re.compile("[\ud800-\udfff]")  # an unpaired surrogate: half of a character
 INSTEAD = "\ufffd"
 
 
 class Columns:
-    """Columns that grow by rows. Values are kept compactly, a few thousand rows at a time."""
+    """Columns that grow by rows. Values are packed into arrow arrays, a few thousand rows at a time."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)
@@ -36,7 +36,7 @@ class Columns:
         return len(self._lines)
 
     def add(self, values: Sequence[str], line: int) -> None:
-        """Add a row of texts, and the line that it begins in."""
+        """Add a row of texts, and the line at which it begins."""
         self._open.append(values)
         self._lines.append(line)
         self._size += sum(map(len, values))
@@ -63,14 +63,14 @@ class Columns:
 
 
 def dataset_of(table: Any) -> Any:
-    """Return the `datasets.Dataset` of an arrow table. Its fingerprint is drawn: one of its content takes long."""
+    """Return the `datasets.Dataset` of an arrow table. Its fingerprint is random: a hash of the content is slow."""
     import datasets
 
     return datasets.Dataset(table, fingerprint=uuid.uuid4().hex)
 
 
 def typed(table: Table) -> Table:
-    """Return a table of texts whose columns of numbers, or of true and false, hold these."""
+    """Return a table of texts with columns of numbers and of booleans converted."""
     import pyarrow as pa
 
     columns = {}
@@ -82,7 +82,7 @@ def typed(table: Table) -> Table:
 
 
 def _meant(cells: Any) -> list[Any] | None:
-    """Return the values of cells that are all whole numbers, numbers, or true and false; None where they are texts."""
+    """Return the values of cells that are all whole numbers, all numbers, or all true or false; None for texts."""
     present = [cell for cell in _distinct(cells) if cell.strip().lower() not in MISSING]
     if not present:
         return None
@@ -95,7 +95,7 @@ def _meant(cells: Any) -> list[Any] | None:
 
 
 def _distinct(cells: Any) -> Iterator[str]:
-    """Yield cells until one is neither a number nor missing nor true nor false: that settles it. Else each once."""
+    """Yield each distinct cell, up to the first that is not a number, missing, true or false: the column is text."""
     seen = set()
     for chunk in cells.chunks:
         for cell in chunk:
@@ -111,7 +111,7 @@ def _distinct(cells: Any) -> Iterator[str]:
 def of_values(
     path: Path, columns: dict[str, list[Any]], names: Iterable[str], lines: Sequence[int], notices: tuple[str, ...] = ()
 ) -> Table:
-    """Return the table of columns of any values. Raises DataError for one of values of several types."""
+    """Return the table of columns of any type. Raises DataError for a column with values of several types."""
     import pyarrow as pa
 
     arrays, halves = {}, 0
@@ -134,13 +134,13 @@ def of_values(
 
 
 def twice(path: object, name: str) -> DataError:
-    """Say that a column that is read has the name of another."""
+    """Return the error for a column whose name occurs twice."""
     problem = f"column '{name}' is there twice"
     return DataError(f"{path}: {problem}; rename one", problem)
 
 
 def wanted_once(path: Path, wanted: list[str]) -> list[str]:
-    """Return these names of columns. Raises DataError where one is there twice."""
+    """Return these names of columns. Raises DataError if a name occurs twice."""
     for name in wanted:
         if wanted.count(name) > 1:
             raise twice(path, name)
@@ -148,14 +148,14 @@ def wanted_once(path: Path, wanted: list[str]) -> list[str]:
 
 
 def table_of(place: str, dataset: Any, folder: Path | None, reading: Reading) -> Table:
-    """Return the columns of a data set that are read, as they are stored, whatever format it was saved with."""
+    """Return the columns to read from a data set, as stored, whatever output format it was saved with."""
     names = tuple(dataset.column_names)
     picked = dataset.with_format(None).select_columns(reading.wanted(names))
     return replace(Table(place, picked, folder), names=names)
 
 
 def _whole(value: Any) -> Any:
-    """Return a text of whole characters; None for NaN, by which some tables write what is missing."""
+    """Return a text without unpaired surrogates; None for NaN, which marks missing values in some tables."""
     if isinstance(value, str):
         return HALF.sub(INSTEAD, value)
     return None if isinstance(value, float) and value != value else value

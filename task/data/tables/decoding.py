@@ -1,4 +1,4 @@
-"""Files of text: unpacked, and in the encoding that they are in."""
+"""Text files: decompression, and detection of the encoding."""
 
 import bz2
 import codecs
@@ -18,7 +18,7 @@ from task.data.raw import DataError
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 BLOCK = 2**20
 WRONG_KIND = "the data is not of the kind that its name says"
-BOMS = {  # those of 32 bits go first: they begin as those of 16 do
+BOMS = {  # 32 bits first: they begin like those of 16 bits
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF8: "utf-8-sig",
@@ -27,7 +27,7 @@ BOMS = {  # those of 32 bits go first: they begin as those of 16 do
 }
 UTF8 = "utf-8-sig"
 WESTERN = "cp1252"  # Latin-1 with the quotes and dashes of Windows
-# In western languages letters beyond ASCII stand alone; in others they stand in rows, and take two bytes in some.
+# In western languages letters beyond ASCII are isolated; in others they are in runs, and some take two bytes.
 IN_A_ROW, MOST_IN_A_ROW = re.compile(b"[\x80-\xff](?=[\x80-\xff])"), 0.2
 NO_WESTERN = re.compile(b"[\x81\x8d\x8f\x90\x9d]")
 BAD, GOOD = re.compile("[\udc80-\udcff]"), re.compile("[\x80-\ud7ff\ue000-\U0010ffff]")
@@ -37,11 +37,11 @@ CURE = "save it as UTF-8, or name its encoding by data.encoding, such as 'cp1252
 
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file, unpacked where its name says that it is packed. Raises DataError where it cannot be."""
+    """Open a file, decompressed if its name says that it is compressed. Raises DataError if that fails."""
     try:
         with _unpacked(path) as file:
             yield file
-    except RecursionError:  # of what is done with the file
+    except RecursionError:  # raised by the code that uses the file
         raise
     except BROKEN as error:
         problem = "the file cannot be unpacked" if path.suffix.lower() in PACKED else "the file cannot be read"
@@ -50,7 +50,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def text_of(path: Path, encoding: str) -> Iterator[IO[str]]:
-    """Open a file as text, its ends of lines as they are. Raises DataError where it is not in this encoding."""
+    """Open a file as text, with unchanged line ends. Raises DataError if it is not in this encoding."""
     with opened(path) as file:
         try:
             yield io.TextIOWrapper(file, UTF8 if _same(encoding, "utf-8") else encoding, newline="")
@@ -61,8 +61,8 @@ def text_of(path: Path, encoding: str) -> Iterator[IO[str]]:
 
 
 def encoding_of(path: Path, given: str) -> tuple[str, tuple[str, ...]]:
-    """Return the encoding of a file, and what is to be said of it: `given`, by its byte order mark, UTF-8, or what is
-    usual in the west. Raises DataError where it is none of these."""
+    """Return the encoding of a file, and notices on it: `given`, the one of its byte order mark, UTF-8, or
+    Windows-1252. Raises DataError if it is none of these."""
     if given:
         return given, ()
     with opened(path) as file:
@@ -89,7 +89,7 @@ def encoding_of(path: Path, given: str) -> tuple[str, tuple[str, ...]]:
 
 
 class _Seen:
-    """What was seen of a file's bytes as UTF-8: where the first bad one is, and how many there are of each kind."""
+    """Statistics of a file's bytes as UTF-8: the position of the first bad byte, and counts of each kind of byte."""
 
     def __init__(self) -> None:
         self.bad = self.good = self.in_a_row = self._news = self._returns = 0
@@ -97,7 +97,7 @@ class _Seen:
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
 
     def block(self, block: bytes, *, final: bool = False) -> None:
-        """See the next bytes."""
+        """Add the next bytes."""
         self.zeros |= b"\0" in block
         plain = block.isascii() and not self._decoder.getstate()[0]
         text = "" if plain else self._decoder.decode(block, final)
@@ -114,7 +114,7 @@ class _Seen:
 
     @property
     def line(self) -> int:
-        """The line of the first byte that is not UTF-8. A return ends a line where nothing else does."""
+        """Return the line of the first byte that is not UTF-8. A carriage return ends a line if nothing else does."""
         return 1 + (self._news or self._returns)
 
 
@@ -132,13 +132,13 @@ def _unpacked(path: Path) -> Any:
 
 @contextmanager
 def _only(path: Path) -> Iterator[IO[bytes]]:
-    """Return the one file of a zip archive."""
+    """Open the only file of a zip archive."""
     with zipfile.ZipFile(path) as archive, archive.open(members(archive)[0]) as file:
         yield file
 
 
 def unpacked_name(path: Path) -> Path:
-    """Return the name that a file has once it is unpacked; empty for an archive of several files. Raises DataError."""
+    """Return a file's name after decompression; empty for an archive of several files. Raises DataError."""
     if path.suffix.lower() != ".zip":
         return path.with_suffix("") if path.suffix.lower() in PACKED else path
     try:
@@ -150,12 +150,12 @@ def unpacked_name(path: Path) -> Path:
 
 
 def members(archive: zipfile.ZipFile) -> list[str]:
-    """Return the names of the files in an archive, but for those that systems put there."""
+    """Return the names of the files in an archive, without those that operating systems add."""
     return [name for name in archive.namelist() if not name.endswith("/") and not hidden(name)]
 
 
 def hidden(name: str) -> bool:
-    """Return whether a path inside a folder or archive is one that people do not see: .DS_Store, Thumbs.db."""
+    """Return whether a path inside a folder or archive is hidden: .DS_Store, Thumbs.db."""
     parts = Path(name).parts
     return any(part.startswith((".", "~$", "__MACOSX")) for part in parts) or parts[-1:] in (
         ("Thumbs.db",),

@@ -12,8 +12,8 @@ from task.data.tables.columns import dataset_of
 
 
 def joined(tables: Sequence[Table], reading: Reading) -> Table:
-    """Return the rows of tables one after another. Where their types give classes different names, or another order,
-    labels are these names. Raises DataError where one lacks a column that must be there, or types differ."""
+    """Return the rows of tables, concatenated. If their types name classes differently or in another order, labels
+    become the names. Raises DataError if a table lacks a required column, or types differ."""
     import datasets
 
     if len(tables) == 1:

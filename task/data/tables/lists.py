@@ -13,7 +13,7 @@ Positions = NDArray[np.int64]
 
 
 def lists_of(raw: Raw, column: str, rows: Positions) -> list[list[Any]]:
-    """Return the lists of these rows. Raises DataError for the first value that is none."""
+    """Return the lists of these rows. Raises DataError for the first value that is not a list."""
     found = []
     for row, value in zip(rows, raw.values(column, rows), strict=True):
         if not isinstance(value, list):
@@ -23,8 +23,7 @@ def lists_of(raw: Raw, column: str, rows: Positions) -> list[list[Any]]:
 
 
 def without_words(raw: Raw, column: str) -> NDArray[np.bool_]:
-    """Return which rows (N,) have no list of words, or one without a word in it. Raises DataError for a value that is
-    something else."""
+    """Return which rows (N,) have no list of words, or a list without a word. Raises DataError for any other value."""
     empty = np.zeros(len(raw), bool)
     for row, words in enumerate(raw.values(column)):
         if words is None:
@@ -37,8 +36,8 @@ def without_words(raw: Raw, column: str) -> NDArray[np.bool_]:
 
 
 def items_of(raw: Raw, column: str, rows: Positions) -> Table:
-    """Return the items of these rows' lists as rows of their own, one after another: what reads the label of a row then
-    reads that of an item, and errors name the row that an item is in. Raises DataError."""
+    """Return the items of these rows' lists as rows of a new table. Code that reads the label of a row then reads the
+    label of an item, and errors name the row that has the item. Raises DataError."""
     import datasets
 
     found = lists_of(raw, column, rows)
