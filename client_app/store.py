@@ -52,7 +52,8 @@ class ClientStore:
         model = journal.installed_from(
             strategy, model, start, lambda reached: self._path(reached, end), self._entry, self._base_weights
         )
-        own = strategy.private(model)  # else another strategy in the same run could send it
+        # Only these: another strategy in the same run would exchange the others, and so reveal them.
+        own = strategy.private(model)
         client_state = {name: tensor for name, tensor in self.client_state().get(MODEL, {}).items() if name in own}
         for name, tensor in truncated(client_state, start.rank or model.rank).items():
             corner(model.trained[name].data, tensor.shape).copy_(tensor)  # this round's rank may be another

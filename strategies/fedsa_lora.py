@@ -1,11 +1,11 @@
 """FedSA-LoRA: A is shared, B stays on the node.
 
 Guo et al., "Selective Aggregation for Low-Rank Adaptation in Federated Learning", arXiv 2410.01463 (ICLR 2025): both
-factors train on every node, A is averaged, B never leaves it. A learns what nodes have in common, B what is a node's
-own; so every node ends with a model of its own, and only nodes can score it (`evaluate = "nodes"`). The head is a
-node's own too where `head` is "private"; with "shared" it is averaged like A.
+factors train on every node, A is averaged, and B never leaves its node. A learns what nodes have in common, B what is
+specific to a node. So every node ends with a model of its own, and only nodes can score it (`evaluate = "nodes"`). With
+`head` = "private" the head stays on the node too; with "shared" it is averaged like A.
 
-What the server writes at the end is the shared part with fresh B: the start for a node that joins.
+The server's final model is the shared part with an initial B: the start for a node that joins.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,9 @@
 """FFA-LoRA: the factor A stays as it was drawn, and only B is trained and sent.
 
-Sun, Li, Li, Ding, "Improving LoRA in Privacy-preserving Federated Learning", arXiv 2403.12313 (ICLR 2024). A is the
-same for everybody, so the mean of the products is the product of the mean: sum_i p_i B_i A = (sum_i p_i B_i) A.
-Half the bytes of FedAvg with LoRA, and noise added to B enters the weights linearly. A is drawn from the run's seed
-when a model is built and never crosses the wire.
+Sun, Li, Li, Ding, "Improving LoRA in Privacy-preserving Federated Learning", arXiv 2403.12313 (ICLR 2024). All nodes
+have the same A, so the mean of the products is the product of the mean: sum_i p_i B_i A = (sum_i p_i B_i) A. It takes
+half the bytes of FedAvg with LoRA, and noise added to B enters the weights linearly. A is drawn from the run's seed
+when a model is built and is never sent.
 """
 
 from collections.abc import Mapping

@@ -1,13 +1,13 @@
 """FlexLoRA: the mean of the products, split into new factors by SVD.
 
 Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources", arXiv
-2402.11505 (NeurIPS 2024): DW = sum_i p_i s_i B_i A_i with DW = U S V^T; a node of rank r is sent B = U_r S_r / s and
-A = V_r^T, the best it can hold of the mean (Eckart and Young). The scaling s is the same for all ranks here, so it
-cancels. Other tensors are averaged as in FedAvg.
+2402.11505 (NeurIPS 2024): DW = sum_i p_i s_i B_i A_i with DW = U S V^T; a node of rank r is sent B = U_r S_r / s and A
+= V_r^T, the best approximation of the mean at its rank (Eckart and Young). The scaling s is the same for all ranks
+here, so it cancels. Other tensors are averaged as in FedAvg.
 
-The mean has a rank of up to sum_i r_i and is cut to the largest rank that anyone trains: the rule is exact only where
-that is enough. Factors turn with every SVD, so zero updates keep the product, not the factors. The SVD is taken of the
-small core between the QR factors of the stacked B_i and A_i; DW itself is never formed.
+The mean has a rank of up to sum_i r_i and is cut to the largest rank that any node trains: the rule is exact only if
+that is enough. Every SVD rotates the factors, so zero updates keep the product, not the factors. The SVD is taken of
+the small core between the QR factors of the stacked B_i and A_i; DW itself is never formed.
 """
 
 from collections import defaultdict

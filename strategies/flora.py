@@ -1,13 +1,12 @@
-"""FLoRA: adapters of all nodes are stacked, and the stack is merged into the base.
+"""FLoRA: the adapters of all nodes are stacked, and the stack is merged into the base.
 
 Wang et al., "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank Adaptations", arXiv
 2409.05976 (NeurIPS 2024): with B = [B_1 .. B_N] and A = [p_1 A_1; ..; p_N A_N], B A = sum_i p_i B_i A_i, whatever the
-ranks. Everybody is sent the stack, adds scaling * B A to the base and begins the next round with a fresh adapter.
+ranks. Every node is sent the stack, adds scaling * B A to the base and begins the next round with a new adapter.
 
 The stack is an entry of the journal: a node is sent it once and keeps it. It is as large as the adapters of the whole
-cohort together; it is sent as one matrix where that is smaller. A node sends B_i and A_i whole: the fresh B is zero,
-so a product of zero is what it sends if it learns nothing. Fresh A are drawn by every node for itself. Other tensors
-are averaged as in FedAvg.
+cohort together, or is sent as one matrix if that is smaller. A node sends B_i and A_i whole: a new B is zero, so a node
+that learns nothing sends a product of zero. Every node draws A for itself. Other tensors are averaged as in FedAvg.
 """
 
 import math

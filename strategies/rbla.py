@@ -1,14 +1,14 @@
 """RBLA: rank-based LoRA aggregation; every slice is averaged over the nodes that have it.
 
-Chen, Tavallaie, Nazemi, Zomaya, "RBLA: Rank-Based-LoRA-Aggregation for Fine-Tuning Heterogeneous Models in
-FLaaS", arXiv 2408.08699. With n_i the rows of node i and r_i its rank, slice k of a pair of factors:
+Chen, Tavallaie, Nazemi, Zomaya, "RBLA: Rank-Based-LoRA-Aggregation for Fine-Tuning Heterogeneous Models in FLaaS",
+arXiv 2408.08699. With n_i the rows of node i and r_i its rank, slice k of a pair of factors:
 
-    A[k, :] <- sum_{i: r_i > k} n_i A_i[k, :] / sum_{i: r_i > k} n_i          (B[:, k] likewise)
+    A[k, :] <- sum_{i: r_i > k} n_i A_i[k, :] / sum_{i: r_i > k} n_i          (B[:, k] in the same way)
 
-Other tensors are averaged as in FedAvg. A node is sent the leading r_i slices. Slices that
-nobody in the cohort owns keep their value; the paper does not treat them, and dropping them would hand
-a node fewer slices than it asked for. The scaling of the product does not depend on a node's rank: with
-alpha / r_i, slices trained under different scales would be mixed.
+Other tensors are averaged as in FedAvg. A node is sent the leading r_i slices. Slices that no node of the cohort has
+keep their value; the paper does not treat them, and without them a node would get fewer slices than it asked for. The
+scaling of the product does not depend on a node's rank: alpha / r_i would mix slices that were trained under different
+scales.
 """
 
 from collections import defaultdict

@@ -1,9 +1,9 @@
 """RoLoRA: odd rounds train and average B, even rounds A.
 
 Chen et al., "Robust Federated Finetuning of Foundation Models via Alternating Minimization of LoRA", arXiv 2409.02346.
-The factor that rests is the same for everybody, so each round's mean of the products is the product of the
-means: sum_i p_i B_i A = (sum_i p_i B_i) A, and likewise for A. Updates are half as large as FedAvg's. B is zero at the
-start, so it goes first: with B = 0 the gradient of A vanishes. The head trains in every round.
+All nodes have the same resting factor, so each round's mean of the products is the product of the means: sum_i p_i B_i
+A = (sum_i p_i B_i) A, and the same for A. Updates are half as large as FedAvg's. B is zero initially, so it trains
+first: with B = 0 the gradient of A vanishes. The head trains in every round.
 """
 
 from dataclasses import dataclass

@@ -66,7 +66,7 @@ def test_a_name_belongs_to_its_key_also_while_that_is_down(
     assert taking_part(rounds) == [["clinic-1", "clinic-3"], CLINICS[:3], CLINICS[:3]]
     refused = rf"left out node \d+: it says it is 'clinic-2', but its key \({re.escape(fingerprint(keys[THIEF]))}\)"
     assert re.search(refused + " is registered as 'clinic-4'", caplog.text)
-    assert "names are believed" not in caplog.text
+    assert "names are not verified" not in caplog.text
 
 
 @pytest.mark.first(1)
@@ -82,7 +82,7 @@ def test_without_names_of_keys_that_is_said_once(
     """Then the thief is believed while nobody else is there. The one who comes back is told of, and may not come in."""
     rounds = hold(tmp_path, OPTIONS, Authenticated(keys, [""] * 4)).rounds
     assert taking_part(rounds) == [CLINICS[:3]] * 3
-    assert caplog.text.count("names are believed as nodes say them") == 1
+    assert caplog.text.count("names are not verified") == 1
     assert REGISTER in caplog.text
     waits = re.findall(r"node (\d+) does not take part yet: it says it is 'clinic-2', which node \d+ is", caplog.text)
     assert len(waits) == 1  # once, not in every round
@@ -90,7 +90,7 @@ def test_without_names_of_keys_that_is_said_once(
 
 def test_simulated_nodes_have_no_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     hold(tmp_path, OPTIONS)
-    assert "names are believed" not in caplog.text
+    assert "names are not verified" not in caplog.text
 
 
 def test_two_that_say_one_name_are_both_left_out(

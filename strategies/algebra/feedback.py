@@ -6,9 +6,9 @@ arXiv 1901.09847, Algorithm 2:
 
     p_t = u_t + e_t,     what is sent is C(p_t),     e_{t+1} = p_t - C(p_t)
 
-so that sum_t C(p_t) + e_T = sum_t u_t: nothing is lost, it only comes later. A tensor may change its shape from round
-to round, as factors do with the rank: leading slices belong together, and what lies beyond an update waits until it
-fits again, as does the error of a tensor that a round does not send.
+so that sum_t C(p_t) + e_T = sum_t u_t: nothing is lost, only delayed. A tensor may change its shape from round to
+round, as factors do with the rank: leading slices belong together, and errors beyond an update's shape wait until they
+fit again, as does the error of a tensor that a round does not send.
 """
 
 from collections.abc import Mapping

@@ -5,12 +5,12 @@ K coordinates (a + b k) mod n, a random and b odd, each coordinate as likely as 
 
     coordinates c = S H D x            rebuilt x~ = (1 / K) D H S^T c
 
-E x~ = x, and E ||x~ - x||^2 = ((n - K) / K) ||x||^2. It costs O(n log n), whatever K. D follows from the common seed
-and S from a node's own: what nodes with different S sent is put into one vector, sum_i S_i^T c_i, and transformed once.
-Their errors are independent all the same, for x~ is unbiased by S alone.
+E x~ = x, and E ||x~ - x||^2 = ((n - K) / K) ||x||^2. It costs O(n log n), whatever K. D is drawn from the common seed
+and S from a node's own, so what nodes with different S sent is put into one vector, sum_i S_i^T c_i, and transformed
+once. Their errors are still independent, because x~ is unbiased by S alone.
 
-Where c are integers whose magnitudes sum to less than 2^24, every partial sum of H S^T c is an integer that float32
-holds exactly: any factorisation of H, any number of threads, any library and any device then give the same bits.
+If c are integers whose magnitudes sum to less than 2^24, every partial sum of H S^T c is an integer that float32
+represents exactly: any factorisation of H, number of threads, library and device gives the same bits.
 """
 
 import math

@@ -15,8 +15,8 @@ from task.training.trainer import Trainer
 def rehearse(strategy: Strategy, config: TaskConfig, base: Base, rows: Rows, device: str) -> tuple[str, ...]:
     """Train a model of its own once, as a node will; return the notices.
 
-    `device` is for what would take minutes on the CPU. An index out of range is only reported on the CPU; on an
-    accelerator it leaves the process without the device. Raises DryRunError, and the errors of `build`.
+    `device` is used only for models that would take minutes on the CPU: the CPU reports an index out of range, which
+    makes an accelerator unusable for the process. Raises DryRunError, and the errors of `build`.
     """
     rank = max(config.tuning.budgets() or config.tuning.candidates())
     assignment = Assignment(round=1, rounds=1, seed=config.seed, rank=rank, noise=1.0)

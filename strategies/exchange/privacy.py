@@ -107,4 +107,4 @@ class Mechanism:
         return {}
 
     def restore(self, memory: Mapping[str, Any]) -> None:
-        """Restore such a memory."""
+        """Restore what `memory` returned."""

@@ -30,8 +30,8 @@ class Pulls:
     strange: set[str] = field(default_factory=set)  # nodes whose updates cannot be compared
 
     def see(self, node: str, weight: float, view: Mapping[str, torch.Tensor], shapes: Mapping[str, torch.Size]) -> None:
-        """Sample what a node sent: tensors that are the leading corners of these shapes, zero elsewhere; None if the
-        places of different nodes' updates do not mean the same."""
+        """Sample what a node sent. `view` has tensors that are the leading corners of `shapes`, zero elsewhere; it is
+        empty if the same place in different nodes' updates does not mean the same."""
         if not view:
             self.strange.add(node)
             return

@@ -67,7 +67,7 @@ class Names:
     def warn(self) -> None:
         """Warn once if names are not bound to keys. Simulated nodes have no keys."""
         if not self._all_registered and any(identity.key for identity in self.nodes.values()):
-            LOG.warning("names are believed as nodes say them: no node is registered under its name (%s)", REGISTER)
+            LOG.warning("names are not verified: no node is registered under its name (%s)", REGISTER)
 
     def checked(self, profile: Profile) -> Profile:
         """Return the profile with the node's key. Raises Refused if the name belongs to another key."""
