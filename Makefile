@@ -37,7 +37,7 @@ fuzz-replies: venv  ## 30,000 damaged replies, over all strategies and chains of
 	FUZZ_REPLIES=30000 $(BIN)/python -m pytest -s tests/test_fuzz_replies.py
 
 fuzz-orders: venv  ## 5,000 damaged messages to a deployed node
-	FUZZ_ORDERS=5000 $(BIN)/python -m pytest -s tests/test_fuzz_orders.py
+	FUZZ_INSTRUCTIONS=5000 $(BIN)/python -m pytest -s tests/test_fuzz_instructions.py
 
 fuzz-hostile: venv  ## 28,000 orders that ask for secrets: every key, every kind of value, every kind of message
 	FUZZ_HOSTILE=1 $(BIN)/python -m pytest -s tests/test_hostile_server.py

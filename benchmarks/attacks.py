@@ -26,7 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from attacks import ATTACKS, attack
-from in_process import InProcessGrid, hold, left
+from in_process import InProcessGrid, federate, left
 
 import client_app
 from server_app.config import RunConfig
@@ -76,7 +76,7 @@ def run(strategy: str, seed: int, kind: str, options: dict[str, Any]) -> End:
     stopped = ""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            hold(Path(folder), chosen, grid)
+            federate(Path(folder), chosen, grid)
         except RunFailed as error:
             stopped = str(error)
         _, rounds = left(Path(folder))

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from in_process import hold
+from in_process import federate
 
 ROUNDS = 10
 SEARCHED = 100  # the seed that rates are chosen on
@@ -71,7 +71,7 @@ def _curve(options: dict[str, Any], name: str, rate: float, seed: int, metric: s
     """A metric of a run, before training and whenever it was measured."""
     chosen = {"server-optimizer": name, f"server-{name}.learning-rate": rate, "seed": seed}
     with tempfile.TemporaryDirectory() as folder:
-        return [float(line[metric]) for line in hold(Path(folder), options | chosen).rounds if metric in line]
+        return [float(line[metric]) for line in federate(Path(folder), options | chosen).rounds if metric in line]
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

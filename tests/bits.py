@@ -60,11 +60,11 @@ def held() -> dict[str, Any]:
 
 def _left(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     import torch
-    from in_process import hold, resumed
+    from in_process import federate, resumed
 
     torch.set_num_threads(1)
     small = {"num-server-rounds": 3, "simulation.num-supernodes": 4, "lora.targets": "q_proj,v_proj", "local-steps": 2}
-    outcome = hold(folder, small | options)
+    outcome = federate(folder, small | options)
     before = _read(outcome)
     rounds = outcome.run.server.num_server_rounds
     return {"whole": before, "resumed": _read(resumed(outcome.folder, {"num-server-rounds": rounds + 1}))}

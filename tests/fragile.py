@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from flwr.app import Message
-from in_process import QV, InProcessGrid, Outcome, equal, hold, suiting
+from in_process import QV, InProcessGrid, Outcome, equal, federate, suiting
 
 import client_app
 
@@ -70,7 +70,7 @@ def options(name: str) -> dict[str, Any]:
 def stopped(folder: Path, name: str = "fedavg") -> Path:
     """The folder of a run that ended after round 1."""
     with pytest.raises(Killed):
-        hold(folder, options(name), Fragile(looks=OPENING + 1))
+        federate(folder, options(name), Fragile(looks=OPENING + 1))
     return (folder / "latest").resolve()
 
 

@@ -1,7 +1,7 @@
 """The in-process grid with ears and hands: tests hear all messages, spoil replies, take nodes away and bring them back.
 
 Simulated nodes are as Ray's simulation makes them: random ids, `partition-id` and `num-partitions`.
-`hold` runs a whole federation on such a grid, as the ServerApp does, and gives what it left.
+`federate` runs a whole federation on such a grid, as the ServerApp does, and gives what it left.
 """
 
 import json
@@ -177,7 +177,7 @@ class Outcome:
         return resolve(self.run.task, server_store(), len(self.grid.contexts))
 
 
-def hold(
+def federate(
     folder: Path, options: dict[str, Any] | None = None, grid: InProcessGrid | None = None, **nodes: Any
 ) -> Outcome:
     """A federation of SMALL with `options`; `nodes` are arguments of the grid. Results go to `folder`.

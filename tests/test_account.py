@@ -12,7 +12,7 @@ import torch
 from deployed_node import asked, context, refusal
 from flwr.app import ConfigRecord, Context
 from fragile import Killed
-from in_process import Exchange, InProcessGrid, Outcome, hold, local, resumed, suiting
+from in_process import Exchange, InProcessGrid, Outcome, federate, local, resumed, suiting
 from witness import Left, epsilon, largest
 
 import client_app
@@ -161,7 +161,7 @@ def test_processes_pay_one_after_another(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_same_round_asked_again_is_paid_again_and_another_name_or_budget_changes_nothing(tmp_path: Path) -> None:
     """It was answered each time with fresh noise; the budget is of one round here."""
-    outcome = hold(tmp_path / "out", SAME | {"num-server-rounds": 1}, deployed(tmp_path))
+    outcome = federate(tmp_path / "out", SAME | {"num-server-rounds": 1}, deployed(tmp_path))
     content, node = again(outcome)
     spent = "its budget of epsilon 3 is spent"
     assert spent in refusal("train", content, node)
@@ -176,7 +176,7 @@ def counted_before(folder: Path, rounds: int) -> Outcome:
     """A run whose first round was answered by a version without accounts: it kept a number of rounds. The account of
     its second round is gone, so that this can be asked again."""
     unlimited = {"local-privacy.epsilon": 0.0, "local-privacy.noise": 4.0}
-    outcome = hold(folder / "out", SAME | unlimited, deployed(folder))
+    outcome = federate(folder / "out", SAME | unlimited, deployed(folder))
     (path,) = accounts(folder)
     path.unlink()
     memory = ClientStore(local(outcome.grid, outcome.grid.of("train")[0]), 1)
@@ -203,9 +203,9 @@ def test_what_an_earlier_version_counted_is_within_the_budget_too(tmp_path: Path
     assert not accounts(tmp_path)
 
 
-def test_another_token_does_not_start_afresh_under_a_limit(tmp_path: Path) -> None:
+def test_another_token_does_not_reset_the_spent_budget(tmp_path: Path) -> None:
     grid = deployed(tmp_path, policy__privacy__epsilon=4.0)
-    outcome = hold(tmp_path / "out", SAME, grid)
+    outcome = federate(tmp_path / "out", SAME, grid)
     content, node = again(outcome, run_token="0" * 32, local_privacy__epsilon=4.0)
     with pytest.raises(NodeFailed, match="the privacy that its owner allows is spent"):
         [asked("train", content, node) for _ in range(5)]
@@ -227,7 +227,9 @@ UNCOVERED: dict[str, tuple[str, dict[str, Any], str]] = {
 @pytest.mark.first(1)
 @pytest.mark.parametrize("kind", UNCOVERED)
 def test_under_a_limit_nothing_uncovered_leaves(kind: str, tmp_path: Path) -> None:
-    outcome = hold(tmp_path / "out", SAME | {"num-server-rounds": 1}, deployed(tmp_path, policy__privacy__epsilon=50.0))
+    outcome = federate(
+        tmp_path / "out", SAME | {"num-server-rounds": 1}, deployed(tmp_path, policy__privacy__epsilon=50.0)
+    )
     before = paid(tmp_path)
     message, order, reason = UNCOVERED[kind]
     content, node = again(outcome, **order)
@@ -237,16 +239,16 @@ def test_under_a_limit_nothing_uncovered_leaves(kind: str, tmp_path: Path) -> No
     assert paid(tmp_path) == before
 
 
-def test_an_order_with_gradients_that_dp_sgd_does_not_see_is_refused(tmp_path: Path) -> None:
+def test_instructions_with_gradients_outside_dp_sgd_are_refused(tmp_path: Path) -> None:
     """A hostile order may pair wrapper and strategy as no server would; its steps would not be private."""
     plain = SAME | suiting("fedkseed") | {"strategy": "fedkseed", "wrappers": "", "num-server-rounds": 1}
-    outcome = hold(tmp_path / "out", plain, deployed(tmp_path))
+    outcome = federate(tmp_path / "out", plain, deployed(tmp_path))
     content, node = again(outcome, wrappers="example-privacy", example_privacy__noise=1.0)
     assert "learns without gradients" in refusal("train", content, node)
 
 
 def test_a_damaged_account_stops_a_node(tmp_path: Path) -> None:
-    outcome = hold(tmp_path / "out", SAME, deployed(tmp_path))
+    outcome = federate(tmp_path / "out", SAME, deployed(tmp_path))
     (path,) = accounts(tmp_path)
     path.write_text("")
     content, node = again(outcome)
@@ -256,7 +258,7 @@ def test_a_damaged_account_stops_a_node(tmp_path: Path) -> None:
 
 
 def test_it_outlives_what_is_forgotten_with_time(tmp_path: Path) -> None:
-    outcome = hold(tmp_path / "out", SAME, deployed(tmp_path))
+    outcome = federate(tmp_path / "out", SAME, deployed(tmp_path))
     (path,) = accounts(tmp_path)
     long_ago = path.stat().st_mtime - 100 * KEPT_FOR
     for place in (path, path.parent):
@@ -266,8 +268,8 @@ def test_it_outlives_what_is_forgotten_with_time(tmp_path: Path) -> None:
     assert path.exists()
 
 
-def test_orders_without_privacy_cost_no_account(tmp_path: Path) -> None:
-    hold(tmp_path / "out", SAME | {"wrappers": ""}, deployed(tmp_path))
+def test_instructions_without_privacy_cost_nothing(tmp_path: Path) -> None:
+    federate(tmp_path / "out", SAME | {"wrappers": ""}, deployed(tmp_path))
     assert not (tmp_path / "store-0" / "accounts").exists()
 
 
@@ -275,7 +277,7 @@ def test_orders_without_privacy_cost_no_account(tmp_path: Path) -> None:
 def test_simulated_nodes_start_anew_with_every_run(tmp_path: Path) -> None:
     own = nodes(tmp_path)
     for _ in range(2):
-        outcome = hold(tmp_path / "out", SAME, InProcessGrid(client_app.app, 2, own))
+        outcome = federate(tmp_path / "out", SAME, InProcessGrid(client_app.app, 2, own))
         assert not any(node["refused"] for line in outcome.rounds for node in line["nodes"])
     assert not accounts(tmp_path)
 
@@ -318,7 +320,7 @@ def test_a_lifetime_budget_over_three_runs_with_kills(tmp_path: Path) -> None:
     for run in range(3):
         folder = tmp_path / f"run-{run}"
         with pytest.raises(Killed):
-            hold(folder, SAME | {"num-server-rounds": 3, "max-failed-rounds": 9}, Watched(f"run-{run}", trained=3))
+            federate(folder, SAME | {"num-server-rounds": 3, "max-failed-rounds": 9}, Watched(f"run-{run}", trained=3))
         try:
             outcome = resumed((folder / "latest").resolve(), None, Watched(f"again-{run}"))
         except RunFailed as error:
@@ -336,7 +338,7 @@ def test_a_lifetime_budget_over_three_runs_with_kills(tmp_path: Path) -> None:
     assert len(lines) == sum(one.node == 0 for one in journal)
 
 
-def test_an_owner_is_told_what_has_been_spent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_owner_sees_what_has_been_spent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "accounts"
     for run, times in (("a", 3), ("b", 1)):
         for number in range(times):

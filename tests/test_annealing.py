@@ -8,7 +8,7 @@ import pytest
 import torch
 from exports import exported
 from flwr.app import Message
-from in_process import QV, Exchange, InProcessGrid, Outcome, hold, local, sent, spoiled, watched
+from in_process import QV, Exchange, InProcessGrid, Outcome, federate, local, sent, spoiled, watched
 
 import client_app
 import strategies
@@ -211,7 +211,7 @@ def test_nodes_replay_hand_over_and_remainders_to_what_the_server_has(merging: W
 def test_a_run_of_two_stages_is_exported(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The best round may be one of the whole model, the last is an adapter on a base of its own."""
     options = OPTIONS | {"strategy": "sa-fedlora", "num-server-rounds": 3, "learning-rate": 0.001}
-    outcome: Outcome = hold(tmp_path_factory.mktemp("run"), options)
+    outcome: Outcome = federate(tmp_path_factory.mktemp("run"), options)
     pixels = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     for which in ("last", "best"):
         model = held(outcome.run.strategy, outcome.base, outcome.task, outcome.state(which))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from attacks import ATTACKS, attack
-from in_process import Outcome, hold
+from in_process import Outcome, federate
 
 LIARS, ROUNDS = (1, 4), 8
 TEN: dict[str, Any] = {
@@ -23,7 +23,7 @@ SLOWED = ("rows", "flip 1")  # of plausible length: who does harm is found after
 
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return hold(tmp_path_factory.mktemp("honest"), TEN)
+    return federate(tmp_path_factory.mktemp("honest"), TEN)
 
 
 def gained(outcome: Outcome, honest: Outcome) -> float:
@@ -36,7 +36,7 @@ def gained(outcome: Outcome, honest: Outcome) -> float:
 @pytest.mark.parametrize("kind", ATTACKS)
 def test_two_liars_of_ten_do_not_take_the_run(tmp_path: Path, honest: Outcome, kind: str) -> None:
     options = TEN | ({"evaluate": "both"} if kind == "scores" else {})
-    outcome = hold(tmp_path, options, spoil=attack(kind, "fedavg", LIARS, ROUNDS))
+    outcome = federate(tmp_path, options, spoil=attack(kind, "fedavg", LIARS, ROUNDS))
     assert gained(outcome, honest) > (0.7 if kind in SLOWED else 0.8)
     refused = {line["node"] for entry in outcome.rounds for line in entry["nodes"] if line["refused"]}
     assert refused <= {str(node) for node in LIARS}
@@ -49,6 +49,8 @@ def test_without_rows_of_the_servers_colluders_take_a_mean_and_no_trimmed_one(tm
     """What docs/threats.md says is not covered, and by what it is."""
     spoil = attack("collude", "fedavg", LIARS, ROUNDS)
     alone = TEN | {"examine-rows": 0}
-    plain = hold(tmp_path / "mean", alone, spoil=spoil)
-    trimmed = hold(tmp_path / "trimmed", alone | {"wrappers": "trimmed-mean", "trimmed-mean.trim": 0.2}, spoil=spoil)
+    plain = federate(tmp_path / "mean", alone, spoil=spoil)
+    trimmed = federate(
+        tmp_path / "trimmed", alone | {"wrappers": "trimmed-mean", "trimmed-mean.trim": 0.2}, spoil=spoil
+    )
     assert gained(trimmed, honest) > gained(plain, honest) + 0.3

@@ -8,7 +8,7 @@ import pytest
 import torch
 from entries import at_the_base
 from flwr.app import ConfigRecord, Error, Message
-from in_process import InProcessGrid, Outcome, Spoil, equal, hold, resumed, spoiled
+from in_process import InProcessGrid, Outcome, Spoil, equal, federate, resumed, spoiled
 
 import client_app
 from strategies.exchange.types import RunFailed, State
@@ -43,7 +43,7 @@ def silent(partition: int, replies: int) -> Spoil:
 
 @pytest.mark.slow
 def test_a_silent_node_rests_for_1_2_and_4_rounds(tmp_path: Path) -> None:
-    outcome = hold(tmp_path, QUICK | {"num-server-rounds": 13}, spoil=silent(1, 3))
+    outcome = federate(tmp_path, QUICK | {"num-server-rounds": 13}, spoil=silent(1, 3))
     assert asked(outcome, "1") == [1, 3, 6, 11, 12, 13]  # the fourth time it answers, and all is forgotten
     assert asked(outcome, "0") == asked(outcome, "2") == list(range(1, 14))
     assert [entry["resting"] for entry in outcome.rounds[:6]] == [[], [], ["1"], [], ["1"], ["1"]]
@@ -74,7 +74,7 @@ def test_who_cannot_be_reached_rests_and_who_answers_badly_does_not(tmp_path: Pa
             return Message(Error(code, "gone"), reply_to=reply)
         return reply
 
-    outcome = hold(tmp_path, QUICK | {"num-server-rounds": 3}, spoil=spoil)
+    outcome = federate(tmp_path, QUICK | {"num-server-rounds": 3}, spoil=spoil)
     assert asked(outcome, "1") == ([1, 3] if rests else [1, 2, 3])
 
 
@@ -83,7 +83,7 @@ def test_a_bad_reply_is_an_answer(tmp_path: Path) -> None:
     def spoil(partition: int, kind: str, reply: Message) -> Message:
         return spoiled(reply) if (partition, kind) == (1, "train") else reply
 
-    assert asked(hold(tmp_path, QUICK | {"num-server-rounds": 2}, spoil=spoil), "1") == [1, 2]
+    assert asked(federate(tmp_path, QUICK | {"num-server-rounds": 2}, spoil=spoil), "1") == [1, 2]
 
 
 @pytest.mark.first(1)
@@ -92,18 +92,18 @@ def test_where_all_would_rest_all_are_asked(tmp_path: Path) -> None:
         return None if kind == "train" else reply
 
     with pytest.raises(RunFailed, match="3 failed rounds in a row"):
-        hold(tmp_path, QUICK | {"num-server-rounds": 5, "max-failed-rounds": 3}, spoil=spoil)
+        federate(tmp_path, QUICK | {"num-server-rounds": 5, "max-failed-rounds": 3}, spoil=spoil)
 
 
 @pytest.mark.first(1)
 def test_too_few_awake_for_the_minimum_and_all_are_drawn_from(tmp_path: Path) -> None:
-    outcome = hold(tmp_path, QUICK | {"num-server-rounds": 2, "min-train-nodes": 3}, spoil=silent(1, 1))
+    outcome = federate(tmp_path, QUICK | {"num-server-rounds": 2, "min-train-nodes": 3}, spoil=silent(1, 1))
     assert asked(outcome, "1") == [1, 2]
 
 
 @pytest.mark.first(1)
 def test_who_missed_training_is_not_asked_to_evaluate_in_that_round(tmp_path: Path) -> None:
-    outcome = hold(tmp_path, QUICK | {"num-server-rounds": 2, "evaluate": "nodes"}, spoil=silent(1, 1))
+    outcome = federate(tmp_path, QUICK | {"num-server-rounds": 2, "evaluate": "nodes"}, spoil=silent(1, 1))
     evaluated = [partition for partition, kind in outcome.grid.log if kind == "evaluate"]
     assert evaluated == [0, 1, 2, 0, 2, 0, 2]
 
@@ -116,14 +116,14 @@ def test_a_node_that_restarts_is_asked_at_once(tmp_path: Path) -> None:
                 self.restart(1)
             return super().get_node_ids()
 
-    outcome = hold(tmp_path, QUICK | {"num-server-rounds": 2}, Restarting(client_app.app, 3, spoil=silent(1, 1)))
+    outcome = federate(tmp_path, QUICK | {"num-server-rounds": 2}, Restarting(client_app.app, 3, spoil=silent(1, 1)))
     assert asked(outcome, "1") == [1, 2]
 
 
 @pytest.mark.slow
 def test_a_resumed_run_lets_the_same_nodes_rest(tmp_path: Path) -> None:
-    whole = hold(tmp_path / "whole", QUICK | {"num-server-rounds": 4}, spoil=silent(1, 1))
-    part = hold(tmp_path / "part", QUICK | {"num-server-rounds": 1}, spoil=silent(1, 1))
+    whole = federate(tmp_path / "whole", QUICK | {"num-server-rounds": 4}, spoil=silent(1, 1))
+    part = federate(tmp_path / "part", QUICK | {"num-server-rounds": 1}, spoil=silent(1, 1))
     outcome = resumed(part.folder, {"num-server-rounds": 4})
     assert asked(outcome, "1") == asked(whole, "1") == [1, 3, 4]
     assert equal(outcome.state().tensors, whole.state().tensors)
@@ -140,7 +140,7 @@ def test_a_late_reply_does_not_count_in_the_next_round(tmp_path: Path) -> None:
         late.append(reply)
         return Message(late[0].content, reply_to=reply) if len(late) == 2 else reply
 
-    outcome = hold(tmp_path, QUICK | {"num-server-rounds": 2}, spoil=spoil)
+    outcome = federate(tmp_path, QUICK | {"num-server-rounds": 2}, spoil=spoil)
     (line,) = [line for line in outcome.rounds[2]["nodes"] if line["node"] == "1"]
     assert line["refused"] == "it answers a round other than 2"
 
@@ -148,7 +148,7 @@ def test_a_late_reply_does_not_count_in_the_next_round(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------- what a node installed
 
 
-def test_an_echo_is_of_what_the_model_holds() -> None:
+def test_the_install_hash_is_of_the_models_tensors() -> None:
     model = at_the_base()
     start = State({name: torch.randn_like(tensor) for name, tensor in model.trained.items()} | {"own": torch.ones(2)})
     model.write({name: tensor for name, tensor in start.tensors.items() if name != "own"})
@@ -175,13 +175,13 @@ def test_who_installed_something_else_is_dropped(tmp_path: Path, kind: str, said
                 metrics[INSTALLED] = said
         return reply
 
-    outcome = hold(tmp_path, QUICK | {"evaluate": "nodes"}, spoil=spoil)
+    outcome = federate(tmp_path, QUICK | {"evaluate": "nodes"}, spoil=spoil)
     refused = [line["refused"] for line in outcome.rounds[1]["nodes"]]
     if kind == "train":
         assert [bool(reason) for reason in refused] == [False, True, False]
         assert f"it installed something else ({said}) than it was sent (" in refused[1]
     else:
-        whole = hold(tmp_path, QUICK | {"evaluate": "nodes"})
+        whole = federate(tmp_path, QUICK | {"evaluate": "nodes"})
         assert not any(refused)
         assert outcome.rounds[1]["nodes-num-examples"] < whole.rounds[1]["nodes-num-examples"]
     assert INSTALLED not in outcome.rounds[1]["nodes"][0]["metrics"]
@@ -206,7 +206,7 @@ def test_an_install_that_leaves_something_out_is_noticed(tmp_path: Path, monkeyp
             return answer(message)
 
     grid.delivered = answering  # type: ignore[method-assign]
-    lines = hold(tmp_path, QUICK | {"num-server-rounds": 2}, grid).rounds[2]["nodes"]
+    lines = federate(tmp_path, QUICK | {"num-server-rounds": 2}, grid).rounds[2]["nodes"]
     assert [bool(line["refused"]) for line in lines] == [False, True, False]
     assert "installed something else" in lines[1]["refused"]
 
@@ -219,10 +219,10 @@ def test_an_install_that_leaves_something_out_is_noticed(tmp_path: Path, monkeyp
 def test_a_run_does_not_start_where_too_few_fit(tmp_path: Path, key: str) -> None:
     bad = {0: {"rank": 0}, 2: {"data-path": "/nowhere.csv"}}
     with pytest.raises(RunFailed, match=rf"1 of 3 nodes can take part, {key} is 2: node \d+: .*; node \d+: ") as raised:
-        hold(tmp_path, {key: 2}, node_configs=bad)
+        federate(tmp_path, {key: 2}, node_configs=bad)
     assert "rank = 0 must be a whole number above 0" in str(raised.value)
     assert "there is no file or folder /nowhere.csv" in str(raised.value)
-    assert hold(tmp_path, {key: 1}, node_configs=bad).summary["status"] == "completed"
+    assert federate(tmp_path, {key: 1}, node_configs=bad).summary["status"] == "completed"
 
 
 def test_a_node_of_other_labels_is_left_out(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_node_of_other_labels_is_left_out(tmp_path: Path) -> None:
         return reply
 
     with pytest.raises(RunFailed, match=r"its labels are not among the run's, '0\|1\|2.*9'; it has 'x\|y'"):
-        hold(tmp_path, {"min-train-nodes": 3}, spoil=spoil)
+        federate(tmp_path, {"min-train-nodes": 3}, spoil=spoil)
 
 
 def test_other_versions_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -250,6 +250,6 @@ def test_other_versions_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         return reply
 
     caplog.set_level(logging.WARNING, "flwr")
-    hold(tmp_path, QUICK, spoil=spoil)
+    federate(tmp_path, QUICK, spoil=spoil)
     assert f"node 1 has torch 0.1, the server {ours}: bits may differ" in caplog.messages
     assert not differing(ours, ours)

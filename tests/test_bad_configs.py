@@ -118,12 +118,12 @@ def test_check_refuses_what_data_and_model_rule_out(override: str, said: str, tm
         check(settings, lambda line: None)
 
 
-def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     found = problems(tmp_path, "lr=0.1 tuning='lroa'", "num-server-rounds=0", "strategy='rblaa'")
     assert len(found) == 4
 
 
-def test_unreadable_preset_and_unreadable_override_are_told_together(tmp_path: Path) -> None:
+def test_unreadable_preset_and_override_are_reported_together(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("= 3")
     assert len(problems(tmp_path, "seed=one", preset="mine.toml")) == 2
 

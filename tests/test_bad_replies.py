@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
-from in_process import Outcome, hold, left, retold
+from in_process import Outcome, federate, left, retold
 
 from strategies.exchange.types import Entry, RunFailed, State
 from strategies.protocol import checkpoint, wire
@@ -137,7 +137,7 @@ def spoiling(ways: dict[int, Callable[[Message], Message | None]]) -> Callable[[
 # ------------------------------------------------------------------------------- some are bad
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return hold(tmp_path_factory.mktemp("healthy"), EIGHT)
+    return federate(tmp_path_factory.mktemp("healthy"), EIGHT)
 
 
 def test_a_round_goes_on_without_bad_replies(
@@ -145,7 +145,7 @@ def test_a_round_goes_on_without_bad_replies(
 ) -> None:
     ways = {1: raises, 2: not_a_number, 4: strange_name, 5: broadcastable, 7: silent}
     caplog.set_level(logging.WARNING, "flwr")
-    outcome = hold(tmp_path, EIGHT, spoil=spoiling(ways))
+    outcome = federate(tmp_path, EIGHT, spoil=spoiling(ways))
     assert outcome.summary["status"] == "completed"
     for entry in outcome.rounds[1:]:
         assert not entry["failed"]
@@ -171,7 +171,9 @@ def test_bad_replies_leave_no_trace(tmp_path: Path) -> None:
     states = []
     for number, way in enumerate((raises, not_a_number, broadcastable)):
         folder = tmp_path / str(number)
-        states.append(hold(folder, EIGHT | {"num-server-rounds": 1}, spoil=spoiling({0: way, 3: way})).state().tensors)
+        states.append(
+            federate(folder, EIGHT | {"num-server-rounds": 1}, spoil=spoiling({0: way, 3: way})).state().tensors
+        )
     for other in states[1:]:
         assert all(torch.equal(states[0][name], tensor) for name, tensor in other.items())
 
@@ -180,7 +182,7 @@ def test_bad_replies_leave_no_trace(tmp_path: Path) -> None:
 @pytest.mark.parametrize("first", range(0, len(WAYS), 6))
 def test_every_kind_of_bad_reply_is_named(tmp_path: Path, first: int) -> None:
     ways = dict(enumerate(list(WAYS)[first : first + 6]))
-    rounds = hold(tmp_path, EIGHT | {"num-server-rounds": 1}, spoil=spoiling(ways)).rounds
+    rounds = federate(tmp_path, EIGHT | {"num-server-rounds": 1}, spoil=spoiling(ways)).rounds
     refused = {line["node"]: line["refused"] for line in rounds[1]["nodes"]}
     for partition, way in ways.items():
         assert_says(f"^{WAYS[way]}", refused[str(partition)])
@@ -190,7 +192,7 @@ def test_every_kind_of_bad_reply_is_named(tmp_path: Path, first: int) -> None:
 # ------------------------------------------------------------------------------- too many are bad
 def test_all_bad_fails_the_run(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"2 failed rounds in a row.*0 of 8 replies were good.*the disk is full"):
-        hold(tmp_path, EIGHT, spoil=spoiling(dict.fromkeys(range(8), raises)))
+        federate(tmp_path, EIGHT, spoil=spoiling(dict.fromkeys(range(8), raises)))
     summary, rounds = left(tmp_path)
     assert summary["status"] == "failed"
     assert "the disk is full" in summary["error"]
@@ -202,9 +204,9 @@ def test_all_bad_fails_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_state_stays_in_a_failed_round(tmp_path: Path) -> None:
-    before = hold(tmp_path / "one", EIGHT | {"num-server-rounds": 1})
+    before = federate(tmp_path / "one", EIGHT | {"num-server-rounds": 1})
     with pytest.raises(RunFailed, match="1 failed rounds in a row"):
-        hold(tmp_path / "two", EIGHT, spoil=from_round(2, raises))
+        federate(tmp_path / "two", EIGHT, spoil=from_round(2, raises))
     summary, rounds = left(tmp_path / "two")
     assert (summary["status"], summary["failed-rounds"]) == ("failed", 1)
     after, _ = checkpoint.load(tmp_path / "two" / "latest" / "checkpoints" / checkpoint.LAST)
@@ -217,7 +219,7 @@ def test_the_state_stays_in_a_failed_round(tmp_path: Path) -> None:
 def test_a_failed_round_has_a_quality_where_nodes_measure_it(tmp_path: Path) -> None:
     """The state is there even though the round failed, so `final` is what it scores."""
     with pytest.raises(RunFailed):
-        hold(tmp_path, EIGHT | {"evaluate": "nodes"}, spoil=from_round(2, raises))
+        federate(tmp_path, EIGHT | {"evaluate": "nodes"}, spoil=from_round(2, raises))
     summary, rounds = left(tmp_path)
     assert summary["final"] == rounds[1]["accuracy"]
 
@@ -241,9 +243,9 @@ def test_min_success_fraction(tmp_path: Path, fraction: float, bad: int, fails: 
     spoil = spoiling(dict.fromkeys(range(bad), raises))
     if fails:
         with pytest.raises(RunFailed, match=f"{8 - bad} of 8 replies were good, {round(8 * fraction)} are needed"):
-            hold(tmp_path, options, spoil=spoil)
+            federate(tmp_path, options, spoil=spoil)
     else:
-        assert not hold(tmp_path, options, spoil=spoil).rounds[1]["failed"]
+        assert not federate(tmp_path, options, spoil=spoil).rounds[1]["failed"]
 
 
 @pytest.mark.slow
@@ -256,10 +258,10 @@ def test_a_good_round_forgives_failed_ones(tmp_path: Path) -> None:
         return reply
 
     options = EIGHT | {"num-server-rounds": 6, "max-failed-rounds": 3, "simulation.num-supernodes": 2}
-    outcome = hold(tmp_path, options, spoil=spoil)
+    outcome = federate(tmp_path, options, spoil=spoil)
     assert outcome.summary["failed-rounds"] == 4
     with pytest.raises(RunFailed, match="2 failed rounds in a row"):
-        hold(tmp_path, options | {"max-failed-rounds": 2}, spoil=spoil)
+        federate(tmp_path, options | {"max-failed-rounds": 2}, spoil=spoil)
 
 
 def test_an_older_reply_cannot_be_played_again(tmp_path: Path) -> None:
@@ -272,7 +274,7 @@ def test_an_older_reply_cannot_be_played_again(tmp_path: Path) -> None:
         reply.content = kept["content"]
         return reply
 
-    rounds = hold(tmp_path, EIGHT, spoil=spoil).rounds
+    rounds = federate(tmp_path, EIGHT, spoil=spoil).rounds
     refused = [{line["node"]: line["refused"] for line in entry["nodes"]} for entry in rounds]
     assert not refused[1]["3"]
     assert refused[2]["3"] == "it answers a round other than 2"
@@ -283,7 +285,7 @@ def test_a_node_without_a_profile_is_left_out(tmp_path: Path) -> None:
     def spoil(partition: int, kind: str, reply: Message) -> Message:
         return raises(reply) if kind == "query.profile" and partition == 0 else reply
 
-    outcome = hold(tmp_path, EIGHT | {"num-server-rounds": 1}, spoil=spoil)
+    outcome = federate(tmp_path, EIGHT | {"num-server-rounds": 1}, spoil=spoil)
     assert [line["node"] for line in outcome.rounds[1]["nodes"]] == [str(n) for n in range(1, 8)]
 
 
@@ -292,7 +294,7 @@ def test_no_profile_at_all_fails_the_run_with_the_reason(tmp_path: Path) -> None
         return raises(reply)
 
     with pytest.raises(RunFailed, match=r"0 of 8 nodes can take part, min-available-nodes is 1: .*the disk is full"):
-        hold(tmp_path, EIGHT, spoil=spoil)
+        federate(tmp_path, EIGHT, spoil=spoil)
     assert left(tmp_path)[0]["status"] == "failed"
 
 
@@ -301,14 +303,14 @@ def test_a_node_that_does_not_take_the_base_is_left_out(tmp_path: Path, caplog: 
         return raises(reply) if (partition, kind) == (4, "query.base") else reply
 
     own = {4: {"store-path": str(tmp_path / "store")}}
-    rounds = hold(tmp_path, EIGHT | {"num-server-rounds": 1}, spoil=spoil, node_configs=own).rounds
+    rounds = federate(tmp_path, EIGHT | {"num-server-rounds": 1}, spoil=spoil, node_configs=own).rounds
     assert [line["node"] for line in rounds[1]["nodes"]] == ["0", "1", "2", "3", "5", "6", "7"]
     assert_says("left out node 4: it did not take the base: .*the disk is full", caplog.text)
 
 
 def test_of_two_nodes_that_say_one_name_none_takes_part(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     own = {1: {"name": "clinic"}, 2: {"name": "clinic"}}
-    outcome = hold(tmp_path, EIGHT | {"num-server-rounds": 1}, node_configs=own)
+    outcome = federate(tmp_path, EIGHT | {"num-server-rounds": 1}, node_configs=own)
     assert len(outcome.rounds[1]["nodes"]) == 6
     assert_says(
         r"left out node clinic: 2 nodes say that they are 'clinic': \d+ \(no key\), \d+ \(no key\)", caplog.text

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from in_process import QV, InProcessGrid, hold, resumed
+from in_process import QV, InProcessGrid, federate, resumed
 
 import client_app
 import server_app.main
@@ -182,7 +182,7 @@ def test_a_run_stops_where_its_score_does_not_improve(
 
 def test_a_stopped_run_is_complete_says_why_and_can_be_resumed(tmp_path: Path) -> None:
     options = {"num-server-rounds": 5, "learning-rate": 1e-9, "early-stopping.patience": 2}
-    outcome = hold(tmp_path, options)
+    outcome = federate(tmp_path, options)
     assert [line["round"] for line in outcome.rounds] == [0, 1, 2]
     assert outcome.summary["status"] == "completed"
     assert "2 evaluations without a better accuracy" in outcome.summary["stopped"]

@@ -80,7 +80,7 @@ def test_all_stand_on_the_servers_bits_and_go_on_with_entries(run: Run) -> None:
     assert not equal(expected, journal.base_weights_of(run.server(BACK)))
 
 
-def test_weights_are_kept_under_their_mark(run: Run) -> None:
+def test_weights_are_stored_under_their_journal_position(run: Run) -> None:
     for node in range(4):
         kept = [path.name for path in run.store(node).glob("grounds/*")]
         sent = node > 0 and run.coordinates > 128

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from in_process import hold
+from in_process import federate
 from samples import language_base, write_table
 
 from task.config import Model, TaskConfig
@@ -137,7 +137,7 @@ def test_what_cannot_be_prepared_is_said(base: Base, tmp_path: Path) -> None:
     assert found == "<s> Task : add one and two Answer : three </s>"
 
 
-def test_settings_that_do_not_go_together_are_told_at_once() -> None:
+def test_incompatible_settings_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as error:
         TaskConfig.read({"task.kind": "causal-lm", "data.max-completion-length": 128})
     told = str(error.value)
@@ -253,7 +253,7 @@ def test_a_federation_names_its_metrics_and_takes_the_lowest_loss(base: Base, tm
     settings = flat(file, partitioner="dirichlet", label_column="category", min_partition_size=1, train_rows=0)
     settings |= {"model.name": str(base.folder), "num-server-rounds": 2, "local-steps": 4, "learning-rate": 0.02}
     own = {0: {"data-path": str(write_table(tmp_path / "own.jsonl", {n: ROWS[n] for n in ("instruction", "output")}))}}
-    outcome = hold(tmp_path / "out", settings | {"evaluate": "both"}, node_configs=own)
+    outcome = federate(tmp_path / "out", settings | {"evaluate": "both"}, node_configs=own)
     summary, rounds = outcome.summary, outcome.rounds
     assert (summary["status"], summary["metric"]) == ("completed", "loss")
     assert summary["metric-source"].endswith("validation part, by the lowest loss")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message
-from in_process import InProcessGrid, equal, hold, retold
+from in_process import InProcessGrid, equal, federate, retold
 
 import client_app
 import strategies
@@ -153,7 +153,7 @@ def test_the_account_is_of_rounds_that_were_begun_and_ends_the_run_in_time() -> 
     assert "another round would make it" in central.exhausted()
 
 
-def test_an_account_goes_on_from_its_memory() -> None:
+def test_an_account_resumes_from_its_saved_state() -> None:
     first = mechanism(noise=2.0, quantile=0.5)
     first.spend(NODES, NODES[:3], 1)
     first.combined({}, 0, LIKE)
@@ -243,18 +243,18 @@ OFF = PRIVATE | {"central-privacy.epsilon": 0.0, "central-privacy.clip": 0.0}
 @pytest.mark.first(1)
 @pytest.mark.parametrize("options", [{}, {"data.partitioner": "dirichlet", "fraction-train": 0.6}])
 def test_switched_off_a_run_is_the_plain_one_bit_for_bit(options: dict[str, Any], tmp_path: Path) -> None:
-    plain, off = (hold(tmp_path, SAME | options | more) for more in ({}, OFF))
+    plain, off = (federate(tmp_path, SAME | options | more) for more in ({}, OFF))
     assert equal(plain.state().tensors, off.state().tensors)
     assert [line.get("train-loss") for line in plain.rounds] == [line.get("train-loss") for line in off.rounds]
 
 
 def test_without_noise_and_beyond_every_norm_a_run_of_all_nodes_is_the_plain_one_bit_for_bit(tmp_path: Path) -> None:
-    plain, wide = (hold(tmp_path, SAME | more) for more in ({}, OFF | {"central-privacy.clip": 1e9}))
+    plain, wide = (federate(tmp_path, SAME | more) for more in ({}, OFF | {"central-privacy.clip": 1e9}))
     assert equal(plain.state().tensors, wide.state().tensors)
 
 
 def test_a_run_says_what_it_has_spent_and_nothing_of_training(tmp_path: Path) -> None:
-    outcome = hold(tmp_path, SAME | PRIVATE | {"fraction-train": 0.5, "central-privacy.delta": 0.01})
+    outcome = federate(tmp_path, SAME | PRIVATE | {"fraction-train": 0.5, "central-privacy.delta": 0.01})
     epsilons = [line["epsilon"] for line in outcome.rounds]
     assert epsilons[0] == 0 < epsilons[1] < epsilons[2] <= 8
     assert outcome.summary["epsilon"] == epsilons[-1]
@@ -268,7 +268,7 @@ def test_a_run_says_what_it_has_spent_and_nothing_of_training(tmp_path: Path) ->
 
 def test_a_run_ends_where_its_budget_does(tmp_path: Path) -> None:
     options = {"num-server-rounds": 9, "central-privacy.noise": 1.0, "central-privacy.epsilon": 9.0}
-    outcome = hold(tmp_path, SAME | PRIVATE | options)
+    outcome = federate(tmp_path, SAME | PRIVATE | options)
     assert outcome.summary["status"] == "completed"
     assert "another round would make it" in outcome.summary["stopped"]
     last = outcome.summary["rounds"]
@@ -284,14 +284,14 @@ def test_a_greedy_node_moves_the_state_no_further_than_the_clip(tmp_path: Path) 
         return retold(reply, lambda t: {n: x * 1e6 for n, x in t.items()}) if kind == "train" else reply
 
     grid = InProcessGrid(client_app.app, 3, spoil=greedy)
-    outcome = hold(tmp_path, SAME | OFF | {"central-privacy.clip": 0.25, "num-server-rounds": 1}, grid)
+    outcome = federate(tmp_path, SAME | OFF | {"central-privacy.clip": 0.25, "num-server-rounds": 1}, grid)
     after, before = outcome.state().tensors, grid.of("train")[0].request
     start = wire.unpack(before).tensors
     assert norm({name: after[name].double() - start[name].double() for name in after}) <= 0.25 + 1e-5
 
 
 def test_it_goes_round_compression_with_feedback(tmp_path: Path) -> None:
-    outcome = hold(tmp_path, SAME | PRIVATE | {"wrappers": "central-privacy,top-k", "central-privacy.delta": 0.01})
+    outcome = federate(tmp_path, SAME | PRIVATE | {"wrappers": "central-privacy,top-k", "central-privacy.delta": 0.01})
     assert not any(line["failed"] for line in outcome.rounds)
     assert outcome.summary["status"] == "completed"
 
@@ -299,7 +299,7 @@ def test_it_goes_round_compression_with_feedback(tmp_path: Path) -> None:
 def test_nodes_that_drop_out_shrink_the_sum_and_not_what_it_is_divided_by(tmp_path: Path) -> None:
     """One of three nodes is gone: a plain mean is over the others, a guarded one is two thirds of that."""
     options = SAME | {"num-server-rounds": 1, "simulation.dropout": 0.9, "min-success-fraction": 0.0}
-    states = [hold(tmp_path, options | more) for more in ({}, OFF | {"central-privacy.clip": 1e9})]
+    states = [federate(tmp_path, options | more) for more in ({}, OFF | {"central-privacy.clip": 1e9})]
     gone = [node["refused"] for node in states[0].rounds[1]["nodes"]]
     assert "it dropped out (simulation.dropout)" in gone
     good = gone.count("")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message
-from in_process import QV, InProcessGrid, Outcome, equal, hold, left, resumed, retold
+from in_process import QV, InProcessGrid, Outcome, equal, federate, left, resumed, retold
 
 import client_app
 from server_app.config import RunConfig
@@ -53,7 +53,7 @@ def flipped(first: int, nodes: set[int] = frozenset({1, 2}), by: float = -4.0) -
 
 @pytest.fixture(scope="module")
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return hold(tmp_path_factory.mktemp("attacked"), HEAD, spoil=flipped(9))
+    return federate(tmp_path_factory.mktemp("attacked"), HEAD, spoil=flipped(9))
 
 
 @pytest.mark.slow
@@ -84,7 +84,7 @@ def test_a_run_that_collapses_again_has_failed(tmp_path: Path) -> None:
         return way(partition, kind, answer)
 
     with pytest.raises(RunFailed, match="the run cannot continue: it collapsed 2 times"):
-        hold(tmp_path, HEAD | {"num-server-rounds": 24, "outlier-factor": 30.0}, spoil=spoil)
+        federate(tmp_path, HEAD | {"num-server-rounds": 24, "outlier-factor": 30.0}, spoil=spoil)
     summary, rounds = left(tmp_path)
     assert summary["status"] == "failed"
     assert len(summary["rolled-back"]) == 2
@@ -92,11 +92,11 @@ def test_a_run_that_collapses_again_has_failed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_where_it_cannot_be_told_who_all_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_the_culprit_is_unknown_all_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of strategies whose updates have nothing in common: Ferret's, each in a basis of its own."""
     monkeypatch.setattr(FedAvg, "comparable", lambda *_: {})
     with pytest.raises(RunFailed, match=r"as it is unknown who\); the run cannot continue: 0 nodes are left"):
-        hold(tmp_path, HEAD, spoil=flipped(9))
+        federate(tmp_path, HEAD, spoil=flipped(9))
     assert left(tmp_path)[0]["status"] == "failed"
 
 
@@ -116,7 +116,7 @@ def test_a_run_goes_back_past_its_hand_over(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(Evaluator, "__call__", ruined)
     options = {"strategy": "sa-fedlora", "num-server-rounds": 4, "simulation.num-supernodes": 5, "lora.ranks": "4"}
-    run = hold(tmp_path, options | QV, spoil=stronger)
+    run = federate(tmp_path, options | QV, spoil=stronger)
     assert run.summary["rolled-back"].keys() == {"2"}
     assert run.summary["rolled-back"]["2"].endswith(
         "back to the state of round 1, without 1 (who dominated the updates since then)"
@@ -137,7 +137,7 @@ def test_states_are_kept_and_swept(attacked: Outcome) -> None:
 
 @pytest.mark.slow
 def test_nothing_is_kept_or_undone_where_nobody_wants_it(tmp_path: Path) -> None:
-    outcome = hold(tmp_path, HEAD | {"collapse-factor": 0.0}, spoil=flipped(9))
+    outcome = federate(tmp_path, HEAD | {"collapse-factor": 0.0}, spoil=flipped(9))
     assert not list((outcome.folder / "checkpoints").glob("round-*"))
     assert not any("rolled-back" in line for line in outcome.rounds)
     assert outcome.rounds[-1]["chosen-by"] < 0.4
@@ -201,8 +201,8 @@ def test_pulls_tell_who_dominates() -> None:
 def test_a_run_goes_on_from_its_best_state(tmp_path: Path) -> None:
     """After a poisoned end: what comes is what came after that round in the first place."""
     options = HEAD | {"num-server-rounds": 4, "collapse-factor": 0.0}
-    whole = hold(tmp_path / "whole", options)
-    ruined = hold(tmp_path / "ruined", options, spoil=flipped(4, by=-4.9))
+    whole = federate(tmp_path / "whole", options)
+    ruined = federate(tmp_path / "ruined", options, spoil=flipped(4, by=-4.9))
     best = ruined.summary["best-round"]
     assert best == 3
     again = resumed(ruined.folder, {"resume-from": "best"}, InProcessGrid(client_app.app, 5, ids=1))
@@ -214,8 +214,8 @@ def test_a_run_goes_on_from_its_best_state(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_from_a_kept_round(tmp_path: Path) -> None:
-    run = hold(tmp_path, HEAD | {"num-server-rounds": 3})
+def test_a_run_resumes_from_a_saved_round(tmp_path: Path) -> None:
+    run = federate(tmp_path, HEAD | {"num-server-rounds": 3})
     again = resumed(run.folder, {"resume-from": "2", "num-server-rounds": 4}, InProcessGrid(client_app.app, 5, ids=1))
     assert again.summary["resumed"] == [2]
     assert again.summary["rounds"] == 4
@@ -226,7 +226,7 @@ def test_a_run_goes_on_from_a_kept_round(tmp_path: Path) -> None:
 
 
 def test_the_best_state_is_one_of_the_rounds_that_stay(tmp_path: Path) -> None:
-    run = hold(tmp_path, HEAD | {"num-server-rounds": 3, "keep-checkpoints": 4})
+    run = federate(tmp_path, HEAD | {"num-server-rounds": 3, "keep-checkpoints": 4})
     lines = [line["chosen-by"] for line in run.rounds]
     assert max(lines[:2]) < max(lines[2:])
     again = resumed(run.folder, {"resume-from": "1", "num-server-rounds": 3})
@@ -236,7 +236,7 @@ def test_the_best_state_is_one_of_the_rounds_that_stay(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_was_spent_of_a_budget_is_not_undone(tmp_path: Path) -> None:
     private = {"wrappers": "central-privacy", "central-privacy.noise": 1.0, "central-privacy.epsilon": 0.0}
-    run = hold(tmp_path, HEAD | private | {"num-server-rounds": 3, "fraction-train": 0.6, "keep-checkpoints": 4})
+    run = federate(tmp_path, HEAD | private | {"num-server-rounds": 3, "fraction-train": 0.6, "keep-checkpoints": 4})
     spent = [line["epsilon"] for line in run.rounds[1:]]
     again = resumed(run.folder, {"resume-from": "1"})
     assert again.rounds[-1]["epsilon"] > spent[-1]

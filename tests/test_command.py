@@ -50,7 +50,7 @@ def test_preset_by_name_or_path(tmp_path: Path) -> None:
     assert preset_path(APP, str(own), APP) == own
 
 
-def test_relative_paths_are_found_here_or_beside_the_preset(tmp_path: Path) -> None:
+def test_relative_paths_are_found_here_or_next_to_the_preset(tmp_path: Path) -> None:
     here, beside = tmp_path / "here", tmp_path / "beside"
     for folder in (here, beside):
         folder.mkdir()

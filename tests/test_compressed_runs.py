@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from in_process import QV, InProcessGrid, Outcome, equal, hold, local, raw_bytes, sent, suiting
+from in_process import QV, InProcessGrid, Outcome, equal, federate, local, raw_bytes, sent, suiting
 
 import client_app
 import strategies
@@ -21,7 +21,7 @@ from strategies.algebra.tensors import Tensors
 def test_every_strategy_federates(name: str, wrapper: str, tmp_path: Path) -> None:
     feedback = strategies.strategy_class(name).additive_across_rounds
     options = {"strategy": name, "wrappers": wrapper, f"{wrapper}.feedback": feedback, "num-server-rounds": 2}
-    outcome = hold(tmp_path, QV | {"lora.ranks": "2,4"} | suiting(name) | options)
+    outcome = federate(tmp_path, QV | {"lora.ranks": "2,4"} | suiting(name) | options)
     assert outcome.summary["status"] == "completed"
     assert not any(line["refused"] for entry in outcome.rounds for line in entry["nodes"])
 
@@ -43,7 +43,7 @@ LEARNING: dict[str, Any] = {
 )
 def test_a_federation_learns(strategy: str, options: dict[str, Any], share: float, tmp_path: Path) -> None:
     """Adapters so small that two kilobytes of a reply, its metrics and headers, show beside them."""
-    outcome = hold(tmp_path, LEARNING | {"strategy": strategy} | options)
+    outcome = federate(tmp_path, LEARNING | {"strategy": strategy} | options)
     assert outcome.summary["base"] < 0.2
     assert outcome.summary["final"] > 0.45
     floats = sum(raw_bytes(sent(exchange.request)) for exchange in outcome.grid.of("train")[:2])
@@ -69,7 +69,7 @@ def away(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, list[list[T
         return InProcessGrid.get_node_ids(grid)
 
     grid.get_node_ids = there  # type: ignore[method-assign]
-    outcome = hold(tmp_path_factory.mktemp("away"), QV | {"wrappers": "quantize", "num-server-rounds": 3}, grid)
+    outcome = federate(tmp_path_factory.mktemp("away"), QV | {"wrappers": "quantize", "num-server-rounds": 3}, grid)
     seen.append([errors_of(grid, partition, "quantize") for partition in range(3)])
     return outcome, seen
 

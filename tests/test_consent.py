@@ -75,7 +75,7 @@ def test_nothing_but_true_is_consent(value: object, private: Path) -> None:
     )
 
 
-def test_its_own_data_is_read_whatever_the_order_names(private: Path, tmp_path: Path) -> None:
+def test_its_own_data_is_read_whatever_the_instructions_name(private: Path, tmp_path: Path) -> None:
     node = context(data_path=str(private), store_path=str(tmp_path / "store"))
     answer = asked("query.profile", {"instructions": texts("/etc/passwd")}, node)
     assert answer.content.config_records["profile"]["num-examples"] == 4
@@ -173,13 +173,13 @@ ASSIGNMENT = ConfigRecord({"server-round": 1, "rounds": 2, "seed": 3, "rank": 0}
 
 
 @pytest.mark.parametrize("kind", ["query.profile", "query.base", "query.rehearsal", "query.trial", "train", "evaluate"])
-def test_a_message_without_an_order(kind: str) -> None:
+def test_a_message_without_instructions(kind: str) -> None:
     assert "no record 'instructions'" in refusal(kind, {"assignment": ASSIGNMENT}, context(**PARTITION))
 
 
 @pytest.mark.parametrize("name", ["server-round", "rounds", "seed", "rank", "basis"])
 @pytest.mark.parametrize("value", [-1, 0.5, "1", float("inf"), float("nan"), [1], None])
-def test_a_ticket_is_of_whole_numbers(name: str, value: object) -> None:
+def test_an_assignment_consists_of_integers(name: str, value: object) -> None:
     record = ConfigRecord({**ASSIGNMENT})
     if value is None:
         record.pop(name, None)
@@ -192,7 +192,7 @@ def test_a_ticket_is_of_whole_numbers(name: str, value: object) -> None:
         instructions.read_assignment(record)
 
 
-def test_ranks_of_an_order_are_bounded() -> None:
+def test_ranks_in_instructions_are_bounded() -> None:
     with pytest.raises(Refused, match="global-rank must be a whole number from 0 to 1024"):
         instructions.rank_of(ConfigRecord({"global-rank": MAX_RANK + 1}))
     with pytest.raises(Refused, match="rank must be a whole number from 0 to 1024"):
@@ -200,7 +200,7 @@ def test_ranks_of_an_order_are_bounded() -> None:
 
 
 @pytest.mark.parametrize("mark", ["../../x", "0" * 31, "/etc", "0" * 32 + "/"])
-def test_a_mark_is_no_path(mark: str) -> None:
+def test_a_journal_position_is_no_path(mark: str) -> None:
     """Marks name folders of the store."""
     with pytest.raises(Refused, match="is not a journal position"):
         wire.unpack(wire.pack(State({}, since=mark)))

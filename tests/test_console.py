@@ -113,7 +113,7 @@ def test_console_shows_an_error_once_and_counts_it() -> None:
     assert console.cause == "RunFailed: none of 2 nodes can take part; node error 2: no data-path"
 
 
-def test_an_error_that_lists_problems_is_told_with_them() -> None:
+def test_an_error_is_shown_with_its_list_of_problems() -> None:
     """A header alone helps nobody."""
     listed = "task.schema.ConfigError: 2 problems in the configuration:\n  - one thing\n  - another"
     said = SERVER_ERROR.replace(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from entries import Listening, at_the_base, state_of
 from flwr.app import ConfigRecord, Message
-from in_process import hold
+from in_process import federate
 from safetensors.torch import save_file
 from samples import scans, vision_base
 
@@ -252,7 +252,7 @@ def test_a_node_whose_base_rots_in_a_run_is_offered_it_again(tmp_path: Path) -> 
     places = {number: {"store-path": str(store.root if number == 1 else tmp_path / "other")} for number in range(3)}
     everyone, others = ["0", "1", "2"], ["0", "2"]
     options = {"num-server-rounds": 3, "simulation.num-supernodes": 3}
-    outcome = hold(tmp_path / "outputs", options, node_configs=places, spoil=rot)
+    outcome = federate(tmp_path / "outputs", options, node_configs=places, spoil=rot)
     good = [sorted(line["node"] for line in entry["nodes"] if not line["refused"]) for entry in outcome.rounds[1:]]
     assert good == [everyone, others, everyone]
     [refused] = [line["refused"] for line in outcome.rounds[2]["nodes"] if line["refused"]]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import ARCHITECTURES, data, made, settings
-from in_process import InProcessGrid, hold
+from in_process import InProcessGrid, federate
 
 import client_app
 import strategies
@@ -240,7 +240,7 @@ def test_a_run_does_not_start(case: Callable[..., Case], tmp_path: Path) -> None
     _, config, _ = case("falcon", "prefix")
     grid = InProcessGrid(client_app.app, 2)
     with pytest.raises(DryRunError, match="tuning = 'prefix' does not fit this model"):
-        hold(tmp_path, run(config), grid)
+        federate(tmp_path, run(config), grid)
     assert grid.log == []
 
 
@@ -252,7 +252,7 @@ def test_nodes_without_the_device_are_left_out_with_the_reason(
     _, config, _ = case("bert", "head")
     grid = InProcessGrid(client_app.app, 2, {n: {"policy.reports.machine": reports} for n in (0, 1)})
     with pytest.raises(RunFailed, match=r"0 of 2 nodes can take part.*device 'cuda': torch finds none"):
-        hold(tmp_path, run(config, device="cuda"), grid)
+        federate(tmp_path, run(config, device="cuda"), grid)
     assert {kind for _, kind in grid.log} == {"query.profile"}
 
 
@@ -275,7 +275,7 @@ def test_nodes_with_rows_of_their_own_run_the_model_before_the_first_round(
     for path, brightest in ((good, 255), (bad, 256)):
         path.write_text("".join(f'{{"image": [[0, {brightest}]], "label": "{label}"}}\n' for label in "xy"))
     grid = InProcessGrid(client_app.app, 2, {0: {"data-path": str(good)}, 1: {"data-path": str(bad)}})
-    outcome = hold(tmp_path, run(config, **{"data.partitioner": "none", "data.labels": "x|y|z"}), grid)
+    outcome = federate(tmp_path, run(config, **{"data.partitioner": "none", "data.labels": "x|y|z"}), grid)
     assert [exchange.partition for exchange in grid.of("query.rehearsal")] == [0, 1]
     assert {exchange.partition for exchange in grid.of("train")} == {0}
     assert not outcome.rounds[1]["nodes"][0]["refused"]
@@ -352,5 +352,5 @@ def logits(model: TunedModel, rows: Rows) -> torch.Tensor:
 @pytest.mark.parametrize("strategy", ["flora", "fedex-lora", "sa-fedlora"])
 def test_strategies_that_merge_run_on_gpt2(case: Callable[..., Case], tmp_path: Path, strategy: str) -> None:
     _, config, _ = case("gpt2", "lora")
-    outcome = hold(tmp_path, run(config, **{"strategy": strategy, "num-server-rounds": 3, "data.input-column": ""}))
+    outcome = federate(tmp_path, run(config, **{"strategy": strategy, "num-server-rounds": 3, "data.input-column": ""}))
     assert not any(line["refused"] for entry in outcome.rounds for line in entry["nodes"])

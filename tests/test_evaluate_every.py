@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from in_process import equal, hold, resumed
+from in_process import equal, federate, resumed
 
 ROUNDS = 5
 
@@ -17,7 +17,7 @@ def scored(rounds: list[dict[str, object]], name: str = "accuracy") -> list[obje
 @pytest.mark.parametrize("who", ["server", "nodes", "both"])
 def test_the_first_the_last_and_every_so_many(tmp_path: Path, every: int, which: list[int], who: str) -> None:
     options = {"num-server-rounds": ROUNDS, "evaluate-every": every, "evaluate": who, "tuning": "head"}
-    outcome = hold(tmp_path, options)
+    outcome = federate(tmp_path, options)
     assert scored(outcome.rounds) == which
     assert scored(outcome.rounds, "server-test-accuracy") == ([] if who == "nodes" else which)
     assert scored(outcome.rounds, "nodes-accuracy") == ([] if who == "server" else which)
@@ -30,7 +30,9 @@ def test_the_first_the_last_and_every_so_many(tmp_path: Path, every: int, which:
 
 @pytest.mark.slow
 def test_training_is_the_same(tmp_path: Path) -> None:
-    often, seldom = (hold(tmp_path / str(every), {"num-server-rounds": 3, "evaluate-every": every}) for every in (1, 3))
+    often, seldom = (
+        federate(tmp_path / str(every), {"num-server-rounds": 3, "evaluate-every": every}) for every in (1, 3)
+    )
     assert equal(often.state().tensors, seldom.state().tensors)
     assert often.rounds[-1]["accuracy"] == seldom.rounds[-1]["accuracy"]
 
@@ -38,13 +40,13 @@ def test_training_is_the_same(tmp_path: Path) -> None:
 def test_a_run_that_its_budget_ends_is_measured_at_its_end(tmp_path: Path) -> None:
     private = {"wrappers": "central-privacy", "central-privacy.sampling": "fixed", "central-privacy.clip": 0.5}
     spent = {"central-privacy.delta": 1e-5, "central-privacy.noise": 1.0, "central-privacy.epsilon": 20.0}
-    outcome = hold(tmp_path, {**private, **spent, "num-server-rounds": 9, "evaluate-every": 9})
+    outcome = federate(tmp_path, {**private, **spent, "num-server-rounds": 9, "evaluate-every": 9})
     assert outcome.summary["stopped"]
     assert scored(outcome.rounds) == [0, outcome.summary["rounds"]]
 
 
 @pytest.mark.slow
 def test_it_may_change_when_a_run_is_resumed(tmp_path: Path) -> None:
-    first = hold(tmp_path, {"num-server-rounds": 2, "evaluate-every": 2})
+    first = federate(tmp_path, {"num-server-rounds": 2, "evaluate-every": 2})
     more = resumed(first.folder, {"num-server-rounds": 4, "evaluate-every": 1})
     assert scored(more.rounds) == [0, 2, 3, 4]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from in_process import QV, Outcome, equal, hold, raw_bytes, sent
+from in_process import QV, Outcome, equal, federate, raw_bytes, sent
 from laws import FACTORS, INPUTS, LAWS, OUTPUTS, Plan, plans, scene, toy_model, trainer
 from matrices import Matrix, assert_orthonormal, mean_product, product, singular_values, tail
 from safetensors.torch import load_file
@@ -137,7 +137,7 @@ def exported(outcome: Outcome) -> Tensors:
 
 @pytest.fixture(scope="module")
 def ffa(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return hold(
+    return federate(
         tmp_path_factory.mktemp("ffa"), QV | {"strategy": "ffa-lora", "num-server-rounds": 2, "evaluate": "both"}
     )
 
@@ -169,7 +169,7 @@ def test_ffa_loras_adapter_has_the_a_of_the_runs_seed(ffa: Outcome) -> None:
 
 
 def test_ffa_lora_sends_half_of_what_fedavg_does(ffa: Outcome, tmp_path: Path) -> None:
-    fedavg = hold(tmp_path, QV)
+    fedavg = federate(tmp_path, QV)
     plain, half = (sent(outcome.grid.of("train")[0].reply) for outcome in (fedavg, ffa))
     head = raw_bytes({name: tensor for name, tensor in plain.items() if rank_axis(name) is None})
     assert 2 * (raw_bytes(half) - head) == raw_bytes(plain) - head
@@ -179,7 +179,7 @@ def test_ffa_lora_sends_half_of_what_fedavg_does(ffa: Outcome, tmp_path: Path) -
 
 @pytest.fixture(scope="module")
 def rolora(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return hold(tmp_path_factory.mktemp("rolora"), QV | {"strategy": "rolora", "num-server-rounds": 3})
+    return federate(tmp_path_factory.mktemp("rolora"), QV | {"strategy": "rolora", "num-server-rounds": 3})
 
 
 def test_rolora_takes_turns(rolora: Outcome) -> None:

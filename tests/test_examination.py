@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import attack
-from in_process import QV, Outcome, equal, hold
+from in_process import QV, Outcome, equal, federate
 from test_attacks import LIARS, ROUNDS, TEN
 
 from server_app.evaluation import Evaluator, balanced
@@ -49,8 +49,8 @@ def foreseeable(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("strategy", OF)
 def test_two_that_collude_are_left_out_of_every_strategy(strategy: str, tmp_path: Path) -> None:
     options = OF[strategy] | {"strategy": strategy, "evaluate-every": 4}
-    outcome = hold(tmp_path / "on", options, spoil=attack("collude", strategy, LIARS, 4))
-    off = hold(tmp_path / "off", options | {"examine-rows": 0}, spoil=attack("collude", strategy, LIARS, 4))
+    outcome = federate(tmp_path / "on", options, spoil=attack("collude", strategy, LIARS, 4))
+    off = federate(tmp_path / "off", options | {"examine-rows": 0}, spoil=attack("collude", strategy, LIARS, 4))
     assert "1" in reasons(outcome)
     if strategy != "rbla":  # whose few nodes of the largest rank may do harm in a round where nobody means it
         assert reasons(outcome).keys() <= {"1", "4"}
@@ -62,7 +62,7 @@ def test_two_that_collude_are_left_out_of_every_strategy(strategy: str, tmp_path
 
 
 def test_the_opposite_of_what_was_learned_is_harm_that_adds_up(tmp_path: Path) -> None:
-    outcome = hold(tmp_path, FEW, spoil=attack("flip 1", "fedavg", LIARS, 4))
+    outcome = federate(tmp_path, FEW, spoil=attack("flip 1", "fedavg", LIARS, 4))
     assert reasons(outcome).keys() == {str(node) for node in LIARS}
     assert not any(own["refused"] for own in outcome.rounds[1]["nodes"])  # one round is not enough
 
@@ -70,7 +70,7 @@ def test_the_opposite_of_what_was_learned_is_harm_that_adds_up(tmp_path: Path) -
 @pytest.mark.slow
 def test_a_late_poisoning_is_left_out_of_its_own_rounds(tmp_path: Path) -> None:
     """Who did good for rounds is not harmful, but a round that is clearly worse is combined without it."""
-    outcome = hold(tmp_path, TEN, spoil=attack("poison late", "fedavg", LIARS, ROUNDS))
+    outcome = federate(tmp_path, TEN, spoil=attack("poison late", "fedavg", LIARS, ROUNDS))
     refused = {line["round"]: {own["node"] for own in line["nodes"] if own["refused"]} for line in outcome.rounds[1:]}
     assert set().union(*refused.values()) == {"1", "4"}
     assert [round for round, nodes in refused.items() if nodes] == [ROUNDS - 2, ROUNDS - 1, ROUNDS]
@@ -79,8 +79,8 @@ def test_a_late_poisoning_is_left_out_of_its_own_rounds(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_honest_nodes_of_the_default_split_leave_the_bits_that_they_left(tmp_path: Path) -> None:
-    plain = hold(tmp_path / "plain", FEW | {"examine-rows": 0})
-    outcome = hold(tmp_path / "examined", FEW)
+    plain = federate(tmp_path / "plain", FEW | {"examine-rows": 0})
+    outcome = federate(tmp_path / "examined", FEW)
     assert not reasons(outcome)
     assert equal(outcome.state().tensors, plain.state().tensors)
     assert [line["loss"] for line in outcome.rounds] == [line["loss"] for line in plain.rounds]
@@ -90,8 +90,8 @@ def test_honest_nodes_of_the_default_split_leave_the_bits_that_they_left(tmp_pat
 def test_honest_nodes_of_one_class_each_are_missed_by_nobody(tmp_path: Path) -> None:
     """What a round has too much of may be left out of it, but no class is lost to the run."""
     options = TEN | ONE_CLASS
-    plain = hold(tmp_path / "plain", options | {"examine-rows": 0})
-    outcome = hold(tmp_path / "examined", options)
+    plain = federate(tmp_path / "plain", options | {"examine-rows": 0})
+    outcome = federate(tmp_path / "examined", options)
     assert outcome.summary["final"] > plain.summary["final"] - 0.02
     for node in map(str, range(10)):
         counted = [not own["refused"] for line in outcome.rounds[1:] for own in line["nodes"] if own["node"] == node]
@@ -112,7 +112,7 @@ def test_a_journal_is_not_replayed_for_every_state_that_is_tried(
         return probe(evaluator, start)
 
     monkeypatch.setattr(Evaluator, "probe", counted)
-    hold(tmp_path, OF["flora"] | {"strategy": "flora", "evaluate-every": 4})
+    federate(tmp_path, OF["flora"] | {"strategy": "flora", "evaluate-every": 4})
     assert set(replayed) == {1, 2, 3, 4}
     assert replayed[4] <= replayed[2] + 10  # whom it suspects differs
 
@@ -121,7 +121,7 @@ def test_a_journal_is_not_replayed_for_every_state_that_is_tried(
 def test_half_of_the_nodes_are_never_left_out(tmp_path: Path) -> None:
     """Then nobody can tell who lies."""
     five = range(5)
-    outcome = hold(tmp_path, FEW | {"num-server-rounds": 2}, spoil=attack("collude", "fedavg", five, 2))
+    outcome = federate(tmp_path, FEW | {"num-server-rounds": 2}, spoil=attack("collude", "fedavg", five, 2))
     assert all(sum("does harm" in own["refused"] for own in line["nodes"]) < 5 for line in outcome.rounds[1:])
 
 
@@ -130,24 +130,24 @@ def test_too_few_rows_and_too_many_bytes_are_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = FEW | {"num-server-rounds": 1}
-    hold(tmp_path / "rows", one | {"data.validation-rows": 20})
+    federate(tmp_path / "rows", one | {"data.validation-rows": 20})
     assert "single updates are not examined: of 20 validation rows" in caplog.text
     monkeypatch.setattr(examination, "ROOM", 1000)
-    hold(tmp_path / "room", one)
+    federate(tmp_path / "room", one)
     assert "round 1: single updates are not examined: they are more than 1000 bytes" in caplog.text
 
 
 def test_what_noise_hides_is_not_examined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     private = {"wrappers": "central-privacy", "central-privacy.noise": 1.0, "central-privacy.epsilon": 0.0}
     monkeypatch.setattr(Evaluator, "probe", lambda *_: pytest.fail("whether an update counts depends on others"))
-    hold(tmp_path, FEW | private | {"num-server-rounds": 1})
+    federate(tmp_path, FEW | private | {"num-server-rounds": 1})
 
 
 @pytest.mark.slow
 def test_most_that_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a large cohort some, drawn anew: in time, all."""
     monkeypatch.setattr(examination, "MOST", 4)
-    outcome = hold(tmp_path, FEW, spoil=attack("collude", "fedavg", LIARS, 4))
+    outcome = federate(tmp_path, FEW, spoil=attack("collude", "fedavg", LIARS, 4))
     assert reasons(outcome)
     assert reasons(outcome).keys() <= {"1", "4"}
 

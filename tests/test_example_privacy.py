@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from in_process import SMALL, equal, hold
+from in_process import SMALL, equal, federate
 from laws import toy_model, trainer
 from torch import nn
 
@@ -162,13 +162,13 @@ def test_gradients_of_texts_of_different_lengths(tuning: str) -> None:
 
 def test_switched_off_a_run_is_the_plain_one_bit_for_bit(tmp_path: Path) -> None:
     off = SAME | {"example-privacy.epsilon": 0.0, "example-privacy.clip": 0.0}
-    assert equal(hold(tmp_path, off | {"wrappers": ""}).state().tensors, hold(tmp_path, off).state().tensors)
+    assert equal(federate(tmp_path, off | {"wrappers": ""}).state().tensors, federate(tmp_path, off).state().tensors)
 
 
 @pytest.mark.first(1)
 @pytest.mark.parametrize("options", [{}, {"strategy": "rbla", "tuning": "lora", "lora.ranks": "2,4"}])
 def test_a_run_reports_the_largest_epsilon_of_its_nodes(options: dict[str, Any], tmp_path: Path) -> None:
-    outcome = hold(tmp_path, SAME | options)
+    outcome = federate(tmp_path, SAME | options)
     assert outcome.summary["status"] == "completed"
     epsilons = [line["epsilon"] for line in outcome.rounds]
     assert epsilons[0] == 0 < epsilons[1] < epsilons[2] <= 8
@@ -179,14 +179,14 @@ def test_a_run_reports_the_largest_epsilon_of_its_nodes(options: dict[str, Any],
 
 def test_a_run_ends_when_every_node_has_spent_its_budget(tmp_path: Path) -> None:
     options = {"num-server-rounds": 9, "example-privacy.noise": 0.8, "example-privacy.epsilon": 8.0}
-    outcome = hold(tmp_path, SAME | options)
+    outcome = federate(tmp_path, SAME | options)
     assert outcome.summary["status"] == "completed"
     assert "is spent on every connected node" in outcome.summary["stopped"]
     assert 1 <= outcome.summary["rounds"] < 9
     assert not any(node["refused"] for line in outcome.rounds for node in line["nodes"])
 
 
-def test_a_ticket_makes_a_trainer_of_as_many_steps_as_are_paid_for() -> None:
+def test_an_assignment_limits_the_steps_to_those_paid_for() -> None:
     wrapper, assignment = strategies.load_wrapper("example-privacy"), Assignment(1, 2, 0, 3, noise=1.5)
     local = trainer(**ALL)
     wrapped = wrapper.training(local, assignment, {})

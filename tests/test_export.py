@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from in_process import Outcome, hold
+from in_process import Outcome, federate
 
 from strategies.algebra.tensors import raw
 from task.models.model import kept_model
@@ -17,7 +17,7 @@ KINDS: list[dict[str, Any]] = [FERRET, FERRET | {"ferret.momentum": 0.5}, {"stra
 
 @pytest.fixture(scope="module", params=KINDS, ids=["journal", "momentum", "adapters"])
 def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return hold(tmp_path_factory.mktemp("export"), request.param | {"num-server-rounds": 2})
+    return federate(tmp_path_factory.mktemp("export"), request.param | {"num-server-rounds": 2})
 
 
 def weights(folder: Path) -> dict[str, bytes]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from in_process import Outcome, hold, retrained
+from in_process import Outcome, federate, retrained
 
 import strategies
 from server_app.config import RunConfig
@@ -38,7 +38,7 @@ def test_its_options_are_run_config_keys() -> None:
 
 
 @pytest.mark.usefixtures("toys")
-def test_its_options_travel_in_the_order() -> None:
+def test_its_options_are_sent_in_the_instructions() -> None:
     run = RunConfig.read({"strategy": "median", "median.server-step": 0.5, "wrappers": "half"})
     assert instructions.strategy_of(instructions.write(run.task, run.strategy, "base")) == run.strategy
 
@@ -55,7 +55,7 @@ def test_its_tunings_are_checked() -> None:
 @pytest.mark.parametrize("tuning", ["lora", "bias"])
 def test_a_strategy_of_tensors_federates(tmp_path: Path, tuning: str) -> None:
     options = {"strategy": "median", "tuning": tuning, "median.server-step": 0.5}
-    outcome = hold(tmp_path, options)
+    outcome = federate(tmp_path, options)
     start = wire.unpack(outcome.grid.of("train")[0].request).tensors
     replies = [wire.unpack(exchange.reply).tensors for exchange in outcome.grid.of("train") if exchange.reply]
     assert len(replies) == 3
@@ -67,7 +67,7 @@ def test_a_strategy_of_tensors_federates(tmp_path: Path, tuning: str) -> None:
 @pytest.fixture
 def journal(tmp_path: Path, toys: None) -> Outcome:
     options = {"strategy": "signs", "tuning": "full", "num-server-rounds": 2, "local-steps": 2}
-    return hold(tmp_path, options)
+    return federate(tmp_path, options)
 
 
 def test_a_journal_strategy_federates(journal: Outcome) -> None:
@@ -111,7 +111,7 @@ def test_every_node_of_a_journal_starts_from_the_base(journal: Outcome) -> None:
 def test_the_untrained_best_of_a_journal_is_the_base(tmp_path: Path, toys: None) -> None:
     """A round-0 state holds nothing; installing it must bring back the base."""
     options = {"strategy": "signs", "tuning": "full", "learning-rate": 0.5, "local-steps": 3}
-    outcome = hold(tmp_path, options)
+    outcome = federate(tmp_path, options)
     trained = held(outcome.run.strategy, outcome.base, outcome.task, outcome.state())
     assert outcome.state().journal
     start = type(outcome.state())({})
@@ -134,6 +134,6 @@ def test_the_example_of_the_guide_federates(tmp_path: Path, found: Callable[[Pat
     folder.mkdir()
     (folder / f"{example[2]}.py").write_text(example[1])
     found(folder)
-    outcome = hold(tmp_path, {"strategy": example[2].replace("_", "-")})
+    outcome = federate(tmp_path, {"strategy": example[2].replace("_", "-")})
     assert outcome.summary["status"] == "completed"
     assert not any(line["refused"] for line in outcome.rounds[1]["nodes"])

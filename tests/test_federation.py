@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from exports import exported
-from in_process import SMALL, Outcome, equal, hold, raw_bytes, retrained, sent, suiting
+from in_process import SMALL, Outcome, equal, federate, raw_bytes, retrained, sent, suiting
 
 import strategies
 from server_app.config import RunConfig
@@ -37,7 +37,7 @@ SUMMARY = {
 @pytest.fixture(scope="module", params=FITTING, ids="-".join)
 def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     strategy, tuning = request.param
-    return hold(tmp_path_factory.mktemp("run"), suiting(strategy) | {"strategy": strategy, "tuning": tuning})
+    return federate(tmp_path_factory.mktemp("run"), suiting(strategy) | {"strategy": strategy, "tuning": tuning})
 
 
 def test_all_replies_are_good_and_metrics_finite(outcome: Outcome) -> None:
@@ -131,7 +131,7 @@ def ranks_sent(outcome: Outcome) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("name", [n for n in strategies.names() if strategies.strategy_class(n).heterogeneous_ranks])
 def test_every_node_trains_its_own_rank(name: str, tmp_path: Path) -> None:
     annealing = {"sa-fedlora.initiating-rounds": 0, "sa-fedlora.final-rank": 8}
-    outcome = hold(tmp_path, {"strategy": name, "lora.ranks": "2,4,8"} | annealing)
+    outcome = federate(tmp_path, {"strategy": name, "lora.ranks": "2,4,8"} | annealing)
     downs = [0, 0, 0] if name == "flora" else [2, 4, 8]  # its nodes draw their factors themselves
     assert ranks_sent(outcome) == list(zip(downs, [2, 4, 8], strict=True))
     assert [line["rank"] for line in outcome.rounds[1]["nodes"]] == [2, 4, 8]
@@ -140,20 +140,20 @@ def test_every_node_trains_its_own_rank(name: str, tmp_path: Path) -> None:
 
 
 def test_where_ranks_must_be_equal_the_smallest_budget_rules(tmp_path: Path) -> None:
-    outcome = hold(tmp_path, {"strategy": "fedavg", "lora.ranks": "2,4,8"})
+    outcome = federate(tmp_path, {"strategy": "fedavg", "lora.ranks": "2,4,8"})
     assert ranks_sent(outcome) == [(2, 2)] * 3
     assert outcome.summary["ranks"] == {"0": 2, "1": 2, "2": 2}
     assert outcome.state().rank == 2
 
 
 def test_a_node_may_name_its_own_rank(tmp_path: Path) -> None:
-    outcome = hold(tmp_path, {"strategy": "rbla"}, node_configs={1: {"rank": 3}})
+    outcome = federate(tmp_path, {"strategy": "rbla"}, node_configs={1: {"rank": 3}})
     assert outcome.summary["ranks"] == {"0": 8, "1": 3, "2": 8}
 
 
 # ------------------------------------------------------------------------------- who measures, who takes part
 def test_nodes_may_measure_quality(tmp_path: Path) -> None:
-    outcome = hold(tmp_path, {"evaluate": "nodes"})
+    outcome = federate(tmp_path, {"evaluate": "nodes"})
     assert [partition for partition, kind in outcome.grid.log if kind == "evaluate"] == [0, 1, 2] * 2
     for number, entry in enumerate(outcome.rounds):
         answers = [e.reply["metrics"] for e in outcome.grid.of("evaluate")[3 * number : 3 * number + 3] if e.reply]
@@ -168,7 +168,7 @@ def test_nodes_may_measure_quality(tmp_path: Path) -> None:
 
 
 def test_server_and_nodes_may_both_measure(tmp_path: Path) -> None:
-    outcome = hold(tmp_path, {"evaluate": "both"})
+    outcome = federate(tmp_path, {"evaluate": "both"})
     for entry in outcome.rounds:
         assert {"server-test-accuracy", "server-validation-accuracy", "nodes-accuracy"} <= entry.keys()
         assert entry["accuracy"] == entry["server-test-accuracy"]
@@ -180,7 +180,7 @@ def test_a_part_of_the_nodes_trains_in_a_round(tmp_path: Path) -> None:
     options = {"fraction-train": 0.5, "num-server-rounds": 4, "simulation.num-supernodes": 4, "tuning": "head"}
     cohorts = []
     for ids in (0, 1):
-        rounds = hold(tmp_path, options, ids=ids).rounds[1:]
+        rounds = federate(tmp_path, options, ids=ids).rounds[1:]
         cohorts.append([[line["node"] for line in entry["nodes"]] for entry in rounds])
     assert all(len(set(cohort)) == 2 for cohort in cohorts[0])
     assert len({tuple(cohort) for cohort in cohorts[0]}) > 1
@@ -188,14 +188,14 @@ def test_a_part_of_the_nodes_trains_in_a_round(tmp_path: Path) -> None:
 
 
 def test_a_cohort_is_never_smaller_than_asked(tmp_path: Path) -> None:
-    outcome = hold(tmp_path, {"fraction-train": 0.1, "min-train-nodes": 2, "tuning": "head"})
+    outcome = federate(tmp_path, {"fraction-train": 0.1, "min-train-nodes": 2, "tuning": "head"})
     assert len(outcome.rounds[1]["nodes"]) == 2
 
 
 # ------------------------------------------------------------------------------- wrappers
 @pytest.mark.slow
 def test_half_precision_halves_what_goes_up(tmp_path: Path) -> None:
-    plain, half = hold(tmp_path), hold(tmp_path, {"wrappers": "half"})
+    plain, half = federate(tmp_path), federate(tmp_path, {"wrappers": "half"})
     for whole, narrow in zip(plain.grid.of("train"), half.grid.of("train"), strict=True):
         assert 2 * raw_bytes(sent(narrow.reply)) == raw_bytes(sent(whole.reply))
         assert all(tensor.dtype == torch.bfloat16 for tensor in sent(narrow.reply).values())
@@ -212,13 +212,13 @@ def test_one_seed_gives_one_result(name: str, tmp_path: Path) -> None:
     """Whatever ids Flower draws, and whatever this process did before."""
     options = {"strategy": name, "lora.ranks": "2,8", "num-server-rounds": 2, "simulation.num-supernodes": 2}
     options |= suiting(name)
-    first = hold(tmp_path, options, ids=0)
-    hold(tmp_path, {"tuning": "bias", "num-server-rounds": 1})
-    second = hold(tmp_path, options, ids=1)
+    first = federate(tmp_path, options, ids=0)
+    federate(tmp_path, {"tuning": "bias", "num-server-rounds": 1})
+    second = federate(tmp_path, options, ids=1)
     assert first.grid.get_node_ids() != second.grid.get_node_ids()
     assert equal(first.state().tensors, second.state().tensors)
     assert first.state().positions == second.state().positions
-    other = hold(tmp_path, options | {"seed": 1}).state()
+    other = federate(tmp_path, options | {"seed": 1}).state()
     assert not equal(first.state().tensors, other.tensors) or first.state().positions[-1] != other.positions[-1]
 
 
@@ -227,7 +227,7 @@ def test_the_order_of_node_ids_does_not_matter(tmp_path: Path) -> None:
     options = {"simulation.num-supernodes": 3, "tuning": "bias"}
     states: dict[tuple[int, ...], State] = {}
     for ids in range(6):
-        outcome = hold(tmp_path, options, ids=ids)
+        outcome = federate(tmp_path, options, ids=ids)
         ranking = tuple(outcome.grid.partitions[node_id] for node_id in sorted(outcome.grid.get_node_ids()))
         states[ranking] = outcome.state()
         if len(states) == 2:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from bases import Matrix, columns
-from in_process import hold, suiting
+from in_process import federate, suiting
 from laws import toy_model, trainer
 
 import strategies
@@ -142,7 +142,7 @@ def test_a_16_bit_model_is_rebuilt_in_32_bits(dtype):
 
 def test_server_and_nodes_have_the_same_bits_after_rounds(tmp_path: Path) -> None:
     options = {"strategy": "fedkseed", "num-server-rounds": 3, "local-steps": 4, "learning-rate": 1e-4}
-    outcome = hold(tmp_path, suiting("fedkseed") | options | {"fedkseed.block": 256})
+    outcome = federate(tmp_path, suiting("fedkseed") | options | {"fedkseed.block": 256})
     strategy, state = outcome.run.strategy, outcome.state()
     assert isinstance(strategy, FedKSeed)
     assert state.tensors[TOTALS].any()

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from in_process import equal, suiting
-from test_wrappers import ASSIGNMENT, admitted
+from test_wrappers import ASSIGNMENT, accepted
 
 import strategies
 from server_app.config import RunConfig
@@ -87,7 +87,7 @@ def test_switched_off_nothing_is_kept_or_added(lossy: Wrapper) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_nan_is_told_and_not_kept(lossy: Wrapper, bad: float) -> None:
+def test_nan_is_reported_and_not_stored(lossy: Wrapper, bad: float) -> None:
     kept: Tensors = {}
     with pytest.raises(ValueError, match="'w' holds NaN or infinity after training"):
         lossy.encode({"w": torch.tensor([1.0, bad])}, ASSIGNMENT, kept)
@@ -120,13 +120,13 @@ def settings(text: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("text", GOOD)
-def test_a_chain_is_undone_by_the_server(text: str) -> None:
+def test_wrappers_are_decoded_by_the_server(text: str) -> None:
     strategy = RunConfig.read(settings(text)).strategy
     update = drawn(1, {"w": (30, 20), "b": (9,)}) | {"n": torch.arange(3)}
     code = dict(update)
     for wrapper in strategy.wrappers:
         code = wrapper.encode(code, ASSIGNMENT, {})
-    back = admitted(strategy, code, update)
+    back = accepted(strategy, code, update)
     assert torch.equal(back["n"], update["n"])
     both = torch.cat([back["w"].view(-1), back["b"]]), torch.cat([update["w"].view(-1), update["b"]])
     there = both[0] != 0
@@ -135,7 +135,7 @@ def test_a_chain_is_undone_by_the_server(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", BAD)
-def test_a_chain_that_makes_no_sense_is_refused(text: str) -> None:
+def test_incompatible_wrappers_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=BAD[text]):
         RunConfig.read(settings(text))
 

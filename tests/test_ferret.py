@@ -115,7 +115,7 @@ def test_rounds_and_nodes_have_bases_of_their_own():
     assert len({seeds.common for seeds in drawn}) == len({seeds.own for seeds in drawn}) == 3
 
 
-def test_equal_seeds_make_fresh_and_shared_the_same():
+def test_equal_seeds_make_fresh_and_shared_bases_equal():
     """But for rounding: three rows, or their sum."""
     fresh, shared = ferret(), ferret(seeds="shared")
     drawn = scene(shared, PLAN)

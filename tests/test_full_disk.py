@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from in_process import equal, hold, left, resumed
+from in_process import equal, federate, left, resumed
 from safetensors.torch import save_file
 
 from server_app.callbacks.results_folder import Results
@@ -42,7 +42,7 @@ def test_a_run_whose_disk_is_full_says_so_and_goes_on_when_it_is_not(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is full in the middle of the line of round 5."""
-    whole = hold(tmp_path / "whole", OPTIONS)
+    whole = federate(tmp_path / "whole", OPTIONS)
     keep = Results.on_round
 
     def on_round(results: Results, report: RoundReport, state: State) -> None:
@@ -54,7 +54,7 @@ def test_a_run_whose_disk_is_full_says_so_and_goes_on_when_it_is_not(
     with monkeypatch.context() as patch:
         patch.setattr(Results, "on_round", on_round)
         with pytest.raises(NoRoom, match=r"there is no room left for files in .*fedavg"):
-            hold(tmp_path / "full", OPTIONS)
+            federate(tmp_path / "full", OPTIONS)
     assert "the run failed: there is no room left for files in" in caplog.text
     folder = (tmp_path / "full" / "latest").resolve()
     assert checkpoint.load(folder / "checkpoints" / checkpoint.LAST)[1]["round"] == 4

@@ -136,7 +136,7 @@ def test_a_damaged_preset_is_refused_or_makes_settings(content: bytes) -> None:
 
 @fuzz(300)
 @given(st.dictionaries(known | broken | st.sampled_from(["base-fingerprint", "global-rank"]), scalars, max_size=4))
-def test_a_damaged_order_is_refused_or_is_one(changed: dict[str, Any]) -> None:
+def test_damaged_instructions_are_refused_or_valid(changed: dict[str, Any]) -> None:
     record = instructions.write(TaskConfig(), strategies.load("fedavg"), "0" * 32, 8)
     record.update(changed)
     for read in (instructions.task_of, instructions.strategy_of, instructions.rank_of, instructions.fingerprint_of):

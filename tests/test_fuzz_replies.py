@@ -89,7 +89,7 @@ class Case:
         records["metrics"] = MetricRecord({"num-examples": ROWS, "server-round": 1, "train-loss": 0.5})
         return cls(drawn, records)
 
-    def admitted(self, changes: list[Mutation]) -> Update | str:
+    def accepted(self, changes: list[Mutation]) -> Update | str:
         """The update, or why there is none. Raises nothing, whatever came."""
         question = Message(RecordDict(), dst_node_id=3, message_type="train")
         question.metadata.__dict__["_message_id"] = "question"
@@ -142,12 +142,12 @@ def assert_finite(tensors: Tensors) -> None:
 @pytest.mark.parametrize("strategy", [_case(strategy, said) for strategy, said in CASES])
 def test_a_damaged_reply_is_refused_or_does_no_harm(strategy: Strategy) -> None:
     case, seen = Case.of(strategy), TRIED.case()
-    assert isinstance(case.admitted([]), Update)
+    assert isinstance(case.accepted([]), Update)
 
     @many(EXAMPLES, zlib.crc32(str(strategy).encode()), st.lists(mutations(), min_size=1, max_size=2))
     def damage(changes: list[Mutation]) -> None:
         began = time.process_time()
-        outcome = case.admitted(changes)
+        outcome = case.accepted(changes)
         seen.saw("refused" if isinstance(outcome, str) else "harmless", time.process_time() - began)
         if isinstance(outcome, str):
             assert_named(outcome, changes)

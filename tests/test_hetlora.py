@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
-from in_process import hold
+from in_process import federate
 from laws import FACTORS, plans, scene
 from tiers import examples
 
@@ -62,7 +62,7 @@ def test_equal_products_and_rows_are_zero_padding():
 @pytest.mark.slow
 def test_a_strong_penalty_makes_nodes_prune_and_stay_pruned(tmp_path: Path):
     """Round 1 starts from B = 0, so there is no tail to shrink; from round 2 on the penalty wins."""
-    outcome = hold(tmp_path, SMALL | {"hetlora.penalty": 1000.0})
+    outcome = federate(tmp_path, SMALL | {"hetlora.penalty": 1000.0})
     ranks = [[line["rank"] for line in entry["nodes"]] for entry in outcome.rounds[1:]]
     assert ranks[:2] == [[2, 4], [2, 4]]
     assert ranks[2] == [1, 2]
@@ -71,7 +71,7 @@ def test_a_strong_penalty_makes_nodes_prune_and_stay_pruned(tmp_path: Path):
 
 @pytest.mark.slow
 def test_without_a_penalty_that_bites_nobody_prunes_in_round_one(tmp_path: Path):
-    outcome = hold(tmp_path, SMALL | {"hetlora.penalty": 0.0, "num-server-rounds": 1})
+    outcome = federate(tmp_path, SMALL | {"hetlora.penalty": 0.0, "num-server-rounds": 1})
     assert [line["rank"] for line in outcome.rounds[1]["nodes"]] == [2, 4]
 
 

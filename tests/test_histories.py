@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
 from fragile import OPENING
-from in_process import InProcessGrid, hold, left, resumed
+from in_process import InProcessGrid, federate, left, resumed
 from witness import Killed, Left, Witness, epsilon, largest
 
 import client_app
@@ -33,7 +33,7 @@ def about(value: float) -> Any:
 def test_a_budget_that_is_spent_is_not_spent_again_by_more_rounds(tmp_path: Path) -> None:
     """Two rounds at epsilon 8, then resumed to 10, to 30: that was reported as 8 and came to more than 12."""
     journal: list[Left] = []
-    outcome = hold(tmp_path, ROWS | {"num-server-rounds": 2}, Witness(journal))
+    outcome = federate(tmp_path, ROWS | {"num-server-rounds": 2}, Witness(journal))
     assert outcome.summary["epsilon"] == about(largest(journal, DELTA, BATCH))
     assert 7.9 < outcome.summary["epsilon"] <= 8
     for more in (10, 30):
@@ -49,7 +49,7 @@ def test_what_is_left_is_what_later_rounds_are_noised_for(options: dict[str, Any
     """Stopped after 2 of 6 rounds, and resumed to 9: noise is larger from then on, and all of it is counted."""
     journal: list[Left] = []
     with pytest.raises(Killed):
-        hold(tmp_path, options | {"num-server-rounds": 6}, Witness(journal, looks=OPENING + 2))
+        federate(tmp_path, options | {"num-server-rounds": 6}, Witness(journal, looks=OPENING + 2))
     before = {one.noise for one in journal}
     outcome = resumed((tmp_path / "latest").resolve(), {"num-server-rounds": 9}, Witness(journal))
     assert {one.round for one in journal} == set(range(1, 10))
@@ -66,7 +66,7 @@ def test_updates_of_a_round_that_was_cut_off_are_counted(options: dict[str, Any]
     journal: list[Left] = []
     run = options | {"num-server-rounds": 3}
     with pytest.raises(Killed):
-        hold(tmp_path, run, Witness(journal, trained=6))
+        federate(tmp_path, run, Witness(journal, trained=6))
     folder = (tmp_path / "latest").resolve()
     with pytest.raises(Killed):
         resumed(folder, None, Witness(journal, trained=3))
@@ -82,7 +82,7 @@ def test_a_given_noise_ends_the_run_where_the_account_of_what_was_sent_does(tmp_
     journal: list[Left] = []
     options = UPDATES | {"num-server-rounds": 9, "local-privacy.noise": 4.0, "local-privacy.epsilon": 4.5}
     with pytest.raises(Killed):
-        hold(tmp_path, options, Witness(journal, given=4.0, trained=5))
+        federate(tmp_path, options, Witness(journal, given=4.0, trained=5))
     outcome = resumed((tmp_path / "latest").resolve(), None, Witness(journal, given=4.0))
     assert "is spent" in outcome.summary["stopped"]
     assert outcome.summary["epsilon"] == about(largest(journal, DELTA))
@@ -106,7 +106,7 @@ def test_rounds_of_central_privacy_are_counted_where_their_scores_were_released(
         save(path, state, said)
 
     with pytest.raises(Killed):
-        hold(tmp_path, options, Witness([], looks=OPENING + 1))
+        federate(tmp_path, options, Witness([], looks=OPENING + 1))
     folder = (tmp_path / "latest").resolve()
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", dying)
@@ -119,7 +119,7 @@ def test_rounds_of_central_privacy_are_counted_where_their_scores_were_released(
 @pytest.mark.slow
 def test_noise_of_central_privacy_is_found_for_what_is_left(tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        hold(tmp_path, CENTRAL | {"num-server-rounds": 6}, Witness([], looks=OPENING + 3))
+        federate(tmp_path, CENTRAL | {"num-server-rounds": 6}, Witness([], looks=OPENING + 3))
     folder = (tmp_path / "latest").resolve()
     before = _central_noise(folder)
     outcome = resumed(folder, {"num-server-rounds": 12})
@@ -145,7 +145,7 @@ def test_what_a_node_claims_of_its_privacy_is_not_believed(tmp_path: Path) -> No
             reply.content["metrics"]["rounds-left"] = 0
         return reply
 
-    outcome = hold(tmp_path, ROWS | {"num-server-rounds": 2}, InProcessGrid(client_app.app, 3, spoil=boasting))
+    outcome = federate(tmp_path, ROWS | {"num-server-rounds": 2}, InProcessGrid(client_app.app, 3, spoil=boasting))
     assert 7.9 < outcome.summary["epsilon"] <= 8
     assert outcome.summary["rounds"] == 2
 
@@ -199,7 +199,7 @@ def test_a_checkpoint_of_an_earlier_process_does_not_undo_what_was_spent_since(t
     """What is spent is kept beside the checkpoint before anything is sent; a damaged file is said."""
     journal: list[Left] = []
     with pytest.raises(Killed):
-        hold(tmp_path, UPDATES | {"num-server-rounds": 3}, Witness(journal, trained=4))
+        federate(tmp_path, UPDATES | {"num-server-rounds": 3}, Witness(journal, trained=4))
     folder = (tmp_path / "latest").resolve()
     kept = folder / "checkpoints" / "privacy.safetensors"
     content = bytearray(kept.read_bytes())

@@ -163,7 +163,7 @@ def test_an_honest_server_is_answered(scene: Scene) -> None:
 
 @pytest.mark.first(2)
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_order_brings_a_secret_to_light(scene: Scene, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_instructions_reveal_a_secret(scene: Scene, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     node = context(**{name.replace("-", "_"): value for name, value in scene.node.node_config.items()})
     node.node_config["policy.max-seconds"] = 2.0
     count = answered = 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fragile import Fragile, Killed
-from in_process import hold, left, resumed, retold, spoiled
+from in_process import federate, left, resumed, retold, spoiled
 from samples import write_table
 from tuned import Sample, samples
 
@@ -42,7 +42,7 @@ PRESETS = sorted(path.stem for path in (APP / "presets").glob("*.toml"))
 def killed(tmp_path: Path, dead_servers_write_no_summary: None) -> Path:
     """The folder of a run whose process was killed in its second round."""
     with pytest.raises(Killed):
-        hold(tmp_path, {"num-server-rounds": 3}, Fragile(trained=5))
+        federate(tmp_path, {"num-server-rounds": 3}, Fragile(trained=5))
     return (tmp_path / "latest").resolve()
 
 
@@ -64,7 +64,7 @@ def test_a_killed_run_is_interrupted_as_soon_as_anybody_looks(
 
 @pytest.mark.slow
 def test_the_next_run_finds_those_that_were_killed(killed: Path, tmp_path: Path) -> None:
-    hold(tmp_path)
+    federate(tmp_path)
     assert endings.summary_of(killed)["status"] == "interrupted"
 
 
@@ -74,7 +74,7 @@ def test_what_is_damaged_or_old_does_not_keep_the_next_run_from_starting(
     for name, content in (("one", "{"), ("two", '{"status": "running"}'), ("three", "[]")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.json").write_text(content)
-    assert hold(tmp_path).summary["status"] == "completed"
+    assert federate(tmp_path).summary["status"] == "completed"
     assert main(["status", str(tmp_path)]) == DONE
     said = capsys.readouterr().out
     assert said.count("its summary.json cannot be read: ") == 3
@@ -98,7 +98,7 @@ def test_a_signal_interrupts_and_is_no_failure(error: type[BaseException], tmp_p
             return super().push_messages(messages)
 
     with pytest.raises(error):
-        hold(tmp_path, {"num-server-rounds": 3}, Stopping())
+        federate(tmp_path, {"num-server-rounds": 3}, Stopping())
     summary, rounds = left(tmp_path)
     assert summary["status"] == "interrupted"
     assert "error" not in summary
@@ -110,7 +110,7 @@ def test_a_run_that_is_killed_before_its_first_round_has_a_summary(
     tmp_path: Path, dead_servers_write_no_summary: None
 ) -> None:
     with pytest.raises(Killed):
-        hold(tmp_path, {}, Fragile(looks=1))
+        federate(tmp_path, {}, Fragile(looks=1))
     folder = (tmp_path / "latest").resolve()
     assert endings.interrupt(folder)
     assert endings.hint(folder) == ""  # there is nothing to go on from
@@ -123,7 +123,7 @@ def test_the_report_of_a_run_whose_nodes_all_failed_says_what_failed(tmp_path: P
         return spoiled(reply) if kind == "train" else reply
 
     with pytest.raises(RunFailed):
-        hold(tmp_path, {"evaluate": "nodes"}, spoil=spoil)
+        federate(tmp_path, {"evaluate": "nodes"}, spoil=spoil)
     report = (tmp_path / "latest" / "report.html").read_text()
     assert "No evaluation was asked for" not in report
     assert "The run failed: 1 failed rounds in a row" in report
@@ -166,7 +166,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("scores", BROKEN, ids=lambda scores: "+".join(k for k, v in scores.items() if v - v))
-def test_a_score_beside_a_loss_that_is_no_number_is_void(scores: dict[str, float]) -> None:
+def test_a_score_is_void_if_the_loss_is_not_finite(scores: dict[str, float]) -> None:
     line = line_of(RoundReport(3, evaluated_by_server=scores), CLASSES)
     assert (line["accuracy"], line["loss"], line["chosen-by"]) == (None, None, None)
     assert json.loads(written_json(line)) == line
@@ -184,7 +184,7 @@ def test_a_model_of_nan_is_never_best_and_json_stays_json(tmp_path: Path) -> Non
         return retold(reply, lambda tensors: {name: torch.full_like(t, 1e12) for name, t in tensors.items()})
 
     options = {"tuning": "full", "num-server-rounds": 2, "collapse-factor": 0.0, "outlier-factor": 0.0}
-    outcome = hold(tmp_path, options, spoil=spoil)
+    outcome = federate(tmp_path, options, spoil=spoil)
     text = (outcome.folder / "metrics.jsonl").read_text() + (outcome.folder / "summary.json").read_text()
     assert "NaN" not in text
     assert outcome.summary["best-round"] in (0, 1)
@@ -238,7 +238,7 @@ def test_a_run_that_does_not_learn_says_so_once(tmp_path: Path, caplog: pytest.L
         "collapse-factor": 0.0,
         "outlier-factor": 0.0,
     }
-    outcome = hold(tmp_path, options)
+    outcome = federate(tmp_path, options)
     [said] = [notice for notice in outcome.summary["notices"] if "does not fall" in notice]
     assert caplog.text.count("the training loss does not fall") == 1
     assert "Try learning-rate = 0.005 (it is 3)" in said
@@ -307,7 +307,7 @@ def test_nodes_that_cannot_take_part_are_called_by_their_names(
     options = kinds["bert"].flat | {
         "tuning": "head", "evaluate": "nodes", "data.partitioner": "none", "simulation.num-supernodes": 3
     }  # fmt: skip
-    hold(tmp_path / "out", options, node_configs=nodes, deployed=True)
+    federate(tmp_path / "out", options, node_configs=nodes, deployed=True)
     assert "left out node lab: node error 2: NodeFailed: " in caplog.text
     assert "node ward did not evaluate: node error 2: NodeFailed: node ward has no rows for evaluation" in caplog.text
     assert "only in this node's own log" not in caplog.text

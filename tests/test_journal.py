@@ -26,20 +26,20 @@ from task.storage.store import server_store
 
 
 @given(states())
-def test_marks_do_not_go_by_the_order_of_names(state):
+def test_positions_do_not_depend_on_the_order_of_names(state):
     turned = tuple(replace(e, tensors=dict(reversed(e.tensors.items()))) for e in state.journal)
     assert State({}, turned).positions == state.positions
 
 
 @given(states())
-def test_a_mark_survives_wire_checkpoint_and_arrays(state):
+def test_a_position_survives_wire_checkpoint_and_arrays(state):
     """Nodes and server must agree on it, whatever the tensors went through."""
     assert wire.unpack(wire.pack(state)).positions == state.positions
     journal = tuple(e for e in state.journal if e.tensors)  # arrays cannot say that an entry is empty
     assert wire.from_arrays(wire.to_arrays(State({}, journal))).positions == State({}, journal).positions
 
 
-def test_a_mark_survives_a_checkpoint(tmp_path: Path):
+def test_a_position_survives_a_checkpoint(tmp_path: Path):
     state = State({}, (entry(1), entry(2, seed=9)))
     checkpoint.save(tmp_path / "state.safetensors", state, {})
     assert checkpoint.load(tmp_path / "state.safetensors")[0].positions == state.positions
@@ -64,7 +64,7 @@ VALUES = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     ],
     ids=["round", "seed", "name", "shape", "axes", "strides", "dtype", "value", "more", "nothing"],
 )
-def test_another_entry_has_another_mark(other):
+def test_another_entry_has_another_position(other):
     one = Entry(1, 5, {"w": VALUES})
     assert one.position_after(BASE_POSITION) == Entry(1, 5, {"w": VALUES.clone()}).position_after(BASE_POSITION)
     assert one.position_after(BASE_POSITION) != other.position_after(BASE_POSITION)
@@ -76,7 +76,7 @@ def test_equal_bits_in_another_layout_are_the_same_entry():
     assert Entry(1, 5, {"w": columns}).digest == Entry(1, 5, {"w": VALUES}).digest
 
 
-def test_a_mark_is_of_all_entries_before_it():
+def test_a_position_depends_on_all_entries_before_it():
     one, two, three = (entry(number) for number in range(3))
     assert State({}, (one, two)).positions[-1] != State({}, (two, one)).positions[-1]
     assert State({}, (one, three)).positions[-1] != State({}, (two, three)).positions[-1]
@@ -87,7 +87,7 @@ def test_a_mark_is_of_all_entries_before_it():
 
 
 @given(states(), st.data())
-def test_what_is_after_a_mark_goes_on_from_it(state, data):
+def test_the_journal_after_a_position_continues_from_it(state, data):
     place = data.draw(st.integers(0, len(state.journal)))
     cut = state.after(state.positions[place])
     assert (
@@ -103,7 +103,7 @@ def test_what_is_after_a_mark_goes_on_from_it(state, data):
 
 @pytest.mark.slow
 @given(states(), states())
-def test_a_mark_of_another_journal_leaves_the_state_whole(state, other):
+def test_a_position_of_another_journal_leaves_the_state_whole(state, other):
     assume(other.positions[-1] not in state.positions)
     assert state.after(other.positions[-1]) is state
 
@@ -118,7 +118,7 @@ def test_numbers_count_tensors_and_entries():
     "since",
     ["../../outside", "a" * 31, "a" * 33, "A" * 32, "g" * 32, "a" * 32 + "\n", "/etc", " ", 5, None, ["a" * 32], {}],
 )  # fmt: skip
-def test_a_since_that_is_no_mark_is_refused(since):
+def test_a_since_that_is_no_position_is_refused(since):
     """On a node it becomes the name of a folder."""
     import json
     import zlib
@@ -199,7 +199,7 @@ def test_a_strategy_without_a_journal_says_so(model: TunedModel) -> None:
 # ---------------------------------------------------------------------- the ground
 
 
-def test_a_trained_tensor_is_shifted_where_it_is_reset_to() -> None:
+def test_the_reset_value_of_a_trained_tensor_is_shifted() -> None:
     """A tensor that trains stands on its fresh value: a shift shows after a reset, not before."""
     model = toy_model(strategies.load("fedavg"), 3, seed=2)
     before = snapshot(model.trained)
@@ -217,7 +217,7 @@ def test_a_shift_is_rounded_once() -> None:
     assert torch.equal(model.frozen[WEIGHT].detach(), torch.full((OUTPUTS, INPUTS), 1 + 2.0**-7, dtype=torch.bfloat16))
 
 
-def test_a_saved_ground_is_the_same_whatever_was_drawn_before(tmp_path: Path) -> None:
+def test_saved_base_weights_do_not_depend_on_earlier_draws(tmp_path: Path) -> None:
     """Two labels: the base has no head for them, so one is drawn."""
     config = replace(TASK, data=replace(TASK.data, labels=("odd", "even")))
     model = build(server_base(Model(), server_store()), config, 2, "cpu")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from fragile import OPENING, RUNS, Fragile, Killed, assert_same_run, options, stopped
-from in_process import InProcessGrid, Outcome, equal, hold, resumed
+from in_process import InProcessGrid, Outcome, equal, federate, resumed
 
 import client_app
 from server_app.results.history import History
@@ -23,7 +23,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcome]:
 
     def run(name: str) -> Outcome:
         if name not in known:
-            known[name] = hold(tmp_path_factory.mktemp(name), options(name))
+            known[name] = federate(tmp_path_factory.mktemp(name), options(name))
         return known[name]
 
     return run
@@ -36,7 +36,7 @@ def killed(folder: Path, name: str, grids: Iterator[InProcessGrid]) -> tuple[Out
         try:
             place = folder / "latest"
             started = (place / "checkpoints" / checkpoint.LAST).exists()
-            return (resumed(place.resolve(), None, grid) if started else hold(folder, options(name), grid)), times
+            return (resumed(place.resolve(), None, grid) if started else federate(folder, options(name), grid)), times
         except Killed:
             times += 1
     raise AssertionError("the grids did not do")
@@ -78,7 +78,7 @@ def test_pruned_and_automatic_ranks_are_kept(whole: Callable[[str], Outcome], tm
 @pytest.mark.slow
 def test_what_a_node_keeps_is_found_by_its_name_and_run(whole: Callable[[str], Outcome], tmp_path: Path) -> None:
     """Another run of the same configuration starts without it; a node of another name does too."""
-    again = hold(tmp_path / "again", options("fedsa-lora"))
+    again = federate(tmp_path / "again", options("fedsa-lora"))
     assert_same_run(again, whole("fedsa-lora"))
     folder = stopped(tmp_path, "fedsa-lora")
     outcome = resumed(folder, None, InProcessGrid(client_app.app, 3, {1: {"name": "stranger"}}))
@@ -97,7 +97,7 @@ def second_is_best(history: History, line: dict[str, Any]) -> None:
 def never_killed(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(History, "_compare", second_is_best)
-        return hold(tmp_path_factory.mktemp("never"), options("hetlora"))
+        return federate(tmp_path_factory.mktemp("never"), options("hetlora"))
 
 
 @pytest.mark.first(1)
@@ -127,7 +127,7 @@ def test_killed_between_two_writes(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", dying)
         with pytest.raises(Killed):
-            hold(tmp_path, options("hetlora"))
+            federate(tmp_path, options("hetlora"))
     outcome = resumed((tmp_path / "latest").resolve())
     assert outcome.summary["resumed"] == [1 if "line" in place else 2]
     assert_same_run(outcome, never_killed)
@@ -147,5 +147,5 @@ def test_an_abandoned_round_cannot_have_replaced_the_best(tmp_path: Path, monkey
 
     monkeypatch.setattr(checkpoint, "save", dying)
     with pytest.raises(Killed):
-        hold(tmp_path, options("fedavg"))
+        federate(tmp_path, options("fedavg"))
     assert kept == [(checkpoint.LAST, 0), ("best.safetensors", 0)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from in_process import Outcome, hold
+from in_process import Outcome, federate
 from samples import language_base
 
 import task.kinds
@@ -121,7 +121,7 @@ def run(request: pytest.FixtureRequest, bert: Path, tmp_path_factory: pytest.Tem
     labels = {"labels": "x|y"} if kind.drawn_head else {}
     found = sample(request.param, bert, folder, {name: column * 20 for name, column in rows.items()}, **labels)
     options = {"simulation.num-supernodes": 2, "num-server-rounds": 2, "evaluate": "both", "lora.ranks": "2"}
-    return Run(found, hold(folder / "outputs", found.flat | options))
+    return Run(found, federate(folder / "outputs", found.flat | options))
 
 
 # ------------------------------------------------------------------------------- every kind
@@ -195,7 +195,7 @@ NAMED = {"text-column": "tokens", "label-column": "tags"}
 def test_entities_are_learned(bert: Path, tmp_path: Path) -> None:
     found = sample(THEIRS, bert, tmp_path, sentences(), **NAMED)
     options = {"simulation.num-supernodes": 2, "num-server-rounds": 4, "learning-rate": 0.02, "local-steps": 12}
-    outcome = hold(tmp_path / "outputs", found.flat | options | {"lora.ranks": "4"})
+    outcome = federate(tmp_path / "outputs", found.flat | options | {"lora.ranks": "4"})
     scores = [line["f1"] for line in outcome.rounds]
     assert outcome.task.data.labels == ("B-LOC", "B-PER", "I-PER", "O")
     assert outcome.summary["metric"] == "f1"

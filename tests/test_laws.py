@@ -253,7 +253,7 @@ def trained(strategy: Strategy, local: Trainer) -> Tensors:
 
 @pytest.mark.parametrize("strategy", [s for name in strategies.names() for s in variants(name)], ids=str)
 @pytest.mark.parametrize("rank", [1, 3])
-def test_a_nodes_update_has_the_shapes_that_the_door_expects(strategy, rank):
+def test_a_nodes_update_has_the_shapes_that_validation_expects(strategy, rank):
     state = strategy.initial(toy_model(strategy, 3, seed=2))
     model = toy_model(strategy, 3, seed=3)
     assignment = Assignment(1, 3, 11, min(rank if strategy.heterogeneous_ranks else 3, state.rank))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message
-from in_process import SMALL, InProcessGrid, Outcome, equal, hold, left, resumed, retold, sent, suiting
+from in_process import SMALL, InProcessGrid, Outcome, equal, federate, left, resumed, retold, sent, suiting
 from test_lies import changed
 
 import client_app
@@ -76,11 +76,11 @@ def test_a_node_that_claims_a_million_million_rows_does_not_decide(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Seen 7: it moved everything."""
-    honest = hold(tmp_path / "honest", FIVE)
-    outcome = hold(tmp_path / "lied", FIVE, spoil=claiming(10**12))
+    honest = federate(tmp_path / "honest", FIVE)
+    outcome = federate(tmp_path / "lied", FIVE, spoil=claiming(10**12))
     assert [line["metrics"]["num-examples"] < 100 for line in outcome.rounds[1]["nodes"]] == [True] * 5
     assert along(outcome, honest) > 0.5
-    believed = hold(tmp_path / "believed", FIVE | {"max-weight-ratio": 0.0}, spoil=claiming(10**12))
+    believed = federate(tmp_path / "believed", FIVE | {"max-weight-ratio": 0.0}, spoil=claiming(10**12))
     assert along(believed, honest) < 0
     said = [record.message for record in caplog.records if "max-weight-ratio" in record.message]
     assert len(said) == 1
@@ -102,8 +102,8 @@ def test_scores_weigh_no_more_than_updates(tmp_path: Path) -> None:
         answer = claiming(10**12)(partition, kind, answer)
         return changed(accuracy=1.0)(answer) if partition == 1 and kind == "evaluate" else answer
 
-    outcome = hold(tmp_path, FIVE | {"evaluate": "nodes"}, spoil=spoil)
-    honest = hold(tmp_path / "honest", FIVE | {"evaluate": "nodes", "num-server-rounds": 1})
+    outcome = federate(tmp_path, FIVE | {"evaluate": "nodes"}, spoil=spoil)
+    honest = federate(tmp_path / "honest", FIVE | {"evaluate": "nodes", "num-server-rounds": 1})
     assert outcome.rounds[0]["accuracy"] - honest.rounds[0]["accuracy"] < 0.6
     assert outcome.rounds[0]["nodes-num-examples"] < 100
 
@@ -130,7 +130,7 @@ def test_scores_that_cannot_be_are_refused(
     def spoil(partition: int, kind: str, answer: Message) -> Message:
         return changed(**metrics)(answer) if (partition, kind) == (1, "evaluate") else answer
 
-    outcome = hold(tmp_path, FIVE | {"evaluate": "nodes", "num-server-rounds": 1}, spoil=spoil)
+    outcome = federate(tmp_path, FIVE | {"evaluate": "nodes", "num-server-rounds": 1}, spoil=spoil)
     assert 0 <= outcome.rounds[-1]["accuracy"] <= 1
     assert any("node 1 did not evaluate" in record.message and words in record.message for record in caplog.records)
 
@@ -139,7 +139,7 @@ def test_a_loss_of_training_that_cannot_be_is_refused(tmp_path: Path) -> None:
     def spoil(partition: int, kind: str, answer: Message) -> Message:
         return changed(train_loss=1e30)(answer) if (partition, kind) == (1, "train") else answer
 
-    outcome = hold(tmp_path, FIVE, spoil=spoil)
+    outcome = federate(tmp_path, FIVE, spoil=spoil)
     refused = {line["node"]: line["refused"] for line in outcome.rounds[1]["nodes"] if line["refused"]}
     assert refused == {"1": "metric 'train-loss' is 1e+30, not from 0 to 1e+06"}
     assert outcome.rounds[1]["train-loss"] < 10
@@ -157,7 +157,7 @@ def broken(partition: int, kind: str, answer: Message) -> Message:
 @pytest.mark.slow
 def test_a_resumed_run_whose_rounds_all_fail_has_failed(tmp_path: Path) -> None:
     """Seen 10: it said `completed`."""
-    folder = hold(tmp_path, FIVE).folder
+    folder = federate(tmp_path, FIVE).folder
     with pytest.raises(RunFailed, match="1 failed rounds in a row, the last because 0 of 5 replies were good"):
         resumed(folder, {"num-server-rounds": 3}, InProcessGrid(client_app.app, 5, spoil=broken))
     summary, rounds = left(tmp_path)
@@ -183,7 +183,7 @@ def test_a_state_that_would_not_be_finite_fails_the_round(
 
     monkeypatch.setattr(strategy, "combine", beyond)
     options = SMALL | {"strategy": strategy.__module__.split(".")[-1], "num-server-rounds": 3, "lora.targets": "q_proj"}
-    outcome = hold(tmp_path, options)
+    outcome = federate(tmp_path, options)
     failed = [line["failed"] for line in outcome.rounds]
     assert [bool(reason) for reason in failed] == [False, False, True, False]
     where = r"'.* \(entry 0\)'" if strategy is Flora else r"'[\w.]+'"
@@ -234,7 +234,7 @@ LATER = ("fedavg/full", "flora", "hetlora", "ferret")
 def test_an_update_that_is_far_too_long_is_refused(tmp_path: Path, name: str, first: int) -> None:
     """Seen 10: one of 1e12, and every later round was NaN. Without history, and with that of one round."""
     options = SMALL | {"simulation.num-supernodes": 5, "num-server-rounds": 2} | EVERY[name]
-    outcome = hold(tmp_path, options, spoil=scaled(1e15, first))
+    outcome = federate(tmp_path, options, spoil=scaled(1e15, first))
     for entry in outcome.rounds[1:]:
         refused = {line["node"]: line["refused"] for line in entry["nodes"] if line["refused"]}
         assert list(refused) == (["1"] if entry["round"] >= first else [])
@@ -247,7 +247,7 @@ def test_an_update_that_is_far_too_long_is_refused(tmp_path: Path, name: str, fi
 @pytest.mark.first(1)
 @pytest.mark.parametrize("factor", [20.0, -10.0])
 def test_twenty_times_an_update_is_too_long(tmp_path: Path, factor: float) -> None:
-    outcome = hold(tmp_path, FIVE, spoil=scaled(factor))
+    outcome = federate(tmp_path, FIVE, spoil=scaled(factor))
     refused = [line["refused"] for line in outcome.rounds[1]["nodes"] if line["refused"]]
     assert len(refused) == 1
     assert "its update has a norm" in refused[0]
@@ -256,7 +256,7 @@ def test_twenty_times_an_update_is_too_long(tmp_path: Path, factor: float) -> No
 @pytest.mark.slow
 def test_honest_updates_that_wait_leave_the_same_bits(tmp_path: Path) -> None:
     options = {"strategy": "rbla", "lora.ranks": "2,4,8", "num-server-rounds": 2}
-    waited, plain = (hold(tmp_path / f"{factor}", options | {"outlier-factor": factor}) for factor in (5.0, 0.0))
+    waited, plain = (federate(tmp_path / f"{factor}", options | {"outlier-factor": factor}) for factor in (5.0, 0.0))
     assert equal(waited.state().tensors, plain.state().tensors)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from in_process import hold, retold
-from test_door import ASSIGNMENT, HEAD, METRICS, A, B, admit, delta, instruction, reason, reply  # noqa: F401
+from in_process import federate, retold
+from test_validation import ASSIGNMENT, HEAD, METRICS, A, B, delta, instruction, reason, reply, validate  # noqa: F401
 
 import strategies
 from strategies.exchange.types import Outgrown, Refused, State
@@ -47,7 +47,7 @@ def test_a_node_that_claims_all_rows_does_not_count(tmp_path: Path) -> None:
     def spoil(partition: int, kind: str, answer: Message) -> Message:
         return changed(num_examples=10**12)(answer) if (partition, kind) == (1, "train") else answer
 
-    rounds = hold(tmp_path, FIVE, spoil=spoil).rounds
+    rounds = federate(tmp_path, FIVE, spoil=spoil).rounds
     refused = {line["node"]: line["refused"] for line in rounds[1]["nodes"] if line["refused"]}
     assert list(refused) == ["1"]
     assert "num-examples is 1000000000000, but its profile says" in refused["1"]
@@ -64,7 +64,7 @@ def test_a_node_whose_data_grew_is_asked_again_and_counts(tmp_path: Path) -> Non
                 answer.content.config_records["profile"]["num-examples"] = 1
         return answer
 
-    rounds = hold(tmp_path, FIVE | {"num-server-rounds": 3}, spoil=spoil).rounds
+    rounds = federate(tmp_path, FIVE | {"num-server-rounds": 3}, spoil=spoil).rounds
     of = [next(line["refused"] for line in entry["nodes"] if line["node"] == "1") for entry in rounds[1:]]
     assert len(asked) == 2
     assert "its profile says 1 rows" in of[0]
@@ -74,7 +74,7 @@ def test_a_node_whose_data_grew_is_asked_again_and_counts(tmp_path: Path) -> Non
 @pytest.mark.first(1)
 @pytest.mark.parametrize("evaluate", ["nodes", "both"])
 def test_an_honest_holdout_is_within_what_was_said(tmp_path: Path, evaluate: str) -> None:
-    rounds = hold(tmp_path, FIVE | {"evaluate": evaluate}).rounds
+    rounds = federate(tmp_path, FIVE | {"evaluate": evaluate}).rounds
     assert not any(line["refused"] for line in rounds[1]["nodes"])
     assert rounds[1]["nodes-num-examples"] > 0
 
@@ -87,7 +87,7 @@ def test_no_number_is_larger_than_what_sums_survive(instruction: Message, value:
     assert "the largest number allowed in an update is 1e+12" in reason(
         reply(instruction, delta(**{A: torch.full((2, 4), value)}))
     )
-    assert admit(reply(instruction, delta(**{A: torch.full((2, 4), 1e11)})))
+    assert validate(reply(instruction, delta(**{A: torch.full((2, 4), 1e11)})))
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.float64])
@@ -171,12 +171,12 @@ def test_scores_that_lie_are_left_out(
     def spoil(partition: int, kind: str, answer: Message) -> Message:
         return changed(**metrics)(answer) if (partition, kind) == (1, "evaluate") else answer
 
-    rounds = hold(tmp_path, FIVE | {"evaluate": "nodes"}, spoil=spoil).rounds
+    rounds = federate(tmp_path, FIVE | {"evaluate": "nodes"}, spoil=spoil).rounds
     assert 0 <= rounds[-1]["accuracy"] <= 1
     assert any("node 1 did not evaluate" in record.message and words in record.message for record in caplog.records)
 
 
-def test_good_scores_are_admitted(instruction: Message) -> None:  # noqa: F811
+def test_good_scores_are_accepted(instruction: Message) -> None:  # noqa: F811
     good = Message(RecordDict({"metrics": MetricRecord(SCORES)}), reply_to=instruction)
     assert validation.validate_scores(good, load("image-classification").metrics, 2, rows=4) == {
         "num-examples": 4,
@@ -211,7 +211,7 @@ def test_a_node_is_left_out_for_what_it_says_of_itself(
             answer.content.config_records["profile"][key] = value
         return answer
 
-    rounds = hold(tmp_path, FIVE, spoil=spoil).rounds
+    rounds = federate(tmp_path, FIVE, spoil=spoil).rounds
     assert [line["node"] for line in rounds[1]["nodes"]] == ["0", "1", "2", "4"]
     assert any("left out node" in record.message and words in record.message for record in caplog.records)
 
@@ -226,7 +226,7 @@ def test_the_report_shows_what_a_node_said_as_text(tmp_path: Path) -> None:
         return spoil(partition, kind, answer) if partition == 1 else answer
 
     own = {1: {"name": "<b>clinic</b>"}}
-    page = (hold(tmp_path, FIVE, spoil=some, node_configs=own).folder / "report.html").read_text()
+    page = (federate(tmp_path, FIVE, spoil=some, node_configs=own).folder / "report.html").read_text()
     assert "<script>alert" not in page
     assert "<b>clinic" not in page
     assert "&lt;b&gt;clinic&lt;/b&gt;" in page

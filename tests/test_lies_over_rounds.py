@@ -15,7 +15,7 @@ import pytest
 import torch
 from flwr.app import Message, RecordDict
 from fuzzing import GONE
-from in_process import Spoil, hold, retold, suiting
+from in_process import Spoil, federate, retold, suiting
 from mutations import payloads, several
 
 import strategies
@@ -108,7 +108,7 @@ def told_by(lie: Lie) -> Spoil:
 @pytest.mark.parametrize(("name", "lie"), EVERY if "FUZZ_LIES" in os.environ else SUITE)
 def test_a_run_outlives_a_liar(name: str, lie: str, tmp_path: Path) -> None:
     options = FIVE | {"strategy": name, "num-server-rounds": ROUNDS, **suiting(name)}
-    outcome = hold(tmp_path, options, spoil=told_by(LIES[lie](name)))
+    outcome = federate(tmp_path, options, spoil=told_by(LIES[lie](name)))
     assert outcome.summary["status"] == "completed"
     lines = outcome.rounds
     assert not any(line["failed"] for line in lines)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from in_process import equal, hold
+from in_process import equal, federate
 
 import strategies
 from strategies.algebra.accountant import Release, epsilon_of
@@ -31,7 +31,7 @@ def test_the_noise_on_an_update_has_the_moments_that_the_account_is_of() -> None
     assert not torch.equal(sent["w"], local.encode(WIDE, ASSIGNMENT, {})["w"])
 
 
-def test_a_ticket_without_noise_is_refused_where_there_is_a_budget() -> None:
+def test_an_assignment_without_noise_is_refused_under_a_budget() -> None:
     with pytest.raises(Refused, match="the assignment has no noise"):
         strategies.load_wrapper("local-privacy").encode(WIDE, ASSIGNMENT, {})
 
@@ -62,11 +62,11 @@ def test_whole_numbers_are_refused_on_the_node() -> None:
 def test_switched_off_a_run_is_the_plain_one_bit_for_bit(options: dict[str, Any], tmp_path: Path) -> None:
     off = SAME | {"local-privacy.epsilon": 0.0, "local-privacy.clip": 0.0} | options
     plain = off | {"wrappers": ""}
-    assert equal(hold(tmp_path, plain).state().tensors, hold(tmp_path, off).state().tensors)
+    assert equal(federate(tmp_path, plain).state().tensors, federate(tmp_path, off).state().tensors)
 
 
 def test_nothing_that_was_measured_leaves_a_node(tmp_path: Path) -> None:
-    outcome = hold(tmp_path, SAME | {"wrappers": "local-privacy,quantize"})
+    outcome = federate(tmp_path, SAME | {"wrappers": "local-privacy,quantize"})
     assert outcome.summary["status"] == "completed"
     assert 7.9 < outcome.summary["epsilon"] <= 8
     for exchange in outcome.grid.of("train"):
@@ -77,7 +77,7 @@ def test_nothing_that_was_measured_leaves_a_node(tmp_path: Path) -> None:
 
 def test_a_run_ends_where_the_budget_does(tmp_path: Path) -> None:
     options = {"num-server-rounds": 9, "local-privacy.noise": 4.0, "local-privacy.epsilon": 4.5}
-    outcome = hold(tmp_path, SAME | options)
+    outcome = federate(tmp_path, SAME | options)
     last = outcome.summary["rounds"]
     assert outcome.summary["status"] == "completed"
     assert "is spent" in outcome.summary["stopped"]

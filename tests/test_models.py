@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from in_process import Outcome, hold
+from in_process import Outcome, federate
 from laws import drawn_like, variants
 
 import strategies
@@ -89,12 +89,12 @@ def test_wire_names_are_those_of_the_plain_model(base: Base, tuning: str) -> Non
 
 
 @pytest.mark.parametrize("tuning", TUNINGS)
-def test_a_fresh_model_is_the_base(base: Base, tuning: str) -> None:
+def test_a_model_with_initial_values_is_the_base(base: Base, tuning: str) -> None:
     """Adapters begin at a product of zero, the head with the base's weights."""
     assert torch.equal(logits(build(base, config(tuning=tuning), 4, "cpu").module), logits(plain(base)))
 
 
-def test_fresh_values_follow_from_the_seed_alone(base: Base) -> None:
+def test_initial_values_depend_on_the_seed_alone(base: Base) -> None:
     one = snapshot(build(base, config(), 8, "cpu").trained)
     torch.manual_seed(99)
     same, other = build(base, config(), 8, "cpu"), build(base, config(seed=1), 8, "cpu")
@@ -108,7 +108,7 @@ def test_building_leaves_the_random_state_alone(base: Base) -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_a_head_for_other_labels_is_fresh(base: Base) -> None:
+def test_a_head_for_other_labels_has_initial_values(base: Base) -> None:
     model = build(base, config(**{"data.labels": "odd|even", "tuning": "head"}), 0, "cpu")
     assert tuple(model.trained["classifier.weight"].shape) == (2, 64)
 
@@ -203,7 +203,7 @@ def test_a_process_builds_its_model_once(base: Base) -> None:
 @pytest.mark.slow
 def test_bfloat16_crosses_bit_for_bit(tmp_path: Path) -> None:
     options = {"model.dtype": "bfloat16", "tuning": "full", "simulation.num-supernodes": 2, "num-server-rounds": 2}
-    outcome = hold(tmp_path, options)
+    outcome = federate(tmp_path, options)
     states = {
         e.request.config_records["assignment"]["server-round"]: wire.unpack(e.request) for e in trainings(outcome)
     }
@@ -229,7 +229,7 @@ def test_a_text_model_federates(tmp_path: Path) -> None:
     for name in ("minilm-l6-v2", "ag_news"):
         if not (ASSETS / name).exists():
             pytest.skip(f"../shared/assets/{name} is not here")
-    outcome = hold(
+    outcome = federate(
         tmp_path,
         {
             "task.kind": "text-classification",

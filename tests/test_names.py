@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 from flwr.proto.node_pb2 import NodeInfo
-from in_process import InProcessGrid, hold
+from in_process import InProcessGrid, federate
 
 import client_app
 from strategies.exchange.types import Profile, Refused
@@ -62,7 +62,7 @@ def taking_part(rounds: list[dict[str, Any]]) -> list[list[str]]:
 def test_a_name_belongs_to_its_key_also_while_that_is_down(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, keys: list[bytes], rule: str
 ) -> None:
-    rounds = hold(tmp_path, OPTIONS | {"node-names": rule}, Authenticated(keys, CLINICS)).rounds
+    rounds = federate(tmp_path, OPTIONS | {"node-names": rule}, Authenticated(keys, CLINICS)).rounds
     assert taking_part(rounds) == [["clinic-1", "clinic-3"], CLINICS[:3], CLINICS[:3]]
     refused = rf"left out node \d+: it says it is 'clinic-2', but its key \({re.escape(fingerprint(keys[THIEF]))}\)"
     assert re.search(refused + " is registered as 'clinic-4'", caplog.text)
@@ -72,7 +72,7 @@ def test_a_name_belongs_to_its_key_also_while_that_is_down(
 @pytest.mark.first(1)
 @pytest.mark.parametrize("ids", range(4))
 def test_the_lower_id_does_not_win(tmp_path: Path, keys: list[bytes], ids: int) -> None:
-    rounds = hold(tmp_path, OPTIONS, Authenticated(keys, CLINICS, there=True, ids=ids)).rounds
+    rounds = federate(tmp_path, OPTIONS, Authenticated(keys, CLINICS, there=True, ids=ids)).rounds
     assert taking_part(rounds) == [CLINICS[:3]] * 3
 
 
@@ -80,7 +80,7 @@ def test_without_names_of_keys_that_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, keys: list[bytes]
 ) -> None:
     """Then the thief is believed while nobody else is there. The one who comes back is told of, and may not come in."""
-    rounds = hold(tmp_path, OPTIONS, Authenticated(keys, [""] * 4)).rounds
+    rounds = federate(tmp_path, OPTIONS, Authenticated(keys, [""] * 4)).rounds
     assert taking_part(rounds) == [CLINICS[:3]] * 3
     assert caplog.text.count("names are not verified") == 1
     assert REGISTER in caplog.text
@@ -89,14 +89,14 @@ def test_without_names_of_keys_that_is_said_once(
 
 
 def test_simulated_nodes_have_no_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    hold(tmp_path, OPTIONS)
+    federate(tmp_path, OPTIONS)
     assert "names are not verified" not in caplog.text
 
 
 def test_two_that_say_one_name_are_both_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, keys: list[bytes]
 ) -> None:
-    rounds = hold(tmp_path, OPTIONS, Authenticated(keys, [""] * 4, there=True)).rounds
+    rounds = federate(tmp_path, OPTIONS, Authenticated(keys, [""] * 4, there=True)).rounds
     assert taking_part(rounds) == [["clinic-1", "clinic-3"]] * 3
     both = [fingerprint(keys[number]) for number in (ROBBED, THIEF)]
     line = next(record.message for record in caplog.records if "2 nodes say that they are 'clinic-2'" in record.message)

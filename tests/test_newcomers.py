@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from flwr.app import Message
-from in_process import Exchange, InProcessGrid, hold
+from in_process import Exchange, InProcessGrid, federate
 
 import client_app
 
@@ -38,7 +38,7 @@ class Silent(InProcessGrid):
 
 def test_silent_ids_do_not_hold_up_a_round(tmp_path: Path) -> None:
     began = time.monotonic()
-    rounds = hold(tmp_path, OPTIONS, Silent()).rounds
+    rounds = federate(tmp_path, OPTIONS, Silent()).rounds
     assert all(entry["seconds"] < TIMEOUT / 2 for entry in rounds)
     assert time.monotonic() - began < 4 * TIMEOUT
     assert [len(entry["nodes"]) for entry in rounds] == [0, 3, 3, 3, 3]
@@ -48,7 +48,7 @@ def test_silent_ids_do_not_hold_up_a_round(tmp_path: Path) -> None:
 def test_an_id_that_stays_silent_is_left_out_when_its_time_is_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    hold(tmp_path, OPTIONS | {"round-timeout": 0.5, "num-server-rounds": 12}, Silent())
+    federate(tmp_path, OPTIONS | {"round-timeout": 0.5, "num-server-rounds": 12}, Silent())
     assert "left out node 1000000003: no reply before the deadline" in caplog.text
 
 
@@ -75,7 +75,7 @@ class Late(InProcessGrid):
 
 
 def test_an_answer_is_taken_when_it_is_there(tmp_path: Path) -> None:
-    rounds = hold(tmp_path, OPTIONS, Late()).rounds
+    rounds = federate(tmp_path, OPTIONS, Late()).rounds
     assert [[line["node"] for line in entry["nodes"]] for entry in rounds[1:]] == [
         ["0", "1", "2"], ["1", "2"], ["0", "1", "2"], ["0", "1", "2"],
     ]  # fmt: skip
@@ -90,7 +90,7 @@ def test_it_is_waited_for_where_nobody_else_could_train(tmp_path: Path) -> None:
                     self.waiting |= self.slow
             return super().pull_messages(message_ids)
 
-    rounds = hold(tmp_path, OPTIONS | {"min-train-nodes": 3}, Waiting()).rounds
+    rounds = federate(tmp_path, OPTIONS | {"min-train-nodes": 3}, Waiting()).rounds
     assert [len(entry["nodes"]) for entry in rounds[1:]] == [3, 3, 3, 3]
     assert not any(entry["failed"] for entry in rounds)
 
@@ -105,7 +105,7 @@ def test_a_node_that_grows_and_invents_stores_is_sent_the_base_once(
             said["store"] = f"store {time.monotonic_ns()}"
         return answer
 
-    outcome = hold(tmp_path, OPTIONS, spoil=spoil)
+    outcome = federate(tmp_path, OPTIONS, spoil=spoil)
     offers: list[Exchange] = [exchange for exchange in outcome.grid.of("query.base") if exchange.partition == 1]
     assert len(offers) == 1
     assert outcome.grid.log.count((1, "query.profile")) > 2
@@ -137,6 +137,6 @@ def test_a_store_is_sent_the_base_once_an_hour(tmp_path: Path, monkeypatch: pyte
         return answer
 
     grid = Restarting(client_app.app, 3, spoil=spoil)
-    outcome = hold(tmp_path, OPTIONS | {"num-server-rounds": 6}, grid)
+    outcome = federate(tmp_path, OPTIONS | {"num-server-rounds": 6}, grid)
     assert [exchange.partition for exchange in outcome.grid.of("query.base")].count(1) == 2
     assert [len(entry["nodes"]) for entry in outcome.rounds[1:]] == [3, 2, 2, 3, 2, 2]

@@ -10,7 +10,7 @@ import torch
 from flwr.app import Message
 from hypothesis import given
 from hypothesis import strategies as st
-from in_process import equal, hold, retold, suiting
+from in_process import equal, federate, retold, suiting
 from laws import FACTORS, Plan, loaded, plans, scene, variants
 from tiers import examples
 
@@ -132,10 +132,10 @@ def test_a_long_update_is_refused_in_a_run_of_any_strategy(name: str, tmp_path: 
         return longer(reply) if (partition, kind) == (1, "train") else reply
 
     options = {"strategy": name, "lora.ranks": "2,4,8", "local-steps": 2, **suiting(name)}
-    hold(tmp_path / "honest", options, spoil=measured)
+    federate(tmp_path / "honest", options, spoil=measured)
     assert len(lengths) == 3
     bound = {"wrappers": "norm-bound", "norm-bound.bound": 10 * max(lengths), "norm-bound.action": "refuse"}
-    lines = hold(tmp_path / "lies", options | bound, spoil=lying).rounds[1]["nodes"]
+    lines = federate(tmp_path / "lies", options | bound, spoil=lying).rounds[1]["nodes"]
     refused = {line["node"]: line["refused"] for line in lines if line["refused"]}
     assert list(refused) == ["1"]
     assert "more than norm-bound.bound" in refused["1"]

@@ -7,7 +7,7 @@ import pytest
 import test_server_optimizers as laws
 import torch
 from added import added, example
-from in_process import hold
+from in_process import federate
 
 import strategies
 from server_app.config import RunConfig
@@ -53,6 +53,6 @@ def test_it_keeps_the_laws_of_moments(contributed: str, strategy: str) -> None:
 
 
 def test_it_federates(contributed: str, tmp_path: Path) -> None:
-    outcome = hold(tmp_path / "run", {"server-optimizer": contributed, "num-server-rounds": 2})
+    outcome = federate(tmp_path / "run", {"server-optimizer": contributed, "num-server-rounds": 2})
     assert outcome.summary["status"] == "completed"
     assert any(name.startswith(f"{contributed} mean ") for name in outcome.state().server)

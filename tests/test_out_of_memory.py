@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
-from in_process import QV, equal, hold, left, retrained, sent, suiting
+from in_process import QV, equal, federate, left, retrained, sent, suiting
 
 from client_app.device import within_memory
 from strategies.algebra.lowrank import rank_axis
@@ -41,7 +41,7 @@ GREEDY = QV | {"strategy": "greedy", "num-server-rounds": 4, "greedy.fits": 2}
 
 @pytest.mark.usefixtures("toys")
 def test_a_node_out_of_memory_goes_on_at_half_its_rank(tmp_path: Path):
-    outcome = hold(tmp_path, GREEDY | {"lora.ranks": "2,1,8"})
+    outcome = federate(tmp_path, GREEDY | {"lora.ranks": "2,1,8"})
     ranks = [[line["rank"] for line in entry["nodes"]] for entry in outcome.rounds[1:]]
     assert ranks == [[2, 1, 8], [2, 1, 4], [2, 1, 2], [2, 1, 2]]
     refused = [[line["refused"][:23] for line in entry["nodes"]] for entry in outcome.rounds[1:]]
@@ -53,7 +53,7 @@ def test_a_node_out_of_memory_goes_on_at_half_its_rank(tmp_path: Path):
 @pytest.mark.usefixtures("toys")
 def test_nothing_of_broken_training_is_left(tmp_path: Path):
     """After a node ran out of memory, others in the same process answer as a fresh process would."""
-    outcome = hold(tmp_path, GREEDY | {"lora.ranks": "8,2,2", "num-server-rounds": 1})
+    outcome = federate(tmp_path, GREEDY | {"lora.ranks": "8,2,2", "num-server-rounds": 1})
     for exchange in outcome.grid.of("train")[1:]:
         assert equal(sent(exchange.reply), retrained(outcome, exchange))
 
@@ -61,7 +61,7 @@ def test_nothing_of_broken_training_is_left(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("toys")
 def test_an_automatic_rank_steps_down_through_the_candidates(tmp_path: Path):
-    outcome = hold(
+    outcome = federate(
         tmp_path, GREEDY | {"lora.ranks": "auto", "lora.auto-ranks": "1,2,3,7", "simulation.num-supernodes": 1}
     )
     assert [{line["rank"] for line in entry["nodes"]} for entry in outcome.rounds[1:]] == [{7}, {3}, {2}, {2}]
@@ -72,7 +72,7 @@ def test_an_automatic_rank_steps_down_through_the_candidates(tmp_path: Path):
 @pytest.mark.usefixtures("toys")
 def test_at_rank_one_there_is_no_smaller_one(tmp_path: Path):
     with pytest.raises(RunFailed, match="out of memory at rank 1"):
-        hold(tmp_path, GREEDY | {"lora.ranks": "1", "greedy.fits": 0, "simulation.num-supernodes": 1})
+        federate(tmp_path, GREEDY | {"lora.ranks": "1", "greedy.fits": 0, "simulation.num-supernodes": 1})
     _, rounds = left(tmp_path)
     assert {line["rank"] for entry in rounds[1:] for line in entry["nodes"]} == {1}
 
@@ -90,7 +90,7 @@ def test_every_strategy_goes_on_at_a_lower_rank(tmp_path: Path, name: str):
         return reply
 
     options = QV | {"strategy": name, "lora.ranks": "4", "num-server-rounds": 3} | suiting(name)
-    outcome = hold(tmp_path, options, spoil=run_out)
+    outcome = federate(tmp_path, options, spoil=run_out)
     assert outcome.rounds[1]["nodes"][1]["refused"] == "out of memory at rank 4: full"
     lines = [line for entry in outcome.rounds[2:] for line in entry["nodes"]]
     assert not any(line["refused"] for line in lines)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from deployed_node import SECRET, context, refusal
 from flwr.app import ConfigRecord
-from in_process import InProcessGrid, hold
+from in_process import InProcessGrid, federate
 from samples import TEXTS, config, cut, language_base, text_columns, write_table
 from test_causal import ROWS
 from test_causal import config as causal
@@ -53,7 +53,7 @@ def test_a_site_with_an_empty_note_takes_part(bert: Sample, tmp_path: Path, capl
     (tmp_path / "b.csv").write_text("\n".join(["text;label", *rows, ";good", "  ;bad"]))
     own = {n: {"data-path": str(tmp_path / f"{name}.csv"), "name": name} for n, name in enumerate("ab")}
     with caplog.at_level(logging.WARNING):
-        outcome = hold(tmp_path / "out", without_data(bert), InProcessGrid(client_app.app, 2, own, deployed=True))
+        outcome = federate(tmp_path / "out", without_data(bert), InProcessGrid(client_app.app, 2, own, deployed=True))
     assert outcome.summary["status"] == "completed"
     assert {node["node"] for node in outcome.rounds[1]["nodes"]} == {"a", "b"}
     replies = [exchange.reply for exchange in outcome.grid.exchanges if exchange.reply is not None]
@@ -183,7 +183,7 @@ def test_errors_of_files_tell_no_cell(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["missing", "pipe", "long"])
-def test_a_path_that_is_no_file_is_not_told(kind: str, tmp_path: Path) -> None:
+def test_a_path_that_is_no_file_is_not_revealed(kind: str, tmp_path: Path) -> None:
     path = tmp_path / ("n" * 300 if kind == "long" else "patients.csv")
     if kind == "pipe":
         os.mkfifo(path)

@@ -13,7 +13,7 @@ import pytest
 from added import added, example
 from hypothesis import given
 from hypothesis import strategies as st
-from in_process import hold
+from in_process import federate
 from tiers import examples
 
 from task.config import TaskConfig
@@ -288,7 +288,7 @@ def test_its_options_are_keys(contributed: str, labels: np.ndarray, store: Store
 @pytest.mark.slow
 def test_a_federation_is_divided_by_it(contributed: str, tmp_path: Path) -> None:
     options = {"log-normal.sigma": 2.0, "max-weight-ratio": 0.0, "num-server-rounds": 1}
-    outcome = hold(tmp_path, {"data.partitioner": contributed, **options})
+    outcome = federate(tmp_path, {"data.partitioner": contributed, **options})
     rows = [node["metrics"]["num-examples"] for node in outcome.rounds[1]["nodes"]]
     assert max(rows) > 10 * min(rows)
 

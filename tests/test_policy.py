@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from deployed_node import SECRET, asked, context, refusal, settings
 from flwr.app import ConfigRecord
-from in_process import SMALL, InProcessGrid, hold
+from in_process import SMALL, InProcessGrid, federate
 from samples import write_table
 
 import client_app
@@ -98,7 +98,7 @@ def test_a_bad_policy_is_refused_with_the_reason(tmp_path: Path, text: str, prob
     assert error.value.public == "the node's policy cannot be read"
 
 
-def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
+def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="3 problems"):
         Policy.read(written(tmp_path, "a = 1\nmax-rank = 'b'\ntunings = ['c']"))
 
@@ -172,7 +172,7 @@ CHAT = TaskConfig(Task("causal-lm"), Model("some/model"), Data("some/data", id_c
         (Policy(tunings=("head",), strategies=("rbla",)), ORDER, "tunings, strategies"),
     ],
 )
-def test_an_order_is_refused_by_kind(policy: Policy, config: TaskConfig, refused: str) -> None:
+def test_instructions_are_refused_by_kind(policy: Policy, config: TaskConfig, refused: str) -> None:
     assert reasons(policy, config) == refused
 
 
@@ -229,7 +229,7 @@ def test_only_these_wrappers() -> None:
         (Policy(max_rank=4), Assignment(1, 2, 0, 8), 0, "rank"),
     ],
 )
-def test_a_ticket_is_held_to_the_policy(policy: Policy, assignment: Assignment, cohort: int, refused: str) -> None:
+def test_an_assignment_must_obey_the_policy(policy: Policy, assignment: Assignment, cohort: int, refused: str) -> None:
     assert refused_kinds(lambda: check_assignment(policy, assignment, cohort)) == refused
 
 
@@ -343,7 +343,7 @@ def federation(tmp_path: Path, options: dict[str, Any] | None = None, **policy: 
     own: dict[int, dict[str, Any]] = {n: {"data-path": path, "name": f"clinic-{n}"} for n in range(3)}
     own[1] |= {f"policy.{key.replace('__', '.').replace('_', '-')}": value for key, value in policy.items()}
     grid = InProcessGrid(client_app.app, 3, own, deployed=True)
-    return hold(tmp_path, {**DIGITS, **(options or {})}, grid)
+    return federate(tmp_path, {**DIGITS, **(options or {})}, grid)
 
 
 def test_the_defaults_let_an_honest_run_be(tmp_path: Path) -> None:
@@ -389,7 +389,7 @@ def test_an_offer_may_be_declined(tmp_path: Path, caplog: pytest.LogCaptureFixtu
             for n in range(2)
         }
         own[1] |= {f"policy.{key.replace('_', '-')}": value for key, value in policy.items()}
-        outcome = hold(tmp_path, DIGITS, InProcessGrid(client_app.app, 2, own, deployed=True))
+        outcome = federate(tmp_path, DIGITS, InProcessGrid(client_app.app, 2, own, deployed=True))
         assert [line["node"] for line in outcome.rounds[1]["nodes"]] == ["clinic-0"]
         assert f"refused by the node's policy: {kind}" in caplog.text
 
@@ -422,6 +422,6 @@ def test_published_labels_and_no_others_leave(tmp_path: Path) -> None:
 
 def test_a_simulated_run_is_bound_by_a_policy_that_is_set(tmp_path: Path) -> None:
     own = {1: {"policy.tunings": "full"}}
-    outcome = hold(tmp_path, {"tuning": "head"}, node_configs=own)
+    outcome = federate(tmp_path, {"tuning": "head"}, node_configs=own)
     assert [line["node"] for line in outcome.rounds[1]["nodes"]] == ["0", "2"]
     assert SMALL["local-steps"] == 1

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message
-from in_process import InProcessGrid, equal, hold, spoiled
+from in_process import InProcessGrid, equal, federate, spoiled
 
 import client_app
 from strategies.exchange import cohort
@@ -41,7 +41,7 @@ def bad(partition: int, kind: str, reply: Message) -> Message:
 @pytest.mark.parametrize("spoil", [erring, bad])
 def test_no_good_reply_at_all_becomes_noise(spoil: Any, tmp_path: Path) -> None:
     """A round that failed left the state as it was, and told whoever erred that no other node was drawn."""
-    outcome = hold(tmp_path, SAME | {"num-server-rounds": 1}, InProcessGrid(client_app.app, 3, spoil=spoil))
+    outcome = federate(tmp_path, SAME | {"num-server-rounds": 1}, InProcessGrid(client_app.app, 3, spoil=spoil))
     assert [line["failed"] for line in outcome.rounds] == ["", ""]
     assert all(node["refused"] for node in outcome.rounds[1]["nodes"])
     start, after = wire.unpack(outcome.grid.of("train")[0].request).tensors, outcome.state().tensors
@@ -51,7 +51,7 @@ def test_no_good_reply_at_all_becomes_noise(spoil: Any, tmp_path: Path) -> None:
 
 def test_many_rounds_without_a_good_reply_do_not_end_the_run(tmp_path: Path) -> None:
     options = SAME | {"num-server-rounds": 5, "max-failed-rounds": 1}
-    outcome = hold(tmp_path, options, InProcessGrid(client_app.app, 3, spoil=erring))
+    outcome = federate(tmp_path, options, InProcessGrid(client_app.app, 3, spoil=erring))
     assert outcome.summary["status"] == "completed"
     assert outcome.summary["failed-rounds"] == 0
 
@@ -67,7 +67,7 @@ class Deserted(InProcessGrid):
 
 
 def test_a_round_without_any_node_is_noise_too(tmp_path: Path) -> None:
-    outcome = hold(tmp_path, SAME, Deserted(client_app.app, 3))
+    outcome = federate(tmp_path, SAME, Deserted(client_app.app, 3))
     assert [line["failed"] for line in outcome.rounds] == [""] * 4
     assert not outcome.grid.of("train")
     assert len({line["loss"] for line in outcome.rounds}) == 4
@@ -85,7 +85,7 @@ def test_who_rests_is_not_drawn_because_too_few_others_are_there(tmp_path: Path,
 
     monkeypatch.setattr(cohort, "poisson", listening)
     silent = InProcessGrid(client_app.app, 2, spoil=lambda p, k, r: None if k == "train" else r)
-    outcome = hold(tmp_path, SAME | {"round-timeout": 0.1}, silent)
+    outcome = federate(tmp_path, SAME | {"round-timeout": 0.1}, silent)
     assert seen == [["0", "1"], [], ["0", "1"]]
     assert [line["failed"] for line in outcome.rounds] == [""] * 4
 
@@ -94,7 +94,7 @@ def test_who_rests_is_not_drawn_because_too_few_others_are_there(tmp_path: Path,
 @pytest.mark.parametrize("options", [{"central-privacy.noise": 0.0}, {"wrappers": ""}])
 def test_without_noise_rounds_fail_as_before(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="3 failed rounds in a row"):
-        hold(tmp_path, SAME | options, InProcessGrid(client_app.app, 3, spoil=erring))
+        federate(tmp_path, SAME | options, InProcessGrid(client_app.app, 3, spoil=erring))
 
 
 @pytest.mark.first(1)
@@ -111,7 +111,7 @@ def test_a_node_that_errs_on_purpose_sees_the_same_whether_the_victim_was_drawn(
     grid = InProcessGrid(client_app.app, 2, spoil=spoil)
     if not drawn:
         grid.away = {0}
-    outcome = hold(tmp_path, SAME | {"num-server-rounds": 6}, grid)
+    outcome = federate(tmp_path, SAME | {"num-server-rounds": 6}, grid)
     sent = [wire.unpack(one.request).tensors for one in outcome.grid.of("train") if one.partition == 1]
     assert len(sent) == 6
     assert not any(equal(one, other) for one, other in itertools.pairwise(sent))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from in_process import QV, equal, hold
+from in_process import QV, equal, federate
 from laws import loaded, toy_model, trainer
 
 import strategies
@@ -68,7 +68,7 @@ def test_two_terms_add_up() -> None:
 
 def run(folder: Path, strategy: str, **options: Any) -> State:
     mixed = QV | {"lora.ranks": "2,4", "learning-rate": 0.05, "strategy": strategy}
-    outcome = hold(folder, mixed | {key.replace("_", "."): value for key, value in options.items()})
+    outcome = federate(folder, mixed | {key.replace("_", "."): value for key, value in options.items()})
     assert not any(line["refused"] for entry in outcome.rounds for line in entry["nodes"])
     return outcome.state()
 

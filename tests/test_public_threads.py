@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from in_process import hold
+from in_process import federate
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from samples import config, cut, language_base, text_columns, write_table
@@ -255,7 +255,7 @@ def test_an_adapter_of_a_base_with_spare_embeddings_loads(tmp_path: Path) -> Non
     options = {"task.kind": "causal-lm", "model.name": str(base), "data.name": str(tmp_path / "rows.jsonl")}
     options |= {"data.test-split": "", "data.validation-fraction": 0.2, "data.test-fraction": 0.2}
     options |= {"data.partitioner": "iid", "data.max-length": 24, "simulation.num-supernodes": 2, "tuning": "lora"}
-    outcome = hold(tmp_path / "out", options)
+    outcome = federate(tmp_path / "out", options)
     model = AutoPeftModelForCausalLM.from_pretrained(outcome.folder / "model" / "last").eval()
     assert model.get_input_embeddings().weight.shape == (32, 16)
 
@@ -273,7 +273,7 @@ def test_counters_of_batches_come_through_a_federation(tmp_path: Path) -> None:
     processor |= {"image_mean": [0.5], "image_std": [0.5]}
     (base / "preprocessor_config.json").write_text(json.dumps(processor))
     options = {"model.name": str(base), "tuning": "full", "simulation.num-supernodes": 2, "evaluate": "server"}
-    outcome = hold(tmp_path / "out", options)
+    outcome = federate(tmp_path / "out", options)
     assert outcome.summary["status"] == "completed"
     found = ResNetForImageClassification.from_pretrained(outcome.folder / "model" / "last")
     counters = [value for name, value in found.state_dict().items() if name.endswith("num_batches_tracked")]

@@ -78,7 +78,7 @@ def test_whoever_fetches_it_has_the_same_app(published: Published, tmp_path: Pat
     assert bundle.name == f"{PUBLISHER}.{NAME}.{version}.{app_hash(published.clone)[:8]}.fab"
 
 
-def test_the_hub_is_told_what_it_is_about() -> None:
+def test_the_hub_gets_the_metadata() -> None:
     """Flower's own apps say it at the top of their README in these words."""
     found = re.match(r"---\n(.*?)\n---\n\n# thistledown\n", (ROOT / "README.md").read_text(), re.DOTALL)
     assert found

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_wrappers import admitted
+from test_wrappers import accepted
 
 import strategies
 from strategies.algebra.quantiser import packed, quantised, uniform, unpacked
@@ -96,7 +96,7 @@ def test_random_numbers_never_change() -> None:
     assert torch.equal(uniform(7, 3)(0, 100)[40:], uniform(7, 3)(40, 60))
 
 
-def test_the_seed_of_the_ticket_is_all_there_is_to_chance() -> None:
+def test_rounding_depends_only_on_the_seed_of_the_assignment() -> None:
     update = {"w": torch.randn(500), "v": torch.randn(500)}
     one, again, other = (quantize().encode(update, assignment(seed), {})[LEVELS] for seed in (1, 1, 2))
     assert torch.equal(one, again)
@@ -130,7 +130,7 @@ def test_odd_shapes_and_what_is_no_float(bits: int) -> None:
         "coordinates": torch.arange(7, dtype=torch.int16),
         "flag": torch.tensor([True]),
     }
-    back = admitted(strategies.load("fedavg", [quantize(bits=bits)]), _sent(quantize(bits=bits), update), update)
+    back = accepted(strategies.load("fedavg", [quantize(bits=bits)]), _sent(quantize(bits=bits), update), update)
     assert {n: (t.shape, t.dtype) for n, t in back.items()} == {n: (t.shape, t.dtype) for n, t in update.items()}
     for name in ("zeros", "none", "coordinates", "flag"):
         assert torch.equal(back[name], update[name])
@@ -177,7 +177,7 @@ BAD = [
 def test_a_bad_code_is_refused(bits: int, change: Tensors, said: str) -> None:
     wrapper = quantize(bits=bits, rounding="nearest")
     with pytest.raises(Refused, match=said):
-        admitted(strategies.load("fedavg", [wrapper]), _sent(wrapper, UPDATE) | change, UPDATE)
+        accepted(strategies.load("fedavg", [wrapper]), _sent(wrapper, UPDATE) | change, UPDATE)
 
 
 @pytest.mark.parametrize("missing", [LEVELS, SCALES, "n"])
@@ -185,4 +185,4 @@ def test_a_part_is_missing(missing: str) -> None:
     code = _sent(quantize(), UPDATE)
     del code[missing]
     with pytest.raises(Refused, match=f"'{missing}' missing"):
-        admitted(strategies.load("fedavg", [quantize()]), code, UPDATE)
+        accepted(strategies.load("fedavg", [quantize()]), code, UPDATE)

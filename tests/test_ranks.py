@@ -9,7 +9,7 @@ import torch
 from flwr.app import ConfigRecord, Message
 from hypothesis import given
 from hypothesis import strategies as st
-from in_process import QV, InProcessGrid, equal, hold
+from in_process import QV, InProcessGrid, equal, federate
 
 import client_app
 from client_app.device import _trains, dtypes, free_memory
@@ -105,7 +105,7 @@ def test_a_trial_that_makes_no_sense_is_refused(changed: dict[str, Any]):
 
 
 # ---------------------------------------------------------------------- settings
-def test_auto_beside_numbers():
+def test_auto_next_to_numbers():
     ranks = [TaskConfig.read({"lora.ranks": said}).tuning.budgets() for said in (8, "8", "2,4,8", "auto", " auto ")]
     assert ranks == [(8,), (8,), (2, 4, 8), (), ()]
     assert flatten(TaskConfig.read({"lora.ranks": "auto"}), changed_only=True) == {"lora.ranks": "auto"}
@@ -142,7 +142,7 @@ def test_check_says_what_auto_means(tmp_path: Path):
 
 # ---------------------------------------------------------------------- trials
 def test_every_node_tries_the_ends_and_gets_the_largest(tmp_path: Path):
-    outcome = hold(tmp_path, QV | {"strategy": "rbla", "lora.ranks": "auto", "lora.auto-ranks": "2,4,6"})
+    outcome = federate(tmp_path, QV | {"strategy": "rbla", "lora.ranks": "auto", "lora.auto-ranks": "2,4,6"})
     assert outcome.summary["ranks"] == {"0": 6, "1": 6, "2": 6}
     kinds = [kind for _, kind in outcome.grid.log if kind != "query.base"]
     assert kinds == ["query.profile"] * 3 + ["query.trial"] * 3 + ["train"] * 3
@@ -159,7 +159,7 @@ def test_every_node_tries_the_ends_and_gets_the_largest(tmp_path: Path):
 
 def test_bytes_are_at_least_what_a_rank_needs(tmp_path: Path):
     """At least five times all that trains: itself, a gradient, a copy, two moments. Then activations."""
-    outcome = hold(tmp_path, QV | {"lora.ranks": "auto", "lora.auto-ranks": "2,6", "simulation.num-supernodes": 1})
+    outcome = federate(tmp_path, QV | {"lora.ranks": "auto", "lora.auto-ranks": "2,6", "simulation.num-supernodes": 1})
     trial = Trial.read(outcome.grid.of("query.trial")[0].reply["trial"], (2, 6))
     tensors = outcome.state().tensors
     for rank, size in zip(trial.ranks, trial.bytes, strict=True):
@@ -171,20 +171,20 @@ def test_bytes_are_at_least_what_a_rank_needs(tmp_path: Path):
 @pytest.mark.slow
 def test_a_trial_leaves_no_trace_in_training(tmp_path: Path):
     """The same federation with the ranks written down sends the same bits."""
-    said = hold(tmp_path / "said", QV | {"strategy": "rbla", "lora.ranks": "4"})
-    tried = hold(tmp_path / "tried", QV | {"strategy": "rbla", "lora.ranks": "auto", "lora.auto-ranks": "2,4"})
+    said = federate(tmp_path / "said", QV | {"strategy": "rbla", "lora.ranks": "4"})
+    tried = federate(tmp_path / "tried", QV | {"strategy": "rbla", "lora.ranks": "auto", "lora.auto-ranks": "2,4"})
     assert equal(said.state().tensors, tried.state().tensors)
 
 
-def test_one_automatic_node_beside_fixed_ones(tmp_path: Path):
+def test_one_automatic_node_among_fixed_ones(tmp_path: Path):
     options = QV | {"strategy": "rbla", "lora.ranks": "3", "lora.auto-ranks": "2,5"}
-    outcome = hold(tmp_path, options, node_configs={1: {"rank": "auto"}, 2: {"rank": 1}})
+    outcome = federate(tmp_path, options, node_configs={1: {"rank": "auto"}, 2: {"rank": 1}})
     assert outcome.summary["ranks"] == {"0": 3, "1": 5, "2": 1}
     assert [exchange.partition for exchange in outcome.grid.of("query.trial")] == [1]
 
 
 @pytest.mark.slow
-def test_a_node_that_joins_later_is_tried_too_and_keeps_its_rank(tmp_path: Path):
+def test_a_node_that_joins_later_runs_a_trial_and_keeps_its_rank(tmp_path: Path):
     """Once: under its name it has the same rank in the whole run, wherever it was restarted."""
 
     class Late(InProcessGrid):
@@ -196,7 +196,7 @@ def test_a_node_that_joins_later_is_tried_too_and_keeps_its_rank(tmp_path: Path)
 
     grid = Late(client_app.app, 3)
     options = {"lora.ranks": "auto", "lora.auto-ranks": "2,4", "num-server-rounds": 3}
-    outcome = hold(tmp_path, QV | options, grid)
+    outcome = federate(tmp_path, QV | options, grid)
     assert sorted(exchange.partition for exchange in grid.of("query.trial")) == [0, 1, 2]
     assert [[line["rank"] for line in entry["nodes"]] for entry in outcome.rounds[1:]] == [[4] * 2, [4] * 3, [4] * 3]
 
@@ -210,7 +210,7 @@ def test_a_rank_whose_model_no_memory_holds_is_not_given(tmp_path: Path, monkeyp
         return tuned_model(base, config, rank, device)
 
     monkeypatch.setattr("client_app.trial.tuned_model", built)
-    outcome = hold(tmp_path, QV | {"lora.ranks": "auto", "lora.auto-ranks": "2,4,1024"})
+    outcome = federate(tmp_path, QV | {"lora.ranks": "auto", "lora.auto-ranks": "2,4,1024"})
     assert outcome.summary["ranks"] == {"0": 4, "1": 4, "2": 4}
     assert Trial.read(outcome.grid.of("query.trial")[0].reply["trial"], (2, 4, 1024)).ranks == (2, 4)
 
@@ -222,12 +222,12 @@ def test_a_node_that_cannot_even_try_gets_the_smallest(tmp_path: Path):
         return reply
 
     options = QV | {"strategy": "rbla", "lora.ranks": "auto", "lora.auto-ranks": "2,4"}
-    outcome = hold(tmp_path, options, spoil=fail)
+    outcome = federate(tmp_path, options, spoil=fail)
     assert outcome.summary["ranks"] == {"0": 4, "1": 2, "2": 4}
 
 
-def test_nodes_without_adapters_are_not_tried(tmp_path: Path):
-    outcome = hold(tmp_path, {"tuning": "bias", "lora.ranks": "auto"}, node_configs={1: {"rank": "auto"}})
+def test_nodes_without_adapters_run_no_trial(tmp_path: Path):
+    outcome = federate(tmp_path, {"tuning": "bias", "lora.ranks": "auto"}, node_configs={1: {"rank": "auto"}})
     assert not outcome.grid.of("query.trial")
     assert set(outcome.summary["ranks"].values()) == {0}
 
@@ -235,13 +235,13 @@ def test_nodes_without_adapters_are_not_tried(tmp_path: Path):
 @pytest.mark.first(1)
 @pytest.mark.parametrize("rank", ["eight", 0, True, 2.5])
 def test_a_node_with_a_bad_rank_is_left_out(tmp_path: Path, rank: object):
-    outcome = hold(tmp_path, QV, node_configs={1: {"rank": rank}})
+    outcome = federate(tmp_path, QV, node_configs={1: {"rank": rank}})
     assert set(outcome.summary["ranks"]) == {"0", "2"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
 def test_a_device_that_is_not_there_leaves_its_node_out(tmp_path: Path):
-    outcome = hold(tmp_path, QV, node_configs={1: {"device": "cuda"}})
+    outcome = federate(tmp_path, QV, node_configs={1: {"device": "cuda"}})
     assert set(outcome.summary["ranks"]) == {"0", "2"}
     assert len(outcome.grid.of("train")) == 2
 
@@ -252,7 +252,7 @@ def test_a_device_that_lacks_the_models_dtype_is_left_out(tmp_path: Path):
             reply.content["profile"]["dtypes"] = ["float16"]
         return reply
 
-    assert set(hold(tmp_path, QV, spoil=poorer).summary["ranks"]) == {"0", "2"}
+    assert set(federate(tmp_path, QV, spoil=poorer).summary["ranks"]) == {"0", "2"}
 
 
 def test_what_the_cpu_has():

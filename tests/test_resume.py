@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from flwr.app import Message
 from fragile import ROUNDS, Fragile, Killed, assert_same_run, options, stopped
-from in_process import InProcessGrid, hold, resumed
+from in_process import InProcessGrid, federate, resumed
 
 import client_app
 from server_app.config import RunConfig
@@ -23,11 +23,11 @@ pytestmark = pytest.mark.usefixtures("dead_servers_write_no_summary")
 
 
 def test_more_rounds_may_be_asked_of_a_run_that_is_over(tmp_path: Path) -> None:
-    over = hold(tmp_path / "over", options("fedavg") | {"num-server-rounds": 2})
+    over = federate(tmp_path / "over", options("fedavg") | {"num-server-rounds": 2})
     with pytest.raises(ConfigError, match=r"nothing left to do: all 2 rounds of .* set num-server-rounds above 2"):
         resumed(over.folder)
     more = resumed(over.folder, {"num-server-rounds": ROUNDS})
-    assert_same_run(more, hold(tmp_path / "whole", options("fedavg")))
+    assert_same_run(more, federate(tmp_path / "whole", options("fedavg")))
     assert "num-server-rounds = 3" in (more.folder / "config.toml").read_text()
     assert "resume" not in (more.folder / "config.toml").read_text()
 
@@ -121,7 +121,7 @@ def test_a_run_that_failed_may_fail_as_often_again(tmp_path: Path) -> None:
 
     run = options("fedavg") | {"num-server-rounds": 6, "max-failed-rounds": 2}
     with pytest.raises(RunFailed, match="2 failed rounds in a row"):
-        hold(tmp_path, run, spoil=bad)
+        federate(tmp_path, run, spoil=bad)
     folder = (tmp_path / "latest").resolve()
     with pytest.raises(RunFailed, match="2 failed rounds in a row"):
         resumed(folder, None, InProcessGrid(client_app.app, 3, spoil=bad))
@@ -135,11 +135,11 @@ def test_what_is_spent_of_a_budget_is_kept(tmp_path: Path) -> None:
     """Noise is drawn anew, but the account goes on: as without the kill, and it ends the run where the budget ends."""
     private = {"wrappers": "central-privacy", "central-privacy.noise": 2.0, "central-privacy.epsilon": 8.0}
     run = options("fedavg") | private | {"fraction-train": 0.7, "num-server-rounds": 50}
-    plain = hold(tmp_path / "whole", run)
+    plain = federate(tmp_path / "whole", run)
     spent = [line["epsilon"] for line in plain.rounds if "epsilon" in line]
     assert 2 < len(spent) < 50
     with pytest.raises(Killed):
-        hold(tmp_path, run, grid=Fragile(trained=4))
+        federate(tmp_path, run, grid=Fragile(trained=4))
     outcome = resumed((tmp_path / "latest").resolve())
     assert [line["epsilon"] for line in outcome.rounds if "epsilon" in line] == spent
     assert outcome.summary["stopped"] == plain.summary["stopped"]

@@ -12,7 +12,7 @@ import torch
 from flwr.app import Message
 from hypothesis import find, given
 from hypothesis import strategies as st
-from in_process import hold, retold, suiting
+from in_process import federate, retold, suiting
 from laws import LAWS, Plan, Scene, distance, drawn_like, plans, scene, variants
 from numpy.typing import NDArray
 from test_laws import BROKEN, SEARCH
@@ -357,8 +357,8 @@ def test_a_liar_ruins_a_run_but_not_one_of_a_robust_rule(name: str, more: dict[s
         **suiting(name),
         **more,
     }
-    honest = hold(tmp_path / "honest", options).rounds[-1]["loss"]
+    honest = federate(tmp_path / "honest", options).rounds[-1]["loss"]
     for rule in ("", "median", "trimmed-mean"):
-        lied = hold(tmp_path / f"lied {rule}", options | {"wrappers": rule}, spoil=huge)
+        lied = federate(tmp_path / f"lied {rule}", options | {"wrappers": rule}, spoil=huge)
         assert not any(line["refused"] for line in lied.rounds[-1]["nodes"])
         assert (lied.rounds[-1]["loss"] < honest + 1) == bool(rule)

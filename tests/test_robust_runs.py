@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message
-from in_process import hold, retold
+from in_process import federate, retold
 
 from strategies.exchange import compatibility
 from strategies.exchange.strategy import Strategy
@@ -36,7 +36,7 @@ def lying(partition: int, kind: str, reply: Message) -> Message:
 
 def after(folder: Path, wrappers: str = "", **options: Any) -> tuple[float, float]:
     """The largest number in the last state, and the loss of that, after rounds with a liar."""
-    outcome = hold(folder, NODES | {"wrappers": wrappers} | options, spoil=lying)
+    outcome = federate(folder, NODES | {"wrappers": wrappers} | options, spoil=lying)
     assert not any(line["refused"] for line in outcome.rounds[-1]["nodes"])
     return max(float(tensor.abs().max()) for tensor in outcome.state().tensors.values()), outcome.rounds[-1]["loss"]
 
@@ -59,7 +59,7 @@ def test_a_liar_does_not_ruin_a_robust_rule(tmp_path: Path, wrappers: str) -> No
 
 def test_a_liar_is_refused_by_its_norm(tmp_path: Path) -> None:
     options = NODES | {"wrappers": "norm-bound", "norm-bound.bound": 100.0, "norm-bound.action": "refuse"}
-    outcome = hold(tmp_path, options, spoil=lying)
+    outcome = federate(tmp_path, options, spoil=lying)
     for entry in outcome.rounds[1:]:
         refused = {line["node"]: line["refused"] for line in entry["nodes"] if line["refused"]}
         assert list(refused) == ["2"]
@@ -70,7 +70,7 @@ def test_a_liar_is_refused_by_its_norm(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("strategy", "tuning"), list(itertools.product(["fedavg", "fedprox"], ["lora", "bias"])))
 @pytest.mark.parametrize("rule", ["median", "trimmed-mean"])
 def test_a_rule_goes_round_every_mean(tmp_path: Path, strategy: str, tuning: str, rule: str) -> None:
-    outcome = hold(tmp_path, {"strategy": strategy, "tuning": tuning, "wrappers": rule})
+    outcome = federate(tmp_path, {"strategy": strategy, "tuning": tuning, "wrappers": rule})
     assert outcome.summary["status"] == "completed"
     assert not any(line["refused"] for line in outcome.rounds[1]["nodes"])
     loaded: Strategy = outcome.run.strategy

@@ -101,7 +101,7 @@ def test_shares_of_rounds_are_whole_where_they_should_be():
 
 
 @pytest.mark.parametrize("initiating", [0, 1, 2])
-def test_tickets_go_by_budget_and_schedule(initiating):
+def test_assignments_follow_budget_and_schedule(initiating):
     strategy = annealing(initiating_rounds=initiating, schedule="linear", heating=0.0, cooling=0.2, final_rank=2)
     profiles = [Profile(i, str(i), rank, 10, "store") for i, rank in enumerate((1, 4, 8))]
     expected = [[0, 0, 0]] * initiating + [[1, 4, 8], [1, 4, 5], [1, 2, 2]]

@@ -180,7 +180,7 @@ def test_items_that_text_cannot_carry_do_not_change_on_the_way(labels):
         (Option(tuple[int, ...], (1,), low=1), "2,0", "at least 1"),
     ],
 )
-def test_a_bad_value_is_told_what_would_be_good(option, value, words):
+def test_the_error_of_a_bad_value_names_good_ones(option, value, words):
     with pytest.raises(ValueError, match="must be") as refused:
         option.parse(value)
     assert words in str(refused.value)
@@ -217,7 +217,7 @@ def test_a_good_value_is_taken(option, value, parsed):
         ("num_server_rounds", "num-server-rounds"),
     ],
 )
-def test_an_unknown_key_is_told_its_neighbour(wrong, right):
+def test_the_error_of_an_unknown_key_names_its_neighbour(wrong, right):
     assert f"did you mean '{right}'?" in unknown(wrong, keys())
 
 
@@ -270,14 +270,14 @@ def test_groups_nest_and_names_turn_into_keys():
 
 
 @pytest.mark.parametrize("name", strategies.names())
-def test_a_strategy_survives_the_order_that_nodes_read(name):
+def test_a_strategy_survives_the_instructions(name):
     assert instructions.strategy_of(
         instructions.write(TaskConfig(), strategies.load(name), "abc", 8)
     ) == strategies.load(name)
 
 
 @given(configs(TaskConfig), configs(strategies.strategy_class("fedprox")), st.integers(0, 64))
-def test_an_order_says_all_that_a_node_must_know(config, strategy, rank):
+def test_instructions_contain_all_that_a_node_needs(config, strategy, rank):
     record = instructions.write(config, strategy, "abc", rank)
     assert instructions.strategy_of(record) == strategy
     if not config.problems():

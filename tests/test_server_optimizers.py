@@ -8,7 +8,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord
 from hypothesis import given, settings
-from in_process import QV, hold, resumed
+from in_process import QV, federate, resumed
 from laws import Plan, Scene, distance, drawn_like, nothing_of, plans, scene, variants
 
 import strategies
@@ -234,7 +234,7 @@ def test_a_strategy_that_combines_something_else_is_named():
 # ---------------------------------------------------------------------- by name
 
 
-def test_it_is_chosen_by_name_and_told_in_the_results():
+def test_it_is_chosen_by_name_and_named_in_the_results():
     flat = {"server-optimizer": "adam", "server-adam.learning-rate": 0.05}
     run = RunConfig.read(flat)
     assert run.strategy.server_optimizer == Adam(0.05)
@@ -261,7 +261,7 @@ def test_bad_choices_are_named(flat, said):
         RunConfig.read(flat)
 
 
-def test_nodes_are_not_told():
+def test_nodes_do_not_learn_of_it():
     run = RunConfig.read({"server-optimizer": "adam"})
     record = instructions.write(run.task, run.strategy, "base")
     assert not [key for key in record if key.startswith("server-")]
@@ -313,7 +313,7 @@ def replies_of(outcome) -> list[list[Tensors]]:
 def test_a_federation_takes_the_papers_steps(tmp_path: Path, name, wrappers):
     """From the updates that came over the wire, combined by hand in float64, along the equations."""
     options = {"num-server-rounds": 3, "server-optimizer": name, "wrappers": wrappers, "examine-rows": 0}
-    outcome = hold(tmp_path, QV | options | {"outlier-factor": 0.0, "collapse-factor": 0.0})
+    outcome = federate(tmp_path, QV | options | {"outlier-factor": 0.0, "collapse-factor": 0.0})
     run = outcome.run
     start = wire.unpack(outcome.grid.of("train")[0].request).tensors
     rows = [line["metrics"]["num-examples"] for line in outcome.rounds[1]["nodes"]]
@@ -347,7 +347,7 @@ def test_a_federation_takes_the_papers_steps(tmp_path: Path, name, wrappers):
 )
 def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, options):
     """Killed in the middle of round 3, while replies come in."""
-    whole = hold(tmp_path / "whole", QV | options | {"num-server-rounds": 4}).state()
+    whole = federate(tmp_path / "whole", QV | options | {"num-server-rounds": 4}).state()
 
     class Killed(BaseException):
         pass
@@ -361,7 +361,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, options):
         return next((tmp_path / "part").glob("*/checkpoints")) / checkpoint.LAST
 
     with pytest.raises(Killed):
-        hold(tmp_path / "part", QV | options | {"num-server-rounds": 4}, spoil=at_round_3)
+        federate(tmp_path / "part", QV | options | {"num-server-rounds": 4}, spoil=at_round_3)
     again = resumed(last().parent.parent, {}).state()
     assert again.server
     for mine, theirs in ((again.tensors, whole.tensors), (again.server, whole.server)):
@@ -369,7 +369,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, options):
 
 
 def test_another_optimizer_does_not_go_on_with_these_moments(tmp_path: Path):
-    outcome = hold(tmp_path, QV | {"server-optimizer": "adam"})
+    outcome = federate(tmp_path, QV | {"server-optimizer": "adam"})
     config = ConfigRecord(dict(flatten(outcome.run.task, changed_only=True)))
     federation = Federation(resume=True, checkpoint=outcome.folder / "checkpoints")
     strategy = strategies.load("fedavg", server_optimizer="yogi")
@@ -381,7 +381,7 @@ def test_noise_on_the_mean_stays_inside_of_it(tmp_path: Path):
     """The account is that of the same run without a server optimizer, and the step is taken of the noisy mean."""
     options = {"wrappers": "central-privacy", "central-privacy.noise": 1.0, "central-privacy.epsilon": 0.0}
     plain, moved = (
-        hold(tmp_path / name, QV | options | {"server-optimizer": name, "num-server-rounds": 2})
+        federate(tmp_path / name, QV | options | {"server-optimizer": name, "num-server-rounds": 2})
         for name in ("sgd", "adam")
     )
     accounts = [{key: run.rounds[-1][key] for key in ("epsilon", "delta", "clip")} for run in (plain, moved)]
@@ -392,7 +392,7 @@ def test_noise_on_the_mean_stays_inside_of_it(tmp_path: Path):
 
 def test_a_collapse_takes_the_moments_back_too(tmp_path: Path):
     """What a run goes back to is a checkpoint, moments included."""
-    outcome = hold(tmp_path, QV | {"server-optimizer": "adam", "num-server-rounds": 2})
+    outcome = federate(tmp_path, QV | {"server-optimizer": "adam", "num-server-rounds": 2})
     first, _ = checkpoint.load(outcome.folder / "checkpoints" / checkpoint.kept(1))
     assert first.server.keys() == outcome.state().server.keys()
     assert not torch.equal(*(s.server["adam second classifier.weight"] for s in (first, outcome.state())))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from in_process import QV, hold, resumed
+from in_process import QV, federate, resumed
 from laws import Plan, scene, variants
 
 import strategies
@@ -102,12 +102,12 @@ def test_no_rule_of_combination_sees_them(wrapper, monkeypatch):
 
 
 @pytest.mark.parametrize("wrappers", ["", "median", "trimmed-mean,quantize"])
-def test_moments_in_a_strategy_of_one_file_run_beside_any_rule(tmp_path: Path, found: Callable[[Path], None], wrappers):
+def test_moments_in_a_strategy_of_one_file_work_with_any_rule(tmp_path: Path, found: Callable[[Path], None], wrappers):
     folder = tmp_path / "more"
     folder.mkdir()
     (folder / "in_one_file.py").write_text(FEDADAM)
     found(folder)
-    outcome = hold(tmp_path, QV | {"strategy": "in-one-file", "wrappers": wrappers, "num-server-rounds": 2})
+    outcome = federate(tmp_path, QV | {"strategy": "in-one-file", "wrappers": wrappers, "num-server-rounds": 2})
     assert outcome.summary["status"] == "completed"
     state = outcome.state()
     assert len(state.server) == 2 * len(state.tensors)
@@ -152,8 +152,8 @@ def test_a_tensor_named_as_the_servers_are_is_refused(tmp_path):
     ids=["sa-fedlora", "ferret"],
 )
 def test_checkpoints_of_version_0_1_are_resumed_bit_for_bit(tmp_path, options):
-    whole = hold(tmp_path / "whole", QV | options | {"num-server-rounds": 3}).state()
-    part = hold(tmp_path / "part", QV | options | {"num-server-rounds": 1})
+    whole = federate(tmp_path / "whole", QV | options | {"num-server-rounds": 3}).state()
+    part = federate(tmp_path / "part", QV | options | {"num-server-rounds": 1})
     before = part.state()
     assert before.server
     as_version_0_1(part.folder / "checkpoints" / checkpoint.LAST)
@@ -166,7 +166,7 @@ def test_checkpoints_of_version_0_1_are_resumed_bit_for_bit(tmp_path, options):
 
 def test_version_0_1_has_no_such_tensors_elsewhere(tmp_path):
     """The names by which they are told apart are none that a model's tensors have."""
-    outcome = hold(tmp_path, {"tuning": "full"})
+    outcome = federate(tmp_path, {"tuning": "full"})
     names = outcome.state().tensors.keys()
     as_version_0_1(outcome.folder / "checkpoints" / checkpoint.LAST)
     assert outcome.state().tensors.keys() == names

@@ -181,7 +181,7 @@ def test_what_a_killed_command_leaves_ends_and_is_swept(temporary: Path) -> None
     assert not list((temporary / "t").glob("ts-*"))
 
 
-def test_only_folders_that_nobody_holds_are_swept(tmp_path: Path) -> None:
+def test_only_unlocked_folders_are_swept(tmp_path: Path) -> None:
     """Not those of live runs, nor what only looks like one."""
     held, killed, empty, other = (tmp_path / name for name in ("ts-held", "ts-killed", "ts-empty", "tm-other"))
     for folder in (held, killed, empty, other):
@@ -191,7 +191,7 @@ def test_only_folders_that_nobody_holds_are_swept(tmp_path: Path) -> None:
     handle = leftovers.lock(held)
     sleeper = subprocess.Popen(
         [sys.executable, "-c", "import sys, thistledown.processes.leftovers as l, pathlib, time;"
-         "l.hold(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(600)", str(killed)],
+         "l.lock(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(600)", str(killed)],
         stdout=subprocess.PIPE,
     )  # fmt: skip
     assert sleeper.stdout is not None

@@ -58,7 +58,7 @@ def test_a_strategy_and_wrappers_may_be_objects() -> None:
     }  # fmt: skip
 
 
-def test_all_unknown_names_are_told_with_the_nearest(tmp_path: Path) -> None:
+def test_all_unknown_names_are_reported_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
         thistledown.simulate("rblaa", lr=0.1, lora={"rank": 4}, num_server_round=2, output_dir=tmp_path)
     said = str(raised.value)
@@ -160,7 +160,7 @@ def test_a_run_leaves_the_process_as_it_was(capsys: pytest.CaptureFixture[str]) 
     assert outcome.folder.exists()
 
 
-def test_callbacks_are_told_and_results_stay_in_an_output_dir(tmp_path: Path) -> None:
+def test_callbacks_are_called_and_results_stay_in_an_output_dir(tmp_path: Path) -> None:
     class Counting(Callback):
         rounds = 0
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from in_process import hold
+from in_process import federate
 from samples import TEXTS
 from tuned import samples
 
@@ -74,6 +74,6 @@ def test_simulated_nodes_say_the_names_of_their_sites(tmp_path: Path, words: Pat
     rows = [f"{text},{label},{site}" for text, label in TEXTS for site in ("Oslo", "Bergen")]
     by_site(tmp_path / "rows.csv", "\n".join(["text,label,site", *rows]))
     flat = {**sample.flat, **NATURAL, "data.name": str(tmp_path / "rows.csv"), "simulation.num-supernodes": 2}
-    outcome = hold(tmp_path / "out", flat | {"tuning": "head", "local-steps": 1, "evaluate": "both"})
+    outcome = federate(tmp_path / "out", flat | {"tuning": "head", "local-steps": 1, "evaluate": "both"})
     assert outcome.summary["status"] == "completed"
     assert {node["node"] for node in outcome.rounds[1]["nodes"]} == {"Oslo", "Bergen"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from flwr.app import Message
-from in_process import QV, Outcome, hold, local, sent, spoiled
+from in_process import QV, Outcome, federate, local, sent, spoiled
 
 from client_app.store import ClientStore
 from strategies.algebra.lowrank import factor_names, modules
@@ -25,7 +25,7 @@ NAMES = ["flora", "fedex-lora"]
 
 @pytest.fixture(scope="module", params=NAMES)
 def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return hold(tmp_path_factory.mktemp("stacked"), OPTIONS | {"strategy": request.param})
+    return federate(tmp_path_factory.mktemp("stacked"), OPTIONS | {"strategy": request.param})
 
 
 # ---------------------------------------------------------------------- what a run comes to
@@ -78,7 +78,7 @@ def test_other_frozen_weights_stay(outcome: Outcome) -> None:
     assert moved == {f"{module}.weight" for module in modules(outcome.state().tensors)}
 
 
-def test_the_meter_reads_nothing_in_every_round(outcome: Outcome) -> None:
+def test_the_aggregation_error_is_zero_in_every_round(outcome: Outcome) -> None:
     assert outcome.rounds[0]["aggregation-error"] == {}
     for line in outcome.rounds[1:]:
         assert line["aggregation-error"].keys() == {"overall", *modules(outcome.state().tensors)}
@@ -136,7 +136,7 @@ def troubled(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
     own = {partition: {"store-path": str(path)} for partition, path in stores.items()}
     options = QV | {"strategy": "flora", "num-server-rounds": 5, "lora.ranks": "2"}
-    return hold(folder, options, spoil=spoil, node_configs=own)
+    return federate(folder, options, spoil=spoil, node_configs=own)
 
 
 def numbers_sent(outcome: Outcome, partition: int) -> list[list[int]]:
@@ -169,7 +169,7 @@ def test_a_node_that_did_not_evaluate_is_sent_everything_again(tmp_path: Path) -
             raise OSError("no disk")
         return reply
 
-    outcome = hold(tmp_path, OPTIONS | {"strategy": "flora"}, spoil=spoil)
+    outcome = federate(tmp_path, OPTIONS | {"strategy": "flora"}, spoil=spoil)
     assert numbers_sent(outcome, 0) == [[], [], []]  # its entries came with the evaluations
     assert numbers_sent(outcome, 1) == [[], [], [1, 2]]
 

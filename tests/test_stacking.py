@@ -178,7 +178,7 @@ def test_a_replay_adds_the_scaled_product_to_the_frozen_weight(strategy, form):
     assert all(torch.equal(model.trained[name].detach(), tensor) for name, tensor in kept.items())
 
 
-def test_a_flora_node_begins_with_a_fresh_adapter_of_its_rank():
+def test_a_flora_node_begins_with_a_new_adapter_of_its_rank():
     """Whatever is in the model: A within peft's bound and from the ticket's seed, B zero; it sends all of it."""
     sent: list[Tensors] = []
     for seed, left in ((7, 1.0), (7, 2.0), (8, 1.0)):

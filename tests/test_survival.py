@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from in_process import QV, SMALL, hold
+from in_process import QV, SMALL, federate
 
 from strategies.protocol import checkpoint
 
@@ -64,7 +64,7 @@ def kill_all(command: int) -> None:
 
 def test_all_processes_are_killed_and_the_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     """Of a run that nobody interrupted, and that had no processes of its own."""
-    whole = hold(tmp_path / "whole", OPTIONS).folder
+    whole = federate(tmp_path / "whole", OPTIONS).folder
     latest = tmp_path / "outputs" / "latest"
     deadline = time.monotonic() + PATIENCE
     with started(tmp_path, OPTIONS) as process:

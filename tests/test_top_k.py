@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from in_process import equal
-from test_wrappers import ASSIGNMENT, admitted
+from test_wrappers import ASSIGNMENT, accepted
 
 import strategies
 from strategies.algebra.sparse import coded, decoded, largest
@@ -53,7 +53,7 @@ def test_all_of_it_is_the_update_bit_for_bit(feedback: bool) -> None:
     code = top_k(fraction=1.0, feedback=feedback).encode(update, ASSIGNMENT, kept)
     assert equal(code, update)
     assert not kept
-    assert equal(admitted(strategies.load("fedavg", [top_k(fraction=1.0)]), code, update), update)
+    assert equal(accepted(strategies.load("fedavg", [top_k(fraction=1.0)]), code, update), update)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_all_of_it_is_the_update_bit_for_bit(feedback: bool) -> None:
 def test_values_are_as_they_are(dtypes: list[torch.dtype]) -> None:
     update = {str(dtype): torch.randn(50, 3).to(dtype) for dtype in dtypes} | {"count": torch.arange(4)}
     wrapper = top_k(fraction=0.2)
-    back = admitted(strategies.load("fedavg", [wrapper]), sent(wrapper, update), update)
+    back = accepted(strategies.load("fedavg", [wrapper]), sent(wrapper, update), update)
     assert torch.equal(back["count"], update["count"])
     for name, tensor in update.items():
         assert back[name].dtype == tensor.dtype
@@ -112,4 +112,4 @@ BAD = [
 def test_a_bad_code_is_refused(fraction: float, change: Tensors, said: str) -> None:
     wrapper = top_k(fraction=fraction)
     with pytest.raises(Refused, match=said):
-        admitted(strategies.load("fedavg", [wrapper]), sent(wrapper, UPDATE) | change, UPDATE)
+        accepted(strategies.load("fedavg", [wrapper]), sent(wrapper, UPDATE) | change, UPDATE)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from in_process import hold, resumed
+from in_process import federate, resumed
 
 from server_app.callbacks import tracker, trackers
 from server_app.config import RunConfig
@@ -56,7 +56,7 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 
 def test_a_tracker_is_one_file(example: str, tmp_path: Path) -> None:
-    outcome = hold(tmp_path, {"trackers": example, "num-server-rounds": 2, "csv.columns": "round,loss,bytes_up"})
+    outcome = federate(tmp_path, {"trackers": example, "num-server-rounds": 2, "csv.columns": "round,loss,bytes_up"})
     rows = table(outcome.folder)
     assert [row["round"] for row in rows] == ["0", "1", "2"]
     assert [float(row["loss"]) for row in rows] == [line["loss"] for line in outcome.rounds]
@@ -65,7 +65,7 @@ def test_a_tracker_is_one_file(example: str, tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_opens_it_again_and_may_have_other_trackers(example: str, tmp_path: Path) -> None:
-    outcome = hold(tmp_path, {"trackers": example})
+    outcome = federate(tmp_path, {"trackers": example})
     more = {"num-server-rounds": 2, "csv.columns": "round,loss,train-loss"}
     with pytest.raises(ConfigError, match=r"there is no key 'csv\.nothing'"):
         resumed(outcome.folder, {**more, "csv.nothing": 1})
@@ -109,7 +109,7 @@ def test_one_that_fails_is_named_and_the_run_continues(
 ) -> None:
     steps = {"before": "pass", "during": "pass", "after": "pass", place: FAILS}
     put("broken", BROKEN.format(package="", **steps))
-    assert hold(tmp_path, {"trackers": "broken"}).summary["status"] == "completed"
+    assert federate(tmp_path, {"trackers": "broken"}).summary["status"] == "completed"
     found = [record.getMessage() for record in caplog.records if "callback broken" in record.getMessage()]
     assert len(found) == len(said)
     assert all(message.startswith(start) for message, start in zip(found, said, strict=True))
@@ -204,6 +204,6 @@ def test_a_shipped_tracker_has_every_round(name: str, tmp_path: Path, monkeypatc
     options: dict[str, Any] = {"trackers": name, "num-server-rounds": 2}
     if name == "mlflow":
         options["mlflow.tracking-uri"] = f"sqlite:///{tmp_path}/mlflow.db"
-    outcome = hold(tmp_path, options)
+    outcome = federate(tmp_path, options)
     found = READ[name](outcome.folder)
     assert found == pytest.approx({line["round"]: line["loss"] for line in outcome.rounds}, rel=1e-6)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from in_process import Outcome, hold
+from in_process import Outcome, federate
 from test_tunings import moved
 from tuned import FITTING, Sample, federation, samples
 
@@ -128,7 +128,7 @@ def outcome(
     kinds: dict[str, Sample], request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Outcome:
     kind, tuning = request.param
-    return hold(tmp_path_factory.mktemp("run"), federation(kinds[kind], tuning) | {"num-server-rounds": 2})
+    return federate(tmp_path_factory.mktemp("run"), federation(kinds[kind], tuning) | {"num-server-rounds": 2})
 
 
 @pytest.mark.slow
@@ -176,16 +176,16 @@ def test_the_next_run_begins_where_this_one_ended(
     if (kind, tuning) not in FITTING:
         pytest.skip("the model has nothing of that kind")
     options = federation(kinds[kind], tuning)
-    first = hold(tmp_path / "first", options)
+    first = federate(tmp_path / "first", options)
     last = str(first.folder / "model" / "last")
-    second = hold(tmp_path / "second", options | {"model.name": last})
+    second = federate(tmp_path / "second", options | {"model.name": last})
     for metric in ("accuracy", "loss"):
         assert second.rounds[0][metric] == pytest.approx(first.rounds[-1][metric], abs=1e-5)
 
 
 def test_another_tuning_of_the_next_run_loads_too(kinds: dict[str, Sample], tmp_path: Path) -> None:
-    first = hold(tmp_path / "first", federation(kinds["bert"], "full"))
-    second = hold(
+    first = federate(tmp_path / "first", federation(kinds["bert"], "full"))
+    second = federate(
         tmp_path / "second",
         federation(kinds["bert"], "lora") | {"model.name": str(first.folder / "model" / "best")},
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from in_process import hold
+from in_process import federate
 
 import task.tunings
 from server_app.config import RunConfig, keys
@@ -21,7 +21,7 @@ TESTS = Path(__file__).parent
 EXAMPLE = re.compile(r"```python\n(# task/tunings/(\w+)\.py\n.*?)```", re.DOTALL)
 TABLE = re.compile(r"```toml\n(\[tool\.flwr\.app\.config\.vera\]\n.*?)```", re.DOTALL)
 GUIDE = (TESTS.parent / "CONTRIBUTING.md").read_text()
-OVER_ALL = ("test_tunings.py", "test_tuning_rounds.py", "test_tuned_folders.py", "test_side_by_side.py")
+OVER_ALL = ("test_tunings.py", "test_tuning_rounds.py", "test_tuned_folders.py", "test_parallel_evaluation.py")
 ARCHITECTURES = ("vit", "bert", "llama", "gpt2", "mamba", "resnet")  # linear layers of all sorts, and none
 
 
@@ -60,7 +60,7 @@ def test_its_table_says_what_its_options_say(vera: str) -> None:
 
 
 def test_its_projections_are_the_same_on_all_nodes_and_never_sent(vera: str, tmp_path: Path) -> None:
-    outcome = hold(tmp_path, {"tuning": "vera", "vera.rank": 4, "num-server-rounds": 2})
+    outcome = federate(tmp_path, {"tuning": "vera", "vera.rank": 4, "num-server-rounds": 2})
     assert outcome.summary["status"] == "completed"
     assert {name.rsplit(".", 1)[-1] for name in outcome.state().tensors} == {
         "vera_lambda_b", "vera_lambda_d", "weight", "bias",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from in_process import hold, raw_bytes, sent
+from in_process import federate, raw_bytes, sent
 from tuned import FITTING, Sample, cancels, federation, rank_of, samples
 
 from strategies.protocol import wire
@@ -22,7 +22,7 @@ def test_a_round_changes_what_trains_and_sends_nothing_else(
     kinds: dict[str, Sample], kind: str, tuning: str, tmp_path: Path
 ) -> None:
     sample = kinds[kind]
-    outcome = hold(tmp_path, federation(sample, tuning))
+    outcome = federate(tmp_path, federation(sample, tuning))
     fresh = sample.build(tuning)
     lines = outcome.rounds[1]["nodes"]
     for exchange, line in zip(outcome.grid.of("train"), lines, strict=True):

@@ -116,7 +116,7 @@ def reloaded(sample: Sample, tuning: str, folder: Path) -> torch.nn.Module:
     return Sample(Base("tuned", folder, ""), sample.flat).plain()
 
 
-def test_a_base_that_was_changed_is_saved_beside(kinds: dict[str, Sample], tmp_path: Path) -> None:
+def test_a_changed_base_is_saved_too(kinds: dict[str, Sample], tmp_path: Path) -> None:
     for tuning in ("adapter", "ssf", "norm"):
         model = kinds["vit"].build(tuning)
         model.write(moved(model) | {"vit.embeddings.cls_token": torch.ones(1, 1, 64)})

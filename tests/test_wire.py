@@ -48,7 +48,7 @@ def test_what_is_packed_comes_back_bit_for_bit(state):
 
 
 @given(states(), sections())
-def test_weights_and_their_mark_come_back_bit_for_bit(state, base_weights):
+def test_weights_and_their_position_come_back_bit_for_bit(state, base_weights):
     whole = replace(state, since="0a" * 16, base_weights=base_weights)
     assert_same(wire.unpack(delivered(wire.pack(whole))), whole)
     assert whole.numbers == state.numbers + sum(tensor.numel() for tensor in base_weights.values())

@@ -29,7 +29,7 @@ def travel(wrapper: Wrapper, update: Tensors) -> Tensors:
     return wrapper.decode(wrapper.encode(update, ASSIGNMENT, {}), update)
 
 
-def admitted(strategy: Strategy, sent: Tensors, start: Tensors) -> Tensors:
+def accepted(strategy: Strategy, sent: Tensors, start: Tensors) -> Tensors:
     """What the server makes of `sent` in a reply to `start`. Raises Refused."""
     question = Message(RecordDict(), dst_node_id=3, message_type="train")
     question.metadata.__dict__["_message_id"] = "question"
@@ -44,11 +44,11 @@ def admitted(strategy: Strategy, sent: Tensors, start: Tensors) -> Tensors:
 
 @pytest.mark.parametrize("name", strategies.wrapper_names())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_the_door_admits_what_any_wrapper_sends(name, dtype):
+def test_validation_accepts_what_any_wrapper_sends(name, dtype):
     wrapper = strategies.load_wrapper(name)
     strategy = strategies.load("fedavg", wrappers=[wrapper])
     update = {"w": (torch.randn(4, 3) / 8).to(dtype), "b": torch.zeros(2, dtype=dtype)}
-    back = admitted(strategy, wrapper.encode(update, ASSIGNMENT, {}), update)
+    back = accepted(strategy, wrapper.encode(update, ASSIGNMENT, {}), update)
     assert {n: (t.shape, t.dtype) for n, t in back.items()} == {n: (t.shape, t.dtype) for n, t in update.items()}
 
 
@@ -118,16 +118,16 @@ def test_half_takes_half_the_bytes(dtype):
 def test_the_wrong_dtype_is_not_made_right(sent, expected):
     strategy = strategies.load("fedavg", wrappers=[strategies.load_wrapper("half")])
     with pytest.raises(Refused, match="dtype"):
-        admitted(strategy, {"w": torch.ones(3).to(sent)}, {"w": torch.ones(3).to(expected)})
+        accepted(strategy, {"w": torch.ones(3).to(sent)}, {"w": torch.ones(3).to(expected)})
 
 
 def test_tensors_nobody_asked_for_are_refused_and_do_not_crash_half():
     strategy = strategies.load("fedavg", wrappers=[strategies.load_wrapper("half")])
     with pytest.raises(Refused, match="not asked for"):
-        admitted(strategy, {"strange": torch.ones(3).bfloat16()}, {})
+        accepted(strategy, {"strange": torch.ones(3).bfloat16()}, {})
 
 
-def test_half_is_said_in_the_order_and_made_again():
+def test_half_is_sent_in_the_instructions_and_rebuilt():
     strategy = strategies.load("fedprox", wrappers=[strategies.load_wrapper("half", dtype="float16")], mu=0.5)
     flat = strategy.to_flat()
     assert flat == {"strategy": "fedprox", "fedprox.mu": 0.5, "wrappers": "half", "half.dtype": "float16"}
@@ -172,14 +172,14 @@ class Central(Wrapper):
 
 
 @pytest.mark.parametrize("chain", [(Plus(), Twice()), (Twice(), Plus()), (Plus(3.0), Twice(), Plus(0.5))])
-def test_a_chain_is_undone_from_its_end(chain):
+def test_wrappers_are_decoded_last_to_first(chain):
     update = {"w": torch.tensor([1.0, -2.0, 0.5])}
     sent = update
     for wrapper in chain:
         sent = wrapper.encode(sent, ASSIGNMENT, {})
     strategy = replace(strategies.load("fedavg"), wrappers=chain)
-    assert torch.equal(admitted(strategy, sent, update)["w"], update["w"])
-    assert not torch.equal(admitted(replace(strategy, wrappers=chain[::-1]), sent, update)["w"], update["w"])
+    assert torch.equal(accepted(strategy, sent, update)["w"], update["w"])
+    assert not torch.equal(accepted(replace(strategy, wrappers=chain[::-1]), sent, update)["w"], update["w"])
 
 
 @pytest.mark.parametrize("name", strategies.names())

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from in_process import hold
+from in_process import federate
 from three import NODES, SPLIT, deployed, node_config
 
 from benchmarks.deployed import Deployment, Run
@@ -85,7 +85,7 @@ def undisturbed(shares: Shares, folder: Path, seed: int) -> float:
     own: dict[int, dict[str, Any]] = {number: {"name": n, **node_config(shares, n)} for number, n in enumerate(NODES)}
     whole = {"data.train-rows": 0, "data.validation-rows": 0, "data.test-rows": 0, "local-steps": 0, "batch-size": 16}
     options = deployed(shares) | whole | SETTINGS | {"seed": seed}
-    return float(hold(folder, options, node_configs=own).summary["final"])
+    return float(federate(folder, options, node_configs=own).summary["final"])
 
 
 def supervise(deployment: Deployment) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from in_process import hold
+from in_process import federate
 from three import NODES, deployed, node_config
 
 from benchmarks.deployed import Deployment
@@ -21,7 +21,7 @@ WHOLE = {"data.train-rows": 0, "data.validation-rows": 0, "data.test-rows": 0, "
 def undisturbed(shares: Shares, folder: Path) -> Tensors:
     """What the same nodes end with when nothing happens, in this process."""
     own: dict[int, dict[str, Any]] = {number: {"name": n, **node_config(shares, n)} for number, n in enumerate(NODES)}
-    return hold(folder, deployed(shares) | WHOLE, node_configs=own).state().tensors
+    return federate(folder, deployed(shares) | WHOLE, node_configs=own).state().tensors
 
 
 def differ(found: Path, wanted: Tensors) -> list[str]:

@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     end_processes_in(tmp_path)
 
 
-def test_its_commands_hold_a_federation(folder: Path) -> None:
+def test_its_commands_run_a_federation(folder: Path) -> None:
     """In one shell, in order; the variables that the page names first are the only ones that are set."""
     (folder / "walk.sh").write_text("set -euo pipefail\n" + "\n".join(BLOCKS))
     own = {"APP": str(APP), "PORT": str(free_port()), "THISTLEDOWN_CACHE": str(folder / "cache")}

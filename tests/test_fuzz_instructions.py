@@ -16,8 +16,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from fuzzing import GONE, Tried, many
 from hypothesis import strategies as st
-from in_process import InProcessGrid, hold
-from order_mutations import Change, changes
+from in_process import InProcessGrid, federate
+from instruction_mutations import Change, changes
 from samples import write_table
 from tuned import samples
 
@@ -29,7 +29,7 @@ from strategies.protocol import instructions, wire
 from strategies.protocol.replies import INSTALLED
 from thistledown.simulation.grid import through_wire
 
-ALL = int(os.environ.get("FUZZ_ORDERS", "400"))
+ALL = int(os.environ.get("FUZZ_INSTRUCTIONS", "400"))
 STEPS, RANK, SECONDS = 8, 8, 8.0  # that the node's policy allows at most
 SLOWEST, LARGEST = 2 * SECONDS, 400  # seconds of a core for one message; MiB that the process may grow by
 TRIED = Tried("messages")
@@ -91,7 +91,7 @@ def questions(
             own[node] |= limits
         grid = InProcessGrid(client_app.app, 2, own, deployed=True)
         settings_ = {"num-server-rounds": 1, "simulation.num-supernodes": 2, "data.partitioner": "none"}
-        hold(folder / name, sample.flat | {"local-steps": 2, "batch-size": 8} | settings_ | options, grid)
+        federate(folder / name, sample.flat | {"local-steps": 2, "batch-size": 8} | settings_ | options, grid)
         last = {exchange.kind: exchange for exchange in grid.exchanges if exchange.partition == 0}
         context = next(c for node, c in grid.contexts.items() if grid.partitions[node] == 0)
         found[name] = []

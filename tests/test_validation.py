@@ -45,14 +45,14 @@ def reply(to: Message, tensors: Tensors, metrics: dict[str, Any] | None = METRIC
     return Message(records, reply_to=to)
 
 
-def admit(message: Message | None, strategy: Any = None) -> Update:
+def validate(message: Message | None, strategy: Any = None) -> Update:
     strategy = strategy or strategies.load("rbla")
     return validation.validate_update(strategy, message, "7", ASSIGNMENT, strategy.start_of(STATE, ASSIGNMENT))
 
 
 def reason(message: Message | None, strategy: Any = None) -> str:
     with pytest.raises(Refused) as refused:
-        admit(message, strategy)
+        validate(message, strategy)
     text = str(refused.value)
     assert len(text) < 1000
     assert text.isprintable(), "a node must not write control characters into the log"
@@ -63,7 +63,7 @@ def reason(message: Message | None, strategy: Any = None) -> str:
 
 
 def test_a_good_reply_becomes_an_update(instruction):
-    update = admit(through_wire(reply(instruction, delta())))
+    update = validate(through_wire(reply(instruction, delta())))
     assert (update.node, update.assignment, update.weight) == ("7", ASSIGNMENT, 10.0)
     assert isinstance(update.weight, float)
     assert dict(update.metrics) == {"num-examples": 10, "train-loss": 0.5}
@@ -71,7 +71,7 @@ def test_a_good_reply_becomes_an_update(instruction):
 
 
 @pytest.mark.parametrize("name", strategies.names())
-def test_every_strategy_admits_what_it_expects(instruction, name):
+def test_every_strategy_accepts_what_it_expects(instruction, name):
     for strategy in variants(name):
         drawn = scene(strategy, Plan((3, 2), (0, 1), (10, 10), 4))
         for sent in drawn.updates:
@@ -83,7 +83,7 @@ def test_every_strategy_admits_what_it_expects(instruction, name):
 def test_wrappers_are_undone_before_the_check(instruction):
     half = strategies.load_wrapper("half")
     strategy = strategies.load("rbla", wrappers=[half])
-    update = admit(reply(instruction, half.encode(delta(), ASSIGNMENT, {})), strategy)
+    update = validate(reply(instruction, half.encode(delta(), ASSIGNMENT, {})), strategy)
     assert {name: tensor.dtype for name, tensor in update.delta.items()} == {
         n: t.dtype for n, t in STATE.tensors.items()
     }
@@ -200,7 +200,7 @@ def test_a_float16_update_that_overflowed_is_refused(instruction):
     assert "infinity" in reason(reply(instruction, sent), strategy)
 
 
-def test_metrics_alone_are_admitted(instruction):
+def test_metrics_alone_are_accepted(instruction):
     good = Message(RecordDict({"metrics": MetricRecord({"accuracy": 0.5})}), reply_to=instruction)
     assert validation.validate_metrics(good) == {"accuracy": 0.5}
     with pytest.raises(Refused, match="no metrics"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from entries import Listening, at_the_base, fresh_at, same, state_of, values
 from flwr.app import ConfigRecord, Message, RecordDict
-from in_process import QV, Exchange, InProcessGrid, Outcome, equal, hold, local, retrained, sent, suiting, watched
+from in_process import QV, Exchange, InProcessGrid, Outcome, equal, federate, local, retrained, sent, suiting, watched
 
 import client_app
 import strategies
@@ -55,7 +55,7 @@ def test_entries_come_in_parts_and_are_replayed_from_the_base(tmp_path: Path, st
     assert same(values(again), fresh_at(strategy, whole))
 
 
-def test_an_entry_is_kept_once_for_all_nodes_of_a_store(tmp_path: Path, strategy: Flora, model: TunedModel):
+def test_an_entry_is_stored_once_for_all_nodes_of_a_store(tmp_path: Path, strategy: Flora, model: TunedModel):
     state = state_of(1, 2)
     ClientStore(node(tmp_path), 1).installed(strategy, model, state)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
@@ -177,7 +177,7 @@ def test_a_round_costs_the_same_however_many_were_before(
     monkeypatch.setattr(types.hashlib, "blake2b", counted("hashed", types.hashlib.blake2b))
     monkeypatch.setattr(Path, "exists", counted("looked up", Path.exists))
     options = {"strategy": name, "num-server-rounds": 12, "evaluate-every": 12, **suiting(name)}
-    hold(tmp_path, options, spoil=spoil)
+    federate(tmp_path, options, spoil=spoil)
     assert rounds[11] == rounds[3]
 
 
@@ -189,7 +189,7 @@ def own_of(store: Path, round: int, name: str = "a", token: str = "t", *, after:
     return ClientStore(Local((("name", name), ("store-path", str(store))), 1, order, TaskConfig()), round, after=after)
 
 
-def test_a_round_that_is_done_again_starts_from_what_was_kept_before_it(tmp_path: Path) -> None:
+def test_a_repeated_round_starts_from_the_client_state_before_it(tmp_path: Path) -> None:
     for round in (1, 2, 5):
         own_of(tmp_path, round).keep({"private": {"x/y": torch.tensor([round])}, "wrapper-q": {"e": torch.ones(round)}})
     assert own_of(tmp_path, 5).client_state()["private"]["x/y"].item() == 2
@@ -201,7 +201,7 @@ def test_a_round_that_is_done_again_starts_from_what_was_kept_before_it(tmp_path
     assert own_of(tmp_path, 5).client_state()["private"]["x/y"].item() == 2
 
 
-def test_two_rounds_are_kept(tmp_path: Path) -> None:
+def test_two_rounds_are_stored(tmp_path: Path) -> None:
     for round in (1, 2, 3, 3):
         own_of(tmp_path, round).keep({"private": {"x": torch.tensor([round])}})
     (folder,) = tmp_path.glob("own/*")
@@ -235,7 +235,7 @@ def shared(name: str, head: str) -> bool:
 @pytest.fixture(scope="module", params=["private", "shared"])
 def fedsa(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     options = {"strategy": "fedsa-lora", "evaluate": "nodes", "num-server-rounds": 2, "fedsa-lora.head": request.param}
-    return hold(tmp_path_factory.mktemp("fedsa"), QV | options)
+    return federate(tmp_path_factory.mktemp("fedsa"), QV | options)
 
 
 def own(outcome: Outcome, partition: int) -> Tensors:
@@ -321,9 +321,9 @@ def test_a_late_node_of_a_smaller_budget_lowers_the_rank_for_all_and_leaves_agai
     assert all(report.evaluated_by_nodes for report, _ in seen)
 
 
-def test_an_order_of_another_strategy_does_not_bring_private_tensors_out(tmp_path: Path) -> None:
+def test_instructions_of_another_strategy_do_not_reveal_private_tensors(tmp_path: Path) -> None:
     """A server may give one run's token to an order by which all that trains is sent."""
-    outcome = hold(tmp_path, {"strategy": "fedsa-lora", "evaluate": "nodes", "num-server-rounds": 2, **QV})
+    outcome = federate(tmp_path, {"strategy": "fedsa-lora", "evaluate": "nodes", "num-server-rounds": 2, **QV})
     [*_, last] = (exchange for exchange in outcome.grid.of("train") if exchange.partition == 0)
     answers = []
     for token in (last.request.config_records["instructions"]["run-token"], "fresh"):

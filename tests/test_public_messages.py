@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from deployed_node import SECRET, asked, context, refusal, settings
 from flwr.app import ConfigRecord, Message
-from in_process import InProcessGrid, hold
+from in_process import InProcessGrid, federate
 from samples import png, vision_base, write_table
 
 import client_app
@@ -34,7 +34,7 @@ def test_no_value_of_a_row_leaves_a_deployed_node(tmp_path: Path, caplog: pytest
     own = {n: {"data-path": str(path), "name": f"site {n}"} for n in range(2)}
     grid = InProcessGrid(client_app.app, 2, own, deployed=True)
     with pytest.raises(RuntimeError, match="its labels are not among the run's") as failed:
-        hold(tmp_path, {"data.partitioner": "none", "data.labels": "0|1|2|3|4|5|6|7|8|9"}, grid)
+        federate(tmp_path, {"data.partitioner": "none", "data.labels": "0|1|2|3|4|5|6|7|8|9"}, grid)
     left = "".join(file.read_text() for file in tmp_path.rglob("*") if file.suffix in (".json", ".jsonl", ".toml"))
     for text in (str(failed.value), left):
         assert SECRET not in text
@@ -84,7 +84,7 @@ def test_errors_of_data_quote_nothing_in_public(case: str, tmp_path: Path) -> No
     assert said
 
 
-def test_a_label_is_told_by_its_column(tmp_path: Path) -> None:
+def test_a_label_is_named_by_its_column(tmp_path: Path) -> None:
     path = write_table(tmp_path / "rows.csv", {"text": ["a", "b"], "label": [1.5, 2.5]})
     record = texts("other")
     record["data.labels"] = "x|y"
@@ -127,7 +127,7 @@ def test_bytes_of_a_text_are_not_quoted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [SECRET, {"path": SECRET, "bytes": None}, b"no image " + SECRET.encode()])
-def test_an_image_is_told_by_its_place(value: object, tmp_path: Path) -> None:
+def test_an_image_is_named_by_its_place(value: object, tmp_path: Path) -> None:
 
     rows = [value, {"path": None, "bytes": png(np.zeros((8, 8), np.uint8))} if isinstance(value, dict) else value]
     table = Table(str(tmp_path / "scans.parquet"), datasets.Dataset.from_dict({"image": rows}), tmp_path)
@@ -153,7 +153,7 @@ def test_a_simulated_node_tells_everything(tmp_path: Path) -> None:
         raise KeyError(SECRET)
 
     with pytest.raises(RuntimeError, match=SECRET):
-        hold(tmp_path, {"tuning": "head"}, spoil=lambda partition, kind, reply: raises(reply))
+        federate(tmp_path, {"tuning": "head"}, spoil=lambda partition, kind, reply: raises(reply))
 
 
 # ---------------------------------------------------------------------- secrets
@@ -166,7 +166,7 @@ def test_a_token_of_the_environment_is_nowhere(
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "FLWR_TOKEN", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, SECRET)
     caplog.set_level("DEBUG")
-    outcome = hold(tmp_path, {"tuning": "head"}, deployed=deployed)
+    outcome = federate(tmp_path, {"tuning": "head"}, deployed=deployed)
     files = [path for path in outcome.folder.rglob("*") if path.is_file()]
     assert len(files) > 5
     assert not [path for path in files if SECRET.encode() in path.read_bytes()]

@@ -11,7 +11,7 @@ import torch
 from flwr.app import Message
 from hypothesis import given
 from hypothesis import strategies as st
-from in_process import QV, Exchange, hold, retold, sent
+from in_process import QV, Exchange, federate, retold, sent
 from laws import FACTORS, INPUTS, OUTPUTS, Plan, Scene, plans, products_of, scene, variants
 from matrices import Matrix, dense, mean_product, tail, terms
 from tiers import examples
@@ -184,7 +184,7 @@ def measured(exchanges: Iterable[Exchange], state: Tensors) -> dict[str, float]:
 @pytest.mark.first(1)
 @pytest.mark.parametrize("name", ["fedavg", "rbla", "zero-pad", "flex-lora"])
 def test_a_runs_readings_are_those_of_its_messages(name: str, tmp_path: Path) -> None:
-    outcome = hold(
+    outcome = federate(
         tmp_path, QV | {"strategy": name, "lora.ranks": "2,4,8", "num-server-rounds": 2, "learning-rate": 0.05}
     )
     exchanges = outcome.grid.of("train")
@@ -202,7 +202,7 @@ def test_a_runs_readings_are_those_of_its_messages(name: str, tmp_path: Path) ->
 @pytest.mark.first(1)
 @pytest.mark.parametrize("tuning", ["bias", "head"])
 def test_without_adapters_there_is_nothing_to_read(tuning: str, tmp_path: Path) -> None:
-    assert [line["aggregation-error"] for line in hold(tmp_path, {"tuning": tuning}).rounds] == [{}, {}]
+    assert [line["aggregation-error"] for line in federate(tmp_path, {"tuning": tuning}).rounds] == [{}, {}]
 
 
 def not_a_number(reply: Message) -> Message:
@@ -213,7 +213,7 @@ def test_a_refused_node_does_not_count(tmp_path: Path) -> None:
     def spoil(partition: int, kind: str, reply: Message) -> Message:
         return not_a_number(reply) if (partition, kind) == (1, "train") else reply
 
-    outcome = hold(tmp_path, QV, spoil=spoil)
+    outcome = federate(tmp_path, QV, spoil=spoil)
     line = outcome.rounds[1]
     assert [bool(entry["refused"]) for entry in line["nodes"]] == [False, True, False]
     good = [exchange for exchange in outcome.grid.of("train") if exchange.partition != 1]
@@ -228,7 +228,7 @@ def test_a_failed_round_has_no_readings(tmp_path: Path) -> None:
         seen.extend([partition] if kind == "train" else [])
         return not_a_number(reply) if kind == "train" and len(seen) <= 2 else reply
 
-    _, failed, good = hold(tmp_path, QV | {"num-server-rounds": 2}, spoil=spoil).rounds
+    _, failed, good = federate(tmp_path, QV | {"num-server-rounds": 2}, spoil=spoil).rounds
     assert failed["failed"]
     assert failed["aggregation-error"] == {}
     assert not good["failed"]
