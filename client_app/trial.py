@@ -2,6 +2,14 @@
 
 Bytes, on an accelerator with memory of its own: the most that torch has allocated there beyond the idle model
 (measured), and the trained tensors. Elsewhere the larger of two numbers, as each is too small by itself:
+
+- what training needs: the activations that autograd keeps for the backward pass (measured), and for every trained
+  tensor itself, a gradient, the optimiser's moments and the copy that an update is the difference to (computed);
+- what the process has taken from the machine since its model was idle (measured). It keeps freed memory in pieces, and
+  so takes more than it uses; but memory that it kept from before, perhaps from another node's trial, does not show.
+
+A trial is plain local training of everything that the tuning trains. It does not see what a strategy adds; the share of
+memory that the server leaves free is meant for it.
 """
 
 import time

@@ -3,13 +3,13 @@
 Cho, Liu, Xu, Fahrezi, Joshi, "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models", arXiv
 2401.06432 (EMNLP 2024).
 
-Node i of rank r adds lambda ||B[:, k:]|| ||A[k:, :]|| to its loss, with k = floor(gamma r). Where that tail is smaller
-after training than before, it answers with its first k ranks and keeps to them. The server fills up with zeros and
-averages with weights p_i = s_i / sum_j s_j, s_i = ||B_i A_i||_F; rows do not count. Other tensors are
-averaged by rows as in FedAvg.
+Node i of rank r adds lambda ||B[:, k:]|| ||A[k:, :]|| to its loss, with k = floor(gamma r). If that tail is smaller
+after training than before, it answers with its first k ranks and keeps this rank. The server pads with zeros and
+averages with weights p_i = s_i / sum_j s_j, s_i = ||B_i A_i||_F; rows do not count. Other tensors are averaged by rows
+as in FedAvg.
 
-The paper has one adapter. For several layers, here s_i is taken layer by layer, the tails of all layers are added up,
-and a node has one rank for all of them.
+The paper has one adapter. For several layers, s_i is computed per layer here, the tails of all layers are added up, and
+a node has one rank for all of them.
 """
 
 import math

@@ -7,8 +7,8 @@ arXiv 2405.09394 **v1** (v2 under that number is another paper). The paper gives
 2. Annealing: LoRA. As in simulated annealing the rank is high at first (heating), shrinks (annealing) and stays
    low (cooling), and with it what is communicated.
 
-Ours is everything else. In stage 1 node i minimises F_i(w) + (mu / 2) ||w - w^t||^2, with w^t the weights it was sent
-(FedProx). Of T rounds, T_init = `initiating-rounds` belong to stage 1; of the T' others the first floor(`heating` T')
+Everything else is our choice. In stage 1 node i minimises F_i(w) + (mu / 2) ||w - w^t||^2, with w^t the weights it was
+sent (FedProx). Of T rounds, T_init = `initiating-rounds` belong to stage 1; of the T' others the first floor(`heating` T')
 heat and the last max(1, ceil(`cooling` T')) cool. With r_0 the largest rank budget, r_T = `final-rank`, x from 0 to 1
 over the rounds between heating and cooling:
 
@@ -16,11 +16,11 @@ over the rounds between heating and cooling:
     f(x) = (1 - x)^3 (cubic), 1 - x (linear), (1 + cos(pi x)) / 2 (cosine);  exponential: r = r_0 (r_T / r_0)^x
 
 The hand-over: w^T_init becomes the base, as an entry of the journal, so every node is sent it once; adapters begin
-with B = 0, and the function does not change. The shrink: the product B A is split anew by SVD of its small core, the
-best of its rank (Eckart and Young), with the roots of the singular values in B and in A. What it cuts off is put into
-the base (`remainder` = merge: an entry of the journal, as large as the ranks that went, and the function does not
-change) or lost (drop). The scaling is the same at every rank. Where budgets differ, a node trains the leading ranks
-that it can, at most r; its update leaves the others as they are. Factors are averaged as in FedAvg.
+with B = 0, and the function does not change. The shrink: the product B A is split again by SVD of its small core, the
+best of its rank (Eckart and Young), with the roots of the singular values in B and in A. The cut-off part is added to
+the base (`remainder` = merge: an entry of the journal, as large as the removed ranks, and the function does not change)
+or lost (drop). The scaling is the same at every rank. If budgets differ, a node trains the leading ranks that it can,
+at most r; its update leaves the other ranks unchanged. Factors are averaged as in FedAvg.
 """
 
 import math

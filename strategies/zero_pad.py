@@ -1,9 +1,9 @@
-"""Zero-padding: factors of smaller rank are filled up with zeros, then averaged.
+"""Zero-padding: factors of smaller rank are padded with zeros, then averaged.
 
-The baseline of RBLA (Chen et al., arXiv 2408.08699) and of HetLoRA's plain form: with p_i = n_i / n over
-the whole cohort, slice k of a factor becomes sum over its owners of p_i x_i[k]. The nodes that lack
-the slice count as zeros there, so even without learning it shrinks by c_k = sum over owners of p_i each
-round, and the product of both factors by c_k^2. That is the method, and a test asserts it.
+The baseline of RBLA (Chen et al., arXiv 2408.08699) and HetLoRA's plain form: with p_i = n_i / n over the whole cohort,
+slice k of a factor becomes the sum of p_i x_i[k] over the nodes that have it. The others count as zero there, so even
+without learning the slice shrinks by c_k, the sum of p_i over the nodes that have it, each round, and the product of
+both factors by c_k^2. That is the method, and a test asserts it.
 """
 
 from collections import defaultdict

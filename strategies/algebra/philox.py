@@ -1,7 +1,7 @@
-"""Random words that are the same on every machine, in every process and in any order of asking.
+"""Random words that are the same on every machine, in every process and whatever the order of calls.
 
 Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) makes words from a key and a counter;
-NumPy promises that the raw words of its bit generators do not change. Nothing here is drawn by torch, whose generators
+NumPy guarantees that the raw words of its bit generators do not change. Nothing here uses torch's generators, which
 differ between CPU, CUDA and versions.
 """
 

@@ -1,7 +1,7 @@
 """The base class of strategies: an algorithm that is a Flower strategy too.
 
 A strategy is a frozen dataclass in a file of `strategies/`; its fields, made by `task.schema.option`, are its options.
-`start` runs the round loop in anybody's ServerApp. Instances have no state and can be reused.
+`start` runs the round loop in any ServerApp. Instances have no state and can be reused.
 """
 
 import logging

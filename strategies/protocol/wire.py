@@ -27,7 +27,7 @@ from strategies.exchange.types import BASE_POSITION, Entry, Refused, State
 STYPE = "thistledown.flat"
 INDEX_LIMIT = 16 * 2**20  # bytes an index may take when decompressed
 INDEX_SLACK = 2**14  # beyond the expected index, so that an error can name the wrong tensor
-MAX_AXES, MAX_EXTENT = 16, 2**48  # of a tensor; what torch itself says to more is slow and long
+MAX_AXES, MAX_EXTENT = 16, 2**48  # of a tensor; torch's own errors for larger ones are slow and long
 POSITION = re.compile(r"[0-9a-f]{32}")
 SHOWN = 200  # characters of an error that a reason repeats
 DTYPES = {

@@ -96,7 +96,7 @@ def _initial(run: Run, arrays: ArrayRecord | None) -> State:
 
 
 def _rounds(run: Run, state: State) -> Result:
-    """Run from the first round of this process to the last, or to where the run has to end. Raises RunFailed."""
+    """Run from the first round of this process to the last, or until the run has to end. Raises RunFailed."""
     run_state, result = run.context.run_state, Result()
     limit = min(run.context.federation.max_failed_rounds, run.context.rounds)
     if run_state.failures >= limit:  # the run ended by these failures, and may fail as often again

@@ -88,7 +88,7 @@ class RunState:
     # ------------------------------------------------------------------ what was sent to whom
 
     def offered(self, *whom: str) -> float:
-        """Return the seconds until another offer may be sent to all of `whom`; 0 where one may be sent now."""
+        """Return the seconds until another offer may be sent to all of `whom`; 0 if one may be sent now."""
         now = time.time()
         self.offers = {one: when for one, when in self.offers.items() if now - OFFER_REST < when <= now}
         return max((self.offers[one] + OFFER_REST - now for one in whom if one in self.offers), default=0.0)

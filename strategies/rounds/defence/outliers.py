@@ -26,7 +26,7 @@ class Plausible:
     factor: float
     before: dict[str, list[float]]
     seen: list[Lengths] = field(default_factory=list)  # of this round's good replies
-    kept: list[Lengths] = field(default_factory=list)  # those of updates that were believed
+    kept: list[Lengths] = field(default_factory=list)  # of this round's updates that were believed
 
     def sure(self, lengths: Lengths) -> bool:
         """Return whether an update is believed before the others arrive; either way it belongs to the cohort."""

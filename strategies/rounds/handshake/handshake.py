@@ -34,7 +34,7 @@ class HandshakeResult:
 
     profiles: dict[int, Profile]  # by Flower's node id
     left_out: dict[int, str]  # node id -> reason
-    postponed: dict[int, str] = field(default_factory=dict)  # likewise; these may be asked again
+    postponed: dict[int, str] = field(default_factory=dict)  # node id -> reason; these may be asked again
     bytes_up: int = 0
     bytes_down: int = 0
     bytes_base: int = 0

@@ -18,7 +18,7 @@ def profile_in(node_id: int, reply: Message | None) -> Profile:
     """Return the profile in a reply. Raises Refused."""
     said = validation.content(reply).config_records.get("profile")
     if said is None:
-        raise Refused("it sent no record 'profile'")
+        raise Refused("its reply has no record 'profile'")
     return Profile(
         node_id=node_id,
         name=_text(said, "name", least=1),

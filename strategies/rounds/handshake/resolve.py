@@ -1,4 +1,4 @@
-"""Fill in label names and the date where the settings leave them open, and check that the data can be split."""
+"""Fill in label names and the date if the settings leave them open, and check that the data can be split."""
 
 import logging
 from dataclasses import replace
