@@ -9,8 +9,8 @@ arXiv 2405.09394 **v1** (v2 under that number is another paper). The paper gives
 
 The rest is our choice. In stage 1 node i minimises F_i(w) + (mu / 2) ||w - w^t||^2, with w^t the weights it was
 sent (FedProx). Of T rounds, T_init = `initiating-rounds` belong to stage 1; of the T' others the first
-floor(`heating` T') heat and the last max(1, ceil(`cooling` T')) cool. With r_0 the largest rank budget, r_T = `final-rank`, x from 0 to 1
-over the rounds between heating and cooling:
+floor(`heating` T') heat and the last max(1, ceil(`cooling` T')) cool. With r_0 the largest rank budget, r_T =
+`final-rank`, x from 0 to 1 over the rounds between heating and cooling:
 
     r = r_0 while heating, r_T while cooling, between them r_T + (r_0 - r_T) f(x), rounded, with
     f(x) = (1 - x)^3 (cubic), 1 - x (linear), (1 + cos(pi x)) / 2 (cosine);  exponential: r = r_0 (r_T / r_0)^x
