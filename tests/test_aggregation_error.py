@@ -21,7 +21,7 @@ from strategies.algebra.lowrank import factor_names, modules
 from strategies.algebra.tensors import Tensors, added
 from strategies.exchange.strategy import EXACT
 from strategies.exchange.types import Assignment, State, Update
-from strategies.rounds.aggregation_error import AggregationError
+from strategies.rounds.aggregation_error import ErrorMeasurement
 
 CLOSE = 1e-5  # float32 factors of size 1
 EXAMPLES = examples(60)
@@ -39,7 +39,7 @@ EXACTLY = [strategy for strategy in LOW_RANK if EXACT in strategy.laws]
 
 def reading(drawn: Scene) -> dict[str, float]:
     """What the meter says of a scene, used as the round loop uses it."""
-    meter, after = AggregationError(), drawn.next()
+    meter, after = ErrorMeasurement(), drawn.next()
     for update in drawn.updates:
         meter.see(drawn.strategy.trained(drawn.state, update), update.weight)
     return meter.read(after.tensors, after.journal[len(drawn.state.journal) :])
@@ -132,7 +132,7 @@ def test_two_nodes_of_ranks_one_and_two(name, expected):
 @given(st.lists(terms(), min_size=1, max_size=3), st.lists(st.integers(1, 50), min_size=1, max_size=4))
 def test_overall_is_all_modules_as_one_vector(shapes, weights):
     """Module i has the factors of the i-th list's terms, scaled anew by every node."""
-    meter, numbers = AggregationError(), torch.Generator().manual_seed(len(weights))
+    meter, numbers = ErrorMeasurement(), torch.Generator().manual_seed(len(weights))
     means = [np.zeros((t[0][1].shape[0], t[0][2].shape[1])) for t in shapes]
     state: Tensors = {}
     for weight in weights:
@@ -154,7 +154,7 @@ def test_overall_is_all_modules_as_one_vector(shapes, weights):
 
 
 def test_nothing_learned_reads_as_nothing_said():
-    meter = AggregationError()
+    meter = ErrorMeasurement()
     assert meter.read({}) == {}
     meter.see({"head.weight": torch.ones(2, 2)}, 3.0)
     assert meter.read({"head.weight": torch.ones(2, 2)}) == {}

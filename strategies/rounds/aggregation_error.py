@@ -21,8 +21,8 @@ from strategies.exchange.types import Entry
 OVERALL = "overall"
 
 
-class AggregationError:
-    """The aggregation error of one round: it sees what every node trained, then reads the new state."""
+class ErrorMeasurement:
+    """A measurement of one round's aggregation error: it sees what every node trained, then reads the new state."""
 
     def __init__(self) -> None:
         self._means: dict[str, ProductSum] = defaultdict(ProductSum)

@@ -20,7 +20,7 @@ from strategies.exchange.server_optimizer import stepped
 from strategies.exchange.types import Assignment, Profile, Refused, State, Update
 from strategies.protocol import wire
 from strategies.rounds import messaging, validation
-from strategies.rounds.aggregation_error import AggregationError
+from strategies.rounds.aggregation_error import ErrorMeasurement
 from strategies.rounds.defence import examination, outliers, row_limits
 from strategies.rounds.defence.pulls import Pulls
 from strategies.rounds.defence.spool import Spool
@@ -101,7 +101,7 @@ class _Turn:
     rows: dict[str, int]  # the most that each node counts for
     judge: outliers.Plausible
     pulls: Pulls = field(default_factory=Pulls)
-    error: AggregationError = field(default_factory=AggregationError)
+    error: ErrorMeasurement = field(default_factory=ErrorMeasurement)
 
     def updates(self, chosen: list[Profile]) -> Iterator[Update]:
         """Yield good updates in cohort order as their replies arrive; the others are logged with node and reason.
@@ -248,7 +248,7 @@ class _Turn:
                 line.refused = reason
                 LOG.warning("round %d: left out node %s: %s", report.number, line.node, reason)
         report.failed = self._shortage(sum(not line.refused for line in report.nodes))
-        self.error = AggregationError()
+        self.error = ErrorMeasurement()
         for update in kept:
             if update.node not in verdict.left_out:
                 self._metered(update)
