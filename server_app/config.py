@@ -31,11 +31,14 @@ class Simulation:
         10, low=1, doc="nodes that `thistledown run` simulates; plain `flwr run` has --federation-config"
     )
     num_cpus: int = option(
-        1, low=1, doc="CPUs a simulated node is given: nodes at work at once = CPUs of the machine / num-cpus"
+        1, low=1, doc="CPUs per simulated node: nodes that work at once = CPUs of the machine / num-cpus"
     )
-    num_gpus: float = option(0.0, low=0.0, doc="GPUs a simulated node is given; fractions share one")
+    num_gpus: float = option(0.0, low=0.0, doc="GPUs per simulated node; fractions share one")
     dropout: float = option(
-        0.0, low=0.0, high=1.0, doc="share of nodes that train in a round and then drop out: their replies are let go"
+        0.0,
+        low=0.0,
+        high=1.0,
+        doc="share of nodes that train in a round and then drop out: their replies are discarded",
     )
 
 
@@ -53,7 +56,7 @@ class ServerConfig:
     num_server_rounds: int = option(15, low=1, doc="rounds of training")
     fraction_train: float = option(1.0, low=1e-6, high=1.0, doc="share of the nodes that train in a round")
     fraction_evaluate: float = option(
-        1.0, low=1e-6, high=1.0, doc="share of the nodes that evaluate, where `evaluate` asks nodes"
+        1.0, low=1e-6, high=1.0, doc="share of the nodes that evaluate, if `evaluate` asks nodes"
     )
     min_train_nodes: int = option(1, low=1, doc="never train on fewer nodes than this")
     min_available_nodes: int = option(1, low=1, doc="wait for this many nodes before the first round")
@@ -61,11 +64,14 @@ class ServerConfig:
     node_names: str = option(
         AUTO_NAMES,
         choices=(AUTO_NAMES, REGISTERED, FIRST_KEY),
-        doc="whose a node's name is: registered (its key's), first-key, or auto (registered as soon as any is)",
+        doc="who owns a node's name: registered (its key), first-key, or auto (registered as soon as any is)",
     )
     round_timeout: float = option(3600.0, low=0.1, doc="seconds a round may take; replies later than that are dropped")
     min_success_fraction: float = option(
-        0.5, low=0.0, high=1.0, doc="share of a cohort that must answer well, else the round fails and the state stays"
+        0.5,
+        low=0.0,
+        high=1.0,
+        doc="share of a cohort that must send valid replies; otherwise the round fails and the state stays",
     )
     max_failed_rounds: int = option(3, low=1, doc="failed rounds in a row that fail the run")
     evaluate_every: int = option(
@@ -85,25 +91,25 @@ class ServerConfig:
         0.65,
         low=0.0,
         high=1.0,
-        doc="a run that scores less than this share of what was usual goes back to its last good state; 0: never",
+        doc="a run that scores below this share of its usual score goes back to its last good state; 0: never",
     )
-    keep_checkpoints: int = option(2, low=0, doc="good states that are kept beside the newest one, to go back to")
+    keep_checkpoints: int = option(
+        2, low=0, doc="good states that are kept in addition to the newest one, to go back to"
+    )
     examine_rows: int = option(
         64,
         low=0,
-        doc="validation rows that the server judges single updates by, to leave out those that do harm; 0: it does not",
+        doc="validation rows on which the server judges single updates, to leave out harmful ones; 0: it does not",
     )
     server_device: str = option("auto", choices=DEVICES, doc="where the server scores: auto, cpu, cuda, mps or xpu")
-    output_dir: str = option("", doc="absolute folder for results; empty: outputs/ where the command was given")
+    output_dir: str = option("", doc="absolute folder for results; empty: outputs/ in the working directory")
     resume: str = option(
-        "", doc='results folder of an earlier run to go on with, absolute; `thistledown run`: any path, or "latest"'
+        "", doc='results folder of an earlier run to resume, absolute; `thistledown run`: any path, or "latest"'
     )
-    resume_from: str = option(
-        "last", doc="with resume: last, best, or the number of a round that is kept (keep-checkpoints)"
-    )
+    resume_from: str = option("last", doc="with resume: last, best, or the number of a saved round (keep-checkpoints)")
     trackers: tuple[str, ...] = option(
         (),
-        doc="where the numbers of a run go: comma-separated names of files in server_app/callbacks/trackers/",
+        doc="where the metrics of a run go: comma-separated names of files in server_app/callbacks/trackers/",
     )
     early_stopping: EarlyStoppingOptions = group(EarlyStoppingOptions)
     simulation: Simulation = group(Simulation)
