@@ -144,7 +144,7 @@ def test_a_race_loses_no_key(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(tmp_path / "keys")
     assert main(["certs", folder]) == WRONG
-    assert "--names: say by which host names" in capsys.readouterr().err
+    assert "--names: give the host names" in capsys.readouterr().err
     assert main(["certs", folder, "--names", "10.0.0.1, superlink", "--nodes", "a,b"]) == DONE
     assert capsys.readouterr().out.splitlines() == [
         f"{folder}/{name}" for name in ("ca.crt", "server.crt", "nodes/a.pub", "nodes/b.pub")

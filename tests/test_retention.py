@@ -185,7 +185,7 @@ def test_ages_and_kinds(full: Store) -> None:
     assert [seconds(age) for age in ("1s", "2m", "1.5h", "30d", "1w")] == [1, 120, 5400, 30 * DAY, 7 * DAY]
     with pytest.raises(ConfigError, match="--kind nonsense: the store has accounts, bases"):
         purge(full.root, ["nonsense"], "", True, print)
-    with pytest.raises(ConfigError, match="there is no such folder"):
+    with pytest.raises(ConfigError, match="the folder does not exist"):
         purge(full.root / "nowhere", [], "", False, print)
 
 
