@@ -32,7 +32,7 @@ ASSIGNMENT = Assignment(1, 1, 0, RANK)
 
 
 def adapter(seed: int) -> Tensors:
-    """Factors of all layers, and a head."""
+    """Return factors of all layers, and a head."""
     generator = torch.Generator().manual_seed(seed)
     shapes: dict[str, tuple[int, ...]] = {"classifier.weight": (LABELS, WIDTH), "classifier.bias": (LABELS,)}
     for layer in range(LAYERS):
@@ -53,7 +53,7 @@ def ours(name: str, messages: Iterator[Message]) -> None:
 
 
 def replies(count: int) -> Iterator[Message]:
-    """Replies to our round loop."""
+    """Yield replies to our round loop."""
     contents = [wire.pack(State(adapter(seed))) for seed in range(DISTINCT)]
     instruction = Message(RecordDict(), dst_node_id=1, message_type="train")
     for number in range(count):
@@ -63,7 +63,7 @@ def replies(count: int) -> Iterator[Message]:
 
 
 def flowers(count: int) -> list[RecordDict]:
-    """The same numbers as Flower's strategies get them: all replies at once."""
+    """Return the same numbers as Flower's strategies get them: all replies at once."""
     arrays = [ArrayRecord(adapter(seed)) for seed in range(DISTINCT)]
     return [
         RecordDict({"arrays": arrays[n % DISTINCT], "metrics": MetricRecord({"num-examples": 10 + n % 7})})
@@ -72,7 +72,7 @@ def flowers(count: int) -> list[RecordDict]:
 
 
 def paired(work: Callable[[], object], reference: Callable[[], object]) -> float:
-    """Seconds of `work` over those of `reference`: the best of five each, taken in turn, since machines are noisy."""
+    """Return the time of `work` divided by the time of `reference`: the best of five each, taken in turn."""
     best = {work: float("inf"), reference: float("inf")}
     for _ in range(5):
         for task in best:
@@ -83,7 +83,7 @@ def paired(work: Callable[[], object], reference: Callable[[], object]) -> float
 
 
 def peak() -> float:
-    """The most memory that this process ever had, in MB."""
+    """Return the peak memory of this process, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 

@@ -1,4 +1,4 @@
-"""Two hostile nodes of ten, with the defaults: what becomes of a run on the embedded digits.
+"""Two hostile nodes of ten, with the defaults: how runs on the embedded digits end.
 
 Whole federations in one process, with messages through Flower's own encoding (tests/in_process.py). Prints a table of
 test accuracies of the final state, mean and standard deviation over seeds, for every strategy and attack
@@ -58,7 +58,7 @@ OF: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class End:
-    """How a run ended."""
+    """The end of a run."""
 
     accuracy: float
     back: int  # how often it went back
@@ -67,7 +67,7 @@ class End:
 
 
 def run(strategy: str, seed: int, kind: str, options: dict[str, Any]) -> End:
-    """One federation."""
+    """Run one federation."""
     chosen = {**OPTIONS, "strategy": strategy, **OF[strategy], "seed": seed, **options}
     chosen |= {"evaluate": "nodes"} if kind == "scores" else {}
     spoil = attack(kind, strategy, LIARS, ROUNDS) if kind in ATTACKS else None
@@ -90,7 +90,7 @@ def run(strategy: str, seed: int, kind: str, options: dict[str, Any]) -> End:
 
 
 def cell(ends: list[End]) -> str:
-    """Mean and spread of the accuracies, and what else happened."""
+    """Return mean and spread of the accuracies, and what else happened."""
     values = [end.accuracy for end in ends]
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     said = f"{statistics.mean(values):.3f} ± {spread:.3f}".replace("0.", ".")

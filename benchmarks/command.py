@@ -1,4 +1,4 @@
-"""Runs what a study declares and has not measured yet, a few federations at a time, and writes its page.
+"""Run what a study declares and has not measured yet, a few federations at a time, and write its page.
 
 The JSON file is written after every run, so an interrupted study goes on where it stopped. Exit codes: 0 done, 1 a
 federation did not begin, 2 something is missing or wrong in what is asked, 130 interrupted.
@@ -53,7 +53,7 @@ def main(study: Study, prepare: Callable[[], None] = lambda: None) -> int:
 
 
 def selected(study: Study, names: list[str]) -> Study:
-    """The study with the named settings or methods alone; no names: all. ValueError for a strange name."""
+    """Return the study with only the named settings or methods; no names: all. Raises ValueError for unknown ones."""
     settings = {setting.name for setting in study.settings}
     methods = {method.name for _, method in study.contests()}
     if strange := [name for name in names if name not in settings | methods]:
@@ -70,7 +70,7 @@ def selected(study: Study, names: list[str]) -> Study:
 
 
 def missing(study: Study) -> list[str]:
-    """What has to be there and is not."""
+    """Return what is missing."""
     return [
         f"setting {setting.name} needs {asset}, and there is no {ROOT / asset}"
         for setting in study.settings
@@ -80,7 +80,7 @@ def missing(study: Study) -> list[str]:
 
 
 def refused(study: Study) -> list[str]:
-    """What `thistledown run` would not take, and rows that cannot be divided with some seed, before hours are spent."""
+    """Return what `thistledown run` would refuse, and splits that fail with some seed, before hours are spent."""
     runs = [
         run_of(setting, method, seed, setting.declared(method)[0])
         for setting, method in study.contests()
@@ -109,7 +109,7 @@ def _problems(run: Run) -> list[str]:
 
 
 class Progress:
-    """The part `chosen` of a study on its way: what is measured, what is next, and how long it will take."""
+    """The progress of the part `chosen` of a study: what is measured, what is next, and how long it will take."""
 
     def __init__(self, study: Study, chosen: Study, path: Path) -> None:
         self.study, self.chosen, self.path = study, chosen, path
@@ -118,7 +118,7 @@ class Progress:
         self._running: list[Federation] = []
 
     def run(self, jobs: int, outputs: Path, *, keep: bool) -> None:
-        """Until nothing is left; whatever ends it, no federation stays behind. Raises NotMeasured."""
+        """Run until nothing is left. No federation keeps running, however it ends. Raises NotMeasured."""
         records.save(self.path, self.study, self.done)
         try:
             while (pending := self._pending()) or self._running:
@@ -135,7 +135,7 @@ class Progress:
                 federation.stop()
 
     def _pending(self) -> list[Run]:
-        """What can be started."""
+        """Return the runs that can be started."""
         started = {federation.run.key for federation in self._running}
         return [run for run in self.chosen.runs(self.done) if run.key not in self.done and run.key not in started]
 
@@ -153,7 +153,7 @@ class Progress:
         )
 
     def _left(self, jobs: int) -> tuple[int, float]:
-        """How many runs are done, and the seconds that the others will take if they are like those of their setting."""
+        """Return how many runs are done, and the seconds that the others take at the pace of their setting."""
         total, count, every = 0.0, 0, self._seconds(self.chosen, self.done)
         for setting in self.chosen.settings:
             alone = replace(self.chosen, settings=(setting,))

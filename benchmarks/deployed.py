@@ -128,7 +128,7 @@ class Deployment:
         )  # fmt: skip
 
     def flwr(self, *arguments: str) -> str:
-        """What Flower's command line says. Raises DeploymentError where it fails."""
+        """Return the output of Flower's command line. Raises DeploymentError if it fails."""
         done = subprocess.run(
             [str(BIN / "flwr"), *arguments], cwd=self.folder, env=self._user(), capture_output=True, encoding="utf-8"
         )
@@ -206,7 +206,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """Flower's word, such as `finished:completed`, and its details."""
+        """Return Flower's status, such as `finished:completed`, and its details."""
         listed = json.loads(self.deployment.flwr("list", CONNECTION, "--run-id", self.id, "--format", "json"))["runs"][
             0
         ]
@@ -214,23 +214,23 @@ class Run:
 
     @property
     def log(self) -> str:
-        """What the ServerApp has said."""
+        """Return the log of the ServerApp."""
         return self.deployment.flwr("log", self.id, CONNECTION, "--show")
 
     @property
     def results(self) -> Path:
-        """The newest results folder."""
+        """Return the newest results folder."""
         return (self.deployment.folder / "outputs" / "latest").resolve()
 
     @property
     def summary(self) -> dict[str, Any]:
-        """summary.json, as far as there is one."""
+        """Return summary.json, empty if there is none."""
         path = self.results / "summary.json"
         return dict(json.loads(path.read_text())) if path.exists() else {}
 
     @property
     def rounds(self) -> list[dict[str, Any]]:
-        """Lines of metrics.jsonl, as far as there are any."""
+        """Return the lines of metrics.jsonl so far."""
         path = self.results / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -244,16 +244,16 @@ class Run:
 
     @property
     def refused(self) -> list[dict[str, str]]:
-        """Of every round so far, whose reply did not count, and why."""
+        """Return by round which nodes' replies did not count, and why."""
         return [{line["node"]: line["refused"] for line in entry["nodes"] if line["refused"]} for entry in self.rounds]
 
     def end(self, seconds: float = 900.0) -> str:
-        """Wait until it has ended, and say how."""
+        """Wait until the run has ended and return how."""
         self._wait(lambda: self.summary.get("status", "running") != "running", "ended", seconds)
         return self.until_finished()
 
     def until_finished(self) -> str:
-        """Wait until Flower says that it has ended, and say how."""
+        """Wait until Flower says that the run has ended and return how."""
         deadline = time.monotonic() + START
         while not (status := self.status).startswith("finished"):
             if time.monotonic() > deadline:
@@ -262,7 +262,7 @@ class Run:
         return status
 
     def _wait(self, over: Callable[[], bool], what: str, seconds: float) -> None:
-        """Looks often: `over` should be quick. A run that has failed is not waited for."""
+        """Poll `over`, which should be fast, until it is true. Stop waiting if the run has failed."""
         deadline, ask = time.monotonic() + seconds, time.monotonic() + ASK
         while not over():
             if (late := time.monotonic() > deadline) or time.monotonic() > ask:

@@ -1,4 +1,4 @@
-"""What a deployment costs a round, beside training: Flower's own start of a process a message, and ours.
+"""The cost of a deployed round in addition to training: one process per message, started by Flower or by us.
 
 One node, TLS and authentication, on this machine; RBLA at rank 8 on a third of the digits. Prints one JSON line, in
 seconds, medians over all rounds but the first:
@@ -34,7 +34,7 @@ SETTINGS = {"strategy": "rbla", "lora.ranks": "8", "local-epochs": 1, "data.labe
 
 
 def deployed(file: Path, executor: str, rounds: int) -> dict[str, float]:
-    """Medians over the rounds of a run whose node is served by this executor."""
+    """Return medians over the rounds of a run whose node uses this executor."""
     with Deployment(NODES[:1], apart=False) as deployment:
         deployment.node("0", {"data-path": str(file), "device": "cpu"}, executor=executor)
         deployment.online(1)
@@ -48,7 +48,7 @@ def deployed(file: Path, executor: str, rounds: int) -> dict[str, float]:
 
 
 def training(file: Path) -> float:
-    """Seconds of local training on this file, in this process: the best of three."""
+    """Return the seconds of local training on this file, in this process: the best of three."""
     import torch
 
     import strategies
@@ -73,7 +73,7 @@ def training(file: Path) -> float:
 
 
 def imports() -> float:
-    """Seconds of a processor that a new process takes to import what a train message needs: the best of three."""
+    """Return the CPU seconds that a new process needs to import what a train message needs: the best of three."""
     code, best = "from thistledown.processes.superexec import warm; warm()", float("inf")
     for _ in range(3):
         before = _children()

@@ -1,11 +1,11 @@
-"""A clock for what runs in seconds on noisy machines."""
+"""Timing of short tasks on noisy machines."""
 
 import time
 from collections.abc import Callable
 
 
 def fastest(*tasks: Callable[[], object], times: int = 5) -> list[float]:
-    """Seconds of each task: the best of several, taken in turn, since machines are noisy."""
+    """Return the seconds of each task: the best of several, taken in turn."""
     best = [float("inf")] * len(tasks)
     for _ in range(times):
         for number, task in enumerate(tasks):

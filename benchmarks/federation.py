@@ -1,4 +1,4 @@
-"""One federation as a process of its own: `thistledown run`, and what it left, read into lists by round."""
+"""One federation in its own process: `thistledown run`, and its results as lists by round."""
 
 import json
 import math
@@ -29,11 +29,11 @@ BULKY = ("model", "checkpoints")
 
 
 class NotMeasured(RuntimeError):
-    """A federation that ended before its first round: nothing that could be held against a method."""
+    """A federation that ended before its first round, which says nothing about a method."""
 
 
 class Federation:
-    """A run under way; `cpus` CPUs are promised to each of its nodes, so that jobs beside it have cores too."""
+    """A running federation with `cpus` CPUs per node, so that parallel jobs have cores too."""
 
     def __init__(self, run: Run, outputs: Path, cpus: int) -> None:
         self.run, self.folder = run, outputs
@@ -51,16 +51,16 @@ class Federation:
             )
 
     def over(self) -> bool:
-        """Whether the process ended."""
+        """Return whether the process ended."""
         return self._process.poll() is not None
 
     def stop(self) -> None:
-        """End it, with all that it started."""
+        """End the process and everything it started."""
         self._process.terminate()
         self._process.wait()
 
     def measured(self) -> Measured:
-        """What it left. Raises NotMeasured for a run that was stopped, refused or did not begin."""
+        """Return the measurements. Raises NotMeasured for a run that was stopped, refused or did not begin."""
         said = self._said.read_text(encoding="utf-8", errors="replace")
         metrics = self._results / "metrics.jsonl"
         if self._process.returncode not in (COMPLETED, FAILED) or not metrics.exists():
@@ -75,13 +75,13 @@ class Federation:
         return {**about, **{name: _by_round(lines, name) for name in BY_ROUND}}
 
     def clear(self, *, everything: bool) -> None:
-        """Remove what it wrote: everything, or the models only."""
+        """Remove the results: everything, or only the models."""
         for path in [self.folder] if everything else [self._results / name for name in BULKY]:
             shutil.rmtree(path, ignore_errors=True)  # a run that failed early has no model
 
 
 def _by_round(lines: list[dict[str, Any]], name: str) -> list[float | None]:
-    """The value of every round, the state before training first; None for what is not finite or does not apply."""
+    """Return the value of every round, round 0 first; None if it is not finite or does not apply."""
     values = [
         line["aggregation-error"].get("overall") if name == "aggregation-error" else line.get(name) for line in lines
     ]

@@ -15,7 +15,7 @@ from benchmarks.study import LOSS
 
 
 def write(path: Path) -> None:
-    """The page and the plots beside the JSON file at `path`."""
+    """Write the page and the plots next to the JSON file at `path`."""
     found = derive(*records.read(path))
     path.with_suffix(".md").write_text(page(found), encoding="utf-8")
     for setting in found["settings"]:
@@ -79,7 +79,7 @@ def _rates(setting: Content) -> str:
 
 
 def _searches(setting: Content) -> bool:
-    """Does it choose rates by runs of its own?"""
+    """Return whether the setting chooses rates by its own runs."""
     return not setting["rates-of"] or len(setting["shares"]) > 1
 
 
@@ -134,7 +134,7 @@ def _results(found: list[Outcome], ran: list[Outcome], setting: Content) -> str:
 
 
 def _comparison(ran: list[Outcome], reference: Outcome) -> str:
-    """Every method against the reference."""
+    """Return a table of every method against the reference."""
     rows = []
     for outcome in ran:
         if outcome is reference:
@@ -155,7 +155,7 @@ def _comparison(ran: list[Outcome], reference: Outcome) -> str:
 
 
 def _floor(ran: list[Outcome], name: str) -> str:
-    """Which methods are not above the one that all should be above."""
+    """Return which methods are not above the one that all should beat."""
     floor = _named(ran, name)
     if floor is None:
         return ""
@@ -169,7 +169,7 @@ def _floor(ran: list[Outcome], name: str) -> str:
 
 
 def _ratio(outcome: Outcome, reference: Outcome) -> str:
-    """Its bytes, up and down, over the reference's."""
+    """Return the bytes up and down, divided by those of the reference."""
     moved, others = (one.total("bytes_up") + one.total("bytes_down") for one in (outcome, reference))
     return f"1/{others / moved:,.0f}" if others > 9.5 * moved else f"x {moved / others:.2f}"
 
@@ -221,7 +221,7 @@ def _published(content: Content) -> str:
 
 
 def _rounds(outcome: Outcome) -> str:
-    """By seed, and the mean where all got there."""
+    """Return the rounds by seed, and the mean if all reached the target."""
     reached = [run["rounds-to-target"] for run in outcome.runs]
     by_seed = ", ".join(
         f"> {len(run['measured']['loss']) - 1}" if r is None else str(r) for run, r in zip(outcome.runs, reached)

@@ -1,4 +1,4 @@
-"""Programs that work in folders of their own, by which they and all that they started are found again."""
+"""Programs that work in their own folders, by which they and the processes they started are found."""
 
 import os
 import re
@@ -42,7 +42,7 @@ class Program:
 
     @property
     def log(self) -> str:
-        """All that it has said so far, over all its starts."""
+        """Return its log so far, over all its starts."""
         path = self.folder / "log"
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
@@ -63,24 +63,24 @@ class Program:
         return self
 
     def kill(self) -> None:
-        """As a crash of the machine does: it and all that it started are gone at once."""
+        """Kill the program and everything it started at once, like a crash of the machine."""
         self.send(signal.SIGKILL)
         self.wait()
 
     def send(self, number: signal.Signals) -> None:
-        """A signal to it and all that it started."""
+        """Send a signal to the program and everything it started."""
         for process in processes_in(self.folder):
             with _gone():
                 process.send_signal(number)
 
     def crash(self) -> None:
-        """SIGKILL to the program itself; what it started is left to itself."""
+        """Send SIGKILL to the program only; the processes it started keep running."""
         assert self.process is not None
         self.process.kill()
         self.wait()
 
     def wait(self, seconds: float = START) -> int:
-        """The exit code."""
+        """Wait for the end and return the exit code."""
         assert self.process is not None
         return self.process.wait(seconds)
 

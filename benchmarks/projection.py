@@ -61,7 +61,7 @@ class Vectors:
         return self.projection.project(self.after, self.before, SEEDS)
 
     def add(self, given: Coordinates) -> None:
-        """What a replay does: add the rebuilt vector to the weights."""
+        """Add the rebuilt vector to the weights, as a replay does."""
         layout = self.projection.layout
         for blocks in layout.groups():
             change = self.projection.rebuilt([given], [SEEDS], blocks, CPU)
@@ -69,14 +69,14 @@ class Vectors:
 
 
 def against_copies(vectors: Vectors) -> dict[str, float]:
-    """Project and rebuild over a copy."""
+    """Return the times of projecting and rebuilding, divided by the time of a copy."""
     given = vectors.project()
     copy, project, add = fastest(vectors.before["w"].clone, vectors.project, lambda: vectors.add(given))
     return {"project_vs_copy": round(project / copy, 2), "reconstruct_vs_copy": round(add / copy, 2)}
 
 
 def peak() -> float:
-    """The most memory that this process ever had, in MB."""
+    """Return the peak memory of this process, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 

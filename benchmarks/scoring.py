@@ -1,4 +1,4 @@
-"""How long the server scores a state: MiniLM and 1,000 articles, batch after batch and on all cores.
+"""Time to score a state on the server: MiniLM and 1,000 articles, batch by batch and on all cores.
 
 Real model, real articles, the code of the server, one process without Flower. Prints one JSON line: seconds of either
 way, the fastest of a few in turn, and their ratio. The scores are the same to the bit, or it fails.
@@ -31,7 +31,7 @@ OVERRIDES = f"model.name='{ASSETS}/minilm-l6-v2' data.name='{ASSETS}/ag_news' da
 
 
 def scene() -> tuple[TunedModel, Rows]:
-    """The model as the server has it, and the test part."""
+    """Return the server's model and the test part."""
     config = Settings.read(ROOT, "ag-news", [OVERRIDES], ROOT).config.task
     base = server_base(config.model, server_store())
     parts = prepare(config, base.folder, server_store())

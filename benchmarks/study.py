@@ -52,16 +52,16 @@ class Setting:
     shares: tuple[float, ...] = (1.0,)
 
     def declared(self, method: Method) -> tuple[float, ...]:
-        """The learning rates that are written down for a method."""
+        """Return the learning rates that are declared for a method."""
         return method.rates or self.rates[str(method.options["tuning"])]
 
     def tries(self, method: Method) -> int:
-        """How many learning rates are tried for a method."""
+        """Return how many learning rates are tried for a method."""
         return len(self.shares if self.rates_of else self.declared(method))
 
     @property
     def rule(self) -> str:
-        """How rates are chosen."""
+        """Return how rates are chosen."""
         return f"mean validation {self.metric} of the last {LAST} rounds, first seed"
 
 
@@ -78,12 +78,12 @@ class Run:
 
     @property
     def key(self) -> str:
-        """What the run is known by: other options are another run."""
+        """Return the key of the run, which depends on its options."""
         return key(self.preset, self.options)
 
     @property
     def arguments(self) -> list[str]:
-        """Of `thistledown run`."""
+        """Return the arguments of `thistledown run`."""
         return [*([self.preset] if self.preset else []), "-c", " ".join(map(_pair, self.options.items()))]
 
 
@@ -104,11 +104,11 @@ class Study:
 
     @property
     def size(self) -> int:
-        """How many runs there are if every search finds a rate."""
+        """Return the number of runs if every search finds a rate."""
         return sum(len(self.seeds) - 1 + setting.tries(method) for setting, method in self.contests())
 
     def contests(self) -> Iterator[tuple[Setting, Method]]:
-        """Every method in every setting."""
+        """Yield every method in every setting."""
         return ((setting, method) for setting in self.settings for method in setting.methods)
 
     def runs(self, done: Mapping[str, Measured]) -> Iterator[Run]:
@@ -126,14 +126,14 @@ class Study:
                     yield run_of(setting, method, seed, chosen)
 
     def possible(self, done: Mapping[str, Measured]) -> Iterator[Run]:
-        """Every run that the searches may come to want, in the order of `runs`."""
+        """Yield every run that the searches may need, in the order of `runs`."""
         for seed in self.seeds:
             for setting, method in self.contests():
                 for rate in self.grid(setting, method, done):
                     yield run_of(setting, method, seed, rate)
 
     def grid(self, setting: Setting, method: Method, done: Mapping[str, Measured]) -> tuple[float, ...]:
-        """The learning rates that are tried; none while they hang on another setting's search."""
+        """Return the learning rates that are tried; none while they depend on another setting's search."""
         if setting.rates_of is None:
             return setting.declared(method)
         found = self.chosen(setting.rates_of, method, done)
@@ -145,7 +145,7 @@ class Study:
         return {run.rate: validation(done[run.key]) for run in runs if run.key in done}
 
     def chosen(self, setting: Setting, method: Method, done: Mapping[str, Measured]) -> float | None:
-        """The best rate; None while the search goes on, or if every run of it failed. Ties go to the first."""
+        """Return the best rate; None while the search is running, or if all its runs failed. Ties go to the first."""
         scores = self.scores(setting, method, done)
         worked = {rate: score for rate, score in scores.items() if score is not None}
         if not worked or len(scores) < setting.tries(method):
@@ -154,7 +154,7 @@ class Study:
 
 
 def run_of(setting: Setting, method: Method, seed: int, rate: float) -> Run:
-    """The run of a method in a setting at a value of what is searched."""
+    """Return the run of a method in a setting at a learning rate."""
     tied = {name: rate * factor for name, factor in method.tied.items()}
     options = {**setting.options, **method.options, method.searched: rate, **tied, "seed": seed}
     filled = {name: v.format(seed=seed) if isinstance(v, str) else v for name, v in options.items()}
@@ -162,17 +162,17 @@ def run_of(setting: Setting, method: Method, seed: int, rate: float) -> Run:
 
 
 def key(preset: str, options: Options) -> str:
-    """Preset and options as one text."""
+    """Return preset and options as one text."""
     return json.dumps([preset, options], sort_keys=True)
 
 
 def validation(measured: Measured) -> float | None:
-    """Mean validation metric of the last rounds; None for a run that failed."""
+    """Return the mean validation metric of the last rounds; None for a run that failed."""
     return None if measured["error"] else mean_of_last(measured["chosen-by"])
 
 
 def mean_of_last(values: Sequence[float | None]) -> float:
-    """Over the last rounds that were measured, the one before training (the first value) left out."""
+    """Return the mean of the last measured rounds, without the one before training (the first value)."""
     last = [value for value in values[1:] if value is not None][-LAST:]
     return round(sum(last) / len(last), 6)
 
