@@ -92,7 +92,7 @@ class Data:
         doc="causal-lm, of prompts: the tokenizer's own (chat), ours (plain), or chat where there is one",
     )
     date: str = option(
-        "", doc='causal-lm: the day that chat templates are told, such as "2026-01-31"; empty: when the run starts'
+        "", doc='causal-lm: the date for chat templates, such as "2026-01-31"; empty: when the run starts'
     )
     label_column: str = option(
         "label", doc="column with labels: integers or strings; causal-lm: categories, for splits by label"
@@ -208,7 +208,7 @@ class TaskConfig:
         found = self._kind().problems(self)
         found += filter(None, (delimiter_problem(self.data.delimiter), encoding_problem(self.data.encoding)))
         if self.data.date and not is_date(self.data.date):
-            found.append(f"data.date = '{self.data.date:.40}' is no day, such as '2026-01-31'")
+            found.append(f"data.date = '{self.data.date:.40}' is not a date, such as '2026-01-31'")
         found += self._without_ids()
         found += self.tuning.problems()
         if self.learning_rate_min > self.learning_rate:

@@ -31,7 +31,7 @@ from task.tunings import registry
 from task.tunings.base import OWN, TuningError
 
 TUNINGS = registry.names()
-NO_BIASES = "nothing that the tuning would train; use tuning = 'lora' or 'full'"
+NO_BIASES = "the tuning trains nothing in this model; use tuning = 'lora' or 'full'"
 NO_LAYERS = r"does not know this model's layers; name them in ia3\.\w+, of .*, or use 'lora'"
 NO_LINEAR = r"needs linear (layers \(torch.nn.Linear\)|or layer-norm layers), and this model has none; use 'full'"
 NO_BLOCKS = "needs a transformer of blocks, which this model is not; use 'lora'"

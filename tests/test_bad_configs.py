@@ -61,7 +61,7 @@ BAD = [
     # values that do not go together
     ("strategy='rbla' tuning='bias'", "strategy = 'rbla' needs tuning = 'lora', not 'bias'"),
     ("strategy='zero-pad' tuning='full'", "strategy = 'zero-pad' needs tuning = 'lora', not 'full'"),
-    ("task.kind='text-classification' data.name='x'", "model.name = 'embedded' is a model of images"),
+    ("task.kind='text-classification' data.name='x'", "model.name = 'embedded' is an image model"),
     ("task.kind='text-classification' model.name='x'", "data.name = 'digits' are images"),
     ("data.partitioner='natural' data.name='x.csv'", "data.partitioner = 'natural' needs data.id-column"),
     ("lora.ranks=''", "lora.ranks must be whole numbers separated by ',', such as '2,4,8', or 'auto', not ''"),

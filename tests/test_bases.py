@@ -77,7 +77,7 @@ def test_weights_that_could_run_code_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BaseError, match=r"is no model: it has no config\.json"):
+    with pytest.raises(BaseError, match=r"is not a model: it has no config\.json"):
         server_base(Model(name=str(tmp_path)), server_store())
 
 

@@ -203,7 +203,7 @@ def test_the_output_embedding_trains_by_itself_alone(tied: bool, tmp_path: Path)
     adapted = build(base, config(tuning="lora"), 2, "cpu").trained
     assert len(adapted) == 2 * 7 * 2
     assert not any("lm_head" in name or "embed" in name for name in adapted)
-    with pytest.raises(TuningError, match="nothing that the tuning would train"):
+    with pytest.raises(TuningError, match="the tuning trains nothing in this model"):
         build(base, config(tuning="bias"), 0, "cpu")
 
 
@@ -212,13 +212,13 @@ def test_what_is_no_causal_model_is_refused(tmp_path: Path) -> None:
 
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     shape = transformers.BertConfig(vocab_size=32, initializer_range=0.3, **sizes)
-    said = {"BertModel": "its files lack cls.predictions", "BertLMHeadModel": "sees the tokens that it shall predict"}
+    said = {"BertModel": "its files lack cls.predictions", "BertLMHeadModel": "sees the tokens that it must predict"}
     for kind, problem in said.items():
         getattr(transformers, kind)(shape).save_pretrained(tmp_path / kind)
         with pytest.raises(BaseError, match=problem):
             build(based(tmp_path / kind), config(), 0, "cpu")
     transformers.ViTModel(transformers.ViTConfig(**sizes)).save_pretrained(tmp_path / "vit")
-    with pytest.raises(BaseError, match=r"is no model for task.kind = 'causal-lm'"):
+    with pytest.raises(BaseError, match=r"is not a model for task.kind = 'causal-lm'"):
         build(based(tmp_path / "vit"), config(), 0, "cpu")
 
 

@@ -156,7 +156,7 @@ def test_a_fingerprint_is_no_path(fingerprint: object, tmp_path: Path) -> None:
         "assignment": ASSIGNMENT,
     }
     said = refusal("train", content, node)
-    assert "is no fingerprint" in said or "must be a text" in said or said.startswith("BaseError")
+    assert "is not a fingerprint" in said or "must be a text" in said or said.startswith("BaseError")
     assert not (tmp_path / "bases").exists() or not list((tmp_path / "bases").iterdir())
 
 

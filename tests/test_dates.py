@@ -45,7 +45,7 @@ def test_rows_are_those_of_their_day(template: str, kinds: int, tmp_path: Path, 
     assert ids[0] == ids[2]
     assert (ids[0] == ids[1]) == (kinds == 1)
     assert len(keys(store)) == kinds
-    said = [line for line in parts[0].notices if "it is 2026-01-31 for the whole run (data.date)" in line]
+    said = [line for line in parts[0].notices if "the date: 2026-01-31 for the whole run (data.date)" in line]
     assert len(said) == kinds - 1
 
 
@@ -69,7 +69,7 @@ def test_a_run_has_a_day(tmp_path: Path, store: Store, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("day", ["yesterday", "2026-02-30", "31.1.2026", "20260131", "2026-01-31T10:00"])
 def test_what_is_no_day_is_refused(day: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.date = '.*' is no day, such as '2026-01-31'"):
+    with pytest.raises(ConfigError, match=r"data\.date = '.*' is not a date, such as '2026-01-31'"):
         config(tmp_path, **{"data.date": day})
 
 

@@ -127,7 +127,7 @@ def test_a_row_that_depends_on_its_neighbour(case: Callable[..., Case]) -> None:
     base, config, rows = case("gpt2-classifier", "full")
     model = build(base, config, 0, "cpu")
     model.module.config.pad_token_id = 5  # type: ignore[union-attr, assignment]
-    with pytest.raises(DryRunError, match=r"a row's logits depend on the row beside it, by .*pad_token_id"):
+    with pytest.raises(DryRunError, match=r"a row's logits depend on the other row of the batch, by .*pad_token_id"):
         dry_run(model, Trainer(config, rows, 0))
 
 

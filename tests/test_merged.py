@@ -107,7 +107,7 @@ def edited(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda f: edited(f, base_model_name_or_path="/no/such/base"), "which cannot be had here .*merge it where"),
+        (lambda f: edited(f, base_model_name_or_path="/no/such/base"), "which is not available here .*merge it where"),
         (lambda f: edited(f, base_model_name_or_path=None), "does not say what it was trained on"),
         (lambda f: edited(f, peft_type="PREFIX_TUNING"), "of this kind cannot be merged"),
         (lambda f: edited(f, target_modules=["nowhere"]), "cannot be merged into its base"),

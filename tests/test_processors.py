@@ -133,7 +133,7 @@ def test_a_processor_is_followed(name: str, tmp_path: Path) -> None:
 REFUSED = {
     "none": ("vit", None, {}, "has no preprocessor_config.json, which says how pixels become numbers"),
     "a key of another hand": ("vit", {"size": 8, "do_whiten": True, "extra": 2}, {}, ": do_whiten, extra; take"),
-    "a key of another processor": ("deit", {"size": 8, "crop_pct": 0.9}, {}, "keys that are not understood: crop_pct"),
+    "a key of another processor": ("deit", {"size": 8, "crop_pct": 0.9}, {}, "unknown keys: crop_pct"),
     "proportions kept": ("vit", {"size": {"shortest_edge": 8}}, {}, "keeps the proportions of images"),
     "patches": ("siglip2", {"image_processor_type": "Siglip2ImageProcessor"}, {}, "makes other inputs than pixels"),
     "colours of a palette": ("imagegpt", {"clusters": [[0, 0, 0], [1, 1, 1]], "size": 8}, {}, "makes other inputs"),
@@ -177,7 +177,7 @@ def test_images_are_not_resized_where_the_processor_does_not(tmp_path: Path) -> 
     base = base_of(tmp_path / "base", "vit", {"do_resize": False}, image_size=[30, 40])
     images = [content(photo((40, 30), seed)) for seed in (1, 2)]
     np.testing.assert_allclose(seen(base, images, tmp_path), transformers_own(base, images), atol=2e-5)
-    with pytest.raises(DataError, match="takes images of 40 x 30 pixels alone"):
+    with pytest.raises(DataError, match="takes only images of 40 x 30 pixels"):
         seen(base, [*images, content(photo((41, 30)))], tmp_path)
 
 

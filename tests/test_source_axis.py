@@ -197,7 +197,7 @@ def test_a_source_is_one_file(store: Store, tmp_path: Path, words: Path) -> None
     columns = text_columns()
     one = sqlite(tmp_path / "rows.sqlite", reviews=columns)
     two = sqlite(tmp_path / "rows.db", train=columns, test={key: values[:4] for key, values in columns.items()})
-    with pytest.raises(DataError, match=r"rows\.sqlite is none of the kinds of file that can be read"):
+    with pytest.raises(DataError, match=r"rows\.sqlite is not one of the supported kinds of file"):
         open_source(str(one))
     with added(registry.PACKAGE, {name: text}, tmp_path / "more"):
         parts = prepared.prepare(config("text", name=str(one), **cut()), words, store)

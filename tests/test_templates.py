@@ -70,7 +70,7 @@ def test_a_template_says_what_transformers_makes_of_it(tmp_path: Path, template:
 @pytest.mark.parametrize("kind", RUNAWAY)
 def test_a_template_that_runs_away_is_refused_within_seconds(tmp_path: Path, kind: str) -> None:
     began = time.monotonic()
-    with pytest.raises(DataError, match=r"chat template (runs away|does not take)") as refused:
+    with pytest.raises(DataError, match=r"chat template (does not end|does not take)") as refused:
         texts(tmp_path, RUNAWAY[kind])
     assert time.monotonic() - began < 12
     assert str(tmp_path) not in refused.value.public
@@ -111,7 +111,7 @@ def test_one_row_that_a_template_cannot_bear_is_enough(tmp_path: Path) -> None:
     """The first rows are taken, then it hangs."""
     trap = "{% if messages[0].content == 'last' %}{{ 10 ** (10 ** messages[0].content | length ** 9) }}{% endif %}x"
     tokenizer = tokenizer_in(language_base(tmp_path, trap))
-    with filled_in(tokenizer, tmp_path) as own, pytest.raises(DataError, match=r"runs away|does not take"):
+    with filled_in(tokenizer, tmp_path) as own, pytest.raises(DataError, match=r"does not end|does not take"):
         own.texts([*CHATS, [{"role": "user", "content": "last"}]])
 
 
@@ -121,5 +121,5 @@ def test_a_process_that_is_gone_is_said(tmp_path: Path) -> None:
     with filled_in(tokenizer, tmp_path) as own:
         own._process.kill()
         own._process.wait()
-        with pytest.raises(DataError, match="runs away, no answer"):
+        with pytest.raises(DataError, match="does not end, no answer"):
             own.texts([[{"role": "user", "content": "x" * 10**6}]])

@@ -164,7 +164,7 @@ def _more(base: Path) -> None:
         (lambda base: (base / "tokenizer.json").unlink(), "has no tokenizer"),
         (
             lambda base: (base / "tokenizer.json").write_text("{}"),
-            "it holds no tokenizer|no tokenizer that can be read",
+            "it has no tokenizer|no tokenizer that can be read",
         ),
     ],
 )
@@ -234,7 +234,7 @@ def test_a_sentencepiece_model_alone_is_a_tokenizer(kind: str, tmp_path: Path) -
 def test_a_damaged_sentencepiece_model_is_said(tmp_path: Path) -> None:
     folder, _ = trained(tmp_path / "base", "deberta-v2")
     (folder / "spm.model").write_bytes(b"no model at all")
-    with pytest.raises(DataError, match=r"spm\.model is no model of sentencepiece"):
+    with pytest.raises(DataError, match=r"spm\.model is not a sentencepiece model"):
         tokenizer_in(folder)
 
 

@@ -74,7 +74,7 @@ def category_names(raw: Raw, column: str, given: Sequence[str], rows: Rows) -> t
     if "" in names:
         raise DataError(f"{raw.place}, column '{column}': a class of the column's type has no name")
     if bad := [name for name in names if SEPARATOR in name]:
-        raise DataError(f"{raw.place}, column '{column}': a label may not hold '{SEPARATOR}', as {bad[0]!r} does")
+        raise DataError(f"{raw.place}, column '{column}': a label must not contain '{SEPARATOR}', as {bad[0]!r} does")
     return names
 
 

@@ -69,7 +69,7 @@ class Arrays:
     def values(self, column: str, rows: NDArray[np.int64] | None = None) -> Iterator[object]:
         """Raise DataError: there are no columns of text or ids."""
         problem = f"images and labels only; there is no column '{column}'"
-        raise DataError(f"{self.place} holds {problem}", f"the data holds {problem}")
+        raise DataError(f"{self.place} has {problem}", f"the data has {problem}")
 
     def missing(self, column: str) -> NDArray[np.bool_]:
         """Return which rows (N,) have no image: all False."""

@@ -16,9 +16,9 @@ def read_json(path: Path) -> Any:
     try:
         found = json.loads(path.read_bytes())
     except RecursionError as error:
-        raise JSONError(f"tables in each other beyond {DEEPEST}") from error
+        raise JSONError(f"tables nested deeper than {DEEPEST}") from error
     except (OSError, ValueError) as error:
-        raise JSONError("it is no JSON") from error
+        raise JSONError("it is not JSON") from error
     _check_depth(found)
     return found
 
@@ -29,7 +29,7 @@ def _check_depth(found: Any) -> None:
         level = [child for value in level for child in _children(value)]
         if not level:
             return
-    raise JSONError(f"tables in each other beyond {DEEPEST}")
+    raise JSONError(f"tables nested deeper than {DEEPEST}")
 
 
 def _children(value: Any) -> list[Any]:

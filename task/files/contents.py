@@ -102,7 +102,7 @@ def check(folder: Path) -> dict[str, Path]:
     """
     files = listed(folder)
     if CONFIG not in files:
-        raise BaseError(f"{folder} is no model: it has no {CONFIG}{_elsewhere(folder)}", f"the base has no {CONFIG}")
+        raise BaseError(f"{folder} is not a model: it has no {CONFIG}{_elsewhere(folder)}", f"the base has no {CONFIG}")
     if not any(map(is_weights, files)):
         problem = "has no safetensors; other weight formats can run code and are not read"
         raise BaseError(f"{folder} {problem}{_elsewhere(folder)}", f"the base {problem}")
@@ -130,7 +130,7 @@ def settings(path: Path) -> dict[str, Any]:
     """Return the settings in a JSON file. Raises BaseError if it is no table, too deep, or has counts above MOST."""
     found = _json(path)
     if not isinstance(found, dict):
-        raise BaseError.at(path, "it holds no table of settings")
+        raise BaseError.at(path, "it has no table of settings")
     if path.name == CONFIG:
         _check_counts(found, path)
     return found
@@ -172,7 +172,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, framework="np") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise BaseError.at(path, "it is no whole safetensors file", f": {error}") from error
+        raise BaseError.at(path, "it is not a complete safetensors file", f": {error}") from error
 
 
 def adapter(folder: Path) -> dict[str, Path]:
@@ -202,7 +202,7 @@ def _check_regular(path: Path, folder: Path) -> None:
     except OSError as error:
         raise BaseError.at(path, "it cannot be read", f": {error}") from error
     if not stat.S_ISREG(found.st_mode):
-        raise BaseError.at(path, "it is no regular file")
+        raise BaseError.at(path, "it is not a regular file")
     check_size(path.name, found.st_size)
     if is_pointer(place):
         raise BaseError.at(path, CURE)

@@ -84,7 +84,7 @@ class Kind(TaskKind, ABC):
         """Return the conflicts between this kind and the settings."""
         found = []
         if not self.images and config.model.name == EMBEDDED_MODEL:
-            found.append(f"model.name = 'embedded' is a model of images; name {self.base_noun} for {self._key}")
+            found.append(f"model.name = 'embedded' is an image model; name {self.base_noun} for {self._key}")
         if not self.images and config.data.name == EMBEDDED_DATA:
             found += self._without_data(config)
         if not self.row_labels and config.data.partitioner.needs_labels:

@@ -99,7 +99,7 @@ class CausalLM(Kind):
             one, other = (module(input_ids=torch.tensor([[0, following]])).logits[0, 0] for following in (1, 2))
         near = torch.finfo(one.dtype).eps ** 0.5 * float(one.abs().max())  # experts may be batched differently
         if float((one - other).abs().max()) > near:
-            problem = "sees the tokens that it shall predict; task.kind = 'causal-lm' needs a causal language model"
+            problem = "sees the tokens that it must predict; task.kind = 'causal-lm' needs a causal language model"
             raise BaseError(f"model.name = '{name}' {problem}", f"the base {problem}")
 
     def evaluate(self, module: "nn.Module", rows: Rows, device: str, at_once: int = 1) -> dict[str, float]:

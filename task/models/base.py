@@ -89,8 +89,8 @@ def _fetched(name: str, with_code: bool) -> Path:
             snapshot_download(name, allow_patterns=[*WANTED, ADAPTER, ADAPTED, *(["*.py"] if with_code else [])])
         )
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        message = f"model.name = '{name}': no such folder, and the hub did not give it: {error}"
-        raise BaseError(message, "this node has no such base, and the hub did not give it") from error
+        message = f"model.name = '{name}': no such folder, and the hub did not provide it: {error}"
+        raise BaseError(message, "this node has no such base, and the hub did not provide it") from error
 
 
 def files(folder: Path) -> dict[str, Path]:

@@ -40,7 +40,7 @@ def node_base(model: Model, wanted: str, store: Store, paths: bool = True) -> Ba
     Raises BaseMissing if the node lacks it. Its public message is the same whatever was found at that name.
     """
     if not FINGERPRINT.fullmatch(wanted):
-        raise BaseError(f"{wanted[:80]!r} is no fingerprint", "what the order names is no fingerprint")
+        raise BaseError(f"{wanted[:80]!r} is not a fingerprint", "the base in the instructions is not a fingerprint")
     _adopt(store, wanted)
     if store.holds(BASES, wanted):
         return Base(model.name, store.path(BASES, wanted), wanted)
@@ -65,7 +65,7 @@ def node_bases(model: Model, store: Store, paths: bool = True) -> list[str]:
     try:
         return [*kept, fingerprint(named_folder(model, paths), store)]
     except BaseError as error:
-        LOG.info("model.name is not to be had here, the server may offer it: %s", error)
+        LOG.info("model.name is not available here; the server may offer it: %s", error)
         return kept
 
 

@@ -72,10 +72,10 @@ def _base(folder: Path, about: Mapping[str, Any]) -> Path:
     try:
         found = named_folder(Model(name=place))
     except BaseError as error:
-        problem = f"the adapter was trained on {name!r:.200}, which cannot be had here"
+        problem = f"the adapter was trained on {name!r:.200}, which is not available here"
         raise BaseError(
-            f"{folder / ADAPTER}: {problem} ({error}); put it there or beside the adapter, or {CURE}",
-            f"the adapter's base cannot be had; {CURE}",
+            f"{folder / ADAPTER}: {problem} ({error}); put it there or next to the adapter, or {CURE}",
+            f"the adapter's base is not available; {CURE}",
         ) from error
     return found
 

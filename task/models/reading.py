@@ -57,7 +57,7 @@ def read(base: Base, config: TaskConfig, options: dict[str, Any]) -> Read:
             raise BaseError(f"model.name = '{base.name}': {problem}", "the base has its weights more than once")
         if fitting:
             module, report = loaded[fitting[0]]
-            said.append(f"the base's weights are read under '{fitting[0]}', which stands before their names")
+            said.append(f"the base's weights are read under '{fitting[0]}', a prefix of their names")
     check_body(base, report, _ends(module, labelled, report), shapes, "" if kind.drawn_head else kind.name)
     if left := unused(report):
         said.append(left)
@@ -137,7 +137,7 @@ def _refusal(error: Exception, base: Base, config: TaskConfig) -> Exception:
     if isinstance(error, BaseError) or ran_out(error):
         return error
     if "Unrecognized configuration class" in str(error):
-        problem = f"is no model for task.kind = '{config.task.kind}'"
+        problem = f"is not a model for task.kind = '{config.task.kind}'"
     else:
         problem = f"cannot be loaded: {type(error).__name__}"
         return BaseError(f"model.name = '{base.name}' {problem}: {error}", f"the base {problem}")

@@ -60,7 +60,7 @@ def problem(folder: Path) -> str:
 def _problem(folder: Path) -> str:
     files = about(folder).get("files")
     if not isinstance(files, dict):
-        return f"{folder / SEAL} is damaged: it holds no hashes"
+        return f"{folder / SEAL} is damaged: it has no hashes"
     there = {path.name: path for path in _files(folder)}
     for name in sorted(files.keys() ^ there.keys()):
         return f"{folder / name} is {'missing' if name in files else 'none of the files that were written there'}"

@@ -118,7 +118,10 @@ class _Once:
         apart = self._apart()
         if not apart:
             return
-        tuning, problem = self.model.config.tuning, f"a row's logits depend on the row beside it, by {apart:.1%}"
+        tuning, problem = (
+            self.model.config.tuning,
+            f"a row's logits depend on the other row of the batch, by {apart:.1%}",
+        )
         if tuning.adds and not self._with(registry.substitutes()[-1])._apart():
             raise DryRunError(f"tuning = '{tuning.name}' does not fit this model: {problem}; use tuning = 'lora'")
         raise DryRunError(

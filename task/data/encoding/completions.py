@@ -116,7 +116,7 @@ class CompletionEncoder:
         write_tokens(folder, part, ids, pad)
         np.save(folder / f"{part}-prompts.npy", np.array(prompts, np.int64))
         dated = part == "train" and self.columns.instruction and self.template != "plain" and _tells_date(self.base)
-        day = (f"the chat template tells the day: it is {self.day} for the whole run (data.date)",) if dated else ()
+        day = (f"the chat template states the date: {self.day} for the whole run (data.date)",) if dated else ()
         return (*self._said(part, len(ids), cut), *day)
 
     def read(self, folder: Path, part: str) -> Completions:

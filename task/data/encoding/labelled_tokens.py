@@ -73,7 +73,7 @@ def word_pieces(tokenizer: Any, words: Sequence[str], labels: Sequence[int]) -> 
         found = tokenizer(list(words), is_split_into_words=True, truncation=False, verbose=False)
         owners = found.word_ids()
     except Exception as error:  # tokenizers without a compiled form raise here, and others raise errors of many types
-        problem = "the base's tokenizer does not tell which word a token is of"
+        problem = "the base's tokenizer does not map tokens to words"
         raise DataError(f"{problem}: {error}", NO_TOKENIZER) from error
     first = [owner is not None and owner != before for before, owner in zip([None, *owners], owners)]
     return found["input_ids"], [labels[owner] if new else IGNORED for owner, new in zip(owners, first, strict=True)]

@@ -65,7 +65,7 @@ class Library:
             logging.set_verbosity(level)
         understood(json.loads(self.found), {*processor.valid_kwargs.__annotations__, *IDLE}, self.path)
         if self.channels == 1 and processor.do_convert_rgb:
-            raise fault(self.path, "it makes colours (do_convert_rgb), and the model has one channel")
+            raise fault(self.path, "it makes colour images (do_convert_rgb), but the model has one channel")
         return processor
 
     def _checked(self, processor: Any) -> Fitting:
@@ -91,7 +91,7 @@ class Library:
                 raise NoImage(f"it is more than {LONGEST} times longer than wide, or wider than long")
             found = self._pixels(processor(images=image, **bare))
             if found.shape[1:] != (height, width):
-                raise NoImage(f"the base takes images of {width} x {height} pixels alone, and resizes none")
+                raise NoImage(f"the base takes only images of {width} x {height} pixels, and does not resize")
             return found.astype(np.uint8)
 
         images = [_random(size, self.channels) for size in PROBES]
@@ -102,7 +102,7 @@ class Library:
             made = (found * scale - np.reshape(means, (-1, 1, 1))) / np.reshape(stds, (-1, 1, 1))
             whole = np.array_equal(found, found.astype(np.uint8))
             if not whole or numbers.shape != made.shape or not np.allclose(numbers, made, atol=1e-3, rtol=1e-3):
-                raise fault(self.path, "it does more with pixels than to resize, crop, rescale and normalise them")
+                raise fault(self.path, "it does more than resize, crop, rescale and normalise pixels")
         if self.digits:
             scale *= 255 / (16 * DIGITS_STRETCH)
         return Fitting(height, width, self.channels, scale, means, stds, fit)

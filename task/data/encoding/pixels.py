@@ -45,10 +45,8 @@ def understood(found: Mapping[str, Any], known: set[str], path: Path) -> None:
     strange = sorted(key for key, value in found.items() if key not in known and value not in (None, False))
     if strange:
         cure = "take them out if they change no pixels"
-        problem = f"its image processor has {len(strange)} keys that are not understood; {cure}"
-        raise DataError(
-            f"{path}: keys that are not understood: {', '.join(strange)[:300]}; {cure}", f"the base: {problem}"
-        )
+        problem = f"its image processor has {len(strange)} unknown keys; {cure}"
+        raise DataError(f"{path}: unknown keys: {', '.join(strange)[:300]}; {cure}", f"the base: {problem}")
 
 
 def by_channel(numbers: Any, channels: int, path: Path) -> tuple[float, ...]:

@@ -29,7 +29,7 @@ TYPE = re.compile(r"\w{1,60}(ImageProcessor(Fast|Pil)?|FeatureExtractor)")
 DONE = ("do_resize", "do_rescale", "do_normalize")  # the steps of the plain processor
 MORE = ("do_center_crop", "do_pad", "crop_size", "pad_size")  # steps that it does not have
 UNDERSTOOD = {*DONE, "size", "resample", "rescale_factor", "image_mean", "image_std", "do_convert_rgb", *MORE}
-SAVE = "save the base's own beside it, with AutoImageProcessor.from_pretrained(...).save_pretrained()"
+SAVE = "save the base's own into its folder, with AutoImageProcessor.from_pretrained(...).save_pretrained()"
 
 
 @dataclass(frozen=True)

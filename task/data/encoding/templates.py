@@ -53,7 +53,7 @@ class Template:
             timer.cancel()
         answer: dict[str, Any] = json.loads(line) if line.endswith("\n") else {"runaway": f"no answer in {seconds:g} s"}
         if "runaway" in answer:
-            problem = "the tokenizer's chat template runs away"
+            problem = "the tokenizer's chat template does not end"
             raise DataError(f"{self._place}: {problem}, {answer['runaway']}; {INSTEAD}", f"{problem}; {INSTEAD}")
         if "error" in answer:
             problem = "the tokenizer's chat template does not take an instruction"

@@ -165,7 +165,7 @@ def check_length(max_length: int, tokenizer: Any, base: Path) -> None:
     model_limit = tokenizer.model_max_length
     if not isinstance(model_limit, int | float):
         raise DataError(
-            f"the tokenizer in {base} has model_max_length = {model_limit!r:.80}, which is no number", NO_TOKENIZER
+            f"the tokenizer in {base} has model_max_length = {model_limit!r:.80}, which is not a number", NO_TOKENIZER
         )
     limit = min(model_limit, _stated(base, "max_position_embeddings", "n_positions"))
     if max_length > limit:

@@ -37,7 +37,7 @@ def check_made(tokenizer: Any, base: Path) -> None:
 
 def _check(found: Any, path: Path) -> None:
     if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
-        raise BaseError.at(path, "it holds no tokenizer")
+        raise BaseError.at(path, "it has no tokenizer")
     rules = [rule for part in ("normalizer", "pre_tokenizer") for rule in _rules(found.get(part))]
     if len(rules) > RULES:
         raise BaseError.at(path, f"more than {RULES} rules for texts are not read", f": {len(rules)}")

@@ -14,7 +14,7 @@ from task.files.contents import CONFIG, listed, settings
 SENTENCEPIECE = ("spm.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "tokenizer.model")
 FILES = ("tokenizer.json", "vocab.json", "vocab.txt", *SENTENCEPIECE)  # files with a tokenizer's vocabulary
 PACKAGE = "sentencepiece<0.2.3"  # later versions need a protobuf that Flower does not support
-CURE = "save the model's own tokenizer beside it, with tokenizer.save_pretrained()"
+CURE = "save the model's own tokenizer into its folder, with tokenizer.save_pretrained()"
 LAST = {"xlnet": "last"}  # model types whose `summary_type` sets the position a classifier reads, and its default
 
 
@@ -53,7 +53,7 @@ def unread(base: Path, error: BaseException) -> str:
         import_module("sentencepiece.sentencepiece_model_pb2")
     except (ImportError, VersionError) as missing:
         return f"the base's {pieces[0]} needs the package sentencepiece: pip install '{PACKAGE}' ({missing!s:.80})"
-    return f"the base's {pieces[0]} is no model of sentencepiece, or of another kind than the model's"
+    return f"the base's {pieces[0]} is not a sentencepiece model, or not the kind that the model uses"
 
 
 def unknown(ids: Iterable[Sequence[int] | NDArray[np.int32]], tokenizer: Any) -> float:

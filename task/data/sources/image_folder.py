@@ -107,8 +107,8 @@ def _by_class(folder: Path) -> Table:
     images = [path.relative_to(folder) for path in _images(folder)]
     for path in images:
         if len(path.parts) != 2:
-            problem = "an image does not lie in a folder of its class"
-            cure = "images lie in <class>/ or <split>/<class>/, or a metadata.csv names them by file_name"
+            problem = "an image is not in a folder of its class"
+            cure = "put images into <class>/ or <split>/<class>/, or name them in a metadata.csv by file_name"
             raise DataError(f"{folder / path}: {problem}; {cure}", f"{problem}; {cure}")
     names = sorted({path.parts[0] for path in images})
     columns: dict[str, list[Any]] = {

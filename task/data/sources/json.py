@@ -14,8 +14,8 @@ from task.data.tables.columns import of_values
 from task.data.tables.decoding import WRONG_KIND, encoding_of, text_of
 
 Row = tuple[int, Any]  # the line at which it begins (0: unknown), and the value
-SEVERAL = "the file holds several lists of rows; save each as a file of its own"
-NO_ROWS = "the data is no list of rows"
+SEVERAL = "the file has several lists of rows; save each as a file of its own"
+NO_ROWS = "the data is not a list of rows"
 FORMS = "one object a line, or a list of objects"
 
 
@@ -69,7 +69,7 @@ def _whole(path: Path, encoding: str) -> Any:
         with text_of(path, encoding) as file:
             return json.loads(file.read())
     except json.JSONDecodeError as error:
-        problem = f"it is no json: {error.msg} in line {error.lineno}"
+        problem = f"it is not valid JSON: {error.msg} in line {error.lineno}"
         raise DataError(f"{path} is not a json file of {FORMS}: {problem}", WRONG_KIND) from error
     except DataError:
         raise
@@ -82,7 +82,7 @@ def _within(path: Path, found: Any, reading: Reading) -> tuple[Sequence[Any], tu
     if isinstance(found, list):
         return found, ()
     if not isinstance(found, dict):
-        raise DataError(f"{path} holds no list of rows, but {type(found).__name__}", NO_ROWS)
+        raise DataError(f"{path} has no list of rows, but {type(found).__name__}", NO_ROWS)
     lists = {key: value for key, value in found.items() if isinstance(value, list) and value and _objects(value)}
     if len(lists) > 1:
         raise DataError(f"{path}: {SEVERAL}: {', '.join(map(repr, lists))[:300]}", SEVERAL)
@@ -94,7 +94,7 @@ def _within(path: Path, found: Any, reading: Reading) -> tuple[Sequence[Any], tu
     needed = [found.get(name, []) for name in reading.required]
     if found and not any(isinstance(value, list | dict) for value in needed or found.values()):
         return [found], ()
-    raise DataError(f"{path} holds no list of rows; rows are {FORMS}", NO_ROWS)
+    raise DataError(f"{path} has no list of rows; rows are {FORMS}", NO_ROWS)
 
 
 def _objects(values: list[Any]) -> bool:

@@ -58,7 +58,7 @@ class Npz(Source):
                 raise DataError(f"{self.path} cannot be read: {error}") from error
         if targets.ndim != 1 or len(pixels) != len(targets):
             shapes = f"'{images}' {pixels.shape} and '{labels}' {targets.shape}"
-            raise DataError(f"{place}: {shapes} do not hold one label for every image")
+            raise DataError(f"{place}: {shapes} do not have one label for every image")
         return Arrays(place, pixels, targets)
 
     @cached_property
@@ -71,7 +71,7 @@ class Npz(Source):
             pairs = {"train": ("images", "labels")}
         if not pairs:
             have = ", ".join(map(repr, names)) or "no arrays"
-            raise DataError(f"{self.path} holds {have}; it needs x_train and y_train, or images and labels")
+            raise DataError(f"{self.path} has {have}; it needs x_train and y_train, or images and labels")
         return pairs
 
     def _open(self) -> Any:

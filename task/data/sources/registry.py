@@ -165,7 +165,7 @@ def _open_file(place: Place, path: Path) -> Source:
     others = "".join(f", {suffix}" for suffix, kind in known.items() if not issubclass(kind, TableFile))
     kinds = f"{tables}, packed as {', '.join(PACKED)} or not{others}"
     advice = INSTEAD.get(path.suffix.lower(), "")
-    said = f"{path} is none of the kinds of file that can be read: {kinds}"
+    said = f"{path} is not one of the supported kinds of file: {kinds}"
     raise DataError(said + (f"; {advice}" if advice else ""))
 
 

@@ -123,14 +123,14 @@ def of_values(
         except (pa.ArrowException, OverflowError, UnicodeError, RecursionError) as error:
             _name_odd_value(path, name, whole, lines)
             raise DataError(f"{path}, column '{name}': {error}") from error
-    said = (f"{path}: {halves} cells hold half of a character; U+FFFD stands for it",) if halves else ()
+    said = (f"{path}: {halves} cells have half of a character, replaced by U+FFFD",) if halves else ()
     rows = np.array(lines, np.int64) if len(lines) else None
     try:
         return Table(
             str(path), dataset_of(pa.table(arrays)), path.parent, tuple(names), rows, notices=(*notices, *said)
         )
     except (pa.ArrowException, ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read: {error}", "a column holds values that cannot be read") from error
+        raise DataError(f"{path} cannot be read: {error}", "a column has values that cannot be read") from error
 
 
 def twice(path: object, name: str) -> DataError:
@@ -166,8 +166,8 @@ def _name_odd_value(path: Path, column: str, values: Sequence[Any], lines: Seque
     for row, value in enumerate(values):
         if value is not None and type(value) is not kinds[0]:
             where = f"row {row} (line {lines[row]})" if len(lines) else f"row {row}"
-            problem = f"column '{column}': holds {value!r:.60}, where rows before hold {kinds[0].__name__}"
-            raise DataError(f"{path}, {where}, {problem}", "a column holds values of several types")
+            problem = f"column '{column}': {value!r:.60}, but the rows before have {kinds[0].__name__}"
+            raise DataError(f"{path}, {where}, {problem}", "a column has values of several types")
         if isinstance(value, int) and abs(value) >= 2**63:
             problem = f"column '{column}': a whole number of more than 64 bits"
             raise DataError(f"{path}, row {row}, {problem}", problem)

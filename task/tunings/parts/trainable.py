@@ -20,7 +20,7 @@ def set_trainable(module: nn.Module, trains: Callable[[str], bool]) -> nn.Module
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(trains(name))
     if not any(parameter.requires_grad for parameter in module.parameters()):
-        raise TuningError("this model has nothing that the tuning would train; use tuning = 'lora' or 'full'")
+        raise TuningError("the tuning trains nothing in this model; use tuning = 'lora' or 'full'")
     return module
 
 
