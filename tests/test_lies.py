@@ -195,7 +195,7 @@ def test_good_scores_are_accepted(instruction: Message) -> None:  # noqa: F811
         ("rank", 10**9, "its profile says rank = 1000000000, not a whole number from 0 to 1024"),
         ("rank", float("inf"), "its profile says rank = inf"),
         ("num-examples", -1, "its profile says num-examples = -1"),
-        ("name", "\x1b[2Jevil", "its profile says name = '\\x1b[2Jevil', no text"),
+        ("name", "\x1b[2Jevil", "its profile says name = '\\x1b[2Jevil', not a text"),
         ("name", "", "its profile says name = ''"),
         ("name", "x" * 10_000, "its profile says name = 'xxx"),
         ("store", 7, "its profile says store = 7"),

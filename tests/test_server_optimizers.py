@@ -287,7 +287,7 @@ def test_it_is_refused_where_updates_are_no_step(name):
 def test_it_is_refused_where_counts_are_combined_too():
     flat = {"strategy": "fedkseed", "tuning": "full", "optimizer": "sgd", "server-optimizer": "yogi"}
     assert RunConfig.read(flat).strategy.server_optimizer
-    with pytest.raises(ConfigError, match=r"fedkseed\.pro = true counts"):
+    with pytest.raises(ConfigError, match=r"fedkseed\.pro = true also counts"):
         RunConfig.read(flat | {"fedkseed.pro": True})
 
 
