@@ -118,6 +118,7 @@ def test_nothing_of_a_cell_or_a_path_leaves(scene: Scene, data: st.DataObject) -
 OUTCOMES: list[bool] = []
 
 
+@pytest.mark.slow  # few files are all sound, or all not
 def test_both_outcomes_were_seen() -> None:
     """Files that are sound and files that are not."""
     assert len(OUTCOMES) >= ALL

@@ -38,7 +38,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.append(device)
         return build(base, config, rank, device)
 
-    monkeypatch.setattr(task.model, "build", counted)
+    monkeypatch.setattr(task.models.model, "build", counted)
     return seen
 
 

@@ -1,6 +1,7 @@
 """Data and models given as Python objects. They are written to files once, and a run reads them like any file, also
 when it is resumed."""
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,12 @@ def _settings(given: Any, write: Callable[[Any], dict[str, object]]) -> dict[str
 def _written_data(data: Any, folder: Callable[[], Path]) -> dict[str, object]:
     """Write tables as parquet, one file per split, and return the keys that read them."""
     import datasets
-    import pandas
     from pyarrow import ArrowException
 
     try:
-        if isinstance(data, pandas.DataFrame):
+        if (pandas := sys.modules.get("pandas")) and isinstance(
+            data, pandas.DataFrame
+        ):  # imported by whoever has a frame
             data = datasets.Dataset.from_pandas(data, preserve_index=False)
         if isinstance(data, datasets.Dataset):
             data = datasets.DatasetDict(train=data)
