@@ -9,6 +9,7 @@ from laws import loaded, toy_model, trainer
 
 import client_app
 import strategies
+import strategies.rounds.loop  # before builds are counted: it has one of its own
 import task.models.model
 from strategies.algebra.tensors import snapshot
 from strategies.exchange.strategy import Strategy
