@@ -233,7 +233,8 @@ def test_check_says_that_this_machine_lacks_a_device(case: Callable[..., Case], 
 def test_devices_of_nodes_elsewhere_are_theirs(case: Callable[..., Case], tmp_path: Path) -> None:
     _, config, _ = case("bert", "head")
     said = explained(tmp_path, config, "device='cuda'", "data.partitioner='none'", "evaluate='nodes'")
-    assert "notice    device 'cuda': torch finds none on this machine, but cpu; nodes report their devices when the run starts" in said
+    notice = "device 'cuda': torch finds none on this machine, but cpu; nodes report their devices when the run starts"
+    assert f"notice    {notice}" in said
 
 
 def test_a_run_does_not_start(case: Callable[..., Case], tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from strategies.rounds.aggregation_error import ErrorMeasurement
 from strategies.rounds.defence import examination, outliers, row_limits
 from strategies.rounds.defence.pulls import Pulls
 from strategies.rounds.defence.spool import Spool
+from strategies.rounds.draw import draw
 from strategies.rounds.means import means
 from strategies.rounds.run import Run
 
@@ -46,7 +47,7 @@ def train(run: Run, number: int, state: State) -> tuple[State, RoundReport]:
     if there < minimum and not (run.mechanism.steadfast and run.mechanism.poisson):
         report.failed = f"{there} nodes are connected, min-train-nodes is {minimum}"
         return state, report
-    chosen = _drawn(run, number)
+    chosen = draw(run, number)
     if not chosen and not run.mechanism.poisson:
         report.failed = "no connected node may train within its privacy budget"
         return state, report
@@ -58,25 +59,6 @@ def train(run: Run, number: int, state: State) -> tuple[State, RoundReport]:
     if not report.failed and run.context.strategy.server_optimizer is None:  # its step is not an error
         report.aggregation_error = turn.error.read(truncated(new.tensors, rank), new.journal[len(state.journal) :])
     return new, report
-
-
-def _drawn(run: Run, number: int) -> list[Profile]:
-    """Draw the nodes that train in this round, and charge the round's privacy.
-
-    If nodes are drawn independently, resting nodes are never drawn: drawing them because too few others are connected
-    would reveal who is not.
-    """
-    held = run.context.federation
-    awake = run.registry.awake(number, 0 if run.mechanism.poisson else held.min_train_nodes)
-    able = run.mechanism.able(awake, number)
-    chosen = run.mechanism.cohort(able, number)
-    if chosen is None:
-        chosen = cohort.draw(able, held.fraction_train, held.min_train_nodes, held.seed, "train", number)
-    LOG.info("configure_train: Sampled %d nodes (out of %d)", len(chosen), len(run.registry.present))
-    run.mechanism.spend(able, chosen, number)
-    if run.mechanism.ahead:
-        run.remember_privacy()
-    return chosen
 
 
 def _plausible(run: Run) -> outliers.Plausible:

@@ -166,7 +166,7 @@ def _name_odd_value(path: Path, column: str, values: Sequence[Any], lines: Seque
     for row, value in enumerate(values):
         if value is not None and type(value) is not kinds[0]:
             where = f"row {row} (line {lines[row]})" if len(lines) else f"row {row}"
-            problem = f"column '{column}': {value!r:.60}, but the rows before have {kinds[0].__name__}"
+            problem = f"column '{column}': holds {value!r:.60}, but the rows before have {kinds[0].__name__}"
             raise DataError(f"{path}, {where}, {problem}", "a column has values of several types")
         if isinstance(value, int) and abs(value) >= 2**63:
             problem = f"column '{column}': a whole number of more than 64 bits"
