@@ -37,7 +37,7 @@ def test_a_budget_that_is_spent_is_not_spent_again_by_more_rounds(tmp_path: Path
     assert outcome.summary["epsilon"] == about(largest(journal, DELTA, BATCH))
     assert 7.9 < outcome.summary["epsilon"] <= 8
     for more in (10, 30):
-        with pytest.raises(RunFailed, match=r"example-privacy\.epsilon = 8 is spent on every node"):
+        with pytest.raises(RunFailed, match=r"example-privacy\.epsilon = 8 is spent on every connected node"):
             resumed(outcome.folder, {"num-server-rounds": more}, Witness(journal))
     assert len(journal) == 6
     assert largest(journal, DELTA, BATCH) <= 8
