@@ -24,6 +24,11 @@ def names(package: str) -> list[str]:
     return sorted(name.replace("_", "-") for name in found if name not in NOT_EXTENSIONS and not name.startswith("_"))
 
 
+def name_of(extension: type) -> str:
+    """Return the name of an extension: that of the file which defines its class."""
+    return extension.__module__.rsplit(".", 1)[-1].replace("_", "-")
+
+
 def load(package: str, name: str, base: type[T]) -> type[T]:
     """Return the class of an extension: the one subclass of `base` that its module defines.
 

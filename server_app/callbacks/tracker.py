@@ -29,7 +29,7 @@ class Tracker(ABC):
     @property
     def name(self) -> str:
         """Return the tracker's name, which is the name of its file."""
-        return type(self).__module__.rsplit(".", 1)[-1].replace("_", "-")
+        return extensions.name_of(type(self))
 
     @abstractmethod
     def opened(self, folder: Path, settings: Flat) -> AbstractContextManager[Log]:

@@ -14,6 +14,7 @@ from strategies.algebra.mean import WeightedSum
 from strategies.algebra.robust import Settle
 from strategies.algebra.tensors import Tensors, added, difference, norm, snapshot
 from strategies.exchange.types import Assignment, Entry, Metrics, Profile, State, Update
+from task import extensions
 from task.config import TaskConfig
 from task.models.model import TunedModel
 from task.seeds import derive
@@ -63,7 +64,7 @@ class Algorithm:
     @property
     def name(self) -> str:
         """Return the key of the strategy: the name of its file."""
-        return type(self).__module__.rsplit(".", 1)[-1].replace("_", "-")
+        return extensions.name_of(type(self))
 
     # ------------------------------------------------------------------ the server's half
 

@@ -16,6 +16,7 @@ import torch
 from strategies.algebra.lowrank import rank_axis
 from strategies.algebra.tensors import Tensors, corner
 from strategies.exchange.types import RunFailed
+from task import extensions
 
 MEASURED = ("running_mean", "running_var")  # torch's names of statistics that a batch norm measures, rather than learns
 
@@ -27,7 +28,7 @@ class ServerOptimizer:
     @property
     def name(self) -> str:
         """Return the key of the optimizer: the name of its file."""
-        return type(self).__module__.rsplit(".", 1)[-1].replace("_", "-")
+        return extensions.name_of(type(self))
 
     @property
     def prefix(self) -> str:

@@ -16,6 +16,7 @@ from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.federation import Federation
 from strategies.exchange.privacy import Mechanism, Payment, Plan
 from strategies.exchange.types import Assignment, State, Update
+from task import extensions
 from task.config import TaskConfig
 from task.training.trainer import Trainer
 
@@ -39,7 +40,7 @@ class Wrapper:
     @property
     def name(self) -> str:
         """Return the key of a wrapper: the name of its file."""
-        return type(self).__module__.rsplit(".", 1)[-1].replace("_", "-")
+        return extensions.name_of(type(self))
 
     @property
     def hides_metrics(self) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from task import extensions
 from task.config import EMBEDDED_DATA, EMBEDDED_MODEL, Data, TaskConfig, TaskKind
 from task.data.encoding.texts import blank
 from task.data.labels import Labels, check_few, label_names, labelled
@@ -77,7 +78,7 @@ class Kind(TaskKind, ABC):
     @property
     def name(self) -> str:
         """Return the name of its file, which is the value of `task.kind`."""
-        return type(self).__module__.rsplit(".", 1)[-1].replace("_", "-")
+        return extensions.name_of(type(self))
 
     # ------------------------------------------------------------------ settings
     def problems(self, config: TaskConfig) -> list[str]:

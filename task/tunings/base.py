@@ -13,6 +13,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import nn
 
+from task import extensions
+
 AUTO = "auto"  # in place of a rank: a trial on the node finds it
 MAX_RANK = 1024  # the largest rank of an adapter
 TRANSFORMERS, PEFT, OWN = "transformers", "peft", "own"  # formats of a saved folder; OWN: task.models.saving.restored
@@ -75,7 +77,7 @@ class Tuning(ABC):
     @property
     def name(self) -> str:
         """Return the name of its file, which is the value of the key `tuning`."""
-        return type(self).__module__.rsplit(".", 1)[-1].replace("_", "-")
+        return extensions.name_of(type(self))
 
     @abstractmethod
     def apply(self, module: nn.Module, head: Head, kind: TaskKind, rank: int) -> nn.Module:

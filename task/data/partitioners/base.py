@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from task import extensions
 from task.data.index import Part
 
 Positions = NDArray[np.int64]
@@ -37,7 +38,7 @@ class Partitioner(ABC):
     @property
     def name(self) -> str:
         """Return the name of its file, which is the value of data.partitioner."""
-        return type(self).__module__.rsplit(".", 1)[-1].replace("_", "-")
+        return extensions.name_of(type(self))
 
     @abstractmethod
     def divide(self, part: Part, nodes: int, seed: int) -> list[Positions]:
