@@ -130,6 +130,28 @@ class TableFile(Source):
         return load_files(self.path, split, [self], reading)
 
 
+@dataclass(frozen=True)
+class FolderSource(Source):
+    """A folder that is one source as a whole. A subclass recognises it (`knows`) and reads it (`splits`, `load`)."""
+
+    folder: Path
+
+    @classmethod
+    def open(cls, place: Place) -> "FolderSource":
+        """Return the folder."""
+        assert place.path is not None
+        return cls(place.path)
+
+    @property
+    def name(self) -> str:
+        """Return its name in errors."""
+        return str(self.folder)
+
+    def stamp(self) -> object:
+        """Return names, sizes and times of the files."""
+        return stamps_inside(self.folder)
+
+
 def load_files(place: Path, split: str, files: Sequence[TableFile], reading: Reading) -> Table:
     """Return the rows of a split in `place`, from one file or several in turn.
 

@@ -9,7 +9,7 @@ from typing import Any
 from task.data.raw import DataError, Raw, Table
 from task.data.request import Reading
 from task.data.sources import registry
-from task.data.sources.base import Order, Place, Source, load_files, stamps_inside
+from task.data.sources.base import FolderSource, Order, load_files
 from task.data.splits import TRAIN, usual
 from task.data.tables.decoding import hidden
 
@@ -20,33 +20,16 @@ IMAGE, LABEL, FILE = "image", "label", "file_name"
 
 
 @dataclass(frozen=True)
-class ImageFolder(Source):
+class ImageFolder(FolderSource):
     """Images in `<split>/<class>/`, or in `<class>/`, which is the split `train`; or with a table `metadata.csv` that
     names each by `file_name`. The columns are `image`, `label` and the columns of the table."""
 
     order = Order.CONTENTS
 
-    folder: Path
-
     @classmethod
     def knows(cls, folder: Path) -> bool:
         """Return whether there is an image anywhere in it."""
         return holds_images(folder)
-
-    @classmethod
-    def open(cls, place: Place) -> "ImageFolder":
-        """Return the folder."""
-        assert place.path is not None
-        return cls(place.path)
-
-    @property
-    def name(self) -> str:
-        """Return its name in errors."""
-        return str(self.folder)
-
-    def stamp(self) -> object:
-        """Return names, sizes and times of the files."""
-        return stamps_inside(self.folder)
 
     def splits(self) -> Sequence[str]:
         """Return the splits: the folders named like splits, else `train`. Raises DataError if only some are."""

@@ -8,39 +8,22 @@ from typing import Any
 
 from task.data.raw import DataError, Raw
 from task.data.request import Reading
-from task.data.sources.base import Order, Place, Source, stamps_inside
+from task.data.sources.base import FolderSource, Order
 from task.data.tables.columns import table_of
 
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # the files that show a saved folder
 
 
 @dataclass(frozen=True)
-class Saved(Source):
+class Saved(FolderSource):
     """A folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
 
     order = Order.MARKED
-
-    folder: Path
 
     @classmethod
     def knows(cls, folder: Path) -> bool:
         """Return whether `datasets` saved it."""
         return (folder / SAVED_SPLITS).is_file() or (folder / SAVED).is_file()
-
-    @classmethod
-    def open(cls, place: Place) -> "Saved":
-        """Return the folder."""
-        assert place.path is not None
-        return cls(place.path)
-
-    @property
-    def name(self) -> str:
-        """Return its name in errors."""
-        return str(self.folder)
-
-    def stamp(self) -> object:
-        """Return names, sizes and times of the files."""
-        return stamps_inside(self.folder)
 
     def splits(self) -> Sequence[str]:
         """Return the saved splits; `train` for a single data set without a name."""
