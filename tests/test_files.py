@@ -122,7 +122,7 @@ TABLE = [
     Case("half a character", file("r.jsonl", JSONL.replace("dull", "dull \\ud83d")), [("good film", "pos"), ("dull \ufffd", "neg")], said="half of a character"),
     Case("an unused mixture", file("r.jsonl", '{"text": "good film", "label": "pos", "x": 1}\n{"text": "dull", "label": "neg", "x": [{"a": "b"}]}\n'), PLAIN),
     Case("an unused huge number", file("r.jsonl", '{"text": "good film", "label": "pos", "x": 1e999}\n{"text": "dull", "label": "neg", "x": ' + "9" * 40 + "}\n"), PLAIN),
-    Case("a used mixture", file("r.jsonl", '{"text": "good film", "label": "pos"}\n{"text": 5, "label": "neg"}\n'), r"row 1 \(line 2\), column 'text': 5, but the rows before have str"),
+    Case("a used mixture", file("r.jsonl", '{"text": "good film", "label": "pos"}\n{"text": 5, "label": "neg"}\n'), r"row 1 \(line 2\), column 'text': holds 5, but the rows before have str"),
     Case("NaN", file("r.jsonl", '{"text": NaN, "label": "pos"}\n' + JSONL), PLAIN, said="1 of 3 rows have no text"),
     Case("a number of 80 bits", file("r.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": ' + "9" * 25 + "}\n"), "row 1, column 'label': a whole number of more than 64 bits"),
     Case("deep json", file("r.json", "[" * 100_000), "is not a json file: RecursionError"),
