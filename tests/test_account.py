@@ -184,6 +184,7 @@ def counted_before(folder: Path, rounds: int) -> Outcome:
     return outcome
 
 
+@pytest.mark.slow
 def test_what_an_earlier_version_counted_is_paid_once(tmp_path: Path) -> None:
     outcome = counted_before(tmp_path, rounds=3)
     content, node = again(outcome, number=-1)

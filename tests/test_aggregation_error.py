@@ -181,7 +181,7 @@ def measured(exchanges: Iterable[Exchange], state: Tensors) -> dict[str, float]:
     return read | {"overall": math.sqrt(offs / means)}
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedavg", "rbla", "zero-pad", "flex-lora"])
 def test_a_runs_readings_are_those_of_its_messages(name: str, tmp_path: Path) -> None:
     outcome = federate(

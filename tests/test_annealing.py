@@ -172,6 +172,7 @@ def test_a_shrink_that_loses_nothing_leaves_the_function_as_it_is(
     assert float((before - served(State(state.tensors | idle, state.journal), base)).abs().max()) > 1e-2
 
 
+@pytest.mark.slow
 def test_a_shrink_with_its_remainder_in_the_base_leaves_the_function_as_it_is(merging: Watched, base: Base) -> None:
     """Every round begins with the function that the one before ended with; where the remainder is lost it does not."""
     for number, rank in ((3, 5), (4, 2)):

@@ -140,6 +140,7 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return federate(tmp_path_factory.mktemp("healthy"), EIGHT)
 
 
+@pytest.mark.slow
 def test_a_round_goes_on_without_bad_replies(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, healthy: Outcome
 ) -> None:

@@ -180,6 +180,7 @@ def test_a_run_stops_where_its_score_does_not_improve(
     assert next((one.number for one in reports if one.stopped), None) == stops
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_complete_says_why_and_can_be_resumed(tmp_path: Path) -> None:
     options = {"num-server-rounds": 5, "learning-rate": 1e-9, "early-stopping.patience": 2}
     outcome = federate(tmp_path, options)

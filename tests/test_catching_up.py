@@ -46,6 +46,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 # ---------------------------------------------------------------------- three nodes catch up
 
 
+@pytest.mark.first(1)
 def test_they_are_sent_what_is_smaller(run: Run) -> None:
     by_weights = run.coordinates > 128
     assert {node: line.journal for node, line in run.lines(BACK).items()} == {

@@ -278,6 +278,7 @@ def test_check_says_what_is_learned(base: Base, tmp_path: Path) -> None:
         check(Settings.read(app, None, [*said, "data.partitioner='shards'"], tmp_path), lines.append)
 
 
+@pytest.mark.slow
 def test_real_instructions_on_a_real_model(store: Store) -> None:
     for name in ("stories260k-llama", "natural_instructions"):
         if not (ASSETS / name).exists():

@@ -248,6 +248,7 @@ def test_switched_off_a_run_is_the_plain_one_bit_for_bit(options: dict[str, Any]
     assert [line.get("train-loss") for line in plain.rounds] == [line.get("train-loss") for line in off.rounds]
 
 
+@pytest.mark.slow
 def test_without_noise_and_beyond_every_norm_a_run_of_all_nodes_is_the_plain_one_bit_for_bit(tmp_path: Path) -> None:
     plain, wide = (federate(tmp_path, SAME | more) for more in ({}, OFF | {"central-privacy.clip": 1e9}))
     assert equal(plain.state().tensors, wide.state().tensors)

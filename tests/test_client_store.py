@@ -152,7 +152,7 @@ def test_a_start_without_a_journal_leaves_the_store_alone(tmp_path: Path, strate
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ferret", "flora"])
 def test_a_round_costs_the_same_however_many_were_before(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -25,6 +25,7 @@ def names(profiles: list[Profile]) -> list[str]:
     return [profile.name for profile in profiles]
 
 
+@pytest.mark.slow
 @given(NAMES, FRACTIONS, SEEDS, st.integers(0, 99), st.randoms(use_true_random=False))
 def test_ids_and_the_order_of_arrival_do_not_matter(there, fraction, seed, number, shuffler):
     first = [node(name, i) for i, name in enumerate(there)]

@@ -69,6 +69,7 @@ def test_a_collapsed_run_goes_back_without_those_who_led_it(attacked: Outcome) -
     assert "back to the state of round 8" in (attacked.folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_who_was_left_out_gets_a_second_chance_by_a_resume(attacked: Outcome, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(attacked.folder, tmp_path / "copy"))
     more = resumed(folder, {"num-server-rounds": 13})
@@ -225,6 +226,7 @@ def test_a_run_resumes_from_a_saved_round(tmp_path: Path) -> None:
         RunConfig.read({"resume-from": "worst"})
 
 
+@pytest.mark.slow
 def test_the_best_state_is_one_of_the_rounds_that_stay(tmp_path: Path) -> None:
     run = federate(tmp_path, HEAD | {"num-server-rounds": 3, "keep-checkpoints": 4})
     lines = [line["chosen-by"] for line in run.rounds]

@@ -74,6 +74,7 @@ def away(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, list[list[T
     return outcome, seen
 
 
+@pytest.mark.slow
 def test_a_node_that_missed_a_round_keeps_its_error(away: tuple[Outcome, list[list[Tensors]]]) -> None:
     outcome, (first, second, third) = away
     assert [len(entry["nodes"]) for entry in outcome.rounds] == [0, 3, 2, 3]

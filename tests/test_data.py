@@ -69,6 +69,7 @@ def test_digits_fit_a_larger_colour_model(store: Store, tmp_path: Path) -> None:
     torch.testing.assert_close(pixels[:, 0] + 0.1, pixels[:, 2] * 0.5 + 0.3)
 
 
+@pytest.mark.slow
 def test_prepared_rows_are_read_without_heavy_imports(store: Store, vision: Path, words: Path, tmp_path: Path) -> None:
     """All but torch: the settings name a tuning, and its file imports that."""
     file = write_table(tmp_path / "all.csv", text_columns())

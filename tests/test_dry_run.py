@@ -69,6 +69,7 @@ FOUND = [
 ]  # fmt: skip
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize(("name", "tuning", "options", "said"), FOUND)
 def test_what_a_round_would_fail_with(
     case: Callable[..., Case], name: str, tuning: str, options: dict[str, Any], said: str

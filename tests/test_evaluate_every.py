@@ -12,7 +12,7 @@ def scored(rounds: list[dict[str, object]], name: str = "accuracy") -> list[obje
     return [line["round"] for line in rounds if name in line]
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("every", "which"), [(1, [0, 1, 2, 3, 4, 5]), (2, [0, 2, 4, 5]), (9, [0, 5])])
 @pytest.mark.parametrize("who", ["server", "nodes", "both"])
 def test_the_first_the_last_and_every_so_many(tmp_path: Path, every: int, which: list[int], who: str) -> None:

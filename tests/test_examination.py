@@ -61,6 +61,7 @@ def test_two_that_collude_are_left_out_of_every_strategy(strategy: str, tmp_path
     assert outcome.summary["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_the_opposite_of_what_was_learned_is_harm_that_adds_up(tmp_path: Path) -> None:
     outcome = federate(tmp_path, FEW, spoil=attack("flip 1", "fedavg", LIARS, 4))
     assert reasons(outcome).keys() == {str(node) for node in LIARS}

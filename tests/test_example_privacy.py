@@ -70,6 +70,7 @@ def test_steps_without_noise_are_those_of_the_reference(clip: float, penalised: 
         )
 
 
+@pytest.mark.slow
 def test_the_noise_has_the_moments_that_the_account_is_of() -> None:
     """A step moves every number by rate * noise * clip / batch-size times a standard normal; the clip is tiny."""
     local, drawn = private_trainer(steps(noise=1e6, clip=1e-6), local_steps=1, learning_rate=1.0), []
@@ -147,6 +148,7 @@ def test_gradients_of_rows_of_the_embedded_model(tuning: str) -> None:
     _check_gradients({"tuning": tuning}, 3)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_gradients_of_texts_of_different_lengths(tuning: str) -> None:
     """BERT: padding, and an embedding of places that all rows share."""
@@ -160,6 +162,7 @@ def test_gradients_of_texts_of_different_lengths(tuning: str) -> None:
 # ---------------------------------------------------------------------- federations
 
 
+@pytest.mark.slow
 def test_switched_off_a_run_is_the_plain_one_bit_for_bit(tmp_path: Path) -> None:
     off = SAME | {"example-privacy.epsilon": 0.0, "example-privacy.clip": 0.0}
     assert equal(federate(tmp_path, off | {"wrappers": ""}).state().tensors, federate(tmp_path, off).state().tensors)
@@ -177,6 +180,7 @@ def test_a_run_reports_the_largest_epsilon_of_its_nodes(options: dict[str, Any],
         assert not any("train-loss" in node["metrics"] or node["refused"] for node in line["nodes"])
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_every_node_has_spent_its_budget(tmp_path: Path) -> None:
     options = {"num-server-rounds": 9, "example-privacy.noise": 0.8, "example-privacy.epsilon": 8.0}
     outcome = federate(tmp_path, SAME | options)

@@ -24,6 +24,7 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("which", ["last", "best"])
 def test_the_model_is_rebuilt_bit_for_bit(outcome: Outcome, which: str, tmp_path: Path) -> None:
     kept_model.cache_clear()  # as in a process that has done nothing

@@ -78,6 +78,7 @@ def test_updates_of_a_round_that_was_cut_off_are_counted(options: dict[str, Any]
     assert lines[-1]["epsilon"] == about(largest(journal, DELTA, batch))
 
 
+@pytest.mark.slow
 def test_a_given_noise_ends_the_run_where_the_account_of_what_was_sent_does(tmp_path: Path) -> None:
     journal: list[Left] = []
     options = UPDATES | {"num-server-rounds": 9, "local-privacy.noise": 4.0, "local-privacy.epsilon": 4.5}
@@ -93,6 +94,7 @@ def test_a_given_noise_ends_the_run_where_the_account_of_what_was_sent_does(tmp_
 CENTRAL = SAME | {"wrappers": "central-privacy", "central-privacy.delta": 1e-3, "fraction-train": 0.5}
 
 
+@pytest.mark.slow
 def test_rounds_of_central_privacy_are_counted_where_their_scores_were_released(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,6 +72,7 @@ def claiming(rows: int) -> Any:
     return spoil
 
 
+@pytest.mark.slow
 def test_a_node_that_claims_a_million_million_rows_does_not_decide(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

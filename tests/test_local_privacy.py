@@ -57,7 +57,7 @@ def test_whole_numbers_are_refused_on_the_node() -> None:
         strategies.load_wrapper("local-privacy", noise=1.0).encode({"n": torch.tensor([1])}, ASSIGNMENT, {})
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"strategy": "ffa-lora", "tuning": "lora"}])
 def test_switched_off_a_run_is_the_plain_one_bit_for_bit(options: dict[str, Any], tmp_path: Path) -> None:
     off = SAME | {"local-privacy.epsilon": 0.0, "local-privacy.clip": 0.0} | options
@@ -75,6 +75,7 @@ def test_nothing_that_was_measured_leaves_a_node(tmp_path: Path) -> None:
         assert set(said) == {"num-examples", "server-round", "steps", INSTALLED}
 
 
+@pytest.mark.slow
 def test_a_run_ends_where_the_budget_does(tmp_path: Path) -> None:
     options = {"num-server-rounds": 9, "local-privacy.noise": 4.0, "local-privacy.epsilon": 4.5}
     outcome = federate(tmp_path, SAME | options)

@@ -225,6 +225,7 @@ def trainings(outcome: Outcome) -> list[Any]:
 
 
 # ------------------------------------------------------------------------------- text
+@pytest.mark.slow
 def test_a_text_model_federates(tmp_path: Path) -> None:
     for name in ("minilm-l6-v2", "ag_news"):
         if not (ASSETS / name).exists():

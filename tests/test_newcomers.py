@@ -36,6 +36,7 @@ class Silent(InProcessGrid):
         return super().push_messages(messages)
 
 
+@pytest.mark.slow
 def test_silent_ids_do_not_hold_up_a_round(tmp_path: Path) -> None:
     began = time.monotonic()
     rounds = federate(tmp_path, OPTIONS, Silent()).rounds
@@ -81,6 +82,7 @@ def test_an_answer_is_taken_when_it_is_there(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_it_is_waited_for_where_nobody_else_could_train(tmp_path: Path) -> None:
     class Waiting(Late):
         def pull_messages(self, message_ids: Any) -> list[Message]:

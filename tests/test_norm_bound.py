@@ -114,7 +114,7 @@ def longer(reply: Message) -> Message:
     return retold(reply, lambda tensors: {name: stretched(name, tensor) for name, tensor in tensors.items()})
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", strategies.names())
 def test_a_long_update_is_refused_in_a_run_of_any_strategy(name: str, tmp_path: Path) -> None:
     """The bound is ten times what the longest honest node sends."""

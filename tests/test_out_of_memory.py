@@ -39,6 +39,7 @@ def test_the_rank_after_running_out_of_memory():
 GREEDY = QV | {"strategy": "greedy", "num-server-rounds": 4, "greedy.fits": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toys")
 def test_a_node_out_of_memory_goes_on_at_half_its_rank(tmp_path: Path):
     outcome = federate(tmp_path, GREEDY | {"lora.ranks": "2,1,8"})
@@ -50,6 +51,7 @@ def test_a_node_out_of_memory_goes_on_at_half_its_rank(tmp_path: Path):
     assert outcome.summary["failed-rounds"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toys")
 def test_nothing_of_broken_training_is_left(tmp_path: Path):
     """After a node ran out of memory, others in the same process answer as a fresh process would."""

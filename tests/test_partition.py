@@ -108,6 +108,7 @@ def test_equal_seeds_give_equal_splits_in_every_version(
     assert digest.hexdigest() == SETTLED[kind]
 
 
+@pytest.mark.slow
 def test_a_kept_split_is_read_without_heavy_imports_and_without_labels(labels: np.ndarray, store: Store) -> None:
     divided(config("dirichlet"), labels, None, 10, store)
     code = f"""

@@ -49,6 +49,7 @@ def test_no_good_reply_at_all_becomes_noise(spoil: Any, tmp_path: Path) -> None:
     assert float(drawn.std()) == pytest.approx(1.0, rel=0.1)  # noise of one clip over the three that are expected
 
 
+@pytest.mark.slow
 def test_many_rounds_without_a_good_reply_do_not_end_the_run(tmp_path: Path) -> None:
     options = SAME | {"num-server-rounds": 5, "max-failed-rounds": 1}
     outcome = federate(tmp_path, options, InProcessGrid(client_app.app, 3, spoil=erring))

@@ -98,6 +98,7 @@ def test_who_scores_other_weights_does_not_count(tmp_path: Path, monkeypatch) ->
 # ---------------------------------------------------------------------- stores
 
 
+@pytest.mark.slow
 def test_nodes_that_share_a_store_keep_weights_once(tmp_path: Path, monkeypatch) -> None:
     """Two that come after six rounds of one node."""
     run = Run(tmp_path, coordinates=1024, nodes=3, shared=True)

@@ -50,6 +50,7 @@ def flwr(*arguments: str, here: Path, variables: dict[str, str]) -> str:
     return ran.stdout
 
 
+@pytest.mark.slow
 def test_the_hub_takes_a_clone(published: Published) -> None:
     files = published.hub.files
     assert "Validation passed" in published.said
@@ -68,6 +69,7 @@ def test_there_is_room_for_more(published: Published) -> None:
     assert max(sizes) < MAX_FILE_BYTES
 
 
+@pytest.mark.slow
 def test_whoever_fetches_it_has_the_same_app(published: Published, tmp_path: Path) -> None:
     """The bundle that a run of it sends is that of the clone, to the bit."""
     flwr("new", f"@{PUBLISHER}/{NAME}", here=tmp_path, variables=published.variables)

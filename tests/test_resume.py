@@ -22,6 +22,7 @@ APP = Path(__file__).parent.parent
 pytestmark = pytest.mark.usefixtures("dead_servers_write_no_summary")
 
 
+@pytest.mark.slow
 def test_more_rounds_may_be_asked_of_a_run_that_is_over(tmp_path: Path) -> None:
     over = federate(tmp_path / "over", options("fedavg") | {"num-server-rounds": 2})
     with pytest.raises(ConfigError, match=r"nothing left to do: all 2 rounds of .* set num-server-rounds above 2"):
@@ -32,6 +33,7 @@ def test_more_rounds_may_be_asked_of_a_run_that_is_over(tmp_path: Path) -> None:
     assert "resume" not in (more.folder / "config.toml").read_text()
 
 
+@pytest.mark.slow
 def test_another_configuration_is_refused_key_by_key(tmp_path: Path) -> None:
     folder = stopped(tmp_path)
     changed = {"seed": 4, "learning-rate": 0.1, "strategy": "rbla", "device": "cpu", "round-timeout": 60.0}

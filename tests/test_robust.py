@@ -125,6 +125,7 @@ def test_smaller_factors_are_corners_and_what_is_missing_is_absent() -> None:
         spill.add({"strange": torch.zeros(1)})
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_terms() -> None:
     like = {"w": torch.zeros(50_000)}
 

@@ -377,6 +377,7 @@ def test_another_optimizer_does_not_go_on_with_these_moments(tmp_path: Path):
         strategy.start(outcome.grid, num_rounds=3, train_config=config, federation=federation)
 
 
+@pytest.mark.slow
 def test_noise_on_the_mean_stays_inside_of_it(tmp_path: Path):
     """The account is that of the same run without a server optimizer, and the step is taken of the noisy mean."""
     options = {"wrappers": "central-privacy", "central-privacy.noise": 1.0, "central-privacy.epsilon": 0.0}

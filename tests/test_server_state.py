@@ -101,6 +101,7 @@ def test_no_rule_of_combination_sees_them(wrapper, monkeypatch):
     assert [state.server for state in seen] == [{}]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("wrappers", ["", "median", "trimmed-mean,quantize"])
 def test_moments_in_a_strategy_of_one_file_work_with_any_rule(tmp_path: Path, found: Callable[[Path], None], wrappers):
     folder = tmp_path / "more"
@@ -142,7 +143,7 @@ def test_a_tensor_named_as_the_servers_are_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -125,6 +125,7 @@ def test_an_outcome_says_what_it_is(digits: "thistledown.Outcome") -> None:
     assert "<th>accuracy</th>" in html
 
 
+@pytest.mark.slow
 def test_what_is_saved_outlives_the_outcome(tmp_path: Path) -> None:
     """With data and a model that were objects."""
     outcome = thistledown.simulate(data=pictures(), model=vision(), **SMALL | {"tuning": "lora"})

@@ -58,6 +58,7 @@ def from_messages(outcome: Outcome) -> dict[str, torch.Tensor]:
     return total
 
 
+@pytest.mark.first(1)
 def test_effective_weights_are_the_base_and_the_means_of_all_rounds(outcome: Outcome) -> None:
     base = build(outcome.base, outcome.task, 8, "cpu").frozen
     model = held(outcome.run.strategy, outcome.base, outcome.task, outcome.state())
@@ -145,6 +146,7 @@ def numbers_sent(outcome: Outcome, partition: int) -> list[list[int]]:
     return [[entry.round for entry in share.journal] for share in shares]
 
 
+@pytest.mark.slow
 def test_a_node_that_failed_is_sent_everything_again(troubled: Outcome) -> None:
     assert numbers_sent(troubled, 0) == [[], [1], [2], [3], [4]]
     assert numbers_sent(troubled, 1) == [[], [1], [2], [1, 2, 3], [4]]

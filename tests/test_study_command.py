@@ -46,6 +46,7 @@ def test_part_of_a_study() -> None:
     assert command.selected(two, []) == two
 
 
+@pytest.mark.slow
 def test_what_does_not_begin_is_not_held_against_a_method(tmp_path: Path) -> None:
     run = run_of(replace(TINY, options={"no-such-key": 1}), OURS, 0, 0.01)
     federation = Federation(run, tmp_path / "out", cpus=1)

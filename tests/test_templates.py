@@ -66,7 +66,7 @@ def test_a_template_says_what_transformers_makes_of_it(tmp_path: Path, template:
     assert texts(tmp_path, template) == expected
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RUNAWAY)
 def test_a_template_that_runs_away_is_refused_within_seconds(tmp_path: Path, kind: str) -> None:
     began = time.monotonic()

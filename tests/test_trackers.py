@@ -64,6 +64,7 @@ def test_a_tracker_is_one_file(example: str, tmp_path: Path) -> None:
     assert outcome.run.flat["csv.columns"] == "round,loss,bytes_up"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_opens_it_again_and_may_have_other_trackers(example: str, tmp_path: Path) -> None:
     outcome = federate(tmp_path, {"trackers": example})
     more = {"num-server-rounds": 2, "csv.columns": "round,loss,train-loss"}

@@ -143,6 +143,7 @@ def test_the_end_of_a_run_prints_lines_that_run_elsewhere(outcome: Outcome, tmp_
     assert done.stdout.strip()
 
 
+@pytest.mark.first(1)
 def test_a_card_has_facts_and_no_place_or_name_of_a_node(outcome: Outcome) -> None:
     from huggingface_hub import ModelCard
 
@@ -183,6 +184,7 @@ def test_the_next_run_begins_where_this_one_ended(
         assert second.rounds[0][metric] == pytest.approx(first.rounds[-1][metric], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_another_tuning_of_the_next_run_loads_too(kinds: dict[str, Sample], tmp_path: Path) -> None:
     first = federate(tmp_path / "first", federation(kinds["bert"], "full"))
     second = federate(
