@@ -197,6 +197,7 @@ def test_what_an_earlier_version_counted_is_paid_once(tmp_path: Path) -> None:
     assert total(Account(path, "").entries()) == {Release(2.0): 5}
 
 
+@pytest.mark.slow
 def test_what_an_earlier_version_counted_is_within_the_budget_too(tmp_path: Path) -> None:
     outcome = counted_before(tmp_path, rounds=500)
     content, node = again(outcome, number=-1, local_privacy__epsilon=8.0)
@@ -258,6 +259,7 @@ def test_a_damaged_account_stops_a_node(tmp_path: Path) -> None:
     assert str(tmp_path) not in said
 
 
+@pytest.mark.slow
 def test_it_outlives_what_is_forgotten_with_time(tmp_path: Path) -> None:
     outcome = federate(tmp_path / "out", SAME, deployed(tmp_path))
     (path,) = accounts(tmp_path)

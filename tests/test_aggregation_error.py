@@ -199,7 +199,7 @@ def test_a_runs_readings_are_those_of_its_messages(name: str, tmp_path: Path) ->
     assert outcome.rounds[2]["aggregation-error"]["overall"] > 1e-2
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["bias", "head"])
 def test_without_adapters_there_is_nothing_to_read(tuning: str, tmp_path: Path) -> None:
     assert [line["aggregation-error"] for line in federate(tmp_path, {"tuning": tuning}).rounds] == [{}, {}]

@@ -83,6 +83,7 @@ def count(tensors: Tensors) -> int:
 # ---------------------------------------------------------------------- stages
 
 
+@pytest.mark.slow
 def test_an_initiating_round_moves_what_full_tuning_moves(annealed: Watched, base: Base) -> None:
     full = build(base, replace(TASK, tuning=registry.load("full")()), 0, "cpu").trained
     shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in full.items()}

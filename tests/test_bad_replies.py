@@ -167,6 +167,7 @@ def test_a_round_goes_on_without_bad_replies(
     assert any((outcome.state().tensors[name] != t).any() for name, t in healthy.state().tensors.items())
 
 
+@pytest.mark.slow
 def test_bad_replies_leave_no_trace(tmp_path: Path) -> None:
     """The state is the one that the good nodes make alone, whatever the others sent."""
     states = []
@@ -217,6 +218,7 @@ def test_the_state_stays_in_a_failed_round(tmp_path: Path) -> None:
     assert (tmp_path / "two" / "latest" / "model" / "best").exists()  # what the good round left
 
 
+@pytest.mark.slow
 def test_a_failed_round_has_a_quality_where_nodes_measure_it(tmp_path: Path) -> None:
     """The state is there even though the round failed, so `final` is what it scores."""
     with pytest.raises(RunFailed):

@@ -119,6 +119,7 @@ def test_what_is_no_callback_is_refused() -> None:
 
 
 # ------------------------------------------------------------------------------- one that fails
+@pytest.mark.first(2)
 @pytest.mark.parametrize("hook", HOOKS)
 def test_one_that_raises_is_named_and_the_run_continues(
     hook: str, tmp_path: Path, caplog: pytest.LogCaptureFixture

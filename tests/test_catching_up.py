@@ -34,7 +34,11 @@ def come_and_go(run: Run) -> None:
     run.heard = heard
 
 
-@pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
+FAST = "weights, momentum"  # the case that `make test` runs
+PARAMS = [pytest.param(case, id=name, marks=[] if name == FAST else [pytest.mark.slow]) for name, case in CASES.items()]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     found = Run(tmp_path_factory.mktemp("run"), *request.param)
     with pytest.MonkeyPatch.context() as patch:
@@ -46,7 +50,6 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 # ---------------------------------------------------------------------- three nodes catch up
 
 
-@pytest.mark.first(1)
 def test_they_are_sent_what_is_smaller(run: Run) -> None:
     by_weights = run.coordinates > 128
     assert {node: line.journal for node, line in run.lines(BACK).items()} == {

@@ -291,12 +291,14 @@ def test_a_greedy_node_moves_the_state_no_further_than_the_clip(tmp_path: Path) 
     assert norm({name: after[name].double() - start[name].double() for name in after}) <= 0.25 + 1e-5
 
 
+@pytest.mark.slow
 def test_it_goes_round_compression_with_feedback(tmp_path: Path) -> None:
     outcome = federate(tmp_path, SAME | PRIVATE | {"wrappers": "central-privacy,top-k", "central-privacy.delta": 0.01})
     assert not any(line["failed"] for line in outcome.rounds)
     assert outcome.summary["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_nodes_that_drop_out_shrink_the_sum_and_not_what_it_is_divided_by(tmp_path: Path) -> None:
     """One of three nodes is gone: a plain mean is over the others, a guarded one is two thirds of that."""
     options = SAME | {"num-server-rounds": 1, "simulation.dropout": 0.9, "min-success-fraction": 0.0}

@@ -244,6 +244,7 @@ def own(outcome: Outcome, partition: int) -> Tensors:
     return ClientStore(local(outcome.grid, last), 2, after=True).client_state()[MODEL]
 
 
+@pytest.mark.slow
 def test_nothing_but_what_is_shared_crosses_the_wire(fedsa: Outcome) -> None:
     head = str(fedsa.run.flat["fedsa-lora.head"])
     assert len(fedsa.grid.of("train")) == 6

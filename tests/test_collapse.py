@@ -131,6 +131,7 @@ def test_a_run_goes_back_past_its_hand_over(tmp_path: Path, monkeypatch: pytest.
     assert len(handed) == 5  # once a node
 
 
+@pytest.mark.slow
 def test_states_are_kept_and_swept(attacked: Outcome) -> None:
     kept = sorted(path.name for path in (attacked.folder / "checkpoints").glob("round-*"))
     assert kept == ["round-11.safetensors", "round-12.safetensors"]

@@ -84,6 +84,7 @@ def test_a_node_that_missed_a_round_keeps_its_error(away: tuple[Outcome, list[li
     assert not equal(second[1], third[1])
 
 
+@pytest.mark.first(1)
 def test_errors_stay_with_their_node(away: tuple[Outcome, list[list[Tensors]]]) -> None:
     """No two are alike; and a node's second update, made again from its own past, is the one that was sent, while with
     another's it is not."""

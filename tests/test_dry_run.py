@@ -350,7 +350,7 @@ def logits(model: TunedModel, rows: Rows) -> torch.Tensor:
         return torch.as_tensor(model.module.eval()(**batch).logits)
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["flora", "fedex-lora", "sa-fedlora"])
 def test_strategies_that_merge_run_on_gpt2(case: Callable[..., Case], tmp_path: Path, strategy: str) -> None:
     _, config, _ = case("gpt2", "lora")

@@ -37,6 +37,7 @@ def test_training_is_the_same(tmp_path: Path) -> None:
     assert often.rounds[-1]["accuracy"] == seldom.rounds[-1]["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_run_that_its_budget_ends_is_measured_at_its_end(tmp_path: Path) -> None:
     private = {"wrappers": "central-privacy", "central-privacy.sampling": "fixed", "central-privacy.clip": 0.5}
     spent = {"central-privacy.delta": 1e-5, "central-privacy.noise": 1.0, "central-privacy.epsilon": 20.0}

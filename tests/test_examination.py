@@ -138,6 +138,7 @@ def test_too_few_rows_and_too_many_bytes_are_said(
     assert "round 1: single updates are not examined: they are more than 1000 bytes" in caplog.text
 
 
+@pytest.mark.slow
 def test_what_noise_hides_is_not_examined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     private = {"wrappers": "central-privacy", "central-privacy.noise": 1.0, "central-privacy.epsilon": 0.0}
     monkeypatch.setattr(Evaluator, "probe", lambda *_: pytest.fail("whether an update counts depends on others"))

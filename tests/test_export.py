@@ -32,6 +32,7 @@ def test_the_model_is_rebuilt_bit_for_bit(outcome: Outcome, which: str, tmp_path
     assert weights(tmp_path / which) == weights(outcome.folder / "model" / which) != {}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_a_fully_tuned_model_is_small(outcome: Outcome) -> None:
     if not outcome.state().journal:
         pytest.skip("it keeps no journal")

@@ -167,6 +167,7 @@ def test_nodes_may_measure_quality(tmp_path: Path) -> None:
     assert sum(trained) + rows == SMALL["data.train-rows"]  # nobody trains on what it keeps for evaluation
 
 
+@pytest.mark.slow
 def test_server_and_nodes_may_both_measure(tmp_path: Path) -> None:
     outcome = federate(tmp_path, {"evaluate": "both"})
     for entry in outcome.rounds:

@@ -197,6 +197,7 @@ def test_the_memory_of_an_account_is_whole() -> None:
     assert written(second.accounts["0"].spent) == written({first.accounts["0"].release: 2})
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_earlier_process_does_not_undo_what_was_spent_since(tmp_path: Path) -> None:
     """What is spent is kept beside the checkpoint before anything is sent; a damaged file is said."""
     journal: list[Left] = []

@@ -100,7 +100,7 @@ def never_killed(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
         return federate(tmp_path_factory.mktemp("never"), options("hetlora"))
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["line", "half a line", "checkpoint", "best"])
 def test_killed_between_two_writes(
     place: str, never_killed: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -75,6 +75,7 @@ class Late(InProcessGrid):
         return ids
 
 
+@pytest.mark.slow
 def test_an_answer_is_taken_when_it_is_there(tmp_path: Path) -> None:
     rounds = federate(tmp_path, OPTIONS, Late()).rounds
     assert [[line["node"] for line in entry["nodes"]] for entry in rounds[1:]] == [
@@ -97,6 +98,7 @@ def test_it_is_waited_for_where_nobody_else_could_train(tmp_path: Path) -> None:
     assert not any(entry["failed"] for entry in rounds)
 
 
+@pytest.mark.slow
 def test_a_node_that_grows_and_invents_stores_is_sent_the_base_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -85,6 +85,7 @@ class Restless(InProcessGrid):
 FIRST_ROLL = 3  # twice before round 1, then once a round
 
 
+@pytest.mark.slow
 def test_a_node_that_restarts_under_a_new_id_goes_on(tmp_path: Path) -> None:
     options = {"num-server-rounds": 2, "tuning": "head"}
     outcome = federate(tmp_path, options, Restless(client_app.app, 3))

@@ -91,7 +91,7 @@ def test_who_rests_is_not_drawn_because_too_few_others_are_there(tmp_path: Path,
     assert [line["failed"] for line in outcome.rounds] == [""] * 4
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"central-privacy.noise": 0.0}, {"wrappers": ""}])
 def test_without_noise_rounds_fail_as_before(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="3 failed rounds in a row"):

@@ -61,6 +61,7 @@ def test_the_hub_takes_a_clone(published: Published) -> None:
     assert not [name for name, content in files.items() if SECRETS.search(content)]
 
 
+@pytest.mark.slow
 def test_there_is_room_for_more(published: Published) -> None:
     """Half of what Flower takes is left, so that the next strategy does not end it."""
     sizes = [len(content) for content in published.hub.files.values()]

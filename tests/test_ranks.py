@@ -141,6 +141,7 @@ def test_check_says_what_auto_means(tmp_path: Path):
 
 
 # ---------------------------------------------------------------------- trials
+@pytest.mark.slow
 def test_every_node_tries_the_ends_and_gets_the_largest(tmp_path: Path):
     outcome = federate(tmp_path, QV | {"strategy": "rbla", "lora.ranks": "auto", "lora.auto-ranks": "2,4,6"})
     assert outcome.summary["ranks"] == {"0": 6, "1": 6, "2": 6}

@@ -167,6 +167,7 @@ def test_an_edited_configuration_is_named_key_by_key(tmp_path: Path) -> None:
     assert resumed(folder).summary["status"] == "completed"  # these are free
 
 
+@pytest.mark.slow
 def test_damaged_settings_are_refused_and_those_of_an_earlier_version_are_not(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -34,6 +34,7 @@ def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 WRITTEN = flat(APP["config"])
+KEYS = keys()
 
 
 # ---------------------------------------------------------------------- pyproject.toml
@@ -60,9 +61,9 @@ def test_pyproject_has_exactly_the_keys_that_are_read():
 
 @pytest.mark.parametrize("key", sorted(WRITTEN))
 def test_defaults_in_pyproject_are_those_of_the_code(key):
-    assert key in keys()
-    assert keys()[key].parse(WRITTEN[key]) == keys()[key].default
-    assert type(WRITTEN[key]) is type(keys()[key].flat(keys()[key].default))
+    assert key in KEYS
+    assert KEYS[key].parse(WRITTEN[key]) == KEYS[key].default
+    assert type(WRITTEN[key]) is type(KEYS[key].flat(KEYS[key].default))
 
 
 def test_the_defaults_can_run():
@@ -84,8 +85,8 @@ def test_groups_of_keys_do_not_overlap():
 
 @pytest.mark.parametrize("key", sorted(WRITTEN))
 def test_comments_in_pyproject_are_those_of_the_code(key):
-    assert keys()[key].doc
-    assert COMMENTS[key] == keys()[key].doc
+    assert KEYS[key].doc
+    assert COMMENTS[key] == KEYS[key].doc
 
 
 # ---------------------------------------------------------------------- one option

@@ -23,7 +23,7 @@ OPTIONS = QV | {"lora.ranks": "2,4", "num-server-rounds": ROUNDS, "learning-rate
 NAMES = ["flora", "fedex-lora"]
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=[NAMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])])
 def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return federate(tmp_path_factory.mktemp("stacked"), OPTIONS | {"strategy": request.param})
 
@@ -58,7 +58,6 @@ def from_messages(outcome: Outcome) -> dict[str, torch.Tensor]:
     return total
 
 
-@pytest.mark.first(1)
 def test_effective_weights_are_the_base_and_the_means_of_all_rounds(outcome: Outcome) -> None:
     base = build(outcome.base, outcome.task, 8, "cpu").frozen
     model = held(outcome.run.strategy, outcome.base, outcome.task, outcome.state())
@@ -152,6 +151,7 @@ def test_a_node_that_failed_is_sent_everything_again(troubled: Outcome) -> None:
     assert numbers_sent(troubled, 1) == [[], [1], [2], [1, 2, 3], [4]]
 
 
+@pytest.mark.slow
 def test_a_node_that_lost_its_store_fails_once_and_recovers(troubled: Outcome) -> None:
     assert numbers_sent(troubled, 2) == [[], [1], [2], [3], [1, 2, 3, 4]]
     refused = [[line["refused"] for line in entry["nodes"]] for entry in troubled.rounds[1:]]
@@ -176,6 +176,7 @@ def test_a_node_that_did_not_evaluate_is_sent_everything_again(tmp_path: Path) -
     assert numbers_sent(outcome, 1) == [[], [], [1, 2]]
 
 
+@pytest.mark.slow
 def test_a_node_that_caught_up_trains_on_what_the_others_have(troubled: Outcome) -> None:
     """All three stand on the same weights in the end."""
     grounds = [replayed(troubled, partition) for partition in range(3)]

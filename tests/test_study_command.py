@@ -22,6 +22,7 @@ def exit_code(study: Study, monkeypatch: pytest.MonkeyPatch, *arguments: str) ->
     return command.main(study)
 
 
+@pytest.mark.slow
 def test_it_says_what_is_missing_before_it_starts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,6 +107,7 @@ def test_conversations_are_sent_in_parts_and_come_back_in_order(tmp_path: Path) 
     assert [text.split()[1] for text in found] == [str(number) for number in range(40)]
 
 
+@pytest.mark.slow
 def test_one_row_that_a_template_cannot_bear_is_enough(tmp_path: Path) -> None:
     """The first rows are taken, then it hangs."""
     trap = "{% if messages[0].content == 'last' %}{{ 10 ** (10 ** messages[0].content | length ** 9) }}{% endif %}x"

@@ -97,6 +97,7 @@ class Broken(Tracker):
 FAILS = 'raise ConnectionError("no network")'
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("place", "said"),
     [

@@ -160,6 +160,7 @@ def test_a_card_has_facts_and_no_place_or_name_of_a_node(outcome: Outcome) -> No
     assert str(outcome.folder) not in text
 
 
+@pytest.mark.first(1)
 def test_every_file_has_the_folders_mode(outcome: Outcome) -> None:
     """A colleague who may read the folder may read what is in it: safetensors writes files for the owner alone."""
     for path in outcome.folder.rglob("*"):
@@ -168,7 +169,7 @@ def test_every_file_has_the_folders_mode(outcome: Outcome) -> None:
 
 
 # ------------------------------------------------------------------------------- the next run
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["full", "bias", "head", "ssf", "norm", "lora"])
 @pytest.mark.parametrize("kind", ["vit", "bert", "llama"])
 def test_the_next_run_begins_where_this_one_ended(

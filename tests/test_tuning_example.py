@@ -59,6 +59,7 @@ def test_its_table_says_what_its_options_say(vera: str) -> None:
     }
 
 
+@pytest.mark.slow
 def test_its_projections_are_the_same_on_all_nodes_and_never_sent(vera: str, tmp_path: Path) -> None:
     outcome = federate(tmp_path, {"tuning": "vera", "vera.rank": 4, "num-server-rounds": 2})
     assert outcome.summary["status"] == "completed"
