@@ -18,6 +18,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "ferret": suiting("ferret") | {"strategy": "ferret", "ferret.momentum": 0.5},
     "ferret-pool": suiting("ferret") | {"strategy": "ferret", "ferret.momentum": 0.5, "ferret.seeds": "pool"},
     "fedex-lora": {"strategy": "fedex-lora"},
+    "fedsvd": {"strategy": "fedsvd"},
     "flora": {"strategy": "flora", "lora.ranks": "2,8"},
     "fedsa-lora": {"strategy": "fedsa-lora", "evaluate": "nodes"},
     "hetlora": {
