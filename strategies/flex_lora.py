@@ -6,8 +6,14 @@ Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous 
 here, so it cancels. Other tensors are averaged as in FedAvg.
 
 The mean has a rank of up to sum_i r_i and is cut to the largest rank that any node trains: the rule is exact only if
-that is enough. Every SVD rotates the factors, so zero updates keep the product, not the factors. The SVD is taken of
-the small core between the QR factors of the stacked B_i and A_i; DW itself is never formed.
+that is enough. Every SVD rotates the factors, so with equal ranks zero updates keep the product, not the factors.
+
+With mixed ranks zero updates do not keep the product either: a node of rank r_i sends back r_i of the singular values
+that the state has, so the mean multiplies the j-th by c_j = sum_{i: r_i >= j} p_i in every round. Ranks 2, 4, 6 with
+p = .2, .3, .5 give 1, 1, .8, .8, .5, .5, and a test asserts it. What only high ranks hold fades unless it is learned
+again: `raflora` averages it over its owners instead. HLoRA (Liu et al., arXiv 2503.00813) is this rule as well.
+
+The SVD is taken of the small core between the QR factors of the stacked B_i and A_i; DW itself is never formed.
 """
 
 from collections import defaultdict

@@ -9,6 +9,9 @@ Other tensors are averaged as in FedAvg. A node is sent the leading r_i slices. 
 keep their value; the paper does not treat them, and without them a node would get fewer slices than it asked for. The
 scaling of the product does not depend on a node's rank: alpha / r_i would mix slices that were trained under different
 scales.
+
+Replication padding (Byun and Lee, arXiv 2406.17477), which fills what a node lacks and averages over all nodes, is this
+rule if the filler is the owners' mean.
 """
 
 from collections import defaultdict

@@ -110,6 +110,11 @@ class ProductSum:
         if sum(part.shape[0] for part in self._right) > 2 * min(b.shape[0], a.shape[1]):
             self._rewrite()
 
+    def add_sum(self, coefficient: float, other: "ProductSum") -> None:
+        """Add `coefficient` times another sum of products of the same shape."""
+        for left, right in zip(other._left, other._right, strict=True):
+            self.add(coefficient, left, right)
+
     def norm(self) -> float:
         """Return the Frobenius norm of the sum."""
         _, core, _ = self._reduced()
