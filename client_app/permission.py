@@ -127,9 +127,11 @@ def _steps(policy: Policy, config: TaskConfig) -> Iterator[Reason]:
     """Yield the reasons against the local steps, as far as they are known without the rows."""
     if config.batch_size < policy.min_batch_size:
         yield "work", f"batch-size = {config.batch_size} is less than min-batch-size = {policy.min_batch_size}"
-    decay = config.learning_rate * config.weight_decay
+    rate = max(config.learning_rate, config.rate_of_head(new=True))
+    decay = rate * config.weight_decay
     if policy.max_decay and decay > policy.max_decay:
-        yield "work", f"learning-rate x weight-decay = {decay:g} is more than max-decay = {policy.max_decay:g}"
+        what = "learning-rate" if rate == config.learning_rate else "the head's learning rate"
+        yield "work", f"{what} x weight-decay = {decay:g} is more than max-decay = {policy.max_decay:g}"
     if policy.max_steps and config.local_steps > policy.max_steps:
         yield "work", f"local-steps = {config.local_steps} are more than max-steps = {policy.max_steps}"
 

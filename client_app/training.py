@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
@@ -15,6 +15,7 @@ from client_app.permission import check_assignment, check_rows, check_scores, ch
 from client_app.policy import Policy
 from client_app.public_errors import NodeError
 from client_app.store import MODEL, ClientStore
+from strategies.algebra.tensors import Tensors
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Assignment, LacksBase, Metrics, OutOfMemory, State
 from strategies.exchange.wrapper import Wrapper
@@ -63,7 +64,7 @@ def _update(local: Local, content: RecordDict) -> RecordDict:
     trainer = trainer_of(local, strategy, rows, assignment.seed).at_rate(rate)
     for wrapper in strategy.wrappers:
         trainer = wrapper.training(trainer, assignment, kept.setdefault(place_of(wrapper), {}))
-    delta, metrics = strategy.train(model, trainer, assignment)
+    delta, metrics = _learned(strategy, model, trainer, assignment)
     for wrapper in strategy.wrappers:
         delta = wrapper.encode(delta, assignment, kept[place_of(wrapper)])
     reply = wire.pack(State(delta))
@@ -79,6 +80,16 @@ def _update(local: Local, content: RecordDict) -> RecordDict:
     reply.update(here.proof)
     bill.pay()
     return reply
+
+
+def _learned(
+    strategy: Strategy, model: TunedModel, trainer: Trainer, assignment: Assignment
+) -> tuple[Tensors, Metrics]:
+    """Return the update of a round and its metrics. In a head round nothing but the head trains and is sent."""
+    if assignment.round > trainer.config.head_rounds:
+        return strategy.train(model, trainer, assignment)
+    delta, metrics = strategy.train(model, replace(trainer, only=model.head), assignment)
+    return {name: tensor for name, tensor in delta.items() if name in model.head}, metrics
 
 
 def _public_metrics(policy: Policy, metrics: Metrics, silent: bool) -> Metrics:

@@ -15,6 +15,7 @@ from server_app.callbacks.early_stopping import EarlyStoppingOptions
 from server_app.callbacks.tracker import Tracker
 from strategies.exchange.compatibility import problems as incompatibilities
 from strategies.exchange.federation import AUTO_NAMES, FIRST_KEY, REGISTERED, Federation
+from strategies.exchange.head_rounds import too_few
 from strategies.exchange.privacy import Plan
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.wrapper import Wrapper
@@ -134,6 +135,7 @@ class RunConfig:
         chosen = _strategy(server, values, problems)
         if chosen is not None:
             problems += incompatibilities(chosen, task, _federation(task, server))
+        problems += too_few(task, server.num_server_rounds)
         trackers = _trackers(server, values, problems)
         if problems or chosen is None:
             raise ConfigError(problems)

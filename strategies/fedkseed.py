@@ -56,6 +56,7 @@ class FedKSeed(Strategy):
     pro: bool = option(False, doc="draw directions by how steep the loss was along them")
 
     needs_in_place = True
+    exchanges_tensors = False
     gradients = False
     laws = frozenset({IDENTITY, FIXED_POINT, ORDER, WEIGHTS, EQUAL_RANKS})
 

@@ -17,6 +17,7 @@ from strategies.algebra.lowrank import rank_axis
 from strategies.algebra.tensors import Tensors, difference, snapshot
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Assignment, Metrics
+from task.config import TaskConfig
 from task.models.model import TunedModel
 from task.schema import option
 from task.training.trainer import Trainer
@@ -34,6 +35,11 @@ class FedSALora(Strategy):
 
     needs_ranks = True
     personalized = True
+
+    def problems(self, config: TaskConfig) -> list[str]:
+        if not config.head_rounds or self.head == "shared":
+            return []
+        return ["head-rounds needs a head that is averaged: set fedsa-lora.head = 'shared', or head-rounds = 0"]
 
     @property
     def fixed_step(self) -> str:

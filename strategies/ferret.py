@@ -87,7 +87,7 @@ class Ferret(Strategy):
     momentum: float = option(0.0, low=0.0, high=0.999, doc="of the server")
 
     needs_in_place = True
-    is_weighted_mean = False
+    is_weighted_mean = exchanges_tensors = False
     has_combine_by = True
     additive_across_rounds = False  # coordinates belong to the bases, and the scales, of one round
     laws = frozenset({FIXED_POINT, ORDER, WEIGHTS})

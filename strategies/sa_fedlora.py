@@ -86,11 +86,18 @@ class SAFedLora(Strategy):
         return int(lowest + (highest - lowest) * share + 0.5)
 
     def problems(self, config: TaskConfig) -> list[str]:
-        if self.heating + self.cooling <= 1:
-            return []
-        return [
-            f"sa-fedlora.heating = {self.heating:g} and sa-fedlora.cooling = {self.cooling:g} are more than all rounds"
-        ]
+        found = []
+        if self.heating + self.cooling > 1:
+            found.append(
+                f"sa-fedlora.heating = {self.heating:g} and sa-fedlora.cooling = {self.cooling:g} are more than all "
+                "rounds"
+            )
+        if self.initiating_rounds and config.head_rounds >= self.initiating_rounds:
+            found.append(
+                f"head-rounds = {config.head_rounds} leaves none of sa-fedlora.initiating-rounds = "
+                f"{self.initiating_rounds} to the whole model: set fewer, or sa-fedlora.initiating-rounds = 0"
+            )
+        return found
 
     @property
     def fixed_step(self) -> str:

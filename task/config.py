@@ -23,6 +23,7 @@ from task.tunings.base import Tuning
 KINDS = "task.kinds"  # the package of task kinds
 TEMPLATES = ("auto", "chat", "plain")
 MANY = 2**20  # an upper bound for counts: no machine has as many, and no message may ask for more
+HEAD_RATE = 0.1  # the largest learning rate that a new head gets by default
 EMBEDDED_MODEL = "embedded"
 EMBEDDED_DATA = "digits"
 
@@ -158,7 +159,16 @@ class TaskConfig:
     local_steps: int = option(0, low=0, high=1000 * MANY, doc="steps in a round instead of epochs; 0: use local-epochs")
     batch_size: int = option(16, low=1, high=MANY, doc="rows in a local step")
     optimizer: str = option("adamw", choices=("adamw", "sgd"), doc="adamw or sgd")
+    head_rate: float = option(
+        0.0,
+        low=0.0,
+        doc="multiple of learning-rate for a classifier's head; 0: the tuning's own if the head is new, else 1",
+    )
+    head_rounds: int = option(
+        0, low=0, high=MANY, doc="first rounds in which a classifier's head trains alone, and nothing else is sent"
+    )
     momentum: float = option(0.0, low=0.0, high=0.999, doc="of sgd")
+    nesterov: bool = option(False, doc="of sgd: look ahead along the momentum")
     weight_decay: float = option(0.0, low=0.0, doc="of the local optimiser")
     max_grad_norm: float = option(0.0, low=0.0, doc="clip the gradient to this norm; 0: do not clip")
 
@@ -187,6 +197,16 @@ class TaskConfig:
         least = self.learning_rate_min or self.learning_rate
         share = (1 + math.cos(math.pi * (round - 1) / max(1, rounds - 1))) / 2
         return least + (self.learning_rate - least) * share
+
+    def rate_of_head(self, new: bool) -> float:
+        """Return the learning rate of a classifier's head, which is `new` if the base has none for these classes.
+
+        Unless `head-rate` says otherwise, the head of the base trains at the rate of the rest. A new head trains at the
+        tuning's multiple of it, up to HEAD_RATE: beyond it, single steps of AdamW overturn a head.
+        """
+        if self.head_rate or not new:
+            return self.learning_rate * (self.head_rate or 1.0)
+        return max(self.learning_rate, min(self.learning_rate * self.tuning.new_head_rate(self.optimizer), HEAD_RATE))
 
     def _kind(self) -> "TaskKind":
         return extensions.load(KINDS, self.task.kind, TaskKind)()  # type: ignore[type-abstract]
@@ -218,6 +238,8 @@ class TaskConfig:
             )
         if self.optimizer == "adamw" and self.momentum:
             found.append("momentum is an option of optimizer = 'sgd'; adamw has its own")
+        if self.nesterov and not (self.optimizer == "sgd" and self.momentum):
+            found.append("nesterov = true looks ahead along the momentum: set optimizer = 'sgd' and momentum above 0")
         if self.data.validation_fraction + self.data.test_fraction >= 1:
             found.append("data.validation-fraction and data.test-fraction leave no rows to train on")
         if self.evaluate != "server" and not self.data.holdout:

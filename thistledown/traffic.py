@@ -8,6 +8,7 @@ from flwr.app import MetricRecord, RecordDict
 
 from server_app.config import RunConfig
 from strategies.algebra.tensors import Tensors
+from strategies.exchange import head_rounds
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import BASE_POSITION, Assignment, Entry, Profile, State, Update
 from strategies.protocol import instructions, wire
@@ -74,7 +75,7 @@ class Traffic:
         for number in range(1, rounds + 1):
             assignments = strategy.assign(list(profiles), number, rounds, self.task.seed)
             ranks = {name: min(assignment.rank, state.rank) for name, assignment in assignments.items()}
-            state = strategy.begin(state, number, max(ranks.values()))
+            state = strategy.begin(head_rounds.begun(state, self.task, number), number, max(ranks.values()))
             assignments_by_rank = {
                 rank: Assignment(number, rounds, self.task.seed, rank) for rank in sorted({*ranks.values()})
             }
@@ -84,7 +85,7 @@ class Traffic:
                 {r: self._cost(state, assignment, position, built) for r, assignment in assignments_by_rank.items()},
             )
             position = state.positions[-1]
-            if number == 1 and _updates_become_entries(strategy):
+            if number == self.task.head_rounds + 1 and _updates_become_entries(strategy):
                 entry = self._entry(state, assignments)
             if entry is not None:
                 state = replace(state, journal=(*state.journal, replace(entry, round=number)))

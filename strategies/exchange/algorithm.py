@@ -45,6 +45,7 @@ class Algorithm:
     additive_across_rounds: ClassVar[bool] = (
         True  # whether a node's updates add up, so that what one leaves out may come in the next
     )
+    exchanges_tensors: ClassVar[bool] = True  # whether nodes send changes of the model's own tensors, by name
     gradients: ClassVar[bool] = True  # whether a node learns from its rows by `Trainer.fit` alone
     personalized: ClassVar[bool] = False  # whether every node ends with a model of its own, which only it can score
     laws: ClassVar[frozenset[str]] = frozenset({IDENTITY, FIXED_POINT, ORDER, WEIGHTS, EQUAL_RANKS})

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from strategies.algebra.tensors import Tensors
+from strategies.exchange import head_rounds
 from strategies.exchange.federation import Federation
 from strategies.exchange.privacy import Mechanism, Plan
 from strategies.exchange.strategy import Strategy
@@ -22,7 +23,7 @@ def problems(strategy: Strategy, config: TaskConfig, federation: Federation | No
     if (tuning := config.tuning.name) not in (fitting := fitting_tunings(strategy)):
         fits = " or ".join(f"'{name}'" for name in fitting)
         found.append(f"strategy = '{strategy.name}' needs tuning = {fits}, not '{tuning}'")
-    found += _optimizer_problems(strategy)
+    found += _optimizer_problems(strategy) + head_rounds.problems(strategy, config)
     for place, wrapper in enumerate(strategy.wrappers):
         inner = strategy.wrappers[:place]
         found += _misplaced(wrapper, strategy, inner) + wrapper.problems(strategy, config, federation, inner)

@@ -6,6 +6,7 @@ import time
 from flwr.app import MetricRecord
 from flwr.serverapp.strategy import Result
 
+from strategies.exchange import head_rounds
 from strategies.exchange.callback import RoundReport
 from strategies.exchange.types import Metrics, Refused, State
 from strategies.protocol import wire
@@ -25,7 +26,7 @@ def by_server(run: Run, report: RoundReport, state: State, result: Result) -> No
         scores = MetricRecord(dict(report.evaluated_by_server))
         result.evaluate_metrics_serverapp[report.number] = scores
     if run.context.evaluate_fn is not None:
-        scored = run.context.evaluate_fn(report.number, wire.to_arrays(state))
+        scored = run.context.evaluate_fn(report.number, wire.to_arrays(head_rounds.whole(state)))
         if scored is not None:
             # a report has numbers; lists stay in the result, which gets the whole record
             numbers = {name: value for name, value in scored.items() if not isinstance(value, list)}

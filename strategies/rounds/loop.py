@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
+from strategies.exchange import head_rounds
 from strategies.exchange.callback import RoundReport, RunFacts
 from strategies.exchange.compatibility import problems as incompatibilities
 from strategies.exchange.federation import Federation
@@ -51,7 +52,7 @@ def run_federation(
     evaluating = TaskConfig.read({**flatten(config), **evaluate_config}) if evaluate_config else config
     if problems := _unused(config, evaluating):
         raise ConfigError(problems)
-    if problems := incompatibilities(strategy, config, federation):
+    if problems := incompatibilities(strategy, config, federation) + head_rounds.too_few(config, num_rounds):
         raise ConfigError(problems)
     torch.set_num_threads(config.threads)
     strategy.summary()
@@ -65,7 +66,7 @@ def run_federation(
         run_state.rank = state.rank
     else:
         state = kept
-    run.mechanism.start(state.tensors)
+    run.mechanism.start(head_rounds.whole(state).tensors)
     with notified(federation.callbacks, _facts(run)):
         return _rounds(run, state)
 
@@ -88,11 +89,14 @@ def _unused(config: TaskConfig, evaluating: TaskConfig) -> list[str]:
 def _initial(run: Run, arrays: ArrayRecord | None) -> State:
     """Return the initial state: the given arrays, or the strategy's own state at the largest rank that any node
     trains."""
+    config = run.context.config
     if arrays is not None:
+        if config.head_rounds:
+            raise RunFailed("head-rounds are for a new model; with initial_arrays set head-rounds = 0")
         return wire.from_arrays(arrays)
     rank = max(assignment.rank for assignment in run.registry.assignments(0, run.context.rounds).values())
-    model = build(run.context.base, run.context.config, rank, "cpu")
-    return run.context.strategy.initial(model)
+    model = build(run.context.base, config, rank, "cpu")
+    return head_rounds.initial(run.context.strategy, model, config)
 
 
 def _rounds(run: Run, state: State) -> Result:
@@ -113,7 +117,7 @@ def _rounds(run: Run, state: State) -> Result:
             break
     if report.stopped and number < run.context.rounds:
         LOG.info("the run ends after round %d: %s", number, report.stopped)
-    result.arrays = wire.to_arrays(state)
+    result.arrays = wire.to_arrays(head_rounds.whole(state))
     return result
 
 

@@ -14,7 +14,7 @@ from flwr.app import Message
 
 from strategies.algebra.lowrank import truncated
 from strategies.algebra.tensors import Tensors
-from strategies.exchange import cohort, compatibility
+from strategies.exchange import cohort, compatibility, head_rounds
 from strategies.exchange.callback import NodeReport, RoundReport
 from strategies.exchange.server_optimizer import stepped
 from strategies.exchange.types import Assignment, Profile, Refused, State, Update
@@ -38,6 +38,7 @@ def train(run: Run, number: int, state: State) -> tuple[State, RoundReport]:
     report = run.report(number)
     run.registry.call(report)
     report.resting = run.registry.resting(number)
+    state = head_rounds.begun(state, run.context.config, number)
     assignments = run.registry.assignments(number, run.context.rounds, state)
     lonely = Assignment(number, run.context.rounds, 0, state.rank)  # without nodes, a round may still be noise alone
     widest = max(assignments.values(), key=lambda assignment: assignment.rank, default=lonely)

@@ -95,7 +95,7 @@ def _head(model: Read, own: dict[int, object], names: tuple[str, ...]) -> tuple[
         said.append(f"the classifier head ({', '.join(drawn)}) is drawn at random")
     if (share := _share(model.module, modules)) > LARGE:
         said.append(f"the head ({', '.join(modules)}) has {share:.0%} of the model's parameters, and trains whole")
-    return Head(modules, along=True), said
+    return Head(modules, along=True, new=bool(drawn)), said
 
 
 def _share(module: nn.Module, modules: list[str]) -> float:

@@ -14,6 +14,7 @@ from task.models.base import Base
 from task.models.loading import loaded
 from task.models.tuning import stacked, tuned
 from task.seeds import derive
+from task.tunings.parts.trainable import inside
 
 
 @dataclass(eq=False)
@@ -33,6 +34,8 @@ class TunedModel:
     trained: dict[str, torch.Tensor] = field(default_factory=dict)  # what the tuning trains
     frozen: dict[str, torch.Tensor] = field(default_factory=dict)  # the other weights of the base
     transposed: frozenset[str] = frozenset()  # names of linear layers' weights that are inputs x outputs
+    head: frozenset[str] = frozenset()  # names of the trained tensors of a classifier's head
+    new_head: bool = False  # whether the base has no head for these classes
     initial_values: dict[str, torch.Tensor] = field(default_factory=dict)  # what `reset` has needed so far
     position: str = ""  # the journal position of the base weights; empty: the base itself
     changed: set[str] = field(default_factory=set)  # frozen weights written since the base was loaded
@@ -102,8 +105,22 @@ def build(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
     own = naming.trained(module, config.tuning)
     frozen = naming.frozen(module, config.tuning, own)
     transposed = naming.transposed(module, config.tuning)
+    head = frozenset(name for name in own if inside(name, found.head.trained))
     notices = (*found.notices, *stacked(module, config.tuning))
-    return TunedModel(module, base, config, rank, device, own, frozen, transposed, untouched=True, notices=notices)
+    return TunedModel(
+        module,
+        base,
+        config,
+        rank,
+        device,
+        own,
+        frozen,
+        transposed,
+        head,
+        found.head.new,
+        untouched=True,
+        notices=notices,
+    )
 
 
 def _narrow(dtype: torch.dtype, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:

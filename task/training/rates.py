@@ -25,6 +25,14 @@ def unusual(config: TaskConfig) -> str:
     )
 
 
+def of_head(config: TaskConfig, new: bool) -> str:
+    """Return a sentence on the learning rate of a classifier's head and on the rounds that it trains alone in."""
+    rate = config.rate_of_head(new)
+    times = f", {rate / config.learning_rate:.3g} times the rest" if rate != config.learning_rate else ""
+    alone = f"; in the first {config.head_rounds} rounds it trains alone" if config.head_rounds else ""
+    return f"{'new' if new else 'of the base'}, learning rate {rate:g}{times}{alone}"
+
+
 def another(config: TaskConfig, rising: bool) -> float:
     """Return the rate to try if a run at the configured one does not learn; `rising`: its loss grew."""
     low, high = usual(config)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch.nn.modules.batchnorm import _NormBase
@@ -54,6 +54,7 @@ class Trainer:
     device: str = "cpu"
     regularisers: tuple[Regulariser, ...] = ()  # each gives a penalty on the tensors that train, in every fit
     private: PrivateSteps | None = None  # differentially private steps in place of the plain ones
+    only: frozenset[str] | None = None  # names of the tensors that may change; None: all that are asked for
 
     def regularised(self, regulariser: Regulariser) -> "Trainer":
         """Return the same trainer with one more penalty in every fit, before the others."""
@@ -68,18 +69,19 @@ class Trainer:
     ) -> dict[str, float]:
         """Train in place with the task's optimiser; `penalty` and those of `regularisers` are added to every loss.
 
-        `live` are the tensors of `model.trained` that change (None: all); the others are frozen meanwhile. Return the
-        mean loss over the last pass (`train-loss`, nats), per row or, if tokens are learned, per token, and the number
-        of steps.
+        `live` are the tensors of `model.trained` that change (None: all), as far as `only` allows; the others are
+        frozen meanwhile. Those of a classifier's head have a learning rate of their own (`TaskConfig.rate_of_head`).
+        Return the mean loss over the last pass (`train-loss`, nats), per row or, if tokens are learned, per token, and
+        the number of steps.
         """
         torch.manual_seed(self.seed)
-        chosen = model.trained if live is None else live
+        chosen = self._allowed(model.trained if live is None else live)
         parameters = [tensor for tensor in chosen.values() if isinstance(tensor, torch.nn.Parameter)]
         masters = Masters(parameters)
-        optimizer = self._optimizer(masters.parameters)
+        optimizer = self._optimizer(masters.parameters, self._rates(model, chosen))
         penalties = [penalty, *(regulariser(chosen) for regulariser in self.regularisers)]
         model.untouched = False
-        _training_mode(model)
+        _training_mode(model, chosen)
         config, rows, least = self.config, len(self.rows), least_rows(model.module)
         check_rows(config, rows, least)
         last = per_epoch(config, rows, least)
@@ -104,6 +106,9 @@ class Trainer:
                 masters.write_back()
         return {"train-loss": _mean(losses, counts), "steps": steps}
 
+    def _allowed(self, live: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        return live if self.only is None else {name: tensor for name, tensor in live.items() if name in self.only}
+
     def losses(self, model: TunedModel) -> Iterator[Callable[[], float]]:
         """Yield, for every local step, a function that returns the loss of its batch on the current model: without
         gradients and dropout, with penalties. For methods that update the model themselves.
@@ -119,12 +124,20 @@ class Trainer:
         loss = model.module(**batch).loss
         return float(loss + sum(extra() for extra in penalties if extra is not None))
 
-    def _optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        config = self.config
+    def _rates(self, model: TunedModel, live: Mapping[str, torch.Tensor]) -> list[float]:
+        """Return the learning rate of every parameter among `live`."""
+        own, rate = self.config.rate_of_head(model.new_head), self.config.learning_rate
+        return [own if name in model.head else rate for name, t in live.items() if isinstance(t, torch.nn.Parameter)]
+
+    def _optimizer(self, parameters: list[torch.nn.Parameter], rates: list[float]) -> torch.optim.Optimizer:
+        """Return the task's optimiser, with one group of parameters for each of the learning rates."""
+        config, pairs = self.config, list(zip(parameters, rates, strict=True))
+        groups = [{"params": [p for p, own in pairs if own == rate], "lr": rate} for rate in dict.fromkeys(rates)]
+        options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
         if config.optimizer == "sgd":
-            return torch.optim.SGD(parameters, config.learning_rate, config.momentum, weight_decay=config.weight_decay)
+            return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov, **options)
         fused = kind(self.device) in ("cpu", "cuda")  # one kernel for all of an adapter's small tensors
-        return torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=fused)
+        return torch.optim.AdamW(groups, fused=fused, **options)
 
 
 def _mean(losses: Iterable[torch.Tensor], counts: Iterable[torch.Tensor]) -> float:
@@ -133,11 +146,11 @@ def _mean(losses: Iterable[torch.Tensor], counts: Iterable[torch.Tensor]) -> flo
     return float((values * weights).sum() / weights.sum())
 
 
-def _training_mode(model: TunedModel) -> None:
+def _training_mode(model: TunedModel, live: Mapping[str, torch.Tensor]) -> None:
     """Turn on dropout. Let running statistics move only if they are exchanged (full tuning): otherwise nothing would
     restore them, and a node's result would depend on the nodes that the process served before."""
     model.module.train()
-    exchanged = {id(tensor) for tensor in model.trained.values()}
+    exchanged = {id(tensor) for tensor in live.values()}
     for module in model.module.modules():
         if isinstance(module, _NormBase) and id(module.running_mean) not in exchanged:
             module.eval()

@@ -40,6 +40,7 @@ class Adapter(Tuning):
 
     usual_adamw = (1e-5, 1e-2)
     usual_sgd = (1e-4, 1e1)
+    new_head_adamw = 10.0
 
     width: int = option(16, low=1, high=8192, doc="features in the middle of an adapter")
 

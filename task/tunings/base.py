@@ -31,10 +31,12 @@ class TuningError(ValueError):
 
 @dataclass(frozen=True)
 class Head:
-    """The names of a model's head modules. `along`: whether every tuning trains them too."""
+    """The names of a model's head modules. `along`: whether every tuning trains them too; `new`: whether the base has
+    no head for these classes, so that it was drawn at random."""
 
     modules: list[str]
     along: bool
+    new: bool = False
 
     @property
     def trained(self) -> list[str]:
@@ -73,6 +75,8 @@ class Tuning(ABC):
     substitute: ClassVar[int] = 0  # position in the suggestions if another tuning does not fit; 0: never
     usual_adamw: ClassVar[tuple[float, float]] = (1e-5, 1e-1)  # smallest and largest usual learning rate
     usual_sgd: ClassVar[tuple[float, float]] = (1e-4, 1e2)
+    new_head_adamw: ClassVar[float] = 1.0  # times the learning rate that a new head learns best at
+    new_head_sgd: ClassVar[float] = 1.0
 
     @property
     def name(self) -> str:
@@ -123,3 +127,7 @@ class Tuning(ABC):
     def usual_rates(self, optimizer: str) -> tuple[float, float]:
         """Return the smallest and the largest usual learning rate with an optimizer."""
         return self.usual_sgd if optimizer == "sgd" else self.usual_adamw
+
+    def new_head_rate(self, optimizer: str) -> float:
+        """Return the multiple of the learning rate at which a new head trains if `head-rate` does not say."""
+        return self.new_head_sgd if optimizer == "sgd" else self.new_head_adamw

@@ -20,6 +20,7 @@ class Bias(Tuning):
     substitute = 2
     usual_adamw = (1e-5, 2e-2)
     usual_sgd = (1e-4, 1e1)
+    new_head_adamw = 10.0
 
     def apply(self, module: nn.Module, head: Head, kind: TaskKind, rank: int) -> nn.Module:
         return set_trainable(module, lambda name: head.along if inside(name, head.modules) else name.endswith("bias"))

@@ -18,6 +18,7 @@ class Full(Tuning):
     substitute = 4
     usual_adamw = (1e-6, 1e-3)
     usual_sgd = (1e-5, 1.0)
+    new_head_adamw = 300.0
 
     def apply(self, module: nn.Module, head: Head, kind: TaskKind, rank: int) -> nn.Module:
         return set_trainable(module, lambda name: True)

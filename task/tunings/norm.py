@@ -19,6 +19,7 @@ class Norm(Tuning):
     adds = False
     usual_adamw = (1e-5, 5e-2)
     usual_sgd = (1e-4, 1e1)
+    new_head_adamw = 3.0
 
     def apply(self, module: nn.Module, head: Head, kind: TaskKind, rank: int) -> nn.Module:
         from peft import LNTuningConfig, get_peft_model

@@ -27,6 +27,7 @@ class Ssf(Tuning):
     folds = True
     usual_adamw = (1e-5, 2e-2)
     usual_sgd = (1e-4, 1e1)
+    new_head_adamw = 10.0
 
     def apply(self, module: nn.Module, head: Head, kind: TaskKind, rank: int) -> nn.Module:
         layers = [m for n, m in module.named_modules() if _foldable(m) and not inside(n, head.modules)]

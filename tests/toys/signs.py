@@ -26,6 +26,7 @@ class Signs(Strategy):
     """One float32 per node and round."""
 
     needs_in_place = True
+    exchanges_tensors = False
     is_weighted_mean = False
     laws = frozenset({FIXED_POINT, ORDER, WEIGHTS})
 

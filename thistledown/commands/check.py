@@ -11,7 +11,7 @@ import torch
 from server_app import noticed
 from server_app.callbacks.progress import human
 from server_app.config import RunConfig
-from strategies.exchange import compatibility
+from strategies.exchange import compatibility, head_rounds
 from strategies.exchange.dry_run import rehearse
 from strategies.exchange.federation import evaluated
 from strategies.exchange.strategy import Strategy
@@ -33,7 +33,7 @@ from task.seeds import derive
 from task.storage.store import Store, StoreError, server_store
 from task.training.batches import steps_of
 from task.training.dry_run import DryRunError
-from task.training.rates import unusual
+from task.training.rates import of_head, unusual
 from task.tunings.base import AUTO, TuningError
 from thistledown.settings import Settings
 from thistledown.traffic import Leg, Traffic
@@ -214,10 +214,12 @@ def _costs(
     total = sum(parameter.numel() for parameter in model.module.parameters())
     own = sum(tensor.numel() for tensor in model.trained.values())
     yield f"trains    {own:,} of {total:,} parameters ({own / total:.2%}) in {len(model.trained)} tensors"
+    if model.head:
+        yield f"head      {of_head(task, model.new_head)}"
     if not run.strategy.heterogeneous_ranks and len({profile.rank for profile in profiles}) > 1:
         yield f"ranks     {run.strategy.name} needs equal ranks: every node trains rank {rank}, the smallest budget"
     traffic = Traffic(run, task, base)
-    legs = traffic.legs(profiles, run.strategy.initial(model))
+    legs = traffic.legs(profiles, head_rounds.initial(run.strategy, model, task))
     spans = ["a round"] if len(legs) == 1 else [_rounds(leg.rounds) for leg in legs]
     width = max(9, *map(len, spans))
     for leg, which in zip(legs, spans, strict=True):

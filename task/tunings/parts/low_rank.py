@@ -22,6 +22,7 @@ class LowRank(Tuning, ABC):
     on_linear_layers = True
     usual_adamw = (1e-5, 5e-3)
     usual_sgd = (1e-4, 1e1)
+    new_head_adamw = 30.0
 
     ranks: tuple[int, ...] = option(
         (8,),
