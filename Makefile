@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PYTEST = $(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help venv run test test-all test-rest test-for fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment check docs bench-aggregation bench-projection bench-ferret bench-scoring bench-deployment bench-attacks bench-optimizers \
+.PHONY: help venv run embedded-base test test-all test-rest test-for fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment check docs bench-aggregation bench-projection bench-ferret bench-scoring bench-deployment bench-attacks bench-optimizers \
 	results-rbla results-sa-fedlora results-ferret results-fedpeft clean
 
 help:  ## what can be made
@@ -60,6 +60,9 @@ check: venv  ## lint, types, direction of imports, the site
 
 mutated-bases: venv  ## 2,000 damaged and forged bases, and every path that a base could name: an hour on two cores
 	MUTATED_BASES=2000 EXHAUSTIVE=1 $(BIN)/python -m pytest -n0 -s tests/test_mutated_bases.py tests/test_walked_bases.py
+
+embedded-base: venv  ## train the embedded base anew and write the module that holds it: seconds
+	$(BIN)/python -m benchmarks.embedded_base
 
 bench-aggregation: venv  ## 1,000 adapter updates: our rules against Flower's own sum
 	$(BIN)/python benchmarks/aggregation.py

@@ -1,4 +1,4 @@
-"""Once per session: a store of our own (with the embedded base), one thread, Flower's identity.
+"""Once per session: a store of our own, one thread, Flower's identity.
 
 Fixtures of more than one file: an empty store, the bases that rows are prepared for, strategies in other folders, and
 a strategy with a journal beside a model for it; and what keeps servers that are killed from writing.
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from embedded_once import put_embedded_base
 from entries import Listening, at_the_base
 from flwr.supercore.task_identity import TaskIdentity
 from fragile import Killed
@@ -31,7 +30,6 @@ pytest_plugins = ["tiers", "concerning"]
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Set for this process and for those it starts."""
     cache = tmp_path_factory.mktemp("cache")
-    put_embedded_base(cache / "server")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("THISTLEDOWN_CACHE", str(cache))
         torch.set_num_threads(1)

@@ -1,5 +1,7 @@
 """Bases: the embedded one, the fingerprint of a folder, what a store takes and what is refused."""
 
+import base64
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -7,10 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.embedded_base import module_text, trained_weights
 from task.config import Model
-from task.models import embedded
+from task.data.sources.digits import digits_part
 from task.models.base import Base, BaseError, files, fingerprint
-from task.models.embedded import trained_base
+from task.models.embedded import embedded_base
+from task.models.embedded import weights as embedded_weights
+from task.models.embedded.weights import DIGEST, WEIGHTS
 from task.models.finding import accept_offer, node_base, server_base
 from task.storage.store import Store, server_store
 
@@ -31,17 +36,39 @@ def test_the_embedded_base_has_136_138_parameters(base: Base) -> None:
     assert sum(parameter.numel() for parameter in plain(base).parameters()) == 136_138
 
 
-def test_it_is_trained_once(base: Base) -> None:
+def test_it_is_written_once(base: Base) -> None:
     path = base.folder / "model.safetensors"
     before = path.stat().st_mtime_ns
-    assert trained_base(server_store()) == base.folder
+    assert embedded_base(server_store()) == base.folder
     assert path.stat().st_mtime_ns == before
 
 
-@pytest.mark.slow
-def test_training_it_anew_gives_the_same_bits(base: Base, tmp_path: Path) -> None:
+def test_its_bytes_are_the_same_in_every_store(base: Base, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
-    assert fingerprint(trained_base(store), store) == base.fingerprint
+    assert fingerprint(embedded_base(store), store) == base.fingerprint
+
+
+def test_its_weights_are_those_that_the_digest_is_of() -> None:
+    weights = base64.b85decode("".join(WEIGHTS))
+    assert hashlib.blake2b(weights, digest_size=16).hexdigest() == DIGEST
+    assert module_text(weights) == Path(embedded_weights.__file__).read_text()
+
+
+@pytest.mark.slow
+def test_its_recipe_gives_a_base_as_good(base: Base) -> None:
+    """Other processors may round otherwise, so the bits may differ; what the base knows may not."""
+    from safetensors.torch import load
+
+    images, labels = digits_part("public")
+    pixels = torch.from_numpy(images).float().div_(16.0).sub_(0.5).div_(0.5)
+    shipped = plain(base)
+    again = plain(base)
+    again.load_state_dict({name: tensor.float() for name, tensor in load(trained_weights()).items()})
+    with torch.no_grad():
+        right = [
+            (model(pixels).logits.argmax(1) == torch.from_numpy(labels)).float().mean() for model in (shipped, again)
+        ]
+    assert min(right) > 0.995
 
 
 def test_its_fingerprint_is_that_of_its_bytes(base: Base, tmp_path: Path) -> None:
@@ -52,20 +79,6 @@ def test_its_fingerprint_is_that_of_its_bytes(base: Base, tmp_path: Path) -> Non
     assert fingerprint(tmp_path, store) == base.fingerprint
     (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text() + "\n")
     assert fingerprint(tmp_path, store) != base.fingerprint
-
-
-def test_it_is_the_same_however_many_threads_train_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store keeps it for runs with any number of threads, so its recipe must not depend on them."""
-    monkeypatch.setattr(embedded, "EPOCHS", 1)
-    prints = []
-    for threads in (1, 2):
-        store = Store(tmp_path / str(threads))
-        torch.set_num_threads(threads)
-        try:
-            prints.append(fingerprint(trained_base(store), store))
-        finally:
-            torch.set_num_threads(1)
-    assert prints[0] == prints[1]
 
 
 # ------------------------------------------------------------------------------- what is refused

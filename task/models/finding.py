@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from task.config import EMBEDDED_MODEL, Model
 from task.files.contents import BaseError, adapter, check, check_size, listed, may_be_named
 from task.models.base import FINGERPRINT, Base, content_hash, examine, fingerprint, located, named_folder, sized
-from task.models.embedded import trained_base
+from task.models.embedded import embedded_base
 from task.models.merged import merged
 from task.storage import seal
 from task.storage.retention import trim
@@ -26,7 +26,7 @@ class BaseMissing(BaseError):
 def server_base(model: Model, store: Store) -> Base:
     """Return the base that a run starts from, on the server. Raises BaseError."""
     if model.name == EMBEDDED_MODEL:
-        folder = trained_base(store)
+        folder = embedded_base(store)
     elif adapter(folder := located(model)):
         folder = merged(folder, store)
     else:

@@ -18,7 +18,7 @@ from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Profile, RunFailed
 from strategies.rounds.handshake.ranks import MEMORY_SHARE, TIME_SHARE
 from strategies.rounds.handshake.resolve import needs_no_data, resolve
-from task.config import EMBEDDED_MODEL, TaskConfig
+from task.config import TaskConfig
 from task.data.partition import node_names, partition, table
 from task.data.partitioners.base import Positions, SplitError
 from task.data.prepared import DataError, Parts, data_index, holdout, prepare
@@ -72,8 +72,6 @@ def _quiet() -> Iterator[None]:
 def _explained(run: RunConfig, store: Store) -> Iterator[str]:
     torch.set_num_threads(run.task.threads)
     yield from _devices(run)
-    if run.task.model.name == EMBEDDED_MODEL:
-        yield f"model     preparing the embedded one (trained once, takes seconds, cached in {store.root})"
     base, task = _base_and_task(run, store)
     yield f"base      {base.name}, fingerprint {base.fingerprint}"
     parts = None if needs_no_data(task) else prepare(task, base.folder, store)

@@ -25,8 +25,8 @@ SHOWN = 10  # nodes whose reasons an error lists before it counts the rest
 def start(context: RunContext) -> tuple[RunContext, NodeRegistry]:
     """Do everything up to the first round. Raises ConfigError, RunFailed and the task's own errors.
 
-    Nodes are asked before the base is found: training the embedded base, or reading a large one, and imports then
-    overlap with the start of the nodes' processes.
+    Nodes are asked before the base is found: reading a large base and imports then overlap with the start of the nodes'
+    processes.
     """
     federation = context.federation
     nodes = wait_for_nodes(context.grid, federation)
