@@ -44,13 +44,15 @@ def _setting(setting: Setting) -> Content:
 
 def _search(study: Study, setting: Setting, method: Method, done: dict[str, Measured]) -> Content:
     """`scores` are by rate; None for a run that failed."""
+    scores = study.scores(setting, method, done)
     return {
         "setting": setting.name,
         "method": method.name,
         "option": method.searched,
         "grid": study.grid(setting, method, done),
-        "scores": study.scores(setting, method, done),
+        "scores": scores,
         "chosen": study.chosen(setting, method, done),
+        "at-an-end": study.at_an_end(setting, method, done),
         "by": setting.rule,
     }
 

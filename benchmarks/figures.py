@@ -5,8 +5,13 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
+from scipy import stats
+
 from benchmarks.derived import Content
 from benchmarks.study import LOSS, mean_of_last
+
+LEVEL = 0.05  # a smaller p value separates two methods
+AHEAD, BEHIND, EQUAL, ONE_SEED = "ahead", "behind", "not separable", "one seed"
 
 
 @dataclass(frozen=True)
@@ -63,21 +68,36 @@ def outcomes(content: Content, setting: Content) -> list[Outcome]:
     return sorted(found, key=lambda outcome: sign * statistics.mean(outcome.values("last-5") or [sign * math.inf]))
 
 
+def paired(one: Outcome, other: Outcome, name: str = "last-5") -> list[float]:
+    """Return the differences of a value, one for each seed with which both completed."""
+    theirs = {run["seed"]: run[name] for run in other.runs}
+    return [run[name] - theirs[run["seed"]] for run in one.runs if run["seed"] in theirs]
+
+
 def error_of_mean(values: list[float]) -> float:
-    """Standard error; not a number for a single value."""
+    """Return the standard error; not a number for a single value."""
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-def difference(one: list[float], other: list[float]) -> tuple[float, float]:
-    """Difference of the means, and its pooled standard error: the root of the sum of both squared errors."""
-    return statistics.mean(one) - statistics.mean(other), math.hypot(error_of_mean(one), error_of_mean(other))
+def chance(differences: list[float]) -> float:
+    """Return the two-sided p value of a paired t test: how likely so large a mean difference is between equals.
+
+    Not a number for fewer than two differences.
+    """
+    if len(differences) < 2:
+        return math.nan
+    mean, error = statistics.mean(differences), error_of_mean(differences)
+    if error == 0.0:
+        return 0.0 if mean else 1.0
+    return float(2 * stats.t.sf(abs(mean / error), len(differences) - 1))
 
 
-def verdict(gap: float, error: float, metric: str) -> str:
-    """What a difference of a metric says."""
-    gap = -gap if metric == LOSS else gap
-    if math.isnan(error):
-        return "one seed"
-    if abs(gap) <= error:
-        return "within one error"
-    return "ahead" if gap > 0 else "behind"
+def verdict(differences: list[float], metric: str) -> str:
+    """Return what paired differences of a metric say, at a level of 5 %."""
+    p = chance(differences)
+    if math.isnan(p):
+        return ONE_SEED
+    if p >= LEVEL:
+        return EQUAL
+    better = statistics.mean(differences) * (-1 if metric == LOSS else 1) > 0
+    return AHEAD if better else BEHIND

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks import records
 from benchmarks.derived import Content, derive
-from benchmarks.figures import Outcome, difference, outcomes, verdict
+from benchmarks.figures import BEHIND, EQUAL, ONE_SEED, Outcome, chance, error_of_mean, outcomes, paired, verdict
 from benchmarks.plots import draw
 from benchmarks.savings import INITIATING, savings
 from benchmarks.study import LOSS
@@ -39,10 +39,11 @@ def _head(content: Content) -> str:
     )
     reading = (
         "± is the standard deviation over seeds. Accuracy or loss is that of the test part. Tables are sorted by the "
-        "mean of the last five rounds; the best value of a column is bold. The first round at the target is given for "
-        "every seed; `> N`: not reached in N rounds. The aggregation error is the distance of the aggregate from the "
-        "mean of the nodes' products, relative to the latter, mean over rounds and seeds. Bytes are those of all nodes "
-        "and rounds, without offers of the base."
+        "mean of the last five rounds; the best value of a column is bold. A method is ahead or behind if a paired t "
+        "test over seeds says so at 5 %; over three seeds only large and steady differences pass it. The first round "
+        "at the target is given for every seed; `> N`: not reached in N rounds. The aggregation error is the distance "
+        "of the aggregate from the mean of the nodes' products, relative to the latter, mean over rounds and seeds. "
+        "Bytes are those of all nodes and rounds, without offers of the base."
     )
     return "\n\n".join([f"# {content['title']}", *content["about"], facts, reading])
 
@@ -139,14 +140,20 @@ def _comparison(ran: list[Outcome], reference: Outcome) -> str:
     for outcome in ran:
         if outcome is reference:
             continue
-        gap, error = difference(outcome.values("last-5"), reference.values("last-5"))
+        gaps = paired(outcome, reference)
         sooner = reference.rounds_to_target - outcome.rounds_to_target  # nan where neither gets there
         rounds = f"{0.0 - sooner:+.1f}" if math.isfinite(sooner) else ""
-        said = [f"{_signed(gap)} ± {_share(error)}", verdict(gap, error, outcome.metric)]
+        p = chance(gaps)
+        said = [
+            f"{_signed(statistics.mean(gaps))} ± {_share(error_of_mean(gaps))}" if gaps else "",
+            "" if math.isnan(p) else "< .001" if p < 0.001 else _share(p),
+            verdict(gaps, outcome.metric),
+        ]
         rows.append([outcome.method, *said, rounds, _ratio(outcome, reference)])
     heads = [
         f"against {reference.method}",
-        "mean of last 5 ± pooled standard error",
+        "mean of last 5, difference by seed ± standard error",
+        "p",
         "so it is",
         "rounds to target, difference",
         "its bytes",
@@ -159,13 +166,12 @@ def _floor(ran: list[Outcome], name: str) -> str:
     floor = _named(ran, name)
     if floor is None:
         return ""
-    found: dict[str, list[str]] = {"behind": [], "within one error": [], "one seed": []}
+    found: dict[str, list[str]] = {BEHIND: [], EQUAL: [], ONE_SEED: []}
     for outcome in ran:
-        gap, error = difference(outcome.values("last-5"), floor.values("last-5"))
-        if outcome is not floor and (said := verdict(gap, error, outcome.metric)) in found:
+        if outcome is not floor and (said := verdict(paired(outcome, floor), outcome.metric)) in found:
             found[said].append(outcome.method)
     listed = "; ".join(f"{', '.join(names)} ({said})" for said, names in found.items() if names)
-    return f"Not above {name} by more than one error: {listed}." if listed else f"All others are above {name}."
+    return f"Not ahead of {name}: {listed}." if listed else f"All others are ahead of {name}."
 
 
 def _ratio(outcome: Outcome, reference: Outcome) -> str:
@@ -194,9 +200,13 @@ def _search(content: Content) -> str:
         scores = search["scores"]
         shown = (_bold(f"{rate:g}: {_score(scores, rate)}", rate == search["chosen"]) for rate in search["grid"])
         option = "" if search["option"] == "learning-rate" else f"`{search['option']}` "
-        rows.append([search["setting"], search["method"], option + ", ".join(shown)])
+        end = ", at an end of what was tried" if search["at-an-end"] else ""
+        rows.append([search["setting"], search["method"], option + ", ".join(shown) + end])
     by = " or ".join(dict.fromkeys(search["by"] for search in own))
-    rule = f"Chosen by {by}; a failed run loses. Bold is what was used for all seeds."
+    rule = (
+        f"Chosen by {by}; a failed run loses. Bold is what was used for all seeds. Where it is at an "
+        "end of what was tried, a better one may lie beyond."
+    )
     return f"## Learning rates\n\n{rule}\n\n" + _table(["setting", "method", "rate: on validation rows"], rows)
 
 

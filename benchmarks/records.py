@@ -40,6 +40,7 @@ def save(path: Path, study: Study, done: dict[str, Measured]) -> None:
         "published": study.published,
         "reference": study.reference,
         "floor": study.floor,
+        "extensions": study.extensions,
         "savings": study.savings,
         "seeds": study.seeds,
         "settings": [_declared(setting) for setting in study.settings],
@@ -91,6 +92,7 @@ def _study(content: Content) -> Study:
         savings=content["savings"],
         seeds=tuple(content["seeds"]),
         floor=content["floor"],
+        extensions=content.get("extensions", 0),  # 0: measured before grids were extended
     )
 
 

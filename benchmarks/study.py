@@ -1,8 +1,9 @@
 """What a study declares: settings, methods, a grid of learning rates and seeds; and the runs that follow from it.
 
 One option, by default the learning rate, is searched for every method alike: on the first seed each value of the grid
-is run, and the one with the best mean of the validation metric over the last rounds is used for the other seeds. A
-setting may go by what was found in another: take it over, or search among shares of it.
+is run, and the one with the best mean of the validation metric over the last rounds is used for the other seeds. A grid
+whose best value is at an end is extended there, by the ratio of its last two values. A setting may go by what was found
+in another: take it over, or search among shares of it.
 """
 
 import json
@@ -90,7 +91,7 @@ class Run:
 @dataclass(frozen=True)
 class Study:
     """`about` and `published` are paragraphs of its page; other methods are compared to `reference`, and the page says
-    which are not above `floor`."""
+    which are not ahead of `floor`. `extensions` values may be added at each end of a grid."""
 
     name: str
     title: str
@@ -101,6 +102,7 @@ class Study:
     savings: bool = False  # report parameters saved against the reference
     seeds: tuple[int, ...] = (0, 1, 2)
     floor: str = ""
+    extensions: int = 3
 
     @property
     def size(self) -> int:
@@ -119,7 +121,11 @@ class Study:
         for setting, method in self.contests():
             for rate in self.grid(setting, method, done):
                 yield run_of(setting, method, self.seeds[0], rate)
-        rates = [(setting, method, self.chosen(setting, method, done)) for setting, method in self.contests()]
+        rates = [
+            (setting, method, self.chosen(setting, method, done))
+            for setting, method in self.contests()
+            if self.settled(setting, method, done)
+        ]
         for seed in self.seeds[1:]:
             for setting, method, chosen in rates:
                 if chosen is not None:
@@ -134,15 +140,57 @@ class Study:
 
     def grid(self, setting: Setting, method: Method, done: Mapping[str, Measured]) -> tuple[float, ...]:
         """Return the learning rates that are tried; none while they depend on another setting's search."""
+        grid = self._declared(setting, method, done)
+        for _ in range(2 * self.extensions):
+            further = self._further(setting, method, grid, done)
+            if further is None:
+                break
+            grid = (*grid, further)
+        return grid
+
+    def settled(self, setting: Setting, method: Method, done: Mapping[str, Measured]) -> bool:
+        """Return whether the search is over: all rates were run, and none is to be added."""
+        grid = self.grid(setting, method, done)
+        return bool(grid) and all(run_of(setting, method, self.seeds[0], rate).key in done for rate in grid)
+
+    def at_an_end(self, setting: Setting, method: Method, done: Mapping[str, Measured]) -> bool:
+        """Return whether the chosen rate is the lowest or the highest of several that were run."""
+        scores, chosen = self.scores(setting, method, done), self.chosen(setting, method, done)
+        return chosen is not None and len(scores) > 1 and chosen in (min(scores), max(scores))
+
+    def _declared(self, setting: Setting, method: Method, done: Mapping[str, Measured]) -> tuple[float, ...]:
         if setting.rates_of is None:
             return setting.declared(method)
         found = self.chosen(setting.rates_of, method, done)
         return () if found is None else tuple(round(found * share, 6) for share in setting.shares)
 
+    def _further(
+        self, setting: Setting, method: Method, grid: tuple[float, ...], done: Mapping[str, Measured]
+    ) -> float | None:
+        """Return the rate beyond the end of the grid where the best one is; None if there is nothing to add."""
+        scores = self._scores(setting, method, grid, done)
+        worked = {rate: score for rate, score in scores.items() if score is not None}
+        if len(grid) < 2 or len(scores) < len(grid) or not worked:
+            return None
+        best, ordered, declared = self._best(setting, worked), sorted(grid), self._declared(setting, method, done)
+        if best == ordered[-1] and sum(rate > max(declared) for rate in grid) < self.extensions:
+            return _rounded(ordered[-1] * ordered[-1] / ordered[-2])
+        if best == ordered[0] and sum(rate < min(declared) for rate in grid) < self.extensions:
+            return _rounded(ordered[0] * ordered[0] / ordered[1])
+        return None
+
     def scores(self, setting: Setting, method: Method, done: Mapping[str, Measured]) -> dict[float, float | None]:
         """Validation metric by rate, for the rates that were run; None where the run failed."""
-        runs = [run_of(setting, method, self.seeds[0], rate) for rate in self.grid(setting, method, done)]
+        return self._scores(setting, method, self.grid(setting, method, done), done)
+
+    def _scores(
+        self, setting: Setting, method: Method, grid: tuple[float, ...], done: Mapping[str, Measured]
+    ) -> dict[float, float | None]:
+        runs = [run_of(setting, method, self.seeds[0], rate) for rate in grid]
         return {run.rate: validation(done[run.key]) for run in runs if run.key in done}
+
+    def _best(self, setting: Setting, worked: Mapping[float, float]) -> float:
+        return (min if setting.metric == LOSS else max)(worked, key=worked.__getitem__)
 
     def chosen(self, setting: Setting, method: Method, done: Mapping[str, Measured]) -> float | None:
         """Return the best rate; None while the search is running, or if all its runs failed. Ties go to the first."""
@@ -150,7 +198,7 @@ class Study:
         worked = {rate: score for rate, score in scores.items() if score is not None}
         if not worked or len(scores) < setting.tries(method):
             return None
-        return (min if setting.metric == LOSS else max)(worked, key=worked.__getitem__)
+        return self._best(setting, worked)
 
 
 def run_of(setting: Setting, method: Method, seed: int, rate: float) -> Run:
@@ -159,6 +207,11 @@ def run_of(setting: Setting, method: Method, seed: int, rate: float) -> Run:
     options = {**setting.options, **method.options, method.searched: rate, **tied, "seed": seed}
     filled = {name: v.format(seed=seed) if isinstance(v, str) else v for name, v in options.items()}
     return Run(setting.name, method.name, seed, rate, setting.preset, filled)
+
+
+def _rounded(rate: float) -> float:
+    """Return a rate with four significant digits, so that its key is short and the same on every machine."""
+    return float(f"{rate:.4g}")
 
 
 def key(preset: str, options: Options) -> str:

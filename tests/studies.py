@@ -16,7 +16,7 @@ TINY = Setting(
     target=0.5,
 )
 HERE = "2 cores of some kind"
-STUDY = Study("some", "A study", ("About it.",), ("Somebody said so.",), (TINY,), "ours")
+STUDY = Study("some", "A study", ("About it.",), ("Somebody said so.",), (TINY,), "ours", extensions=0)
 
 
 def measured(accuracy: float = 0.5, *, chosen_by: float | None = None, error: str = "", rounds: int = 2) -> Measured:
