@@ -65,8 +65,14 @@ class Answer:
 
 @pytest.fixture(scope="module")
 def secrets() -> list[list[str]]:
-    """Values of the nodes' rows."""
-    return [[f"Qz{n}{k}-{(7919 * (n + 1) * (k + 3)) % 10**8:08d}-Wv" for k in range(24)] for n in range(2)]
+    """Values of the nodes' rows: letters that are not in hex digests, which have any six digits now and then."""
+    numbers = [[(7919 * (n + 1) * (k + 3)) % 10**8 for k in range(24)] for n in range(2)]
+    return [[f"Qz{n}{k}-{spelled(number)}-Wv" for k, number in enumerate(own)] for n, own in enumerate(numbers)]
+
+
+def spelled(number: int) -> str:
+    """Return eight letters for a number."""
+    return "".join("ghjkmnpqrs"[int(digit)] for digit in f"{number:08d}")
 
 
 @pytest.fixture(scope="module")
