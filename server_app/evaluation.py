@@ -43,44 +43,33 @@ class Evaluator:
     examine_rows: int = 0
 
     def __call__(self, state: State) -> Metrics:
-        model = held(self.strategy, self._base, self.config, state, self.device)
+        model = held(self.strategy, self.base, self.config, state, self.device)
         scores: Metrics = {}
         for name, rows in (("validation", self._parts.validation), ("test", self._parts.test)):
-            for metric, value in self._evaluated(model, rows).items():
+            for metric, value in self.scores(model, rows).items():
                 scores[f"{name}-{metric}"] = value
         return scores
 
     def probe(self, start: State) -> Probe | None:
-        """Return a function that measures the loss of states that follow `start`; None if there are too few rows."""
-        rows = self._sample
-        if rows is None:
-            return None
-        since = start.positions[-1]
-        model = held(self.strategy, self._base, self.config, start, self.device)
-        base_weights = base_weights_of(model) if since != BASE_POSITION else {}
-
-        def loss(state: State) -> float:
-            nonlocal model
-            model = followed(self.strategy, model, state, since, base_weights)
-            found = self._evaluated(model, rows)["loss"]
-            return min(found, HOPELESS) if math.isfinite(found) else HOPELESS
-
-        return loss
+        """Return what measures the loss of states that follow `start`; None if there are too few rows."""
+        return None if self.sample is None else _Probe(self, start, self.sample)
 
     @property
-    def _base(self) -> Base:
+    def base(self) -> Base:
+        """Return the base of the run."""
         return server_base(self.config.model, server_store())
 
     @property
     def _parts(self) -> Parts:
-        return prepare(self.config, self._base.folder, server_store())
+        return prepare(self.config, self.base.folder, server_store())
 
-    def _evaluated(self, model: TunedModel, rows: Rows) -> dict[str, float]:
+    def scores(self, model: TunedModel, rows: Rows) -> dict[str, float]:
+        """Return the metrics of a model on these rows."""
         at_once = batches_at_once(self.device, self.config.threads)  # nodes are idle during evaluation
         return evaluate(model, rows, self.device, at_once)
 
     @cached_property
-    def _sample(self) -> Rows | None:
+    def sample(self) -> Rows | None:
         """Return the rows that probes use, or None if there are too few."""
         if not self.examine_rows:
             return None
@@ -95,6 +84,33 @@ class Evaluator:
             LOG.info("single updates are not examined: of %d validation rows %s (examine-rows)", len(rows), few)
             return None
         return rows.select(drawn)
+
+
+class _Probe:
+    """What measures the loss of states that follow `start`, on these rows."""
+
+    def __init__(self, evaluator: Evaluator, start: State, rows: Rows) -> None:
+        self._evaluator, self._rows, self._since = evaluator, rows, start.positions[-1]
+        self._model = held(evaluator.strategy, evaluator.base, evaluator.config, start, evaluator.device)
+        self._base_weights = base_weights_of(self._model) if self._since != BASE_POSITION else {}
+
+    def __call__(self, state: State) -> float:
+        return self._loss(self._holding(state), self._rows)
+
+    def by_label(self, state: State) -> list[float]:
+        model = self._holding(state)
+        labels = np.asarray(self._rows.labels)
+        groups = (np.flatnonzero(labels == label) for label in np.unique(labels))
+        return [self._loss(model, self._rows.select(own)) for own in groups]
+
+    def _holding(self, state: State) -> TunedModel:
+        strategy = self._evaluator.strategy
+        self._model = followed(strategy, self._model, state, self._since, self._base_weights)
+        return self._model
+
+    def _loss(self, model: TunedModel, rows: Rows) -> float:
+        found = self._evaluator.scores(model, rows)["loss"]
+        return min(found, HOPELESS) if math.isfinite(found) else HOPELESS
 
 
 def balanced(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:

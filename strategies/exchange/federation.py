@@ -1,9 +1,10 @@
 """The settings of a federation: everything about a run that is neither the algorithm nor the task."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from strategies.exchange.callback import Callback
 from strategies.exchange.types import Metrics, State
@@ -36,7 +37,18 @@ def evaluated(round: int, rounds: int, every: int) -> bool:
 
 
 Score = Callable[[State], Metrics]
-Probe = Callable[[State], float]  # the loss of a state on a few rows of the server's
+
+
+class Probe(Protocol):
+    """The loss of a state on a few rows of the server's, in nats, from 0 to 10^6."""
+
+    def __call__(self, state: State, /) -> float:
+        """Return the mean loss."""
+        ...
+
+    def by_label(self, state: State, /) -> Sequence[float]:
+        """Return the mean loss of the rows of each label."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -58,8 +70,8 @@ class Federation:
     checkpoint: folder of the newest state, written after each round; None: no state is kept.
     resume: continue from that state, with the settings of the run that wrote it; else start anew.
     score: evaluates the state on the server; unlike Flower's `evaluate_fn` it needs no copy.
-    probe: returns a function that measures the states that may follow a given one, in nats, from 0 to 10^6; None if
-        the server has too few rows. See `examination`.
+    probe: returns what measures the states that may follow a given one; None if the server has too few rows. See
+        `examination`.
     callbacks: observers of the run, called in this order; see `Callback`.
     """
 

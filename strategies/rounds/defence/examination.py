@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from strategies.exchange.federation import Probe
 from strategies.exchange.types import State, Update
-from strategies.rounds.defence.influence import QUARTER, RISE, Losses, Tally, relieved
+from strategies.rounds.defence.influence import QUARTER, RISE, Losses, Tally, changes, relieved, reversal
 from strategies.rounds.defence.spool import Spool
 from strategies.rounds.run import Run
 from task.seeds import derive
@@ -59,7 +59,7 @@ def examined(run: Run, number: int, state: State, new: State, updates: Spool, co
     source = _source(run, number, before, after)
     if not (number <= EARLY or risen or suspected or source.random() < CHANCE):
         return Verdict(new)
-    verdict = _Examination(run, number, updates, combine, probe, source).verdict(new, before, after)
+    verdict = _Examination(run, number, updates, combine, probe, source, state, new).verdict(before, after)
     if verdict.state is new:
         probe(new)  # the journal continues from here, not from the state probed last
     return verdict
@@ -79,14 +79,16 @@ class _Examination:
     combine: Combine
     probe: Probe
     source: random.Random
+    state: State  # before
+    new: State
 
-    def verdict(self, new: State, before: float, after: float) -> Verdict:
+    def verdict(self, before: float, after: float) -> Verdict:
         """Return whether the new state is kept, given the losses of the state before and of the new one."""
-        losses, cohort = self._losses(before, after), len(self.updates)
-        harm = losses.harm(cohort)
+        losses, cohort, new = self._losses(before, after), len(self.updates), self.new
+        harm, tallies = losses.harm(cohort), self.run.context.run_state.tallies
         for node, own in harm.items():
-            self.run.context.run_state.tallies.setdefault(node, Tally()).add(own, losses.good)
-        harmful = {node for node, own in harm.items() if own > 0 and self.run.context.run_state.tallies[node].harmful}
+            tallies.setdefault(node, Tally()).add(own, losses.good, losses.reversal.get(node, 0.0))
+        harmful = {node for node, own in harm.items() if own > 0 and tallies[node].harmful}
         learned = self.run.context.run_state.learned(before, min(after, *losses.without.values()))
         risen = after - before if after - before >= RISE * learned > 0 else 0.0
         behind = {node for node, gain in relieved(after, losses.without).items() if cohort * gain >= risen > 0}
@@ -107,7 +109,11 @@ class _Examination:
     def _record(self, node: str) -> str:
         """Return what a harmful node has done before."""
         tally = self.run.context.run_state.tallies[node]
-        return f"; in {tally.rounds} rounds it undid {tally.share:.2f} of what they could gain" if tally.harmful else ""
+        if not tally.harmful:
+            return ""
+        rounds = "1 round" if tally.rounds == 1 else f"{tally.rounds} rounds"
+        said = f"; in {rounds} it undid {tally.share:.2f} of what could be gained"
+        return said + ", and its effect on the labels is that of a reversed update" if tally.reversed else said
 
     def _without(self, nodes: list[str]) -> Trial:
         """Return the loss and the state without the updates of these nodes."""
@@ -117,13 +123,26 @@ class _Examination:
     def _losses(self, before: float, after: float) -> Losses:
         nodes = [update.node for update in self.updates.heads]
         chosen = nodes if len(nodes) <= MOST else self.source.sample(nodes, MOST)
-        without = {node: self._loss({node: 0.0}, others=1.0) for node in chosen}
+        without = {node: self.probe(self._led_to({node: 0.0}, others=1.0)) for node in chosen}
         suspected = [node for node, gain in relieved(after, without).items() if gain > 0]
-        return Losses(before, after, without, {node: self._loss({node: QUARTER}, others=0.0) for node in suspected})
+        alone = {node: self.probe(self._led_to({node: QUARTER}, others=0.0)) for node in suspected}
+        return Losses(before, after, without, alone, self._reversals(suspected))
 
-    def _loss(self, own: dict[str, float], others: float) -> float:
-        """Return the loss of the state that these shares of the nodes' updates lead to."""
-        return self.probe(self.combine(self._shortened(own, others)))
+    def _reversals(self, nodes: list[str]) -> dict[str, float]:
+        """Return the reversal of these nodes' updates, by what they add to the round and by what they do alone."""
+        if not nodes:
+            return {}
+        before, after = self.probe.by_label(self.state), self.probe.by_label(self.new)
+        found = {}
+        for node in nodes:
+            without = self.probe.by_label(self._led_to({node: 0.0}, others=1.0))
+            alone = self.probe.by_label(self._led_to({node: QUARTER}, others=0.0))
+            found[node] = reversal(changes(without, after), changes(before, alone))
+        return found
+
+    def _led_to(self, own: dict[str, float], others: float) -> State:
+        """Return the state that these shares of the nodes' updates lead to."""
+        return self.combine(self._shortened(own, others))
 
     def _shortened(self, own: dict[str, float], others: float) -> Iterator[Update]:
         for update in self.updates:
