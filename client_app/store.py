@@ -19,7 +19,7 @@ import torch
 from client_app.local import Local
 from client_app.public_errors import NodeError
 from strategies.algebra.lowrank import truncated
-from strategies.algebra.tensors import Tensors, corner, snapshot
+from strategies.algebra.tensors import Tensors, snapshot
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import BASE_POSITION, Entry, State
 from strategies.protocol import checkpoint, journal
@@ -55,8 +55,7 @@ class ClientStore:
         # Only these: another strategy in the same run would exchange the others, and so reveal them.
         own = strategy.private(model)
         client_state = {name: tensor for name, tensor in self.client_state().get(MODEL, {}).items() if name in own}
-        for name, tensor in truncated(client_state, start.rank or model.rank).items():
-            corner(model.trained[name].data, tensor.shape).copy_(tensor)  # this round's rank may be another
+        strategy.restore(model, truncated(client_state, start.rank or model.rank))  # this round's rank may be another
         return model
 
     # ------------------------------------------------------------------ the client state

@@ -31,7 +31,7 @@ from task.training.trainer import Trainer, evaluate
 LOG = logging.getLogger("flwr")
 # Metrics that reveal only how many rows there are; an update shows `rank` too.
 TIME, STEPS = "seconds", "steps"
-PLAIN = ("num-examples", "server-round", "rank", STEPS)
+PLAIN = ("num-examples", "server-round", "rank", STEPS, "kept-round")
 
 
 def trained(local: Local, content: RecordDict) -> RecordDict:

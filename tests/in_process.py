@@ -235,6 +235,7 @@ def suiting(strategy: str) -> dict[str, Any]:
     seeded: dict[str, dict[str, Any]] = {
         "ferret": {"tuning": "bias", "ferret.coordinates": 640, "ferret.block": 256},
         "fedkseed": {"tuning": "bias", "fedkseed.directions": 64, "fedkseed.block": 4096, "optimizer": "sgd"},
+        "scaffold": {"optimizer": "sgd"},
     }
     personalized = {"evaluate": "nodes"} if strategies.strategy_class(strategy).personalized else {}
     return personalized | seeded.get(strategy, {})

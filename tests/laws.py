@@ -32,6 +32,7 @@ from task.training.trainer import Trainer
 FACTORS = ("m0.lora_B.weight", "m0.lora_A.weight")
 WEIGHT = "m0.weight"  # what they are added to
 INPUTS, OUTPUTS, LABELS = 4, 5, 3  # of the toy's adapted layer and of its head
+SAID = {"steps": 2, "kept-round": 0}  # metrics that strategies may need
 SMALL: dict[str, dict[str, object]] = {  # options that fit a model as small as the toy
     "ferret": {"coordinates": 8, "block": 256},
     "fedkseed": {"directions": 8, "block": 256},
@@ -152,7 +153,7 @@ def scene(strategy: Strategy, plan: Plan) -> Scene:
     for node in plan.cohort:
         assignment = assignments[str(node)]
         delta = drawn_like(strategy.expected(state, assignment), generator)
-        updates.append(Update(str(node), assignment, delta, float(plan.weights[node])))
+        updates.append(Update(str(node), assignment, delta, float(plan.weights[node]), SAID))
     return Scene(strategy, state, updates)
 
 

@@ -11,13 +11,17 @@ import strategies
 from client_app.store import ClientStore
 from client_app.training import trained
 from strategies.algebra.tensors import Tensors
+from task.config import TaskConfig
+
+COMPRESSED = [n for n in strategies.names() if not strategies.load(n, ["half"]).problems(TaskConfig(optimizer="sgd"))]
+
 
 # ---------------------------------------------------------------------- federations
 
 
 @pytest.mark.first(1)
 @pytest.mark.parametrize("wrapper", ["quantize", "top-k"])
-@pytest.mark.parametrize("name", strategies.names())
+@pytest.mark.parametrize("name", COMPRESSED)
 def test_every_strategy_federates(name: str, wrapper: str, tmp_path: Path) -> None:
     feedback = strategies.strategy_class(name).additive_across_rounds
     options = {"strategy": name, "wrappers": wrapper, f"{wrapper}.feedback": feedback, "num-server-rounds": 2}
@@ -30,6 +34,10 @@ LEARNING: dict[str, Any] = {
     "num-server-rounds": 4, "local-steps": 10, "learning-rate": 0.01, "batch-size": 16, "lora.ranks": "2,4",
     "simulation.num-supernodes": 2, "data.partitioner": "iid", "data.train-rows": 240, "data.test-rows": 200,
 }  # fmt: skip
+
+
+def test_all_but_scaffold_may_be_compressed() -> None:
+    assert set(strategies.names()) - set(COMPRESSED) == {"scaffold"}
 
 
 @pytest.mark.slow

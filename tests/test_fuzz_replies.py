@@ -15,7 +15,7 @@ import torch
 from flwr.app import Message, MetricRecord, RecordDict
 from fuzzing import GONE, Tried, many
 from hypothesis import strategies as st
-from laws import Plan, Scene, scene, variants
+from laws import SAID, Plan, Scene, scene, variants
 from mutations import Mutation, mutations
 
 import strategies
@@ -86,7 +86,7 @@ class Case:
         for wrapper in strategy.wrappers:
             sent = wrapper.encode(sent, replace(drawn.updates[0].assignment, noise=1.0), {})
         records = wire.pack(State(sent))
-        records["metrics"] = MetricRecord({"num-examples": ROWS, "server-round": 1, "train-loss": 0.5})
+        records["metrics"] = MetricRecord({"num-examples": ROWS, "server-round": 1, "train-loss": 0.5} | SAID)
         return cls(drawn, records)
 
     def accepted(self, changes: list[Mutation]) -> Update | str:

@@ -81,7 +81,7 @@ def test_a_round_keeps_them(strategy):
     begun = strategy.begin(replace(drawn.state, server=drawn.state.server | {"secret": SECRET}), 1, 4)
     after = replace(drawn, state=begun).next()
     assert after.server["secret"] is SECRET
-    assert drawn.state.server.keys() | {"secret"} == after.server.keys()
+    assert drawn.state.server.keys() | {"secret"} <= after.server.keys()
 
 
 @pytest.mark.parametrize("wrapper", ["", "median", "trimmed-mean"])

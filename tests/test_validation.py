@@ -8,7 +8,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from in_process import equal
-from laws import Plan, scene, variants
+from laws import SAID, Plan, scene, variants
 
 import strategies
 from strategies.algebra.tensors import Tensors
@@ -75,7 +75,7 @@ def test_every_strategy_accepts_what_it_expects(instruction, name):
     for strategy in variants(name):
         drawn = scene(strategy, Plan((3, 2), (0, 1), (10, 10), 4))
         for sent in drawn.updates:
-            answer = through_wire(reply(instruction, sent.delta, METRICS | {"server-round": 1}))
+            answer = through_wire(reply(instruction, sent.delta, METRICS | SAID | {"server-round": 1}))
             update = validation.validate_update(strategy, answer, sent.node, sent.assignment, drawn.state)
             assert equal(update.delta, sent.delta)
 

@@ -12,7 +12,7 @@ import torch
 from strategies.algebra.lowrank import truncated, zero_ranks_above
 from strategies.algebra.mean import WeightedSum
 from strategies.algebra.robust import Settle
-from strategies.algebra.tensors import Tensors, added, difference, norm, snapshot
+from strategies.algebra.tensors import Tensors, added, corner, difference, norm, snapshot
 from strategies.exchange.types import Assignment, Entry, Metrics, Profile, State, Update
 from task import extensions
 from task.config import TaskConfig
@@ -175,6 +175,12 @@ class Algorithm:
     def private(self, model: TunedModel) -> Mapping[str, torch.Tensor]:
         """Return the tensors that stay on a node from one of its rounds to the next."""
         return {}
+
+    def restore(self, model: TunedModel, kept: Tensors) -> None:
+        """Put what `private` gave after the node's last round back into its model, after `install`. Factors may have
+        fewer ranks than the model's."""
+        for name, tensor in kept.items():
+            corner(model.trained[name].data, tensor.shape).copy_(tensor)
 
     def exchanged(self, model: TunedModel) -> Mapping[str, torch.Tensor]:
         """Return the model's tensors that this strategy exchanges, by their names on the wire."""

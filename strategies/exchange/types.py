@@ -88,6 +88,7 @@ class Assignment:
     rank: int  # of the adapter that this node trains; 0: no adapter
     basis: int = 0  # seed of random directions, for strategies that use them
     noise: float = 0.0  # that the node adds itself, in clips, if the server finds it for a wrapper
+    nodes: int = 0  # that are connected in this round; 0: not known. It is not sent
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,9 @@ def train(run: Run, number: int, state: State) -> tuple[State, RoundReport]:
         report.failed = "no connected node may train within its privacy budget"
         return state, report
     for profile in chosen:
-        assignments[profile.name] = replace(assignments[profile.name], noise=run.mechanism.ordered(profile.name))
+        assignments[profile.name] = replace(
+            assignments[profile.name], noise=run.mechanism.ordered(profile.name), nodes=there
+        )
     rows = run.rows({profile.name: profile.num_examples for profile in run.registry.present})
     turn = _Turn(run, state, assignments, widest, report, rows, _plausible(run))
     new = turn.combined(turn.updates(chosen))

@@ -124,10 +124,13 @@ class Trainer:
         loss = model.module(**batch).loss
         return float(loss + sum(extra() for extra in penalties if extra is not None))
 
+    def rate_of(self, model: TunedModel, name: str) -> float:
+        """Return the learning rate of a tensor of the model."""
+        return self.config.rate_of_head(model.new_head) if name in model.head else self.config.learning_rate
+
     def _rates(self, model: TunedModel, live: Mapping[str, torch.Tensor]) -> list[float]:
         """Return the learning rate of every parameter among `live`."""
-        own, rate = self.config.rate_of_head(model.new_head), self.config.learning_rate
-        return [own if name in model.head else rate for name, t in live.items() if isinstance(t, torch.nn.Parameter)]
+        return [self.rate_of(model, name) for name, tensor in live.items() if isinstance(tensor, torch.nn.Parameter)]
 
     def _optimizer(self, parameters: list[torch.nn.Parameter], rates: list[float]) -> torch.optim.Optimizer:
         """Return the task's optimiser, with one group of parameters for each of the learning rates."""
