@@ -6,11 +6,13 @@ The server learns the kind of thing that was refused, never the rule.
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
 from flwr.app import ConfigRecord
+from numpy.typing import NDArray
 
 from client_app.policy import Policy
 from client_app.public_errors import NodeError
-from task.config import TaskConfig
+from task.config import CLASS_MEANS, TaskConfig
 from task.models.base import FINGERPRINT
 from task.schema import ConfigError, read
 from task.training.batches import steps_of
@@ -92,6 +94,9 @@ def _columns(policy: Policy, config: TaskConfig) -> Iterator[Reason]:
 def _reports(policy: Policy, config: TaskConfig) -> Iterator[Reason]:
     if not policy.reports.scores and config.evaluate != "server":
         yield "reports", f"evaluate = '{config.evaluate}', and reports.scores = false"
+    if policy.reports.rows != "exact" and config.head_init == CLASS_MEANS:
+        said = f"reports.rows = '{policy.reports.rows}'"
+        yield "reports", f"head-init = 'ncm' sends shares of classes, by which rows could be counted, and {said}"
 
 
 def _privacy(policy: Policy, instructions: ConfigRecord) -> Iterator[Reason]:
@@ -188,6 +193,14 @@ def check_update(policy: Policy, strategy: "Strategy", config: TaskConfig, rows:
     if policy.max_steps and steps > policy.max_steps:
         reasons.append(("work", f"{steps} local steps are more than max-steps = {policy.max_steps}"))
     _require(reasons)
+
+
+def check_classes(policy: Policy, labels: NDArray[np.int64]) -> None:
+    """Raise NotPermitted if the mean of a class would come from too few of the node's rows, whose `labels` (rows,) are
+    given."""
+    fewest, least = int(np.unique(labels, return_counts=True)[1].min()), min(policy.min_rows_per_reply, len(labels))
+    if fewest < least:
+        raise NotPermitted([("rows", f"a class mean of {fewest} rows (head-init); min-rows-per-reply is {least}")])
 
 
 def check_scores(policy: Policy, scored: int, rows: int) -> None:

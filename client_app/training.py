@@ -11,11 +11,12 @@ from client_app import public_errors
 from client_app.device import within_memory
 from client_app.local import Local
 from client_app.payment import Bill, check_uncovered
-from client_app.permission import check_assignment, check_rows, check_scores, check_update
+from client_app.permission import check_assignment, check_classes, check_rows, check_scores, check_update
 from client_app.policy import Policy
 from client_app.public_errors import NodeError
 from client_app.store import MODEL, ClientStore
 from strategies.algebra.tensors import Tensors
+from strategies.exchange import head_rounds
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Assignment, LacksBase, Metrics, OutOfMemory, State
 from strategies.exchange.wrapper import Wrapper
@@ -56,6 +57,8 @@ def _update(local: Local, content: RecordDict) -> RecordDict:
     if assignment.round == 1:
         local.say_of(rows)
     check_update(local.policy, strategy, local.config, len(rows))
+    if head_rounds.makes_head(local.config, assignment.round):
+        check_classes(local.policy, rows.labels)
     kept = here.memory.client_state()
     bill = Bill.of(local, strategy, assignment, len(rows), here.memory)
     bill.carry({wrapper.name: kept.get(place_of(wrapper), {}) for wrapper in strategy.wrappers})
@@ -86,7 +89,9 @@ def _learned(
     strategy: Strategy, model: TunedModel, trainer: Trainer, assignment: Assignment
 ) -> tuple[Tensors, Metrics]:
     """Return the update of a round and its metrics. In a head round nothing but the head trains and is sent."""
-    if assignment.round > trainer.config.head_rounds:
+    if head_rounds.makes_head(trainer.config, assignment.round):
+        return head_rounds.class_statistics(model, trainer), {STEPS: 0}
+    if assignment.round > trainer.config.rounds_of_head:
         return strategy.train(model, trainer, assignment)
     delta, metrics = strategy.train(model, replace(trainer, only=model.head), assignment)
     return {name: tensor for name, tensor in delta.items() if name in model.head}, metrics

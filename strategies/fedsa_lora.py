@@ -37,9 +37,9 @@ class FedSALora(Strategy):
     personalized = True
 
     def problems(self, config: TaskConfig) -> list[str]:
-        if not config.head_rounds or self.head == "shared":
+        if not config.rounds_of_head or self.head == "shared":
             return []
-        return ["head-rounds needs a head that is averaged: set fedsa-lora.head = 'shared', or head-rounds = 0"]
+        return ["head-rounds and head-init need a head that is averaged: set fedsa-lora.head = 'shared'"]
 
     @property
     def fixed_step(self) -> str:

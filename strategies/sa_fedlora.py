@@ -92,10 +92,11 @@ class SAFedLora(Strategy):
                 f"sa-fedlora.heating = {self.heating:g} and sa-fedlora.cooling = {self.cooling:g} are more than all "
                 "rounds"
             )
-        if self.initiating_rounds and config.head_rounds >= self.initiating_rounds:
+        if self.initiating_rounds and config.rounds_of_head >= self.initiating_rounds:
             found.append(
-                f"head-rounds = {config.head_rounds} leaves none of sa-fedlora.initiating-rounds = "
-                f"{self.initiating_rounds} to the whole model: set fewer, or sa-fedlora.initiating-rounds = 0"
+                f"head-rounds = {config.head_rounds} and head-init = '{config.head_init}' leave none of "
+                f"sa-fedlora.initiating-rounds = {self.initiating_rounds} to the whole model: set fewer, or "
+                "sa-fedlora.initiating-rounds = 0"
             )
         return found
 

@@ -24,6 +24,7 @@ KINDS = "task.kinds"  # the package of task kinds
 TEMPLATES = ("auto", "chat", "plain")
 MANY = 2**20  # an upper bound for counts: no machine has as many, and no message may ask for more
 HEAD_RATE = 0.1  # the largest learning rate that a new head gets by default
+CLASS_MEANS = "ncm"  # value of head-init
 EMBEDDED_MODEL = "embedded"
 EMBEDDED_DATA = "digits"
 
@@ -164,6 +165,11 @@ class TaskConfig:
         low=0.0,
         doc="multiple of learning-rate for a classifier's head; 0: the tuning's own if the head is new, else 1",
     )
+    head_init: str = option(
+        "base",
+        choices=("base", CLASS_MEANS),
+        doc="a classifier's head before it trains: of the base, drawn if it has none; ncm: class means, from round 1",
+    )
     head_rounds: int = option(
         0, low=0, high=MANY, doc="first rounds in which a classifier's head trains alone, and nothing else is sent"
     )
@@ -197,6 +203,12 @@ class TaskConfig:
         least = self.learning_rate_min or self.learning_rate
         share = (1 + math.cos(math.pi * (round - 1) / max(1, rounds - 1))) / 2
         return least + (self.learning_rate - least) * share
+
+    @property
+    def rounds_of_head(self) -> int:
+        """Return the number of first rounds in which nothing but the head changes: the one that makes it from class
+        means, and those in which it trains alone."""
+        return self.head_rounds + int(self.head_init == CLASS_MEANS)
 
     def rate_of_head(self, new: bool) -> float:
         """Return the learning rate of a classifier's head, which is `new` if the base has none for these classes.

@@ -156,7 +156,7 @@ def test_a_model_knows_its_head_and_whether_it_is_new(labels: str, tmp_path: Pat
 
 def test_check_says_the_rate() -> None:
     said = of_head(TaskConfig(learning_rate=1e-3, head_rounds=2), new=True)
-    assert said == "new, learning rate 0.03, 30 times the rest; in the first 2 rounds it trains alone"
+    assert said == "new, learning rate 0.03, 30 times the rest; in 2 rounds before the others it trains alone"
     assert of_head(TaskConfig(learning_rate=0.005), new=False) == "of the base, learning rate 0.005"
 
 
@@ -172,7 +172,7 @@ def refused(**options: Any) -> str:
     [
         ({"nesterov": True}, "set optimizer = 'sgd' and momentum above 0"),
         ({"nesterov": True, "optimizer": "sgd"}, "set optimizer = 'sgd' and momentum above 0"),
-        ({"head-rounds": 3}, "leaves none of num-server-rounds = 3"),
+        ({"head-rounds": 3}, "leave none of num-server-rounds = 3"),
         ({"task.kind": "causal-lm", "head-rounds": 1, "model.name": "m", "data.name": "d"}, "no classifier's head"),
         ({"task.kind": "causal-lm", "head-rate": 3.0, "model.name": "m", "data.name": "d"}, "no classifier's head"),
         ({"strategy": "fedkseed", "head-rate": 3.0, "optimizer": "sgd", "tuning": "full"}, "set head-rate = 0"),
@@ -192,7 +192,7 @@ def test_a_strategy_without_named_tensors_has_no_head_rounds(name: str) -> None:
 
 def test_head_rounds_are_not_for_states_that_are_handed_over() -> None:
     config = RunConfig.read({**SMALL, "num-server-rounds": 2, "head-rounds": 1}).task
-    with pytest.raises(RunFailed, match="set head-rounds = 0"):
+    with pytest.raises(RunFailed, match="initial_arrays"):
         strategies.load("fedavg").start(
             InProcessGrid(client_app.app, 2), wire.to_arrays(State({})), num_rounds=2, train_config=config
         )

@@ -85,7 +85,7 @@ class Traffic:
                 {r: self._cost(state, assignment, position, built) for r, assignment in assignments_by_rank.items()},
             )
             position = state.positions[-1]
-            if number == self.task.head_rounds + 1 and _updates_become_entries(strategy):
+            if number == self.task.rounds_of_head + 1 and _updates_become_entries(strategy):
                 entry = self._entry(state, assignments)
             if entry is not None:
                 state = replace(state, journal=(*state.journal, replace(entry, round=number)))

@@ -23,7 +23,7 @@ def problems(strategy: Strategy, config: TaskConfig, federation: Federation | No
     if (tuning := config.tuning.name) not in (fitting := fitting_tunings(strategy)):
         fits = " or ".join(f"'{name}'" for name in fitting)
         found.append(f"strategy = '{strategy.name}' needs tuning = {fits}, not '{tuning}'")
-    found += _optimizer_problems(strategy) + head_rounds.problems(strategy, config)
+    found += _optimizer_problems(strategy) + head_rounds.problems(strategy, strategy.wrappers, config)
     for place, wrapper in enumerate(strategy.wrappers):
         inner = strategy.wrappers[:place]
         found += _misplaced(wrapper, strategy, inner) + wrapper.problems(strategy, config, federation, inner)

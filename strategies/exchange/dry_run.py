@@ -1,15 +1,18 @@
 """A dry run of the nodes' work: the configured tuning, strategy and wrappers, on the base itself."""
 
+from dataclasses import replace
+
+from strategies.exchange.head_rounds import class_statistics
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Assignment
-from task.config import TaskConfig
+from task.config import CLASS_MEANS, TaskConfig
 from task.data.rows import Rows
 from task.device import kind
 from task.models.base import Base
 from task.models.model import build
-from task.training.dry_run import dry_run
+from task.training.dry_run import DryRunError, dry_run
 from task.training.dry_run_work import too_large
-from task.training.trainer import Trainer
+from task.training.trainer import Trainer, Unsuited
 
 
 def rehearse(strategy: Strategy, config: TaskConfig, base: Base, rows: Rows, device: str) -> tuple[str, ...]:
@@ -32,5 +35,11 @@ def rehearse(strategy: Strategy, config: TaskConfig, base: Base, rows: Rows, dev
         model = build(base, config, rank, device)
     if left_out := too_large(model, config):
         return (*model.notices, left_out)
-    said = dry_run(model, Trainer(config, rows, config.seed, model.device, penalties), wrapped)
+    trainer = Trainer(config, rows, config.seed, model.device, penalties)
+    if config.head_init == CLASS_MEANS:
+        try:
+            class_statistics(model, replace(trainer, rows=rows.select([0, 1])))
+        except Unsuited as error:
+            raise DryRunError(str(error)) from error
+    said = dry_run(model, trainer, wrapped)
     return (*model.notices, *said)

@@ -91,8 +91,8 @@ def _initial(run: Run, arrays: ArrayRecord | None) -> State:
     trains."""
     config = run.context.config
     if arrays is not None:
-        if config.head_rounds:
-            raise RunFailed("head-rounds are for a new model; with initial_arrays set head-rounds = 0")
+        if config.rounds_of_head:
+            raise RunFailed("head-rounds and head-init are for a new model, not for one that initial_arrays continue")
         return wire.from_arrays(arrays)
     rank = max(assignment.rank for assignment in run.registry.assignments(0, run.context.rounds).values())
     model = build(run.context.base, config, rank, "cpu")

@@ -151,6 +151,8 @@ class _Turn:
             run.context.strategy, reply, profile.name, assignment, self.state, profile.num_examples
         )
         run.check(reply, line, self.state)
+        if reason := head_rounds.refusal(run.context.config, update):
+            raise Refused(reason)
         metrics = row_limits.counted(update.metrics, self.rows[profile.name])
         return replace(update, weight=float(metrics["num-examples"]), metrics=metrics)
 
@@ -212,7 +214,10 @@ class _Turn:
         run, state = self.run, self.state
         like = truncated(run.context.strategy.expected(state, self.widest), self.widest.rank)
         change = run.mechanism.combined(combined, good, like)
-        if (optimizer := run.context.strategy.server_optimizer) is None:
+        optimizer = run.context.strategy.server_optimizer
+        if head_rounds.makes_head(run.context.config, self.report.number):
+            change, optimizer = head_rounds.changed(run.context.config, state, change), None
+        if optimizer is None:
             return run.context.strategy.apply(state, change, self.report.number)
         step, moments = stepped(optimizer, state.tensors, state.server, change)
         new = run.context.strategy.apply(state, step, self.report.number)

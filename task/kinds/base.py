@@ -88,8 +88,8 @@ class Kind(TaskKind, ABC):
             found.append(f"model.name = 'embedded' is an image model; name {self.base_noun} for {self._key}")
         if not self.images and config.data.name == EMBEDDED_DATA:
             found += self._without_data(config)
-        if not self.drawn_head and (config.head_rounds or config.head_rate not in (0, 1)):
-            found.append(f"{self._key} has no classifier's head: set head-rate = 0 and head-rounds = 0")
+        if not self.drawn_head and (config.rounds_of_head or config.head_rate not in (0, 1)):
+            found.append(f"{self._key} has no classifier's head: leave out head-rate, head-rounds, head-init")
         if not self.row_labels and config.data.partitioner.needs_labels:
             found.append(
                 f"data.partitioner = '{config.data.partitioner.name}' divides rows by their label, and a row of "

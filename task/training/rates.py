@@ -2,7 +2,7 @@
 
 import math
 
-from task.config import EMBEDDED_MODEL, TaskConfig
+from task.config import CLASS_MEANS, EMBEDDED_MODEL, TaskConfig
 
 SMALL = 10.0  # factor on the largest usual rate for the embedded model of 0.1 million weights
 
@@ -29,8 +29,9 @@ def of_head(config: TaskConfig, new: bool) -> str:
     """Return a sentence on the learning rate of a classifier's head and on the rounds that it trains alone in."""
     rate = config.rate_of_head(new)
     times = f", {rate / config.learning_rate:.3g} times the rest" if rate != config.learning_rate else ""
-    alone = f"; in the first {config.head_rounds} rounds it trains alone" if config.head_rounds else ""
-    return f"{'new' if new else 'of the base'}, learning rate {rate:g}{times}{alone}"
+    alone = f"; in {config.head_rounds} rounds before the others it trains alone" if config.head_rounds else ""
+    origin = "from class means, in round 1" if config.head_init == CLASS_MEANS else "new" if new else "of the base"
+    return f"{origin}, learning rate {rate:g}{times}{alone}"
 
 
 def another(config: TaskConfig, rising: bool) -> float:
