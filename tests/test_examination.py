@@ -80,11 +80,14 @@ def test_the_opposite_of_what_was_learned_is_left_out_from_the_first_round_on(tm
 
 @pytest.mark.slow
 def test_a_late_poisoning_is_left_out_of_its_own_rounds(tmp_path: Path) -> None:
-    """Who did good for rounds is not harmful, but a round that is clearly worse is combined without it."""
+    """Who did good for rounds is not harmful, but a round that is clearly worse is combined without it. The first of
+    the three may be only somewhat worse, and stay; the next cannot be that too."""
     outcome = federate(tmp_path, TEN, spoil=attack("poison late", "fedavg", LIARS, ROUNDS))
     refused = {line["round"]: {own["node"] for own in line["nodes"] if own["refused"]} for line in outcome.rounds[1:]}
     assert set().union(*refused.values()) == {"1", "4"}
-    assert [round for round, nodes in refused.items() if nodes] == [ROUNDS - 2, ROUNDS - 1, ROUNDS]
+    assert (
+        {ROUNDS - 1, ROUNDS} <= {round for round, nodes in refused.items() if nodes} <= {*range(ROUNDS - 2, ROUNDS + 1)}
+    )
     assert outcome.rounds[-1]["accuracy"] > outcome.rounds[ROUNDS - 3]["accuracy"] - 0.05
 
 
