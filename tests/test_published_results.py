@@ -9,6 +9,7 @@ from flwr.supercore.constant import MAX_FILE_BYTES
 
 from benchmarks import pages, records
 from benchmarks.derived import derive
+from benchmarks.figures import Outcome, outcomes, paired, verdict
 
 FILES = sorted(records.RESULTS.glob("*.json"))
 PLOT = re.compile(r"!\[[^]]*]\(([^)]+)\)")
@@ -37,3 +38,60 @@ def test_every_plot_is_on_a_page_and_every_page_has_numbers() -> None:
     assert {path.stem for path in records.RESULTS.glob("*.md")} == names
     shown = {plot for name in names for plot in PLOT.findall((records.RESULTS / f"{name}.md").read_text())}
     assert shown == {path.name for path in records.RESULTS.glob("*.svg")}
+
+
+# ---------------------------------------------------------------------- what README and docs say of them
+
+DOCS = records.RESULTS.parent
+FIGURE = re.compile(r"-?\.\d{3} ±\s+\.\d{3}")
+OF_STUDIES = ("RBLA", "SA-FedLoRA", "Ferret", "FedPEFT", "Compression")  # sections of measured.md
+# study, setting, method, what it is compared with, and the verdict that README or a page of docs/ gives
+CLAIMS = [
+    ("fedpeft", "minilm-iid", "lora", "full", "not separable"),
+    ("fedpeft", "minilm-iid", "dora", "full", "not separable"),
+    ("fedpeft", "minilm-iid", "ia3", "full", "not separable"),
+    ("rbla", "paper", "rbla", "zero-pad", "ahead"),
+    ("rbla", "minilm", "rbla", "zero-pad", "not separable"),
+    ("rbla", "fashion-vit", "rbla", "zero-pad", "not separable"),
+    ("rbla", "digits", "rbla", "zero-pad", "not separable"),
+    ("ferret", "minilm", "ferret-4096-sgd", "fedavg", "not separable"),
+    ("sa-fedlora", "minilm", "sa-fedlora-1", "fedavg", "not separable"),
+    ("sa-fedlora", "fashion-vit", "sa-fedlora-1", "fedavg", "behind"),
+]
+
+
+def figures(text: str) -> set[str]:
+    """Return the figures with a spread in a text."""
+    return {" ".join(figure.split()) for figure in FIGURE.findall(text)}
+
+
+def results_of(study: str, setting: str) -> dict[str, Outcome]:
+    """Return the outcomes of a setting by method."""
+    content = derive(*records.read(records.RESULTS / f"{study}.json"))
+    [found] = [each for each in content["settings"] if each["name"] == setting]
+    return {outcome.method: outcome for outcome in outcomes(content, found)}
+
+
+def test_every_figure_with_a_spread_is_on_a_page_of_results() -> None:
+    pages_of_studies = set().union(*(figures(path.read_text()) for path in records.RESULTS.glob("*.md")))
+    measured = (DOCS / "measured.md").read_text()
+    sections = {section.partition("\n")[0]: section for section in measured.split("\n## ")[1:]}
+    for name in OF_STUDIES:
+        assert figures(sections[name]) <= pages_of_studies, name
+    everything = pages_of_studies | figures(measured)
+    for path in (DOCS.parent / "README.md", *DOCS.glob("*.md")):
+        assert figures(path.read_text()) <= everything, path.name
+
+
+@pytest.mark.parametrize(("study", "setting", "method", "other", "said"), CLAIMS)
+def test_a_claim_is_what_a_paired_test_carries(study: str, setting: str, method: str, other: str, said: str) -> None:
+    found = results_of(study, setting)
+    assert verdict(paired(found[method], found[other]), found[method].metric) == said
+
+
+def test_rbla_is_behind_zero_padding_in_all_nine_runs_on_skewed_rows() -> None:
+    for setting in ("digits", "minilm", "fashion-vit"):
+        found = results_of("rbla", setting)
+        gaps = paired(found["rbla"], found["zero-pad"])
+        assert len(gaps) == 3
+        assert max(gaps) < 0
