@@ -19,6 +19,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "ferret-pool": suiting("ferret") | {"strategy": "ferret", "ferret.momentum": 0.5, "ferret.seeds": "pool"},
     "fedex-lora": {"strategy": "fedex-lora"},
     "fedsvd": {"strategy": "fedsvd"},
+    "pissa": {"lora.init": "pissa"},
     "flora": {"strategy": "flora", "lora.ranks": "2,8"},
     "scaffold": {"strategy": "scaffold", "optimizer": "sgd", "learning-rate": 0.05, "fraction-train": 0.5},
     "raflora": {"strategy": "raflora", "lora.ranks": "2,4,8"},

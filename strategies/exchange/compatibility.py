@@ -23,6 +23,11 @@ def problems(strategy: Strategy, config: TaskConfig, federation: Federation | No
     if (tuning := config.tuning.name) not in (fitting := fitting_tunings(strategy)):
         fits = " or ".join(f"'{name}'" for name in fitting)
         found.append(f"strategy = '{strategy.name}' needs tuning = {fits}, not '{tuning}'")
+    if config.tuning.moves_base and strategy.heterogeneous_ranks:
+        found.append(
+            f"lora.init = 'pissa' needs equal ranks: a node of a smaller rank would lack what the base gave up, and "
+            f"strategy = '{strategy.name}' mixes ranks; set lora.init = 'default' or strategy = 'fedavg'"
+        )
     found += _optimizer_problems(strategy) + head_rounds.problems(strategy, strategy.wrappers, config)
     for place, wrapper in enumerate(strategy.wrappers):
         inner = strategy.wrappers[:place]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from strategies.algebra.tensors import Tensors, raw, snapshot
+from strategies.exchange.replay import is_start, replay_start
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import BASE_POSITION, Assignment, Entry, State
 from task.config import TaskConfig
@@ -69,10 +70,19 @@ def installed_from(
             model.position = first
     for position in following:
         model.position = NOWHERE
-        strategy.replay(model, entry(position))
+        _replay(strategy, model, entry(position), position)
         model.position = position
     strategy.install(model, start)
     return model
+
+
+def _replay(strategy: Strategy, model: TunedModel, entry: Entry, position: str) -> None:
+    """Replay an entry that leads to `position`: by the tuning if the run starts from it, else by the strategy."""
+    if is_start(model, entry):
+        replay_start(model, entry)
+        model.start_position = position
+    else:
+        strategy.replay(model, entry)
 
 
 # ---------------------------------------------------------------------- the weights themselves

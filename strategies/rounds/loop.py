@@ -16,6 +16,7 @@ from strategies.exchange import head_rounds
 from strategies.exchange.callback import RoundReport, RunFacts
 from strategies.exchange.compatibility import problems as incompatibilities
 from strategies.exchange.federation import Federation
+from strategies.exchange.replay import initial_state
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import RunFailed, State
 from strategies.protocol import checkpoint, wire
@@ -93,10 +94,20 @@ def _initial(run: Run, arrays: ArrayRecord | None) -> State:
     if arrays is not None:
         if config.rounds_of_head:
             raise RunFailed("head-rounds and head-init are for a new model, not for one that initial_arrays continue")
-        return wire.from_arrays(arrays)
+        return _given(run, wire.from_arrays(arrays))
     rank = max(assignment.rank for assignment in run.registry.assignments(0, run.context.rounds).values())
-    model = build(run.context.base, config, rank, "cpu")
-    return head_rounds.initial(run.context.strategy, model, config)
+    return initial_state(run.context.strategy, build(run.context.base, config, rank, "cpu"), config)
+
+
+def _given(run: Run, state: State) -> State:
+    """Return a state that was handed over. Raises RunFailed if it lacks what the tuning starts from."""
+    tuning = run.context.config.tuning
+    if tuning.starts_from_base and not any(entry.round == 0 for entry in state.journal[:1]):
+        raise RunFailed(
+            f"initial_arrays lack what tuning = '{tuning.name}' with these options starts from: give the arrays of a "
+            "run with the same options, or none"
+        )
+    return state
 
 
 def _rounds(run: Run, state: State) -> Result:

@@ -41,6 +41,8 @@ class TunedModel:
     changed: set[str] = field(default_factory=set)  # frozen weights written since the base was loaded
     journaled: set[str] = field(default_factory=set)  # names whose base weights a journal may have changed
     replay_state: dict[str, torch.Tensor] = field(default_factory=dict)  # other state of a replay, such as a momentum
+    start: dict[str, torch.Tensor] = field(default_factory=dict)  # what the run started from, if the tuning has that
+    start_position: str = ""  # the journal position after it
     untouched: bool = False  # whether the trained tensors are still as built
     notices: tuple[str, ...] = ()  # sentences for users on the base and how it was read
 
@@ -68,6 +70,14 @@ class TunedModel:
             return self.frozen[name].data
         self._remember({name})
         return self.initial_values[name]
+
+    def linear_weights(self) -> dict[str, torch.Tensor]:
+        """Return the weights (outputs x inputs) of the frozen linear layers that something trains in, by the layers'
+        names."""
+        layers = dict.fromkeys(name.rsplit(".", 2)[0] for name in self.trained)
+        named = ((layer, f"{layer}.weight") for layer in layers)
+        found = {layer: (name, self.frozen[name]) for layer, name in named if name in self.frozen}
+        return {layer: weight.T if name in self.transposed else weight for layer, (name, weight) in found.items()}
 
     def shift(self, name: str, change: torch.Tensor) -> None:
         """Add `change` to a base weight, in float64 on the CPU, so that every machine rounds alike, and only once."""

@@ -148,8 +148,9 @@ def _named(folder: Path, name: str) -> str:
 
 
 def _base_name(model: TunedModel, folder: Path, base_name: str) -> str:
-    """Return the name of the base. If the frozen weights differ from the base, write them into `folder` first."""
-    if not (model.position or model.changed):
+    """Return the name of the base. If the frozen weights differ from the base, by more than the start of a run that
+    the tuning accounts for, write them into `folder` first."""
+    if model.position in ("", model.start_position) and not model.changed:
         return base_name
     place = folder / BASE
     _plain(model, model.frozen).save_pretrained(place)  # type: ignore[operator]
@@ -172,19 +173,23 @@ def _save_peft(model: TunedModel, folder: Path, base_name: str) -> None:
     model.module.peft_config[ADAPTER].base_model_name_or_path = base_name  # type: ignore
     model.module.save_pretrained(folder)  # type: ignore[operator]
     (folder / "README.md").unlink(missing_ok=True)  # an empty template with this machine's paths
-    _rename(folder / ADAPTER_TENSORS, model.config.tuning)
+    start = model.start if model.position == model.start_position else {}
+    settings = _convert(folder / ADAPTER_TENSORS, model.config.tuning, start)
     if kind := kinds.of(model.config).peft_task_type:
+        settings |= {"task_type": kind, "auto_mapping": None}
+    if settings:
         path = folder / ADAPTER_CONFIG
-        said = json.loads(path.read_text(encoding="utf-8")) | {"task_type": kind, "auto_mapping": None}
+        said = json.loads(path.read_text(encoding="utf-8")) | settings
         path.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _rename(path: Path, tuning: Tuning) -> None:
-    """Rename the tensors of an adapter to the names that the tuning saves."""
+def _convert(path: Path, tuning: Tuning, start: Mapping[str, torch.Tensor]) -> dict[str, object]:
+    """Replace the tensors of an adapter by those that the tuning saves; return settings to replace too."""
     tensors = load_file(path)
-    named = {tuning.saved_name(name): tensor for name, tensor in tensors.items()}
-    if named.keys() != tensors.keys():
-        save_file(named, path, {"format": "pt"})
+    values, settings = tuning.saved(tensors, start)
+    if values.keys() != tensors.keys() or any(values[name] is not tensors[name] for name in values):
+        save_file({name: tensor.contiguous() for name, tensor in values.items()}, path, {"format": "pt"})
+    return settings
 
 
 def _save_own(model: TunedModel, folder: Path, base_name: str) -> None:

@@ -108,6 +108,25 @@ class Tuning(ABC):
         """Return the factor on the product of a pair of factors when it is added to a weight."""
         return 1.0
 
+    @property
+    def starts_from_base(self) -> bool:
+        """Return whether a run starts from tensors that the server computes from the base (`start`) and sends once."""
+        return False
+
+    @property
+    def moves_base(self) -> bool:
+        """Return whether the base gives up the products of the factors that a run starts from, so that a node of
+        smaller rank would lack them."""
+        return False
+
+    def start(self, weights: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
+        """Return the tensors, by their names on the wire, that a run starts from; called on the server only.
+
+        For what machines compute to different bits, such as an SVD. `weights` are those of the linear layers (outputs
+        x inputs), by the layers' names.
+        """
+        return {}
+
     def saved_as(self, kind: TaskKind) -> str:
         """Return the format in which a tuned model of this task kind is saved: TRANSFORMERS, PEFT or OWN."""
         return PEFT
@@ -119,6 +138,13 @@ class Tuning(ABC):
     def saved_name(self, name: str) -> str:
         """Return the name, in a saved folder, of the tensor that peft calls `name`."""
         return name
+
+    def saved(
+        self, tensors: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+        """Return the tensors of peft's folder, given those that it wrote, and settings that replace those in its
+        adapter_config.json. `start` are the factors that the base gave up, if the folder names the base as it was."""
+        return {self.saved_name(name): tensor for name, tensor in tensors.items()}, {}
 
     def folded(self, module: nn.Module, trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the plain model's tensors with `trained` folded in, by name. Called only if `folds`."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from task.tunings.base import Head, TaskKind
-from task.tunings.parts.low_rank import LowRank
+from task.tunings.parts.low_rank import DEFAULT, LowRank
 
 MAGNITUDE = "lora_magnitude_vector"  # peft's name of the magnitudes
 
@@ -26,6 +26,8 @@ class Dora(LowRank):
         found = super().problems()
         if len(self.ranks) != 1:
             found.append("tuning = 'dora' has one rank for all nodes; lora.ranks must be one number, such as '8'")
+        if self.init != DEFAULT:
+            found.append("lora.init is for tuning = 'lora'; with tuning = 'dora' set lora.init = 'default'")
         return found
 
     def wire_name(self, name: str) -> str:

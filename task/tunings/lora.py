@@ -1,11 +1,16 @@
 """LoRA: low-rank factors on linear layers, by peft."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from task.tunings.base import Head, TaskKind
-from task.tunings.parts.low_rank import LowRank
+from task.tunings.parts.low_rank import PISSA, LowRank
+from task.tunings.parts.principal import check_rank, principal
+
+PREFIX = "base_model.model."  # of all names in peft's file
 
 
 @dataclass(frozen=True)
@@ -15,16 +20,58 @@ class Lora(LowRank):
     peft scales the product of the factors by lora_alpha / r. alpha is set so that this equals `lora.scaling` for any
     rank. A node that trains fewer ranks has smaller factors in the same layers. The product is zero at the start, so
     the model is the base.
+
+    With `lora.init` = "pissa" the factors start as the largest singular values of the layer's weight, and the base
+    gives them up (PiSSA, Meng et al., arXiv 2404.02948; in federations FeDeRA, Yan et al., arXiv 2404.18848):
+
+        W_0 ~ U_r S_r V_r^T,   B = U_r (S_r / s)^(1/2),   A = (S_r / s)^(1/2) V_r^T,   base W_0 - s B A
+
+    The function at the start is the base's, up to rounding. The server computes the factors, and every node is sent
+    them once. All nodes have the same rank: a smaller one would lack what the base gave up. The saved adapter has twice
+    the rank, [B, -B_start] and [A; A_start], so that it fits the base as it was.
     """
 
     has_ranks = True
     substitute = 1
 
     def apply(self, module: nn.Module, head: Head, kind: TaskKind, rank: int) -> nn.Module:
-        return self.adapted(module, head, rank)
+        adapted = self.adapted(module, head, rank)
+        if self.init == PISSA:
+            check_rank(adapted, rank, "lora.init = 'pissa'", "lora.ranks")
+        return adapted
 
     def budgets(self) -> tuple[int, ...]:
         return self.ranks
 
     def candidates(self) -> tuple[int, ...]:
         return self.auto_ranks
+
+    @property
+    def starts_from_base(self) -> bool:
+        return self.init == PISSA
+
+    @property
+    def moves_base(self) -> bool:
+        return self.init == PISSA
+
+    def start(self, weights: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
+        factors = {}
+        for layer, weight in weights.items():
+            u, s, vh = principal(weight, rank)
+            root = (s / self.scaling).sqrt()
+            factors[f"{layer}.lora_B.weight"] = (u * root).float().contiguous()
+            factors[f"{layer}.lora_A.weight"] = (root[:, None] * vh).float().contiguous()
+        return factors
+
+    def saved(
+        self, tensors: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+        if not start:
+            return dict(tensors), {}
+        values, rank = dict(tensors), 0
+        for name, first in start.items():
+            own, first = values[PREFIX + name], first.to(values[PREFIX + name])
+            outputs = ".lora_B." in name
+            values[PREFIX + name] = torch.cat([own, -first], dim=1) if outputs else torch.cat([own, first])
+            rank = 2 * first.shape[1 if outputs else 0]
+        return values, {"r": rank, "lora_alpha": self.scaling * rank}

@@ -11,9 +11,10 @@ import torch
 from server_app import noticed
 from server_app.callbacks.progress import human
 from server_app.config import RunConfig
-from strategies.exchange import compatibility, head_rounds
+from strategies.exchange import compatibility
 from strategies.exchange.dry_run import rehearse
 from strategies.exchange.federation import evaluated
+from strategies.exchange.replay import initial_state
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Profile, RunFailed
 from strategies.rounds.handshake.ranks import MEMORY_SHARE, TIME_SHARE
@@ -217,7 +218,7 @@ def _costs(
     if not run.strategy.heterogeneous_ranks and len({profile.rank for profile in profiles}) > 1:
         yield f"ranks     {run.strategy.name} needs equal ranks: every node trains rank {rank}, the smallest budget"
     traffic = Traffic(run, task, base)
-    legs = traffic.legs(profiles, head_rounds.initial(run.strategy, model, task))
+    legs = traffic.legs(profiles, initial_state(run.strategy, model, task))
     spans = ["a round"] if len(legs) == 1 else [_rounds(leg.rounds) for leg in legs]
     width = max(9, *map(len, spans))
     for leg, which in zip(legs, spans, strict=True):

@@ -11,6 +11,7 @@ from task.tunings.base import AUTO, MAX_RANK, Head, Tuning
 from task.tunings.parts.trainable import chosen, linear_layers
 
 ALL = ("all-linear",)
+DEFAULT, PISSA = "default", "pissa"
 FEW = 2.0  # factor on the largest usual learning rate if only some layers have adapters
 
 
@@ -36,6 +37,11 @@ class LowRank(Tuning, ABC):
     )
     scaling: float = option(2.0, low=1e-6, doc="factor of the low-rank product: alpha over the global rank")
     dropout: float = option(0.0, low=0.0, high=0.9, doc="on the input of the adapters")
+    init: str = option(
+        DEFAULT,
+        choices=(DEFAULT, PISSA),
+        doc="where factors start: default (their product is zero) or pissa (the base's largest singular values)",
+    )
     targets: tuple[str, ...] = option(ALL, doc="module name endings that get adapters, separated by commas")
 
     def adapted(self, module: nn.Module, head: Head, rank: int, **more: Any) -> nn.Module:
