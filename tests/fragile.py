@@ -21,6 +21,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "fedsvd": {"strategy": "fedsvd"},
     "pissa": {"lora.init": "pissa"},
     "lora-a2": {"strategy": "lora-a2"},
+    "lora-sb": {"tuning": "lora-sb"},
     "flora": {"strategy": "flora", "lora.ranks": "2,8"},
     "scaffold": {"strategy": "scaffold", "optimizer": "sgd", "learning-rate": 0.05, "fraction-train": 0.5},
     "raflora": {"strategy": "raflora", "lora.ranks": "2,4,8"},

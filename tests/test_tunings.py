@@ -8,6 +8,7 @@ import pytest
 import torch
 from tuned import FITTING, Sample, cancels, samples
 
+from strategies.exchange.replay import start_entry
 from task.models.base import Base, files
 from task.models.model import TunedModel
 from task.models.saving import restored, save, saved_as
@@ -15,6 +16,7 @@ from task.tunings import registry
 from task.tunings.base import OWN, PEFT
 
 ADDED = {  # what a tuning adds to the names of the plain model
+    "lora-sb": r"\.sb_R\.weight",
     "lora": r"\.lora_[AB]\.weight",
     "dora": r"\.dora_([AB]|magnitude_vector)\.weight",
     "ia3": r"\.ia3_l",
@@ -41,12 +43,18 @@ def moved(model: TunedModel) -> dict[str, torch.Tensor]:
     }
 
 
+def start_of(model: TunedModel) -> dict[str, torch.Tensor]:
+    entry = start_entry(model)
+    return entry.tensors if entry else {}
+
+
 @pytest.mark.each_value
 @pytest.mark.parametrize(("kind", "tuning"), FITTING)
 def test_names_are_clean_and_the_same_everywhere(kinds: dict[str, Sample], kind: str, tuning: str) -> None:
     one, other = kinds[kind].build(tuning), kinds[kind].build(tuning)
     plain = dict(kinds[kind].plain().named_parameters())
-    assert one.frozen.keys() <= plain.keys()
+    own = one.frozen.keys() - plain.keys()  # frozen tensors that are not the base's come from the server, once
+    assert own == start_of(one).keys() - one.trained.keys()
     for name, tensor in one.trained.items():
         if name in plain:
             assert tensor.shape == plain[name].shape
