@@ -157,4 +157,5 @@ class _Stand:
         memory, start = ClientStore(local, assignment.round, after=after), wire.unpack(content)
         model = memory.installed(strategy, model, start)
         proof = {PROOF: ConfigRecord({"fingerprint": journal.fingerprint(model)})} if PROVE in asked else {}
-        return cls(strategy, assignment, memory, model, {INSTALLED: install_hash_of(model, start)}, proof)
+        installed = install_hash_of(model, start, strategy.live(model, assignment))
+        return cls(strategy, assignment, memory, model, {INSTALLED: installed}, proof)

@@ -22,6 +22,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "pissa": {"lora.init": "pissa"},
     "lora-a2": {"strategy": "lora-a2"},
     "lora-sb": {"tuning": "lora-sb"},
+    "slora": {"strategy": "slora", "slora.sparse-rounds": 1},
     "flora": {"strategy": "flora", "lora.ranks": "2,8"},
     "scaffold": {"strategy": "scaffold", "optimizer": "sgd", "learning-rate": 0.05, "fraction-train": 0.5},
     "raflora": {"strategy": "raflora", "lora.ranks": "2,4,8"},

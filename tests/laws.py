@@ -39,6 +39,7 @@ SMALL: dict[str, dict[str, object]] = {  # options that fit a model as small as 
 }
 FURTHER: dict[str, list[dict[str, object]]] = {  # options of further variants
     "sa-fedlora": [{"initiating_rounds": 0}],
+    "slora": [{"sparse_rounds": 0}],
     "ferret": [{"seeds": "shared"}, {"seeds": "pool"}],
     "fedkseed": [{"pro": True}],
 }

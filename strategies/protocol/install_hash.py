@@ -14,10 +14,11 @@ from strategies.exchange.types import State
 from task.models.model import TunedModel
 
 
-def install_hash_of(model: TunedModel, start: State) -> int:
+def install_hash_of(model: TunedModel, start: State, live: Mapping[str, torch.Tensor] | None = None) -> int:
     """Return the hash of a model in which `start` was installed. A tensor that has no place in the model is hashed as
-    it arrived."""
-    held = {name: model.trained.get(name, model.frozen.get(name, came)) for name, came in start.tensors.items()}
+    it arrived. `live` are the tensors that train, as the strategy sees them, if these are not the model's own."""
+    own = {**model.frozen, **model.trained, **(live or {})}
+    held = {name: own.get(name, came) for name, came in start.tensors.items()}
     return expected(held, model.position, model.base.fingerprint)
 
 
