@@ -64,10 +64,10 @@ class SLora(Strategy):
         found = []
         if self.sparse_rounds and config.tuning.starts_from_base:
             found.append("slora finds where adapters start: set lora.init = 'default' or slora.sparse-rounds = 0")
-        if 0 < self.sparse_rounds <= config.head_rounds:
+        if 0 < self.sparse_rounds <= config.rounds_of_head:
             found.append(
-                f"head-rounds = {config.head_rounds} leaves none of slora.sparse-rounds = {self.sparse_rounds} to the "
-                "weights: set fewer, or slora.sparse-rounds = 0"
+                f"head-rounds = {config.head_rounds} and head-init = '{config.head_init}' leave none of "
+                f"slora.sparse-rounds = {self.sparse_rounds} to the weights: set fewer, or slora.sparse-rounds = 0"
             )
         return found
 

@@ -268,7 +268,18 @@ def test_nodes_do_not_learn_of_it():
     assert instructions.strategy_of(record) == strategies.load("fedavg")
 
 
-REFUSED = {"flora", "fedex-lora", "flex-lora", "raflora", "ferret", "sa-fedlora", "fedsa-lora", "scaffold"}
+REFUSED = {
+    "flora",
+    "fedsvd",
+    "slora",
+    "fedex-lora",
+    "flex-lora",
+    "raflora",
+    "ferret",
+    "sa-fedlora",
+    "fedsa-lora",
+    "scaffold",
+}
 
 
 @pytest.mark.parametrize("name", strategies.names())

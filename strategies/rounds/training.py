@@ -38,7 +38,7 @@ def train(run: Run, number: int, state: State) -> tuple[State, RoundReport]:
     report = run.report(number)
     run.registry.call(report)
     if run.context.config.tuning.moves_base:
-        _leave_out_smaller(run, state.rank)
+        run.registry.leave_out_smaller(state.rank)
     report.resting = run.registry.resting(number)
     state = head_rounds.begun(state, run.context.config, number)
     assignments = run.registry.assignments(number, run.context.rounds, state)
@@ -64,15 +64,6 @@ def train(run: Run, number: int, state: State) -> tuple[State, RoundReport]:
     if not report.failed and run.context.strategy.server_optimizer is None:  # its step is not an error
         report.aggregation_error = turn.error.read(truncated(new.tensors, rank), new.journal[len(state.journal) :])
     return new, report
-
-
-def _leave_out_smaller(run: Run, rank: int) -> None:
-    """Leave out the nodes that cannot train the rank that the run started with, because the base gave it up."""
-    reason = f"it can train rank %d, and the run started with rank {rank}: begin a new run with smaller lora.ranks"
-    small = {profile.name: reason % profile.rank for profile in run.registry.present if profile.rank < rank}
-    for name, why in small.items():
-        LOG.warning("node %s is left out: %s", name, why)
-    run.registry.leave_out(small)
 
 
 def _plausible(run: Run) -> outliers.Plausible:

@@ -67,6 +67,14 @@ class NodeRegistry:
         self.context.run_state.out |= nodes
         self.present = [profile for profile in self.present if profile.name not in nodes]
 
+    def leave_out_smaller(self, rank: int) -> None:
+        """Leave out the nodes that cannot train the rank that the run started with, because the base gave it up."""
+        small = {profile.name: profile.rank for profile in self.present if profile.rank < rank}
+        for name, own in small.items():
+            said = "node %s is left out: it can train rank %d, and the run started with %d; begin anew with less"
+            LOG.warning(said, name, own, rank)
+        self.leave_out(dict.fromkeys(small, f"it can train less than rank {rank}, which the run started with"))
+
     def lower(self, profile: Profile, rank: int) -> None:
         """Lower the rank that this node trains to `rank`."""
         LOG.info("node %s continues at rank %d", profile.name, rank)
