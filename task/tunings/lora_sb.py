@@ -35,7 +35,6 @@ class LoraSB(Tuning):
     on_linear_layers = True
     usual_adamw = (1e-4, 1e-1)
     usual_sgd = (1e-3, 1e2)
-    new_head_adamw = 3.0
 
     rank: int = option(32, low=1, high=MAX_RANK, doc="rows of R; a layer's smaller side, where that is smaller")
     scaling: float = option(2.0, low=1e-6, doc="factor of the product B R A")
