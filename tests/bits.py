@@ -23,6 +23,7 @@ CASES: dict[str, dict[str, Any]] = {
         }.items()
     },
     "fedsa-lora": {"strategy": "fedsa-lora", "evaluate": "nodes"},
+    "fedrot-lora": {"strategy": "fedrot-lora"},
     "scaffold": {"strategy": "scaffold", "optimizer": "sgd"},
     "sa-fedlora": {"strategy": "sa-fedlora", "num-server-rounds": 4},
     "ferret": {"strategy": "ferret", "tuning": "full", "optimizer": "sgd"},

@@ -140,7 +140,7 @@ def test_incompatible_wrappers_are_refused(text: str) -> None:
         RunConfig.read(settings(text))
 
 
-@pytest.mark.parametrize("name", ["flora", "flex-lora", "raflora", "ferret", "sa-fedlora"])
+@pytest.mark.parametrize("name", ["flora", "flex-lora", "raflora", "fedrot-lora", "ferret", "sa-fedlora"])
 @pytest.mark.parametrize("wrapper", ["quantize", "top-k"])
 def test_feedback_needs_updates_that_add_up(name: str, wrapper: str) -> None:
     said = (
