@@ -4,6 +4,11 @@ Wang et al., "FLoRA: Federated Fine-Tuning Large Language Models with Heterogene
 2409.05976 (NeurIPS 2024): with B = [B_1 .. B_N] and A = [p_1 A_1; ..; p_N A_N], B A = sum_i p_i B_i A_i, whatever the
 ranks. Every node is sent the stack, adds scaling * B A to the base and begins the next round with a new adapter.
 
+With `energy` tau < 1 it is FLoRIST (Ramesh and Dass, arXiv 2506.09199, MLSys 2026): only the first p singular values of
+the mean product travel, with p the least for which sum_{k <= p} sigma_k^2 >= tau sum_k sigma_k^2. A node downloads p (m
++ n) numbers for a layer of m x n. What is cut off is lost: at most a share 1 - tau of the mean's squared length, so the
+rule is no longer exact. tau = 1 is FLoRA.
+
 The stack is an entry of the journal: a node is sent it once and keeps it. It is as large as the adapters of the whole
 cohort together, or is sent as one matrix if that is smaller. A node sends B_i and A_i whole: a new B is zero, so a node
 that learns nothing sends a product of zero. Every node draws A for itself. Other tensors are averaged as in FedAvg.
@@ -24,6 +29,7 @@ from strategies.exchange.strategy import EXACT, FIXED_POINT, ORDER, PRODUCTS, WE
 from strategies.exchange.types import Assignment, Entry, Metrics, State, Update
 from task.config import TaskConfig
 from task.models.model import TunedModel
+from task.schema import option
 from task.training.trainer import Trainer
 
 COLUMNS = 16  # of a product that are compared
@@ -32,6 +38,8 @@ COLUMNS = 16  # of a product that are compared
 @dataclass(frozen=True)
 class Flora(Strategy):
     """The exact mean of products of any ranks, added to the base."""
+
+    energy: float = option(1.0, low=0.01, high=1.0, doc="share of each mean product that is kept; 1: all of it (FLoRA)")
 
     needs_ranks = True
     heterogeneous_ranks = True
@@ -94,7 +102,7 @@ class Flora(Strategy):
                 stacks[module].add(update.weight, *pair(update.delta, module))
         combined = rest.mean()
         for module, stack in stacks.items():
-            combined |= stack.parts(module, 1 / rest.total)
+            combined |= stack.parts(module, 1 / rest.total, energy=self.energy)
         return combined
 
     def apply(self, state: State, combined: Tensors, round: int) -> State:

@@ -23,6 +23,8 @@ CASES: dict[str, dict[str, Any]] = {
         }.items()
     },
     "fedsa-lora": {"strategy": "fedsa-lora", "evaluate": "nodes"},
+    "lora-fair": {"strategy": "lora-fair"},
+    "flora-energy": {"strategy": "flora", "lora.ranks": "2,4", "flora.energy": 0.9},
     "fedrot-lora": {"strategy": "fedrot-lora"},
     "scaffold": {"strategy": "scaffold", "optimizer": "sgd"},
     "sa-fedlora": {"strategy": "sa-fedlora", "num-server-rounds": 4},

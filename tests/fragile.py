@@ -24,6 +24,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "lora-sb": {"tuning": "lora-sb"},
     "slora": {"strategy": "slora", "slora.sparse-rounds": 1},
     "flora": {"strategy": "flora", "lora.ranks": "2,8"},
+    "lora-fair": {"strategy": "lora-fair"},
     "fedrot-lora": {"strategy": "fedrot-lora"},
     "scaffold": {"strategy": "scaffold", "optimizer": "sgd", "learning-rate": 0.05, "fraction-train": 0.5},
     "raflora": {"strategy": "raflora", "lora.ranks": "2,4,8"},

@@ -35,7 +35,7 @@ EXAMPLES = examples(40)
 CLOSE = 1e-5
 RULES: list[tuple[str, dict[str, Any]]] = [("median", {}), ("trimmed-mean", {"trim": 0.2})]
 RAGGED = ["rbla", "zero-pad", "hetlora"]
-PRODUCTS = ["flora", "flex-lora", "raflora", "fedex-lora"]
+PRODUCTS = ["flora", "flex-lora", "raflora", "lora-fair", "fedex-lora"]
 TASK = TaskConfig(optimizer="sgd", evaluate="nodes")
 
 

@@ -279,6 +279,7 @@ REFUSED = {
     "sa-fedlora",
     "fedsa-lora",
     "scaffold",
+    "lora-fair",
 }
 
 

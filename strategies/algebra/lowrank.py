@@ -115,6 +115,11 @@ class ProductSum:
         for left, right in zip(other._left, other._right, strict=True):
             self.add(coefficient, left, right)
 
+    def times(self, right: torch.Tensor) -> torch.Tensor:
+        """Return the sum @ right (outputs x any), for `right` of inputs x any; float64."""
+        pairs = zip(self._left, self._right, strict=True)
+        return torch.stack([left @ (own @ right.double()) for left, own in pairs]).sum(dim=0)
+
     def norm(self) -> float:
         """Return the Frobenius norm of the sum."""
         _, core, _ = self._reduced()
@@ -127,12 +132,19 @@ class ProductSum:
         longer.add(coefficient, b, a)
         return longer
 
-    def parts(self, module: str, coefficient: float = 1.0, floor: float = 0.0) -> Tensors:
+    def parts(self, module: str, coefficient: float = 1.0, floor: float = 0.0, energy: float = 1.0) -> Tensors:
         """Return `coefficient` times the sum in float32, by names of `module`: as factors, as one matrix if that is
-        smaller, as nothing if no singular value is above `floor`. `products` reads it back."""
+        smaller, as nothing if no singular value is above `floor`. `products` reads it back.
+
+        With `energy` below 1 it is the best approximation of the smallest rank that has this share of the sum of
+        squared singular values.
+        """
         left, core, right = self._reduced()
         u, s, vh = torch.linalg.svd(core)
         kept = int((s > max(floor, NEGLIGIBLE * float(s.max()))).sum())
+        if energy < 1:
+            share = (s**2).cumsum(0) / (s**2).sum().clamp(min=1e-300)
+            kept = min(kept, int((share < energy).sum()) + 1)
         if not kept:
             return {}
         b, a = (left @ u[:, :kept] * (coefficient * s[:kept])), vh[:kept] @ right
