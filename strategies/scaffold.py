@@ -37,7 +37,7 @@ from strategies.algebra.tensors import Tensors, added, corner
 from strategies.exchange.server_optimizer import MEASURED
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Assignment, Metrics, State, Update
-from task.config import TaskConfig
+from task.config import CLASS_MEANS, TaskConfig
 from task.models.model import TunedModel
 from task.training.trainer import Penalty, Trainer
 
@@ -71,6 +71,11 @@ class Scaffold(Strategy):
             )
         if config.learning_rate_min not in (0.0, config.learning_rate):
             found.append("strategy = 'scaffold' needs one learning rate for all rounds: set learning-rate-min = 0")
+        if config.head_init == CLASS_MEANS:
+            found.append(
+                "strategy = 'scaffold' makes controls of every update, and class means are no steps: set head-init = "
+                "'base'"
+            )
         if lossy := [wrapper.name for wrapper in self.wrappers if wrapper.encodes]:
             found.append(
                 f"strategy = 'scaffold' needs updates as they were trained, and wrapper '{lossy[0]}' changes them: "

@@ -159,10 +159,25 @@ def after_round_1(outcome: Outcome) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in sent(request).items() if name in (WEIGHT, BIAS)}
 
 
+def takes_class_means(name: str) -> bool:
+    options = suiting(name) | ({"sa-fedlora.initiating-rounds": 0} if name == "sa-fedlora" else {})
+    try:
+        RunConfig.read(SMALL | options | OPTIONS | {"strategy": name})
+    except ConfigError:
+        return False
+    return True
+
+
+TAKING = [name for name in strategies.names() if takes_class_means(name)]
+
+
+def test_most_strategies_take_class_means() -> None:
+    refusing = set(strategies.names()) - set(TAKING)
+    assert refusing <= {"fedkseed", "ferret", "fedsa-lora", "scaffold"}
+
+
 @pytest.mark.first(2)
-@pytest.mark.parametrize(
-    "name", [n for n in strategies.names() if strategies.strategy_class(n).exchanges_tensors and n != "fedsa-lora"]
-)
+@pytest.mark.parametrize("name", TAKING)
 def test_round_1_makes_the_head_in_every_strategy(name: str, tmp_path: Path) -> None:
     own = {"sa-fedlora.initiating-rounds": 0} if name == "sa-fedlora" else {}
     outcome = federate(tmp_path, suiting(name) | OPTIONS | own | {"strategy": name})
@@ -218,6 +233,7 @@ def test_a_node_that_sends_no_shares_is_refused(tmp_path: Path) -> None:
         ({"num-server-rounds": 1}, "leave none of num-server-rounds = 1"),
         ({"head-rounds": 1}, "leave none of num-server-rounds = 2"),
         ({"strategy": "ferret", "tuning": "full"}, "leave out head-rounds and head-init"),
+        ({"strategy": "scaffold", "optimizer": "sgd"}, "class means are no steps"),
         ({"strategy": "sa-fedlora"}, "to the whole model"),
         ({"task.kind": "causal-lm", "model.name": "m", "data.name": "d"}, "no classifier's head"),
     ],

@@ -156,7 +156,7 @@ def test_a_model_knows_its_head_and_whether_it_is_new(labels: str, tmp_path: Pat
 
 def test_check_says_the_rate() -> None:
     said = of_head(TaskConfig(learning_rate=1e-3, head_rounds=2), new=True)
-    assert said == "new, learning rate 0.03, 30 times the rest; in 2 rounds before the others it trains alone"
+    assert said == "new, learning rate 0.03, 30 times the rest; in rounds 1 to 2 it trains alone"
     assert of_head(TaskConfig(learning_rate=0.005), new=False) == "of the base, learning rate 0.005"
 
 

@@ -29,7 +29,9 @@ def of_head(config: TaskConfig, new: bool) -> str:
     """Return a sentence on the learning rate of a classifier's head and on the rounds that it trains alone in."""
     rate = config.rate_of_head(new)
     times = f", {rate / config.learning_rate:.3g} times the rest" if rate != config.learning_rate else ""
-    alone = f"; in {config.head_rounds} rounds before the others it trains alone" if config.head_rounds else ""
+    first, last = config.rounds_of_head - config.head_rounds + 1, config.rounds_of_head
+    span = f"round {first}" if first == last else f"rounds {first} to {last}"
+    alone = f"; in {span} it trains alone" if config.head_rounds else ""
     origin = "from class means, in round 1" if config.head_init == CLASS_MEANS else "new" if new else "of the base"
     return f"{origin}, learning rate {rate:g}{times}{alone}"
 
