@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTEST = $(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help venv run embedded-base test test-all test-rest test-for fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment check docs bench-aggregation bench-projection bench-ferret bench-scoring bench-deployment bench-attacks bench-optimizers \
-	results-rbla results-sa-fedlora results-ferret results-fedpeft clean
+	results-digits results-rbla results-sa-fedlora results-ferret results-fedpeft clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -84,6 +84,9 @@ bench-attacks: venv  ## two hostile nodes of ten on the embedded digits, attack 
 
 bench-optimizers: venv  ## server optimizers on skewed rows of the embedded digits: half an hour
 	$(BIN)/python -m benchmarks.optimizers
+
+results-digits: venv  ## an hour: every strategy for adapters on the embedded digits, docs/results/digits.md
+	$(BIN)/python -m benchmarks.digits --engine local --jobs $(or $(JOBS),1)
 
 results-rbla: venv  ## hours: RBLA against other rules, docs/results/rbla.md; JOBS=2 runs two federations at a time
 	$(BIN)/python -m benchmarks.rbla --jobs $(or $(JOBS),1)

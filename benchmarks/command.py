@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import pages, records
-from benchmarks.federation import ROOT, Federation, NotMeasured
+from benchmarks.federation import ENGINES, ROOT, Federation, NotMeasured
 from benchmarks.study import Measured, Run, Study, run_of
 from task.device import cores
 
@@ -39,7 +39,8 @@ def main(study: Study, prepare: Callable[[], None] = lambda: None) -> int:
     path = records.RESULTS / f"{study.name}.json"
     try:
         with tempfile.TemporaryDirectory(prefix="results-") as scratch:
-            Progress(study, chosen, path).run(jobs, arguments.outputs or Path(scratch), keep=bool(arguments.outputs))
+            progress = Progress(study, chosen, path, arguments.engine)
+            progress.run(jobs, arguments.outputs or Path(scratch), keep=bool(arguments.outputs))
     except NotMeasured as error:
         print(error, file=sys.stderr)
         return BROKEN
@@ -111,8 +112,8 @@ def _problems(run: Run) -> list[str]:
 class Progress:
     """The progress of the part `chosen` of a study: what is measured, what is next, and how long it will take."""
 
-    def __init__(self, study: Study, chosen: Study, path: Path) -> None:
-        self.study, self.chosen, self.path = study, chosen, path
+    def __init__(self, study: Study, chosen: Study, path: Path, engine: str) -> None:
+        self.study, self.chosen, self.path, self.engine = study, chosen, path, engine
         self.done: dict[str, Measured] = records.load(path)
         self.ran = 0  # federations of this call
         self._running: list[Federation] = []
@@ -125,7 +126,7 @@ class Progress:
                 for run in pending[: jobs - len(self._running)]:
                     self.ran += 1
                     folder = outputs / f"{time.strftime('%Y%m%d-%H%M%S')}-{self.ran}-{run.setting}-{run.method}"
-                    self._running.append(Federation(run, folder.absolute(), cpus=jobs))
+                    self._running.append(Federation(run, folder.absolute(), jobs, self.engine))
                 time.sleep(PAUSE)
                 for federation in [federation for federation in self._running if federation.over()]:
                     self._keep(federation, jobs)
@@ -174,6 +175,7 @@ def _parser(study: Study) -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", type=lambda text: text.split(","), default=[], help="settings or methods to run, separated by commas"
     )
+    parser.add_argument("--engine", choices=sorted(ENGINES), default="ray", help="local: no Ray, one process a run")
     parser.add_argument("--outputs", type=Path, help="keep the results folders of the runs here, without their models")
     return parser
 

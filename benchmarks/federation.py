@@ -24,6 +24,10 @@ BY_ROUND = (
     "parameters_up",
     "parameters_down",
 )
+ENGINES = {  # commands that take the arguments of `thistledown run`, and give the same bits
+    "ray": [str(Path(sys.executable).with_name("thistledown")), "run"],
+    "local": [sys.executable, "-m", "benchmarks.local"],
+}
 DIGITS = 6  # decimals that are kept
 BULKY = ("model", "checkpoints")
 
@@ -33,9 +37,10 @@ class NotMeasured(RuntimeError):
 
 
 class Federation:
-    """A running federation with `cpus` CPUs per node, so that parallel jobs have cores too."""
+    """A running federation with `cpus` CPUs per node, so that parallel jobs have cores too. `engine` runs its nodes: in
+    Ray's processes, or one after another in a single process."""
 
-    def __init__(self, run: Run, outputs: Path, cpus: int) -> None:
+    def __init__(self, run: Run, outputs: Path, cpus: int, engine: str = "ray") -> None:
         self.run, self.folder = run, outputs
         self.began = time.monotonic()
         place = ["-c", f"output-dir='{outputs}' simulation.num-cpus={cpus}"]
@@ -43,7 +48,7 @@ class Federation:
         self._said, self._results = outputs / "said.txt", outputs / "latest"
         with self._said.open("wb") as said:
             self._process = subprocess.Popen(
-                [str(Path(sys.executable).with_name("thistledown")), "run", *run.arguments, *place],
+                [*ENGINES[engine], *run.arguments, *place],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=said,

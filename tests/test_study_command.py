@@ -65,7 +65,7 @@ def test_a_study_records_a_failure_and_runs_nothing_twice(tmp_path: Path, capsys
     """Two federations: one learns, the head of the other explodes."""
     setting = replace(TINY, rates={"lora": (0.01,), "head": (3e37,)})
     study, path = replace(STUDY, settings=(setting,), seeds=(0,)), tmp_path / "some.json"
-    progress = Progress(study, study, path)
+    progress = Progress(study, study, path, "ray")
     progress.run(min(2, cores()), tmp_path / "outputs", keep=True)
     assert progress.ran == 2
     said = capsys.readouterr().out
@@ -84,7 +84,7 @@ def test_a_study_records_a_failure_and_runs_nothing_twice(tmp_path: Path, capsys
     assert not list((tmp_path / "outputs").glob("*/*/model"))
     assert list((tmp_path / "outputs").glob("*/*/metrics.jsonl"))
 
-    again = Progress(study, study, path)
+    again = Progress(study, study, path, "ray")
     again.run(1, tmp_path / "outputs", keep=True)
     assert again.ran == 0
     assert again.done == progress.done
