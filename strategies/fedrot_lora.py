@@ -23,6 +23,7 @@ from strategies.algebra.lowrank import factor_names, modules, pair
 from strategies.algebra.tensors import Tensors, added, difference, snapshot
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Assignment, Metrics
+from task.config import TaskConfig
 from task.models.model import TunedModel
 from task.schema import option
 from task.training.trainer import Trainer
@@ -38,6 +39,14 @@ class FedRotLora(Strategy):
 
     needs_ranks = True
     additive_across_rounds = False  # factors are turned towards others in every round
+
+    def problems(self, config: TaskConfig) -> list[str]:
+        sparse = [wrapper.name for wrapper in self.wrappers if wrapper.leaves_out]
+        return [
+            f"strategy = 'fedrot-lora' turns factors towards those it was sent, and wrapper '{name}' leaves most of "
+            "them at zero, so that they turn at random: leave it out"
+            for name in sparse
+        ]
 
     def train(self, model: TunedModel, trainer: Trainer, assignment: Assignment) -> tuple[Tensors, Metrics]:
         before = snapshot(self.live(model, assignment))

@@ -31,6 +31,7 @@ class Wrapper:
         True  # whether the same place of what it sends means the same, round after round
     )
     encodes: ClassVar[bool] = False  # whether it changes what is sent: it has `encode`, `encoded_spec` and `decode`
+    leaves_out: ClassVar[bool] = False  # whether it sends some numbers of an update and leaves out the others
     combines: ClassVar[bool] = False  # whether it decides how updates combine: it has `combine`
     privacy: ClassVar[str] = ""  # who adds the noise that its `mechanism` accounts for: SERVER or NODE
     sends_code: ClassVar[bool] = False  # whether it sends a code, which no wrapper after it may change

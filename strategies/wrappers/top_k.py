@@ -33,6 +33,7 @@ class TopK(Compression):
     )
 
     additive_across_rounds = False
+    leaves_out = True
 
     def encoded(self, wanted: Tensors, like: Mapping[str, torch.Tensor], assignment: Assignment) -> Tensors:
         plan = _Plan.of(like, self.fraction)
