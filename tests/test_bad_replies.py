@@ -267,6 +267,7 @@ def test_a_good_round_forgives_failed_ones(tmp_path: Path) -> None:
         federate(tmp_path, options | {"max-failed-rounds": 2}, spoil=spoil)
 
 
+@pytest.mark.slow
 def test_an_older_reply_cannot_be_played_again(tmp_path: Path) -> None:
     kept = {}
 

@@ -19,6 +19,9 @@ CASES = {  # coordinates and momentum: how the three nodes catch up
 }
 
 
+pytestmark = pytest.mark.slow
+
+
 def come_and_go(run: Run) -> None:
     """Node 1 misses three rounds, node 2 joins late, node 3 restarts with an empty disk; all are there in round 5."""
     run.grid.away = {2}
@@ -34,11 +37,7 @@ def come_and_go(run: Run) -> None:
     run.heard = heard
 
 
-FAST = "weights, momentum"  # the case that `make test` runs
-PARAMS = [pytest.param(case, id=name, marks=[] if name == FAST else [pytest.mark.slow]) for name, case in CASES.items()]
-
-
-@pytest.fixture(scope="module", params=PARAMS)
+@pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     found = Run(tmp_path_factory.mktemp("run"), *request.param)
     with pytest.MonkeyPatch.context() as patch:

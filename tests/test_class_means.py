@@ -199,6 +199,7 @@ def test_the_split_does_not_matter(split: dict[str, Any], tmp_path: Path) -> Non
         assert torch.allclose(tensor, other[name], rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("dead_servers_write_no_summary")
 def test_a_run_that_dies_with_a_new_head_goes_on_bit_for_bit(tmp_path: Path) -> None:
     options = OPTIONS | {"server-optimizer": "momentum", "head-rounds": 1, "num-server-rounds": 3}
@@ -210,6 +211,7 @@ def test_a_run_that_dies_with_a_new_head_goes_on_bit_for_bit(tmp_path: Path) -> 
     assert equal(uninterrupted.state().server, other.state().server)
 
 
+@pytest.mark.slow
 def test_a_node_that_sends_no_shares_is_refused(tmp_path: Path) -> None:
     def spoil(partition: int, kind: str, reply: Any) -> Any:
         wrong = partition == 1 and kind == "train"

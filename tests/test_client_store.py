@@ -322,6 +322,7 @@ def test_a_late_node_of_a_smaller_budget_lowers_the_rank_for_all_and_leaves_agai
     assert all(report.evaluated_by_nodes for report, _ in seen)
 
 
+@pytest.mark.slow
 def test_instructions_of_another_strategy_do_not_reveal_private_tensors(tmp_path: Path) -> None:
     """A server may give one run's token to an order by which all that trains is sent."""
     outcome = federate(tmp_path, {"strategy": "fedsa-lora", "evaluate": "nodes", "num-server-rounds": 2, **QV})

@@ -140,6 +140,7 @@ def test_a_16_bit_model_is_rebuilt_in_32_bits(dtype):
     assert all(tensor.dtype == torch.float32 for tensor in model.initial_values.values())
 
 
+@pytest.mark.slow
 def test_server_and_nodes_have_the_same_bits_after_rounds(tmp_path: Path) -> None:
     options = {"strategy": "fedkseed", "num-server-rounds": 3, "local-steps": 4, "learning-rate": 1e-4}
     outcome = federate(tmp_path, suiting("fedkseed") | options | {"fedkseed.block": 256})

@@ -251,6 +251,7 @@ def test_in_head_rounds_the_head_alone_is_sent_and_moves(strategy: str, tuning: 
     assert not any(name.startswith(head_rounds.RESTING) for name in outcome.state().server)
 
 
+@pytest.mark.slow
 def test_sa_fedlora_may_begin_its_initiating_rounds_with_the_head(tmp_path: Path) -> None:
     outcome = alone("sa-fedlora", "lora", tmp_path, **{"sa-fedlora.initiating-rounds": 2, "head-rounds": 1})
     sizes = [len(down) for round in (1, 2, 3) for down, _ in of_round(outcome, round)[:1]]
@@ -259,6 +260,7 @@ def test_sa_fedlora_may_begin_its_initiating_rounds_with_the_head(tmp_path: Path
     assert outcome.state().tensors.keys() == model.trained.keys()
 
 
+@pytest.mark.slow
 def test_head_rounds_are_rounds_of_the_head_tuning(tmp_path: Path) -> None:
     """The body is the base, so what the head learns is what it learns under tuning = 'head', bit for bit."""
     rates = {"learning-rate": 0.01, "head-rate": 1.0}
@@ -271,11 +273,13 @@ def test_head_rounds_are_rounds_of_the_head_tuning(tmp_path: Path) -> None:
     assert full.rounds[3]["loss"] != head.rounds[3]["loss"]
 
 
+@pytest.mark.slow
 def test_without_head_rounds_everything_trains_at_once(tmp_path: Path) -> None:
     outcome = alone("fedavg", "lora", tmp_path, **{"head-rounds": 0})
     assert all(down.keys() == up.keys() and up.keys() > HEAD for down, up in of_round(outcome, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("dead_servers_write_no_summary")
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_a_run_that_dies_after_a_head_round_goes_on_bit_for_bit(rounds: int, tmp_path: Path) -> None:

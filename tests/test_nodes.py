@@ -13,6 +13,7 @@ from task.data.sources.digits import digits_part
 
 
 # ------------------------------------------------------------------------------- base and data of nodes
+@pytest.mark.slow
 def test_the_base_is_offered_once_to_every_store(tmp_path: Path) -> None:
     stores = {0: tmp_path / "a", 1: tmp_path / "a", 2: tmp_path / "b"}
     own = {partition: {"store-path": str(path)} for partition, path in stores.items()}

@@ -173,6 +173,7 @@ def test_arrays_without_their_start_are_refused(run: Outcome) -> None:
         run.run.strategy.start(grid, arrays, num_rounds=1, train_config=run.run.task)
 
 
+@pytest.mark.slow
 def test_a_node_of_a_smaller_rank_is_left_out(tmp_path: Path) -> None:
     """It came later, or has run out of memory."""
     outcome = federate(tmp_path, PISSA | {"num-server-rounds": 3}, grid=Later())

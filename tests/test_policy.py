@@ -381,6 +381,7 @@ def test_a_node_of_a_larger_cohort_does_not_answer_in_a_small_one(tmp_path: Path
     assert [line["refused"] for line in whole.rounds[1]["nodes"]] == [""] * 3
 
 
+@pytest.mark.slow
 def test_an_offer_may_be_declined(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for policy, kind in (({"offers": False}, "offers"), ({"max_base_bytes": 1000}, "size")):
         path = str(digits(tmp_path))

@@ -213,6 +213,7 @@ def test_laws_hold_under_a_robust_rule(name: str, rule: str, options: dict[str, 
             assert LAWS[law](strategy, plan) <= CLOSE, law
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rule", "options"), RULES)
 @pytest.mark.parametrize("name", SETTLED)
 def test_the_other_laws_break_under_a_robust_rule(name: str, rule: str, options: dict[str, Any]) -> None:

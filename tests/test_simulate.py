@@ -161,6 +161,7 @@ def test_a_run_leaves_the_process_as_it_was(capsys: pytest.CaptureFixture[str]) 
     assert outcome.folder.exists()
 
 
+@pytest.mark.slow
 def test_callbacks_are_called_and_results_stay_in_an_output_dir(tmp_path: Path) -> None:
     class Counting(Callback):
         rounds = 0

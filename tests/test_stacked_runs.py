@@ -71,6 +71,7 @@ def test_effective_weights_are_the_base_and_the_means_of_all_rounds(outcome: Out
         assert float((scaling * change).abs().max()) > 1e-3
 
 
+@pytest.mark.slow
 def test_other_frozen_weights_stay(outcome: Outcome) -> None:
     base = build(outcome.base, outcome.task, 8, "cpu").frozen
     model = held(outcome.run.strategy, outcome.base, outcome.task, outcome.state())
