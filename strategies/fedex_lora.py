@@ -9,11 +9,10 @@ The residual has a rank of up to (N + 1) r. It travels as an entry of the journa
 whichever is smaller: a node is sent it once and keeps it.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from strategies.algebra.lowrank import FLOAT32, ProductSum, modules, pair
+from strategies.algebra.lowrank import FLOAT32, ProductSums, pair
 from strategies.algebra.tensors import Tensors, added
 from strategies.exchange.replay import merge_products
 from strategies.exchange.strategy import EXACT, FIXED_POINT, IDENTITY, ORDER, PRODUCTS, WEIGHTS, Strategy
@@ -40,23 +39,18 @@ class FedExLora(Strategy):
         return PRODUCTS
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
-        means: dict[str, ProductSum] = defaultdict(ProductSum)
-        weight = 0.0
+        products = ProductSums()
 
         def seen() -> Iterator[Update]:
-            nonlocal weight
             for update in updates:
-                trained = self.trained(state, update)
-                for module in modules(trained):
-                    means[module].add(update.weight, *pair(trained, module))
-                weight += update.weight
+                products.add(update.weight, self.trained(state, update))
                 yield update
 
         change = super().combine(state, seen())
         averaged = added(state.tensors, change)
-        for module, mean in means.items():
-            residual = mean.plus(-weight, *pair(averaged, module))
-            parts = residual.parts(module, 1 / weight, floor=FLOAT32 * mean.norm())
+        for module, total in products.sums.items():
+            residual = products.residual(module, *pair(averaged, module))
+            parts = residual.parts(module, 1 / products.weight, floor=FLOAT32 * total.norm())
             change |= {RESIDUAL + name: part for name, part in parts.items()}
         return change
 

@@ -16,11 +16,10 @@ again: `raflora` averages it over its owners instead. HLoRA (Liu et al., arXiv 2
 The SVD is taken of the small core between the QR factors of the stacked B_i and A_i; DW itself is never formed.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from strategies.algebra.lowrank import ProductSum, factor_names, modules, non_lora, pair
+from strategies.algebra.lowrank import ProductSums, factor_names, non_lora
 from strategies.algebra.mean import WeightedSum
 from strategies.algebra.tensors import Tensors, difference
 from strategies.exchange.strategy import ORDER, PRODUCTS, WEIGHTS, Strategy
@@ -46,15 +45,14 @@ class FlexLora(Strategy):
         return PRODUCTS
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
-        products: dict[str, ProductSum] = defaultdict(ProductSum)
+        products = ProductSums()
         rest = WeightedSum(non_lora(state.tensors))
         for update in updates:
             trained = self.trained(state, update)
             rest.add({name: trained[name] for name in rest.sums}, update.weight)
-            for module in modules(trained):
-                products[module].add(update.weight, *pair(trained, module))
+            products.add(update.weight, trained)
         mean = rest.mean()
-        for module, product in products.items():
+        for module, product in products.sums.items():
             b_name, a_name = factor_names(module)
             b, a = state.tensors[b_name], state.tensors[a_name]
             new_b, new_a = product.split(a.shape[0], spare=a)

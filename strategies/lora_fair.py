@@ -11,13 +11,12 @@ The product is never farther from D than FedAvg's. dB is zero if all A_i or all 
 rule becomes FedAvg. With lambda = 0 and all rows of the A_i within those of A it is exact. D is never formed.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 
-from strategies.algebra.lowrank import ProductSum, factor_names, modules, pair
+from strategies.algebra.lowrank import ProductSums, factor_names, pair
 from strategies.algebra.tensors import Tensors, added
 from strategies.exchange.strategy import FIXED_POINT, IDENTITY, ORDER, PRODUCTS, WEIGHTS, Strategy
 from strategies.exchange.types import State, Update
@@ -43,23 +42,18 @@ class LoraFair(Strategy):
         return PRODUCTS
 
     def combine(self, state: State, updates: Iterable[Update]) -> Tensors:
-        means: dict[str, ProductSum] = defaultdict(ProductSum)
-        weight = 0.0
+        products = ProductSums()
 
         def seen() -> Iterator[Update]:
-            nonlocal weight
             for update in updates:
-                trained = self.trained(state, update)
-                for module in modules(trained):
-                    means[module].add(update.weight, *pair(trained, module))
-                weight += update.weight
+                products.add(update.weight, self.trained(state, update))
                 yield update
 
         change = super().combine(state, seen())
         averaged = added(state.tensors, change)
-        for module, mean in means.items():
+        for module in products.sums:
             b, a = pair(averaged, module)
-            residual = mean.plus(-weight, b, a).times(a.T) / weight
+            residual = products.residual(module, b, a).times(a.T) / products.weight
             name = factor_names(module)[0]
             correction = residual @ _inverse(a.double(), self.ridge)
             change[name] = (change[name].double() + correction).to(change[name].dtype)

@@ -1,5 +1,6 @@
 """Pairs of low-rank factors: A is rank x inputs, B is outputs x rank, the adapter adds scaling * B A."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
@@ -191,3 +192,21 @@ def _completed(rows: torch.Tensor, rank: int, spare: torch.Tensor) -> torch.Tens
         if float(row.norm()) > INDEPENDENT:
             rows = torch.cat([rows, row[None] / row.norm()])
     return rows
+
+
+class ProductSums:
+    """The weighted sums of the products B A of every module, over adapters that are added one by one."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, ProductSum] = defaultdict(ProductSum)  # by module
+        self.weight = 0.0
+
+    def add(self, weight: float, tensors: Tensors) -> None:
+        """Add `weight` times the products of the factors among these tensors."""
+        for module in modules(tensors):
+            self.sums[module].add(weight, *pair(tensors, module))
+        self.weight += weight
+
+    def residual(self, module: str, b: torch.Tensor, a: torch.Tensor) -> ProductSum:
+        """Return the sum of a module's products minus the whole weight times b @ a."""
+        return self.sums[module].plus(-self.weight, b, a)
