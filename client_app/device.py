@@ -1,8 +1,9 @@
 """The node's device: which dtypes it trains in, how much memory is free, and what happens when memory runs out."""
 
 import gc
-from collections.abc import Callable
-from functools import lru_cache
+import logging
+from collections.abc import Callable, Hashable
+from functools import lru_cache, partial
 from typing import TypeVar
 
 import psutil
@@ -11,10 +12,13 @@ import torch
 from strategies.exchange.types import OutOfMemory
 from task.device import kind, ran_out
 from task.models.model import kept_model
+from task.training.batches import Unsuited
 
 OWN_MEMORY = ("cuda", "xpu")  # those with memory of their own, which torch counts
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LOG = logging.getLogger("flwr")
 T = TypeVar("T")
+_fitting: dict[Hashable, int] = {}  # rows of a step that were in memory at a time when training last succeeded
 
 
 def free_memory(device: str) -> int:
@@ -49,6 +53,32 @@ def within_memory(device: str, work: Callable[[], T]) -> T:
     if kind(device) != "cpu":
         torch.get_device_module(kind(device)).empty_cache()
     raise OutOfMemory(said)
+
+
+def with_fewer_rows(device: str, node: Hashable, rows: int, work: Callable[[int], T]) -> T:
+    """Return what `work` returns for the rows of a step that are in memory at a time: `rows` at first, and half of them
+    each time memory runs out.
+
+    This process remembers what was enough for `node`. Raises OutOfMemory if a single row is too much, or if gradients
+    of the model's rows do not add up.
+    """
+    rows, ran_out_with = _fitting.get(node, rows), None
+    while True:
+        try:
+            found = within_memory(device, partial(work, rows))
+        except OutOfMemory as error:
+            if rows == 1:
+                raise
+            ran_out_with, rows = error, (rows + 1) // 2
+            LOG.warning("memory ran out (%s); the node tries again with %d rows of a step at a time", error, rows)
+        except Unsuited:
+            if ran_out_with is None:
+                raise
+            raise ran_out_with from None
+        else:
+            if ran_out_with is not None:
+                _fitting[node] = rows
+            return found
 
 
 @lru_cache  # every node of a simulation asks; a device's abilities do not change

@@ -8,7 +8,7 @@ which limit what instructions may do.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,6 +65,17 @@ class Local:
         check_labels(config)
         check_instructions(policy, instructions, config)
         return cls(tuple(sorted(context.node_config.items())), context.node_id, instructions, config, policy)
+
+    @property
+    def key(self) -> tuple[NodeConfig, TaskConfig]:
+        """Return what tells this node and its task from others in a process."""
+        return self.node, self.config
+
+    def holding(self, rows: int) -> "Local":
+        """Return the same node with so many rows of a step in memory at a time."""
+        if rows == self.config.rows_at_once:
+            return self
+        return replace(self, config=replace(self.config, micro_batch_size=rows))
 
     @property
     def name(self) -> str:

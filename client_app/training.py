@@ -8,7 +8,7 @@ import torch
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from client_app import public_errors
-from client_app.device import within_memory
+from client_app.device import with_fewer_rows
 from client_app.local import Local
 from client_app.payment import Bill, check_uncovered
 from client_app.permission import check_assignment, check_classes, check_rows, check_scores, check_update
@@ -31,7 +31,7 @@ from task.training.trainer import Trainer, evaluate
 
 LOG = logging.getLogger("flwr")
 # Metrics that reveal only how many rows there are; an update shows `rank` too.
-TIME, STEPS = "seconds", "steps"
+TIME, STEPS, MICRO = "seconds", "steps", "micro-batch-size"
 PLAIN = ("num-examples", "server-round", "rank", STEPS, "kept-round")
 
 
@@ -39,7 +39,8 @@ def trained(local: Local, content: RecordDict) -> RecordDict:
     """Return the reply to a `train` message: the update, `num-examples`, `train-loss` and so on; or that memory ran
     out, or that the base is lost."""
     try:
-        return within_memory(local.device, lambda: _update(local, content))
+        at_once = local.config.rows_at_once
+        return with_fewer_rows(local.device, local.key, at_once, lambda rows: _update(local.holding(rows), content))
     except BaseMissing as error:
         LOG.warning("%s", error)
         return RecordDict({LacksBase.RECORD: ConfigRecord()})
@@ -78,6 +79,8 @@ def _update(local: Local, content: RecordDict) -> RecordDict:
         TIME: time.monotonic() - began,
         **metrics,
     }
+    if local.config.rows_at_once < local.config.batch_size:
+        metrics[MICRO] = local.config.rows_at_once
     silent = any(wrapper.hides_metrics for wrapper in strategy.wrappers)
     reply["metrics"] = MetricRecord({**_public_metrics(local.policy, metrics, silent), **here.install_hash_of})
     reply.update(here.proof)
@@ -102,7 +105,7 @@ def _public_metrics(policy: Policy, metrics: Metrics, silent: bool) -> Metrics:
     values of rows."""
     reports = policy.reports
     shown = set(PLAIN) if silent else {*PLAIN, TIME} if not reports.loss else set(metrics)
-    shown -= set() if reports.machine else {TIME}
+    shown -= set() if reports.machine else {TIME, MICRO}
     shown -= {STEPS} if reports.rows == "rounded" else set()  # by which rows could be counted
     return {name: value for name, value in metrics.items() if name in shown}
 

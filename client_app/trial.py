@@ -20,7 +20,7 @@ from functools import partial
 import psutil
 import torch
 
-from client_app.device import OWN_MEMORY, free_memory, within_memory
+from client_app.device import OWN_MEMORY, free_memory, with_fewer_rows
 from client_app.local import Local
 from client_app.payment import check_uncovered
 from client_app.permission import check_rows, check_trial
@@ -50,13 +50,18 @@ def run_trial(local: Local) -> Trial:
     check_rows(local.policy, len(rows))
     steps = steps_of(local.config, local.policy.reports.counted(len(rows)))
     seed = derive(local.config.seed, "trial", local.name)
-    trainer = trainer_of(local, strategy_of(local.instructions), rows, seed)
+    strategy, at_once = strategy_of(local.instructions), local.config.rows_at_once
+
+    def measured(ends: list[int], at_once: int) -> tuple[int, list[tuple[float, int]]]:
+        fewer = local.holding(at_once)
+        return _measured(fewer, trainer_of(fewer, strategy, rows, seed), ends)
+
     most = local.policy.max_rank
     candidates = [rank for rank in local.config.tuning.candidates() if not most or rank <= most]
     for largest in reversed(candidates):
         ends = sorted({candidates[0], largest})
         try:
-            free, points = within_memory(local.device, partial(_measured, local, trainer, ends))
+            free, points = with_fewer_rows(local.device, local.key, at_once, partial(measured, ends))
         except OutOfMemory:
             continue
         seconds, sizes = zip(*points, strict=True)

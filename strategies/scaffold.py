@@ -39,7 +39,8 @@ from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Assignment, Metrics, State, Update
 from task.config import CLASS_MEANS, TaskConfig
 from task.models.model import TunedModel
-from task.training.trainer import Penalty, Trainer
+from task.training.micro_batches import Penalty
+from task.training.trainer import Trainer
 
 LOG = logging.getLogger("flwr")
 

@@ -159,6 +159,12 @@ class TaskConfig:
     local_epochs: int = option(3, low=1, high=MANY, doc="passes over a node's data in a round")
     local_steps: int = option(0, low=0, high=1000 * MANY, doc="steps in a round instead of epochs; 0: use local-epochs")
     batch_size: int = option(16, low=1, high=MANY, doc="rows in a local step")
+    micro_batch_size: int = option(
+        0,
+        low=0,
+        high=MANY,
+        doc="rows of a step in memory at a time, adding up gradients; 0: all, or fewer if memory runs out",
+    )
     optimizer: str = option("adamw", choices=("adamw", "sgd"), doc="adamw or sgd")
     head_rate: float = option(
         0.0,
@@ -203,6 +209,11 @@ class TaskConfig:
         least = self.learning_rate_min or self.learning_rate
         share = (1 + math.cos(math.pi * (round - 1) / max(1, rounds - 1))) / 2
         return least + (self.learning_rate - least) * share
+
+    @property
+    def rows_at_once(self) -> int:
+        """Return the number of rows of a step that are in memory at a time."""
+        return min(self.micro_batch_size or self.batch_size, self.batch_size)
 
     @property
     def rounds_of_head(self) -> int:

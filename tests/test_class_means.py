@@ -27,8 +27,9 @@ from task.data.prepared import prepare
 from task.models.model import TunedModel, build
 from task.schema import ConfigError
 from task.storage.store import server_store
+from task.training.batches import Unsuited
 from task.training.features import class_means, features
-from task.training.trainer import Trainer, Unsuited
+from task.training.trainer import Trainer
 
 Matrix = NDArray[np.float64]
 WEIGHT, BIAS = "classifier.weight", "classifier.bias"

@@ -65,6 +65,7 @@ FOUND = [
     ("opt", "prompt", LONG | {"prompt__tokens": 3}, "61 tokens .* with tuning = 'prompt'; set .* = 61"),
     ("falcon", "prefix", {}, "tuning = 'prefix' does not fit this model .*; use tuning = 'lora'"),
     ("lfm2", "prefix", {}, "tuning = 'prefix' does not fit this model .*; use tuning = 'lora'"),
+    ("mobilenet-v2", "full", {"batch_size": 4, "micro_batch_size": 2}, "normalises .*; set micro-batch-size = 0"),
     ("mobilenet-v2", "full", {"batch_size": 1}, "batch-size = 1: this model normalises over the rows of a batch"),
 ]  # fmt: skip
 

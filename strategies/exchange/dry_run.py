@@ -10,9 +10,10 @@ from task.data.rows import Rows
 from task.device import kind
 from task.models.base import Base
 from task.models.model import build
+from task.training.batches import Unsuited
 from task.training.dry_run import DryRunError, dry_run
 from task.training.dry_run_work import too_large
-from task.training.trainer import Trainer, Unsuited
+from task.training.trainer import Trainer
 
 
 def rehearse(strategy: Strategy, config: TaskConfig, base: Base, rows: Rows, device: str) -> tuple[str, ...]:

@@ -30,8 +30,9 @@ from strategies.exchange.types import RunFailed, State, Update
 from strategies.exchange.wrapper import Wrapper
 from task.config import CLASS_MEANS, TaskConfig
 from task.models.model import TunedModel
+from task.training.batches import Unsuited
 from task.training.features import class_layer, class_means
-from task.training.trainer import Trainer, Unsuited
+from task.training.trainer import Trainer
 
 RESTING = "resting "  # prefix of names on the server
 MARGIN = 4.0  # nats; of 1, 2, 4, 8 the least test loss on AG News (MiniLM) and on MNIST (a small ViT)

@@ -17,6 +17,14 @@ class TooFewRows(ValueError):
         self.public = message
 
 
+class Unsuited(ValueError):
+    """A way of training that does not fit a model. The message names both and is public."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.public = message
+
+
 def steps_of(config: TaskConfig, rows: int, least: int = 1) -> int:
     """Return the number of local steps in a round for so many rows, in batches of at least `least` rows."""
     return config.local_steps or per_epoch(config, rows, least) * config.local_epochs

@@ -9,7 +9,6 @@ whose rows do not affect each other. Batches and noise come from secure randomne
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from opacus.optimizers import DPOptimizer
@@ -19,13 +18,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from task.models.model import TunedModel
 from task.secure_random import normal, uniform
-from task.training.batches import steps_of
-from task.training.trainer import Penalty, Trainer, Unsuited
+from task.training.batches import Unsuited, steps_of
+from task.training.micro_batches import Penalty
+from task.training.trainer import Trainer
 
-if TYPE_CHECKING:
-    from task.data.rows import Rows
-
-TOGETHER = 16  # rows whose gradients are in memory at a time
+TOGETHER = 16  # rows whose gradients are in memory at a time, unless micro-batch-size is smaller
 MASK = "attention_mask"
 
 
@@ -69,7 +66,7 @@ class PrivateSteps:
         )
         try:
             for _ in range(steps):
-                _step(optimizer, model, trainer.rows, self.rate, trainer.device)
+                _step(optimizer, model, trainer, self.rate)
                 for extra in penalties:
                     if extra is not None:
                         _add_gradient(parameters, extra())
@@ -100,11 +97,13 @@ def _parameters(model: TunedModel, live: Mapping[str, torch.Tensor]) -> list[tor
     return parameters
 
 
-def _step(optimizer: SecretOptimizer, model: TunedModel, rows: "Rows", rate: float, device: str) -> None:
+def _step(optimizer: SecretOptimizer, model: TunedModel, trainer: Trainer, rate: float) -> None:
     """Draw a batch, and set `grad` to the noised mean of its clipped gradients."""
+    rows, device = trainer.rows, trainer.device
+    together = min(TOGETHER, trainer.config.micro_batch_size or TOGETHER)
     optimizer.zero_grad(set_to_none=True)
     drawn = (uniform(len(rows)) <= rate).nonzero().flatten()
-    for positions in torch.split(drawn, TOGETHER) if len(drawn) else (drawn,):
+    for positions in torch.split(drawn, together) if len(drawn) else (drawn,):
         samples = _gradients(model, optimizer.params, rows.batch(positions, device)) if len(positions) else None
         for number, parameter in enumerate(optimizer.params):
             empty = parameter.new_zeros((0, *parameter.shape))

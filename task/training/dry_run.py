@@ -15,9 +15,9 @@ from task.device import ran_out
 from task.kinds import registry as kinds
 from task.models.model import TunedModel, build
 from task.models.tuning import first_sentence
-from task.training.batches import TooFewRows, least_rows
+from task.training.batches import TooFewRows, Unsuited, least_rows
 from task.training.extremes import extremes, stretched
-from task.training.trainer import Trainer, Unsuited, evaluate
+from task.training.trainer import Trainer, evaluate
 from task.tunings import registry
 
 SLACK = 3.0  # tolerance between logits in a batch and alone, in units of the square root of the dtype's precision
@@ -54,9 +54,11 @@ def dry_run(model: TunedModel, trainer: Trainer, wrapped: Wrapped = lambda train
 
 
 def _small(trainer: Trainer) -> Trainer:
-    """Return the trainer for one step of two rows, or for two steps of one row if `batch-size` is 1."""
-    batch = min(2, trainer.config.batch_size)
-    config = replace(trainer.config, batch_size=batch, local_steps=2 // batch)
+    """Return the trainer for one step of two rows, one after the other if batches are divided, or for two steps of one
+    row if `batch-size` is 1."""
+    own, batch = trainer.config, min(2, trainer.config.batch_size)
+    divided = own.rows_at_once < own.batch_size
+    config = replace(own, batch_size=batch, local_steps=2 // batch, micro_batch_size=int(divided))
     return replace(trainer, config=config, rows=extremes(trainer.rows, config.data.max_length))
 
 

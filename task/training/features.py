@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from task.models.model import TunedModel
+from task.training.batches import Unsuited
 from task.training.parallel_evaluation import portion
-from task.training.trainer import Trainer, Unsuited
+from task.training.trainer import Trainer
 
 ROWS = 256  # rows whose features are computed at a time
 

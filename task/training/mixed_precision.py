@@ -21,10 +21,11 @@ class Masters:
         return [wide for _, wide in self._pairs]
 
     def take_gradients(self) -> None:
-        """Move the gradients of the model's parameters to the copies."""
+        """Add the gradients of the model's parameters to those of the copies, so that sums are made in 32 bits."""
         for own, wide in self._pairs:
-            if own is not wide:
-                wide.grad = None if own.grad is None else own.grad.to(wide.dtype)
+            if own is not wide and own.grad is not None:
+                grad = own.grad.to(wide.dtype)
+                wide.grad = grad if wide.grad is None else wide.grad + grad
                 own.grad = None
 
     @torch.no_grad()

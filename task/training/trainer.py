@@ -11,23 +11,15 @@ import torch
 from torch.nn.modules.batchnorm import _NormBase
 
 from task.config import TaskConfig
-from task.data.rows import IGNORED, Rows
+from task.data.rows import Rows
 from task.device import kind
 from task.kinds import registry as kinds
 from task.models.model import TunedModel
 from task.training.batches import batches, check_rows, least_rows, per_epoch
+from task.training.micro_batches import Penalty, backward, check_separable, mean_loss
 from task.training.mixed_precision import Masters
 
-Penalty = Callable[[], torch.Tensor]
 Regulariser = Callable[[Mapping[str, torch.Tensor]], Penalty | None]
-
-
-class Unsuited(ValueError):
-    """A way of training that does not fit a model. The message names both and is public."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.public = message
 
 
 class PrivateSteps(Protocol):
@@ -84,27 +76,28 @@ class Trainer:
         _training_mode(model, chosen)
         config, rows, least = self.config, len(self.rows), least_rows(model.module)
         check_rows(config, rows, least)
+        check_separable(model.module, config)
         last = per_epoch(config, rows, least)
         steps, losses, counts = 0, deque[torch.Tensor](maxlen=last), deque[torch.Tensor](maxlen=last)
         with _only(model, parameters):
             if self.private is not None:
                 return self.private.fit(self, model, chosen, optimizer, penalties)
             for positions in batches(config, rows, self.seed, least):
-                batch = self.rows.batch(positions, self.device)
-                loss = model.module(**batch).loss
-                steps += 1
-                losses.append(loss.detach())
-                counts.append((batch["labels"] != IGNORED).sum())
-                for extra in penalties:
-                    loss = loss if extra is None else loss + extra()
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                masters.take_gradients()
+                loss, count = backward(model.module, self._parts(positions), penalties, masters)
+                steps += 1
+                losses.append(loss)
+                counts.append(count)
                 if config.max_grad_norm:
                     torch.nn.utils.clip_grad_norm_(masters.parameters, config.max_grad_norm)
                 optimizer.step()
                 masters.write_back()
         return {"train-loss": _mean(losses, counts), "steps": steps}
+
+    def _parts(self, positions: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        """Return the micro-batches of a batch."""
+        parts = torch.split(positions, self.config.micro_batch_size or len(positions))
+        return [self.rows.batch(part, self.device) for part in parts]
 
     def _allowed(self, live: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         return live if self.only is None else {name: tensor for name, tensor in live.items() if name in self.only}
@@ -117,11 +110,11 @@ class Trainer:
         model.untouched = False
         model.module.eval()
         for positions in batches(self.config, len(self.rows), self.seed):
-            yield partial(self._loss, model, self.rows.batch(positions, self.device), penalties)
+            yield partial(self._loss, model, self._parts(positions), penalties)
 
     @torch.no_grad()
-    def _loss(self, model: TunedModel, batch: Mapping[str, torch.Tensor], penalties: list[Penalty | None]) -> float:
-        loss = model.module(**batch).loss
+    def _loss(self, model: TunedModel, parts: list[dict[str, torch.Tensor]], penalties: list[Penalty | None]) -> float:
+        loss = mean_loss(model.module, parts)
         return float(loss + sum(extra() for extra in penalties if extra is not None))
 
     def rate_of(self, model: TunedModel, name: str) -> float:

@@ -118,7 +118,8 @@ def _choices(run: RunConfig) -> Iterator[str]:
     length = f"{task.local_steps} steps" if task.local_steps else f"{task.local_epochs} epochs"
     cooled = f" to {task.learning_rate_min:g}" if task.learning_rate_min else ""
     rate = f"{task.optimizer}, learning rate {task.learning_rate:g}{cooled}"
-    yield f"training  {length} of {task.batch_size} rows a round, {rate}"
+    at_once = f", {task.rows_at_once} in memory at a time" if task.rows_at_once < task.batch_size else ""
+    yield f"training  {length} of {task.batch_size} rows a round{at_once}, {rate}"
 
 
 def _step(strategy: Strategy) -> str:
