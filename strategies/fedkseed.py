@@ -70,6 +70,8 @@ class FedKSeed(Strategy):
             found.append(
                 "strategy = 'fedkseed' has no gradients: set optimizer = 'sgd', without momentum, decay or clipping"
             )
+        if config.gradient_checkpointing:
+            found.append("strategy = 'fedkseed' has no gradients: set gradient-checkpointing = false")
         return found
 
     def apart(self, config: TaskConfig) -> str:

@@ -165,6 +165,7 @@ class TaskConfig:
         high=MANY,
         doc="rows of a step in memory at a time, adding up gradients; 0: all, or fewer if memory runs out",
     )
+    gradient_checkpointing: bool = option(False, doc="keep block inputs alone, and make the rest anew for gradients")
     optimizer: str = option("adamw", choices=("adamw", "sgd"), doc="adamw or sgd")
     head_rate: float = option(
         0.0,
@@ -254,6 +255,10 @@ class TaskConfig:
             found.append(f"data.date = '{self.data.date:.40}' is not a date, such as '2026-01-31'")
         found += self._without_ids()
         found += self.tuning.problems()
+        if self.gradient_checkpointing and not self.tuning.recomputable:
+            found.append(
+                f"tuning = '{self.tuning.name}' does not go with gradient-checkpointing = true; use tuning = 'lora'"
+            )
         if self.learning_rate_min > self.learning_rate:
             found.append(
                 f"learning-rate-min = {self.learning_rate_min:g} is above learning-rate = {self.learning_rate:g}; the "

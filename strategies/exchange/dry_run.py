@@ -11,6 +11,7 @@ from task.device import kind
 from task.models.base import Base
 from task.models.model import build
 from task.training.batches import Unsuited
+from task.training.checkpointing import check_recomputes
 from task.training.dry_run import DryRunError, dry_run
 from task.training.dry_run_work import too_large
 from task.training.trainer import Trainer
@@ -34,6 +35,11 @@ def rehearse(strategy: Strategy, config: TaskConfig, base: Base, rows: Rows, dev
     model = build(base, config, rank, "cpu")
     if too_large(model, config) and kind(device) != "cpu":
         model = build(base, config, rank, device)
+    if config.gradient_checkpointing:
+        try:
+            check_recomputes(model.module)
+        except Unsuited as error:
+            raise DryRunError(str(error)) from error
     if left_out := too_large(model, config):
         return (*model.notices, left_out)
     trainer = Trainer(config, rows, config.seed, model.device, penalties)

@@ -47,6 +47,8 @@ class ExamplePrivacy(PrivateWrapper):
                 f"example-privacy is for classifiers of rows: the loss of task.kind = '{config.task.kind}' is a mean "
                 "over the tokens of a batch, which rows share"
             )
+        if config.gradient_checkpointing:
+            found.append("example-privacy takes gradients row by row, without gradient-checkpointing: set it to false")
         if config.max_grad_norm:
             found.append(
                 "max-grad-norm clips whole gradients, example-privacy.clip the gradients of rows: set max-grad-norm = 0"

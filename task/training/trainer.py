@@ -16,6 +16,7 @@ from task.device import kind
 from task.kinds import registry as kinds
 from task.models.model import TunedModel
 from task.training.batches import batches, check_rows, least_rows, per_epoch
+from task.training.checkpointing import checkpointed
 from task.training.micro_batches import Penalty, backward, check_separable, mean_loss
 from task.training.mixed_precision import Masters
 
@@ -79,7 +80,7 @@ class Trainer:
         check_separable(model.module, config)
         last = per_epoch(config, rows, least)
         steps, losses, counts = 0, deque[torch.Tensor](maxlen=last), deque[torch.Tensor](maxlen=last)
-        with _only(model, parameters):
+        with _only(model, parameters), checkpointed(model.module, config.gradient_checkpointing):
             if self.private is not None:
                 return self.private.fit(self, model, chosen, optimizer, penalties)
             for positions in batches(config, rows, self.seed, least):

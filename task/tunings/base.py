@@ -70,6 +70,7 @@ class Tuning(ABC):
     on_linear_layers: ClassVar[bool] = False  # reaches only linear layers, not matrices stacked in one parameter
     soft_prompts: ClassVar[bool] = False  # puts learned tokens in front of a row
     transformers_loads: ClassVar[bool] = True  # transformers can load a folder that peft wrote
+    recomputable: ClassVar[bool] = True  # works with gradient checkpointing
     running_statistics: ClassVar[bool] = False  # exchanges the running statistics of normalisation layers
     folds: ClassVar[bool] = False  # saved as the plain model: the trained tensors fold into its weights
     substitute: ClassVar[int] = 0  # position in the suggestions if another tuning does not fit; 0: never

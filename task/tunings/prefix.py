@@ -18,6 +18,7 @@ class Prefix(Tuning):
     """
 
     soft_prompts = True
+    recomputable = False  # it reaches blocks as a cache, which they do not use when they are computed anew
     transformers_loads = False
     usual_adamw = (1e-5, 1e-1)
     usual_sgd = (1e-3, 1e2)

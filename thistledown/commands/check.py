@@ -120,6 +120,8 @@ def _choices(run: RunConfig) -> Iterator[str]:
     rate = f"{task.optimizer}, learning rate {task.learning_rate:g}{cooled}"
     at_once = f", {task.rows_at_once} in memory at a time" if task.rows_at_once < task.batch_size else ""
     yield f"training  {length} of {task.batch_size} rows a round{at_once}, {rate}"
+    if task.gradient_checkpointing:
+        yield "memory    gradient checkpointing: blocks keep their inputs, and are computed twice"
 
 
 def _step(strategy: Strategy) -> str:
