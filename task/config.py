@@ -12,21 +12,19 @@ from datetime import date
 from functools import partial
 
 from task import extensions
-from task.data.partitioners import registry as partitioners
-from task.data.partitioners.base import Partitioner
 from task.data.request import delimiter_problem, encoding_problem
+from task.data.settings import EMBEDDED_DATA as EMBEDDED_DATA
+from task.data.settings import MANY
+from task.data.settings import Data as Data
 from task.device import DEVICES
 from task.schema import ConfigError, build, chosen, group, option, read, schema
 from task.tunings import registry as tunings
 from task.tunings.base import Tuning
 
 KINDS = "task.kinds"  # the package of task kinds
-TEMPLATES = ("auto", "chat", "plain")
-MANY = 2**20  # an upper bound for counts: no machine has as many, and no message may ask for more
 HEAD_RATE = 0.1  # the largest learning rate that a new head gets by default
 CLASS_MEANS = "ncm"  # value of head-init
 EMBEDDED_MODEL = "embedded"
-EMBEDDED_DATA = "digits"
 
 
 def is_date(text: str) -> bool:
@@ -58,70 +56,6 @@ class Model:
     )
     offer: bool = option(True, doc="may the server send its copy of the base to nodes that lack it?")
     trust_remote_code: bool = option(False, doc="run code that comes with a hub model? only if you have read it")
-
-
-@dataclass(frozen=True)
-class Data:
-    name: str = option(
-        EMBEDDED_DATA,
-        doc='a hub id, a folder, a file (csv, tsv, txt, json, jsonl, parquet, arrow, xlsx, npz, images), or "digits"',
-    )
-    subset: str = option("", doc="configuration name of a hub dataset")
-    train_split: str = option("train", doc="split that is divided among simulated nodes")
-    validation_split: str = option(
-        "", doc="split that chooses the best round; empty: cut from train by validation-fraction"
-    )
-    test_split: str = option("test", doc="split that is reported; empty: cut from train by test-fraction")
-    validation_fraction: float = option(
-        0.1, low=0.0, high=0.9, doc="of the train split, where there is no validation split"
-    )
-    test_fraction: float = option(0.1, low=0.0, high=0.9, doc="of the train split, where there is no test split")
-    train_rows: int = option(0, low=0, doc="use only this many rows, drawn at random; 0: all")
-    validation_rows: int = option(0, low=0, doc="likewise")
-    test_rows: int = option(0, low=0, doc="likewise")
-    image_column: str = option("image", doc="column with images: bytes, paths or arrays")
-    text_column: str = option("text", doc="column with text")
-    instruction_column: str = option(
-        "instruction", doc="causal-lm: column with what is asked; empty: no prompts, outputs are learned whole"
-    )
-    input_column: str = option(
-        "input", doc="causal-lm: column with what an instruction is about; may be absent, or empty in a row"
-    )
-    output_column: str = option("output", doc="causal-lm: column with what the model shall write")
-    template: str = option(
-        "auto",
-        choices=TEMPLATES,
-        doc="causal-lm, of prompts: the tokenizer's own (chat), ours (plain), or chat where there is one",
-    )
-    date: str = option(
-        "", doc='causal-lm: the date for chat templates, such as "2026-01-31"; empty: when the run starts'
-    )
-    label_column: str = option(
-        "label", doc="column with labels: integers or strings; causal-lm: categories, for splits by label"
-    )
-    delimiter: str = option("", doc='of csv files, such as ";" or "tab"; empty: detected')
-    encoding: str = option(
-        "", doc='of files of text, such as "cp1252"; empty: by their first bytes, UTF-8, or Windows-1252, which is said'
-    )
-    skip_empty: bool = option(True, doc="leave out rows without a text; false: refuse them")
-    labels: tuple[str, ...] = option(
-        (), separator="|", doc="label names in order, separated by |; empty: read from the data"
-    )
-    max_length: int = option(
-        128, low=2, high=MANY, doc="tokens of a text that are kept; causal-lm: of prompt and completion together"
-    )
-    max_completion_length: int = option(
-        0, low=0, high=MANY, doc="causal-lm: tokens of it that a completion may take; 0: half of them"
-    )
-    holdout: float = option(
-        0.1, low=0.0, high=0.9, doc="share of its rows that a node keeps for evaluation, where `evaluate` asks nodes"
-    )
-    partitioner: Partitioner = chosen(
-        partitioners,
-        "dirichlet",
-        doc="how rows are divided: the name of a file in task/data/partitioners; none: nodes have a `data-path`",
-    )
-    id_column: str = option("", doc="column that names the natural client of a row")
 
 
 class TaskKind(ABC):

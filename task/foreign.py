@@ -72,6 +72,21 @@ FOREIGN = {
     "max-seq-length": "data.max-length",
     "max-seq-len": "data.max-length",
     "model-max-length": "data.max-length",
+    "seq-length": "data.max-length",
+    "seq-len": "data.max-length",
+    "sequence-length": "data.max-length",
+    "context-length": "data.max-length",
+    "cutoff-len": "data.max-length",
+    "messages": "data.messages-column",
+    "conversations": "data.messages-column",
+    "conversations-column": "data.messages-column",
+    "prompt": "data.prompt-column",
+    "completion": "data.completion-column",
+    "response": "data.output-column",
+    "response-column": "data.output-column",
+    "dataset-text-field": "data.output-column",
+    "chat-template": "data.template",
+    "chat-template-path": "data.template",
     "num-labels": "data.labels",
     "dirichlet-alpha": "data.alpha",
     "partition": "data.partitioner",
@@ -115,6 +130,10 @@ VALUES = {
     "(ia)3": "ia3",
     "adapters": "adapter",
     "non-iid": "dirichlet",
+    "llama3": "llama-3",
+    "llama-3.1": "llama-3",
+    "chat-ml": "chatml",
+    "qwen": "chatml",
     "client": "nodes",
     "clients": "nodes",
 }
@@ -127,7 +146,7 @@ def meant(name: str, there: Sequence[str]) -> str:
     """Return the question after a name that does not exist: the existing name with the same meaning, or the one of
     which this is a typo. "" if there is neither: a name that only looks similar does not help."""
     plain = name.strip().lower().replace("_", "-")
-    known = [other for other in (plain, FOREIGN.get(plain), VALUES.get(plain)) if other in there]
+    known = [other for other in (plain, FOREIGN.get(plain), VALUES.get(plain), _in_group(plain)) if other in there]
     slips = difflib.get_close_matches(plain, there, n=len(there) or 1, cutoff=0.6)
     near = known or _same_end(plain, there) or [other for other in slips if _is_slip(plain, other)]
     return f"; did you mean '{near[0]}'?" if near else ""
@@ -142,6 +161,13 @@ def _is_slip(name: str, other: str) -> bool:
 
 def _ratio(one: str, two: str) -> float:
     return difflib.SequenceMatcher(None, one, two).ratio()
+
+
+def _in_group(name: str) -> str:
+    """Return the key for another tool's name in one of our groups, if it is of the same group; else ""."""
+    group, _, end = name.partition(".")
+    key = FOREIGN.get(end, "")
+    return key if key.startswith(f"{group}.") else ""
 
 
 def _same_end(name: str, there: Sequence[str]) -> list[str]:

@@ -9,8 +9,8 @@ from tuned import ROWS
 
 from strategies.rounds.handshake.resolve import resolve
 from task.config import TaskConfig
+from task.data.encoding.chats.templates import filled_in
 from task.data.encoding.completions import CompletionEncoder
-from task.data.encoding.templates import filled_in
 from task.data.encoding.texts import tokenizer_in
 from task.data.prepared import prepare
 from task.schema import ConfigError
@@ -77,7 +77,7 @@ def test_a_template_that_draws_draws_the_same(tmp_path: Path) -> None:
     tokenizer = tokenizer_in(language_base(tmp_path / "base", DRAWN))
     found = []
     for _ in range(2):
-        with filled_in(tokenizer, tmp_path) as own:
+        with filled_in(DRAWN, tokenizer, tmp_path) as own:
             found.append(own.texts([[{"role": "user", "content": "a"}]] * 2))
     assert found[0] == found[1]
     assert found[0][0] == found[0][1]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,9 @@ def reasons(policy: Policy, config: TaskConfig, *wrappers: str, **options: Any) 
 TEXT = TaskConfig(Task("text-classification"), Model("some/model"), Data("some/data", labels=("x", "y")))
 CHAT = TaskConfig(Task("causal-lm"), Model("some/model"), Data("some/data", id_column="who"))
 
+TURNS = TaskConfig(Task("causal-lm"), Model("some/model"), Data("some/data", messages_column="talks"))
+PAIRS = replace(TURNS, data=Data("some/data", prompt_column="asked", completion_column="answered"))
+
 
 @pytest.mark.parametrize(
     ("policy", "config", "refused"),
@@ -163,6 +167,10 @@ CHAT = TaskConfig(Task("causal-lm"), Model("some/model"), Data("some/data", id_c
         (Policy(columns=Columns(inputs=("instruction", "output"))), CHAT, "columns"),
         (Policy(columns=Columns(inputs=("instruction", "input", "output"))), CHAT, ""),
         (Policy(columns=Columns(ids=("visit",))), CHAT, "columns"),
+        (Policy(columns=Columns(inputs=("instruction", "input", "output"))), TURNS, "columns"),
+        (Policy(columns=Columns(inputs=("talks",))), TURNS, ""),
+        (Policy(columns=Columns(inputs=("asked",))), PAIRS, "columns"),
+        (Policy(columns=Columns(inputs=("asked", "answered"))), PAIRS, ""),
         (Policy(columns=Columns(max_labels=1)), ORDER, "labels"),
         (Policy(reports=Reports(scores=False)), TaskConfig(evaluate="both"), "reports"),
         (Policy(), TaskConfig(batch_size=1), "work"),

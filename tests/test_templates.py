@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from samples import language_base
 
-from task.data.encoding.templates import filled_in
+from task.data.encoding.chats.templates import filled_in, template_of
 from task.data.encoding.texts import tokenizer_in
 from task.data.raw import DataError
 
@@ -55,7 +55,7 @@ ESCAPES = [
 
 def texts(folder: Path, template: str) -> list[str]:
     tokenizer = tokenizer_in(language_base(folder, template))
-    with filled_in(tokenizer, folder) as own:
+    with filled_in(template_of("auto", tokenizer, folder), tokenizer, folder) as own:
         return own.texts(CHATS)
 
 
@@ -91,7 +91,7 @@ def test_a_template_gets_nowhere(tmp_path: Path, template: str) -> None:
 def test_it_sees_no_environment_and_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
     tokenizer = tokenizer_in(language_base(tmp_path, HONEST[0]))
-    with filled_in(tokenizer, tmp_path) as own:
+    with filled_in(template_of("auto", tokenizer, tmp_path), tokenizer, tmp_path) as own:
         process = own._process
         assert b"secret" not in Path(f"/proc/{process.pid}/environ").read_bytes()
     assert process.returncode is not None
@@ -102,7 +102,7 @@ def test_it_sees_no_environment_and_leaves_no_process(tmp_path: Path, monkeypatc
 def test_conversations_are_sent_in_parts_and_come_back_in_order(tmp_path: Path) -> None:
     tokenizer = tokenizer_in(language_base(tmp_path, HONEST[0]))
     chats = [[{"role": "user", "content": f"{number} " + "x" * 300_000}] for number in range(40)]
-    with filled_in(tokenizer, tmp_path) as own:
+    with filled_in(template_of("auto", tokenizer, tmp_path), tokenizer, tmp_path) as own:
         found = own.texts(chats)
     assert [text.split()[1] for text in found] == [str(number) for number in range(40)]
 
@@ -112,14 +112,17 @@ def test_one_row_that_a_template_cannot_bear_is_enough(tmp_path: Path) -> None:
     """The first rows are taken, then it hangs."""
     trap = "{% if messages[0].content == 'last' %}{{ 10 ** (10 ** messages[0].content | length ** 9) }}{% endif %}x"
     tokenizer = tokenizer_in(language_base(tmp_path, trap))
-    with filled_in(tokenizer, tmp_path) as own, pytest.raises(DataError, match=r"does not end|does not take"):
+    with (
+        filled_in(template_of("auto", tokenizer, tmp_path), tokenizer, tmp_path) as own,
+        pytest.raises(DataError, match=r"does not end|does not take"),
+    ):
         own.texts([*CHATS, [{"role": "user", "content": "last"}]])
 
 
 def test_a_process_that_is_gone_is_said(tmp_path: Path) -> None:
     """As when the system ends it for want of memory, while much is being sent to it."""
     tokenizer = tokenizer_in(language_base(tmp_path, HONEST[0]))
-    with filled_in(tokenizer, tmp_path) as own:
+    with filled_in(template_of("auto", tokenizer, tmp_path), tokenizer, tmp_path) as own:
         own._process.kill()
         own._process.wait()
         with pytest.raises(DataError, match="does not end, no answer"):

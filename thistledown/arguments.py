@@ -32,6 +32,9 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--app", type=Path, metavar="DIR", help="clone of thistledown to run; default: the installed one"
         )
+    check.add_argument(
+        "--rows", type=int, default=0, metavar="N", help="also show what the first N training rows become"
+    )
     export = commands.add_parser("export", help="write the tuned model of a run, from its checkpoint")
     export.description = "Rebuild the tuned model from the checkpoint in a results folder. Only the base is needed."
     export.add_argument("results", type=Path, help="a results folder, such as outputs/latest")

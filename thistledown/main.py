@@ -85,7 +85,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     from thistledown.commands.check import check
 
-    check(_settings(arguments), say)
+    check(_settings(arguments), say, arguments.rows)
     return DONE
 
 

@@ -17,6 +17,7 @@ from server_app.config import RunConfig, Simulation, keys
 from server_app.results.started import RESUME
 from server_app.resuming import continued, flat
 from task.config import EMBEDDED_MODEL
+from task.data.settings import is_template_file
 from task.data.sources.registry import of_keyword
 from task.device import cores
 from task.foreign import meant
@@ -25,6 +26,7 @@ from task.schema import ConfigError
 Values = dict[str, object]  # dotted run-config keys with unparsed values
 
 PLACES = ("data.name", "model.name")  # keys that may be paths
+TEMPLATE = "data.template"  # may be a file as well
 INSTALLED = Path(__file__).parent / "app"  # in an installed package: the app's files that are not modules
 LATEST = "latest"  # in place of a results folder: the newest one
 PAIR = re.compile(r"""\s*([\w.\-]+)=('[^']*'|"[^"]*"|\[[^\]]*\]|\S+)(?=\s|$)""")
@@ -215,7 +217,8 @@ def joined(values: Values, key: str) -> str | None:
 
 def placed(values: Values, *folders: Path) -> Values:
     """Return the values with paths that exist in one of the folders made absolute. Other names are Hub ids."""
-    for key in PLACES:
+    template = (TEMPLATE,) if is_template_file(str(values.get(TEMPLATE, ""))) else ()
+    for key in (*PLACES, *template):
         name = values.get(key)
         if isinstance(name, str) and name and name != EMBEDDED_MODEL and not of_keyword(name):
             found = [path for folder in folders if (path := folder / Path(name).expanduser()).exists()]

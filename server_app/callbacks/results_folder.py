@@ -46,7 +46,7 @@ from task.schema import flatten
 from task.storage.room import append, is_full, sentence
 
 LOG = logging.getLogger("flwr")
-LABELS, DATE = "data.labels", "data.date"  # keys that a run fills in
+FILLED = ("data.labels", "data.date", "data.template")  # keys that a run fills in
 
 
 class Results(Callback):
@@ -111,7 +111,7 @@ class Results(Callback):
         """Write the settings, completed with values that come from the data."""
         self._task = facts.config
         filled = flatten(facts.config)
-        started.write(self.folder, self.run.flat | {key: filled[key] for key in (LABELS, DATE) if filled[key]})
+        started.write(self.folder, self.run.flat | {key: filled[key] for key in FILLED if filled[key]})
 
     def on_round(self, report: RoundReport, state: State) -> None:
         """Append the line of the round to metrics.jsonl and update the summary."""

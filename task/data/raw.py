@@ -196,13 +196,22 @@ USUAL = {
     "data.instruction-column": ("instruction", "prompt", "question", "query", "input"),
     "data.output-column": ("output", "response", "completion", "answer", "text"),
     "data.input-column": ("input", "context"),
+    "data.messages-column": ("messages", "conversations", "conversation", "dialog", "dialogue", "chat"),
+    "data.prompt-column": ("prompt", "question", "instruction", "input"),
+    "data.completion-column": ("completion", "response", "answer", "output"),
 }
+OTHERWISE = ("data.instruction-column", "data.output-column")  # rows without these columns may be conversations
 
 
 def cure(column: str, key: str, have: Sequence[str]) -> str:
-    """Return what to do about a missing column: set `key`, to the column with a common name for it if there is one."""
+    """Return what to do about a missing column: set `key`, to the column with a common name for it if there is one; or
+    the key for columns of conversations, if there is one."""
     if not key:
         return ""
+    turns = "data.messages-column"
+    chats = [name for name in have if key in OTHERWISE and fold(name) in USUAL[turns]]
+    if chats:
+        return f" (set {turns} = '{chats[0]}' if it has conversations)"
     near = meant(column, key, have)
     return f" (set {key} = '{near}')" if near else f" (set {key})"
 

@@ -6,11 +6,18 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from task.config import Data, TaskConfig
+from task.data.encoding.chats.encoder import ChatEncoder, PairEncoder
+from task.data.encoding.chats.named import NAMED
 from task.data.encoding.completions import Columns, CompletionEncoder
+from task.data.encoding.texts import blank
 from task.data.labels import Labels, category_names, labelled
-from task.data.raw import Raw
-from task.data.rows import Completions, Rows
+from task.data.raw import DataError, Raw, nearest
+from task.data.rows import IGNORED, Completions, LabelledTokens, Rows
+from task.data.settings import TEMPLATES, is_template, is_template_file
 from task.data.sources.base import Source
 from task.files.contents import BaseError
 from task.kinds.base import ACCURACY, LOSS, PERPLEXITY, Encoder, Kind, Metric, Positions
@@ -18,12 +25,15 @@ from task.kinds.base import ACCURACY, LOSS, PERPLEXITY, Encoder, Kind, Metric, P
 if TYPE_CHECKING:
     from torch import nn
 
+LONGEST = 2**16  # characters of a template
+
 
 @dataclass(frozen=True)
 class CausalLM(Kind):
-    """Causal language modelling. A row is an instruction, an optional input, and an output. The output and an end token
-    are learned, given everything before; without instructions the whole output is learned. Labels, if any, are
-    categories that data is divided by."""
+    """Causal language modelling. A row is a conversation, of which the assistant's turns are learned; a prompt and its
+    completion; or an instruction, an optional input, and an output. Completion or output and an end token are learned,
+    given everything before; without instructions the whole output is learned. Labels, if any, are categories that data
+    is divided by."""
 
     auto_class = "AutoModelForCausalLM"
     peft_auto_class = "AutoPeftModelForCausalLM"
@@ -48,19 +58,33 @@ class CausalLM(Kind):
                 f"data.max-completion-length = {data.max_completion_length} leaves none of data.max-length = "
                 f"{data.max_length} to the prompt; it must be less, or 0 for half of them"
             )
-        return found
+        return [*found, *_forms(data), *_templates(data.template)]
 
     def resolve(self, data: Data) -> Data:
-        """Return the settings with the date for chat templates, which a resumed run keeps."""
-        return data if data.date else replace(data, date=date.today().isoformat())
+        """Return the settings with the date for chat templates, and the text of a template file; a resumed run keeps
+        both. Raises DataError for a file that cannot be read."""
+        template = _read(Path(data.template)) if is_template_file(data.template) else data.template
+        return replace(data, template=template, date=data.date or date.today().isoformat())
 
     def columns(self, data: Data) -> dict[str, str]:
-        """Return the columns of instructions, inputs and outputs."""
+        """Return the columns of conversations, else of prompts, inputs and outputs."""
+        if data.messages_column:
+            return {data.messages_column: "data.messages-column"}
         return Columns.of(data).keys()
 
     def required(self, data: Data) -> list[str]:
         """Return the columns that data must have. The input column is required only if the user has named it."""
-        return Columns.of(data).required
+        return [data.messages_column] if data.messages_column else Columns.of(data).required
+
+    def missing(self, raw: Raw, column: str) -> NDArray[np.bool_]:
+        """Return which rows (N,) are empty in an input column: a text without visible characters, a list without turns.
+        Raises DataError for any other value."""
+        empty = np.zeros(len(raw), bool)
+        for row, value in enumerate(raw.values(column)):
+            empty[row] = blank(value) or value == []
+            if not empty[row] and not isinstance(value, str | list):
+                raise raw.fault(row, column, "neither a text nor a list of turns", f", but {value!r:.60}")
+        return empty
 
     def labels_of(
         self, raw: Raw, column: str, given: Sequence[str], rows: Positions, by_position: bool | None, most: int = 0
@@ -69,11 +93,20 @@ class CausalLM(Kind):
         return labelled(raw, column, category_names(raw, column, given, rows), rows, by_position)
 
     def encoder(self, base: Path, data: Data, labels: tuple[str, ...], source: Source) -> Encoder:
-        """Return an encoder of prompts and completions."""
-        return CompletionEncoder.of(base, data)
+        """Return an encoder of conversations, or of prompts and completions."""
+        if data.messages_column:
+            return ChatEncoder.of(base, data)
+        texts = CompletionEncoder.of(base, data)
+        return PairEncoder(texts, ChatEncoder.of(base, data)) if data.prompt_column else texts
 
     def stand_in(self, data: Data) -> dict[str, list[object]]:
-        """Return a short and a long output."""
+        """Return a short and a long conversation, or output."""
+        if data.messages_column:
+            asked_of = {"role": "user", "content": "a"}
+            answers = [{"role": "assistant", "content": content} for content in ("a", "a " * data.max_length)]
+            return {data.messages_column: [[asked_of, answer] for answer in answers]}
+        if data.prompt_column:
+            return {data.prompt_column: ["a", "a"], data.completion_column: ["a", "a " * data.max_length]}
         asked: dict[str, list[object]] = {
             name: ["a", "a"] for name in (data.instruction_column, data.input_column) if name
         }
@@ -83,10 +116,15 @@ class CausalLM(Kind):
     def explained(self, base: Path, data: Data, rows: Rows) -> Iterator[str]:
         """Yield the number of given and of learned tokens, and the source of the prompts."""
         inputs, encoder = rows.inputs, CompletionEncoder.of(base, data)
-        assert isinstance(inputs, Completions)
-        whole, given = int(inputs.tokens.lengths.sum()), int(inputs.prompts.sum())
-        yield f"tokens    {whole:,} to train on, {whole - given:,} of them learned; {encoder.source_of_prompts()}"
-        share = f", at most {encoder.completion} of them its completion" if encoder.columns.instruction else ""
+        if isinstance(inputs, LabelledTokens):
+            learned, source, share = int((inputs.values != IGNORED).sum()), ChatEncoder.of(base, data).source(), ""
+        else:
+            assert isinstance(inputs, Completions)
+            learned = int((inputs.tokens.lengths - inputs.prompts).sum())
+            source = encoder.source_of_prompts()
+            share = f", at most {encoder.completion} of them its completion" if encoder.columns.instruction else ""
+        whole = int(inputs.tokens.lengths.sum())
+        yield f"tokens    {whole:,} to train on, {learned:,} of them learned; {source}"
         yield f"          at most {encoder.max_length} a row{share}"
 
     def check_model(self, module: Any, name: str) -> None:
@@ -112,3 +150,42 @@ class CausalLM(Kind):
     def guessing(self, labels: Sequence[str]) -> dict[str, float]:
         """Return no metrics: a guess of words would depend on how often each word occurs."""
         return {}
+
+
+def _forms(data: Data) -> Iterator[str]:
+    """Yield the conflicts between the columns that make a row."""
+    if bool(data.prompt_column) != bool(data.completion_column):
+        there, lacking = ("prompt", "completion") if data.prompt_column else ("completion", "prompt")
+        yield f"data.{there}-column = '{getattr(data, f'{there}_column')}' needs data.{lacking}-column beside it"
+    if data.messages_column and (data.prompt_column or data.completion_column):
+        yield (
+            f"data.messages-column = '{data.messages_column}' has whole conversations: leave out data.prompt-column "
+            "and data.completion-column"
+        )
+
+
+def _templates(template: str) -> Iterator[str]:
+    """Yield the problem of a value of `data.template`."""
+    if is_template(template):
+        if len(template) > LONGEST:
+            yield f"data.template has {len(template):,} characters; at most {LONGEST:,} are read"
+    elif not is_template_file(template) and template not in (*TEMPLATES, *NAMED):
+        near = nearest(template, (*TEMPLATES, *NAMED))
+        hint = f"; did you mean '{near}'?" if near else ""
+        yield (
+            f"data.template must be one of {', '.join((*TEMPLATES, *NAMED))}, or a file that ends in .jinja, not "
+            f"'{template:.40}'{hint}"
+        )
+
+
+def _read(path: Path) -> str:
+    """Return the text of a template file of the server. Raises DataError."""
+    try:
+        text = path.expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(f"data.template = '{path}' cannot be read: {error}") from error
+    if problem := "" if is_template(text) else "it has no {{ }} or {% %}":
+        raise DataError(f"data.template = '{path}' is not a Jinja template: {problem}")
+    for problem in _templates(text):
+        raise DataError(f"data.template = '{path}': {problem}")
+    return text

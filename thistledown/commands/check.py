@@ -36,6 +36,7 @@ from task.training.batches import steps_of
 from task.training.dry_run import DryRunError
 from task.training.rates import of_head, unusual
 from task.tunings.base import AUTO, TuningError
+from thistledown.commands.rows import described
 from thistledown.settings import Settings
 from thistledown.traffic import Leg, Traffic
 
@@ -43,14 +44,15 @@ Say = Callable[[str], None]
 SHOWN = 20  # nodes that are listed
 
 
-def check(settings: Settings, say: Say) -> None:
-    """Explain the run. Raises ConfigError with every problem that would keep it from starting."""
+def check(settings: Settings, say: Say, rows: int = 0) -> None:
+    """Explain the run, and show the first `rows` rows. Raises ConfigError with every problem that would keep it from
+    starting."""
     run = settings.config
     for line in _choices(run):
         say(line)
     try:
         with _quiet():
-            for line in _explained(run, server_store()):
+            for line in _explained(run, server_store(), rows):
                 say(line)
     except (BaseError, DataError, DeviceError, DryRunError, RunFailed, SplitError, TuningError, StoreError) as error:
         raise ConfigError([str(error)]) from error
@@ -70,7 +72,7 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _explained(run: RunConfig, store: Store) -> Iterator[str]:
+def _explained(run: RunConfig, store: Store, shown: int) -> Iterator[str]:
     torch.set_num_threads(run.task.threads)
     yield from _devices(run)
     base, task = _base_and_task(run, store)
@@ -80,6 +82,7 @@ def _explained(run: RunConfig, store: Store) -> Iterator[str]:
     yield from _sizes(parts)
     if parts:
         yield from kinds.of(task).explained(base.folder, task.data, parts.train)
+        yield from described(base.folder, parts.train, shown)
     yield from _notices(run, task, base, parts, split)
     called = node_names(task, data_index(task, store), split) if split else []
     yield from _costs(run, task, base, parts, split, called)

@@ -1,4 +1,5 @@
-"""Instruction data: from rows of instruction, input and output to prompts and completions in tokens.
+"""Instructions, and prompts as they are: from rows of instruction, input and output, or of prompt and completion, to
+prompts and completions in tokens.
 
 A completion is the output and the tokenizer's end token. A completion above its share of `max_length` loses its end,
 including the end token, so that the model does not learn to stop there. A prompt that does not fit with its completion
@@ -16,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from task.config import Data
-from task.data.encoding.prompts import Prompts, bare_ids, chats, prompt_ids, prompts_of
+from task.data.encoding.chats.named import NAMED
+from task.data.encoding.chats.templates import template_of
+from task.data.encoding.prompts import Prompts, bare_ids, ended, ending, prompt_ids, prompts_of
 from task.data.encoding.texts import (
     CHUNK,
     check_ids,
@@ -34,24 +37,32 @@ from task.data.rows import Completions, mapped
 from task.files.contents import listed
 
 TEMPLATED = ("chat_template.jinja", "tokenizer_config.json", "chat_template.json", "processor_config.json")
+STATES = "strftime_now"  # the function of templates that gives the date
+EDITION = 2  # version of the stored format
 Pair = tuple[Sequence[int], Sequence[int]]  # a prompt and its completion
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a row's parts. Without `instruction` there are no prompts, and the whole output is learned."""
+    """The columns of a row's parts. Without `instruction` there are no prompts, and the whole output is learned.
+    `verbatim`: what is in `instruction` is the prompt as it is; there are no inputs then."""
 
     instruction: str
     input: str
     output: str
+    verbatim: bool = False
 
     @classmethod
     def of(cls, data: Data) -> "Columns":
         """Return the columns that the settings name."""
+        if data.prompt_column:
+            return cls(data.prompt_column, "", data.completion_column, verbatim=True)
         return cls(data.instruction_column, data.input_column, data.output_column)
 
     def keys(self) -> dict[str, str]:
         """Return the columns to read, each with the key that names it. Inputs are read only with instructions."""
+        if self.verbatim:
+            return {self.instruction: "data.prompt-column", self.output: "data.completion-column"}
         prompt = {self.instruction: "data.instruction-column", self.input: "data.input-column"}
         asked = prompt if self.instruction else {}
         return {column: key for column, key in {**asked, self.output: "data.output-column"}.items() if column}
@@ -80,21 +91,22 @@ class CompletionEncoder:
     @classmethod
     def of(cls, base: Path, data: Data) -> "CompletionEncoder":
         """Return the encoder of these settings."""
-        share = data.max_completion_length or data.max_length // 2
-        return cls(base, Columns.of(data), data.template, data.max_length, share, data.date or date.today().isoformat())
+        columns, share = Columns.of(data), data.max_completion_length or data.max_length // 2
+        return cls(base, columns, data.template, data.max_length, share, data.date or date.today().isoformat())
 
     def recipe(self) -> object:
         """Return everything but the rows that the token ids depend on."""
-        columns = [self.columns.instruction, self.columns.input, self.columns.output]
-        day = self.day if _tells_date(self.base) else ""  # otherwise all rows would be made again every day
-        return [columns, self.template, self.max_length, self.completion, small_files(self.base), day]
+        columns = [self.columns.instruction, self.columns.input, self.columns.output, self.columns.verbatim]
+        day = self.day if tells_date(self.base, self.template) else ""  # else all rows would be made again every day
+        return [EDITION, columns, self.template, self.max_length, self.completion, small_files(self.base), day]
 
     def source_of_prompts(self) -> str:
         """Return the source of the prompts, in words. Raises DataError as `write` does."""
         if not self.columns.instruction:
             return "no prompts: outputs are learned whole"
-        own = chats(self.template, tokenizer_in(self.base), self.base)
-        return "prompts by the tokenizer's chat template" if own else "prompts by the plain template"
+        if self.columns.verbatim:
+            return "prompts as they are"
+        return f"prompts by {called(self.template, tokenizer_in(self.base), self.base)}"
 
     def write(self, folder: Path, part: str, raw: Raw, rows: NDArray[np.int64]) -> tuple[str, ...]:
         """Prepare these rows; return notices on how many are cut.
@@ -115,8 +127,8 @@ class CompletionEncoder:
         check_ids(ids, pad, self.base)
         write_tokens(folder, part, ids, pad)
         np.save(folder / f"{part}-prompts.npy", np.array(prompts, np.int64))
-        dated = part == "train" and self.columns.instruction and self.template != "plain" and _tells_date(self.base)
-        day = (f"the chat template states the date: {self.day} for the whole run (data.date)",) if dated else ()
+        prompted = self.columns.instruction and not self.columns.verbatim
+        day = dated(self.base, self.template, self.day) if prompted and part == "train" else ()
         return (*self._said(part, len(ids), cut), *day)
 
     def read(self, folder: Path, part: str) -> Completions:
@@ -147,7 +159,12 @@ class CompletionEncoder:
             for part in parts:
                 yield from self._wholes(tokenizer, raw, part, cut)
             return
-        with prompts_of(self.template, tokenizer, self.base, self.day) as ask:
+        if self.columns.verbatim:
+            for part in parts:
+                yield from self._pairs(lambda asked, _: prompt_ids(tokenizer, asked), tokenizer, raw, part, cut)
+            return
+        template = template_of(self.template, tokenizer, self.base)
+        with prompts_of(template, tokenizer, self.base, self.day) as ask:
             for part in parts:
                 yield from self._pairs(ask, tokenizer, raw, part, cut)
 
@@ -159,11 +176,12 @@ class CompletionEncoder:
         check_tokens(prompts, raw, self.columns.instruction, rows)
         check_tokens(outputs, raw, self.columns.output, rows)
         for prompt, output in zip(prompts, outputs, strict=True):
-            completion = [*output, tokenizer.eos_token_id][: self.completion]
+            whole = ended(output, tokenizer.eos_token_id)
+            completion = whole[: self.completion]
             room = self.max_length - len(completion)
-            cut["completion"] += len(output) >= self.completion
+            cut["completion"] += len(whole) > self.completion
             cut["prompt"] += len(prompt) > room
-            yield _ending(prompt, room, tokenizer.bos_token_id), completion
+            yield ending(prompt, room, tokenizer.bos_token_id), completion
 
     def _wholes(self, tokenizer: Any, raw: Raw, rows: NDArray[np.int64], cut: Counter[str]) -> Iterator[Pair]:
         """Yield outputs as whole texts: the first token is given, all others are learned. Long outputs lose their
@@ -171,9 +189,9 @@ class CompletionEncoder:
         outputs = prompt_ids(tokenizer, read_texts(raw, self.columns.output, rows))
         check_tokens(outputs, raw, self.columns.output, rows)
         for output in outputs:
-            whole = [*output, tokenizer.eos_token_id][: self.max_length]
-            cut["completion"] += len(output) >= self.max_length
-            yield whole[:1], whole[1:]
+            whole = ended(output, tokenizer.eos_token_id)
+            cut["completion"] += len(whole) > self.max_length
+            yield whole[:1], whole[1 : self.max_length]
 
     def _inputs(self, raw: Raw, rows: NDArray[np.int64]) -> list[str]:
         """Return the inputs of these rows, empty if absent. Raises DataError for an input that is no text."""
@@ -188,15 +206,22 @@ class CompletionEncoder:
         return inputs
 
 
-def _tells_date(base: Path) -> bool:
-    """Return whether a chat template of the base uses the date."""
+def called(template: str, tokenizer: Any, place: object) -> str:
+    """Return what `data.template` means, in words. Raises DataError as `template_of` does."""
+    if not template_of(template, tokenizer, place):
+        return "the plain template"
+    if template in ("auto", "chat"):
+        return "the tokenizer's chat template"
+    return f"the template '{template}'" if template in NAMED else "a template of your own"
+
+
+def dated(base: Path, template: str, day: str) -> tuple[str, ...]:
+    """Return a notice of the date if the template states it."""
+    said = f"the chat template states the date: {day} for the whole run (data.date)"
+    return (said,) if template != "plain" and tells_date(base, template) else ()
+
+
+def tells_date(base: Path, template: str) -> bool:
+    """Return whether the text of a template, or a chat template of the base, uses the date."""
     files = listed(base)
-    return any(b"strftime_now" in files[name].read_bytes() for name in TEMPLATED if name in files)
-
-
-def _ending(ids: Sequence[int], room: int, begin: int | None) -> Sequence[int]:
-    """Return the last `room` ids (at least one); a leading `begin` is kept if there is room for more than that."""
-    if len(ids) <= room:
-        return ids
-    lead = [ids[0]] if ids[0] == begin and room > 1 else []
-    return [*lead, *ids[len(ids) - room + len(lead) :]]
+    return STATES in template or any(STATES.encode() in files[name].read_bytes() for name in TEMPLATED if name in files)

@@ -1,7 +1,7 @@
 """Prompts: the part of a row that the model is given, made of an instruction and an optional input.
 
-The tokenizer's own chat template gets one user message: the instruction, an empty line, and the input. The plain
-template is for models without one; a row without an input has no such part:
+A chat template gets one user message: the instruction, an empty line, and the input. The plain template is for models
+without one; a row without an input has no such part:
 
     Task:
     <instruction>
@@ -19,28 +19,20 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from task.data.encoding.templates import Template, filled_in
+from task.data.encoding.chats.templates import Template, filled_in
 from task.data.encoding.texts import tokenized
-from task.data.raw import DataError
 
 Prompts = Callable[[Sequence[str], Sequence[str]], list[list[int]]]  # of instructions and inputs
 
 
-def chats(template: str, tokenizer: Any, place: object) -> bool:
-    """Return whether `data.template` means the tokenizer's own template. Raises DataError if that is missing."""
-    own = bool(tokenizer.chat_template)
-    if template == "chat" and not own:
-        raise DataError(f"data.template = 'chat', but the tokenizer in {place} has no chat template; use 'plain'")
-    return own and template != "plain"
-
-
 @contextmanager
 def prompts_of(template: str, tokenizer: Any, place: object, day: str = "") -> Iterator[Prompts]:
-    """Yield the function from instructions and inputs to token ids, for `data.template`. Raises DataError."""
-    if not chats(template, tokenizer, place):
+    """Yield the function from instructions and inputs to token ids, by the text of a chat template; empty: the plain
+    one. Raises DataError."""
+    if not template:
         yield partial(plain_prompts, tokenizer)
         return
-    with filled_in(tokenizer, place, day) as own:
+    with filled_in(template, tokenizer, place, day) as own:
         yield partial(chat_prompts, own, tokenizer)
 
 
@@ -59,10 +51,12 @@ def plain_prompts(tokenizer: Any, instructions: Sequence[str], inputs: Sequence[
 
 
 def prompt_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Return the token ids of texts that will be continued: leading special tokens, no end token."""
+    """Return the token ids of texts that will be continued: leading special tokens, no end token. A text that begins
+    with the begin token itself gets no second one."""
     found = tokenized(tokenizer, texts, verbose=False)
-    end = tokenizer.eos_token_id
-    return [ids[:-1] if len(ids) > 1 and ids[-1] == end else ids for ids in found]
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    single = [ids[1:] if begin is not None and ids[:2] == [begin, begin] else ids for ids in found]
+    return [ids[:-1] if len(ids) > 1 and ids[-1] == end else ids for ids in single]
 
 
 def bare_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -73,3 +67,16 @@ def bare_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 def _plain(instruction: str, about: str) -> str:
     parts = [f"Task:\n{instruction}", *([f"Input:\n{about}"] if about else []), "Answer:\n"]
     return "\n\n".join(parts)
+
+
+def ended(ids: Sequence[int], end: int) -> list[int]:
+    """Return token ids with the end token behind them, once."""
+    return [*ids] if ids and ids[-1] == end else [*ids, end]
+
+
+def ending(ids: Sequence[int], room: int, begin: int | None) -> Sequence[int]:
+    """Return the last `room` ids (at least one); a leading `begin` is kept if there is room for more than that."""
+    if len(ids) <= room:
+        return ids
+    lead = [ids[0]] if ids[0] == begin and room > 1 else []
+    return [*lead, *ids[len(ids) - room + len(lead) :]]

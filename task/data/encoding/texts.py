@@ -151,13 +151,18 @@ def tokenizer_in(base: Path) -> Any:
 
 def tokenized(tokenizer: Any, texts: Sequence[str], **options: Any) -> list[list[int]]:
     """Return the token ids of every text. Raises DataError if the tokenizer fails."""
+    found: list[list[int]] = encoded(tokenizer, texts, **options)["input_ids"]
+    return found
+
+
+def encoded(tokenizer: Any, texts: Sequence[str], **options: Any) -> Any:
+    """Return what the tokenizer makes of texts. Raises DataError if it fails."""
     try:
-        found: list[list[int]] = tokenizer(list(texts), **options)["input_ids"]
+        return tokenizer(list(texts), **options)
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != PANIC:
             raise
         raise DataError(f"the base's tokenizer does not read texts: {error}", NO_TOKENIZER) from error
-    return found
 
 
 def check_length(max_length: int, tokenizer: Any, base: Path) -> None:

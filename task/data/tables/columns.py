@@ -117,7 +117,7 @@ def of_values(
     arrays, halves = {}, 0
     for name, values in columns.items():
         whole = [_whole(value) for value in values]
-        halves += sum(one != other for one, other in zip(whole, values, strict=True) if isinstance(one, str))
+        halves += sum(one != other for one, other in zip(whole, values, strict=True) if isinstance(one, str | list))
         try:
             arrays[name] = pa.array(whole)
         except (pa.ArrowException, OverflowError, UnicodeError, RecursionError) as error:
@@ -155,19 +155,41 @@ def table_of(place: str, dataset: Any, folder: Path | None, reading: Reading) ->
 
 
 def _whole(value: Any) -> Any:
-    """Return a text without unpaired surrogates; None for NaN, which marks missing values in some tables."""
+    """Return a text, or texts in lists, without unpaired surrogates; None for NaN, which marks missing values in some
+    tables."""
     if isinstance(value, str):
         return HALF.sub(INSTEAD, value)
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _whole(item) for name, item in value.items()}
     return None if isinstance(value, float) and value != value else value
 
 
 def _name_odd_value(path: Path, column: str, values: Sequence[Any], lines: Sequence[int]) -> None:
-    kinds = [type(value) for value in values if value is not None]
+    """Raise DataError for the first value, or part of one, of another type than those before it."""
+    kinds: dict[str, type] = {}
     for row, value in enumerate(values):
-        if value is not None and type(value) is not kinds[0]:
-            where = f"row {row} (line {lines[row]})" if len(lines) else f"row {row}"
-            problem = f"column '{column}': holds {value!r:.60}, but the rows before have {kinds[0].__name__}"
-            raise DataError(f"{path}, {where}, {problem}", "a column has values of several types")
-        if isinstance(value, int) and abs(value) >= 2**63:
-            problem = f"column '{column}': a whole number of more than 64 bits"
-            raise DataError(f"{path}, row {row}, {problem}", problem)
+        where = f"row {row} (line {lines[row]})" if len(lines) else f"row {row}"
+        for place, inside, part in _parts(value):
+            kind = kinds.setdefault(inside, type(part))
+            if type(part) is not kind and not {kind, type(part)} <= {int, float}:
+                problem = f"column '{column}'{place}: holds {part!r:.60}, but those before have {kind.__name__}"
+                raise DataError(f"{path}, {where}, {problem}", "a column has values of several types")
+            if isinstance(part, int) and abs(part) >= 2**63:
+                problem = f"column '{column}': a whole number of more than 64 bits"
+                raise DataError(f"{path}, {where}, {problem}", problem)
+
+
+def _parts(value: Any, place: str = "", inside: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Yield a value and all values in it, except missing ones: where each is, where all of its kind are, and itself."""
+    if value is None:
+        return
+    yield place, inside, value
+    if isinstance(value, list):
+        for number, item in enumerate(value):
+            word = "turn" if isinstance(item, dict) else "item"
+            yield from _parts(item, f"{place}, {word} {number}", f"{inside}[]")
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _parts(item, f"{place}, '{name}'", f"{inside}.{name}")

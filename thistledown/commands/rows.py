@@ -1,0 +1,43 @@
+"""Rows as the model gets them: which parts of a text are given and which are learned, or a row's label."""
+
+import json
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from task.data.encoding.texts import tokenizer_in
+from task.data.rows import IGNORED, Rows
+
+CHARACTERS = 2000  # of a part of a row
+
+
+def described(base: Path, rows: Rows, count: int) -> Iterator[str]:
+    """Yield lines on the first `count` rows, for the model in folder `base`."""
+    tokenizer = tokenizer_in(base) if count and rows.inputs.tokens is not None else None
+    for row in range(min(count, len(rows))):
+        batch = rows.batch([row])
+        if tokenizer is None:
+            pixels = batch["pixel_values"]
+            yield f"row {row:<5} {tuple(pixels.shape[1:])}, {pixels.min():.2f} to {pixels.max():.2f}{_label(rows, row)}"
+            continue
+        ids, labels = batch["input_ids"][0].tolist(), batch["labels"].tolist()[0]
+        if not isinstance(labels, list):
+            yield f"row {row:<5} {len(ids)} tokens{_label(rows, row)}"
+            yield f"  text     {_text(tokenizer, ids)}"
+            continue
+        learned = [label != IGNORED for label in labels]
+        yield f"row {row:<5} {len(ids)} tokens, {sum(learned)} of them learned"
+        for own, part in groupby(zip(ids, learned, strict=True), key=lambda pair: pair[1]):
+            yield f"  {'learned' if own else 'given':<8} {_text(tokenizer, [token for token, _ in part])}"
+
+
+def _label(rows: Rows, row: int) -> str:
+    return f", label '{rows.names[rows.labels[row]]}'" if rows.names else ""
+
+
+def _text(tokenizer: Any, ids: list[int]) -> str:
+    """Return tokens as text between quotes, special tokens among them, with line breaks escaped."""
+    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    more = f" and {len(text) - CHARACTERS:,} more characters" if len(text) > CHARACTERS else ""
+    return json.dumps(text[:CHARACTERS], ensure_ascii=False) + more
