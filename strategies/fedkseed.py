@@ -13,8 +13,10 @@ directions that were never drawn count as the mean.
 Differences from the paper: learning rates are inside a, so that they may change. z_k is not normal but, by `basis`,
 made of signs (hadamard) or of scaled truncated normals, both with E z z^T = I; with the first, w is rebuilt in O(d log
 d). Totals are sent to nodes as 16-bit integers with a scale, so that w has the same bits everywhere. The optimiser is
-plain SGD. A node needs no gradients or optimiser state, but two float32 copies of the model: the base, and the weights
-that it moves from.
+plain SGD. With `pro`, the mean |g| weighs every slope by its node's rows, and none is clipped; in the published code
+all slopes weigh the same, each is cut at 1,000, and the mean includes a zero that every direction starts with. A node
+needs no gradients or optimiser state, but two float32 copies of the model: the base, and the weights that it moves
+from.
 """
 
 import math

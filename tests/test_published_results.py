@@ -89,6 +89,39 @@ def test_a_claim_is_what_a_paired_test_carries(study: str, setting: str, method:
     assert verdict(paired(found[method], found[other]), found[method].metric) == said
 
 
+def sizes_of(path: Path) -> list[dict[str, str]]:
+    """Return, for every table of a page with 1/N in a column named bytes, the share by the first word of a row."""
+    tables: list[dict[str, str]] = []
+    for line in path.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if "bytes" in cells:
+            column, found = cells.index("bytes"), dict[str, str]()
+            tables.append(found)
+        elif line.startswith("|") and tables and len(cells) > column and cells[column].startswith("1/"):
+            found[cells[0].strip("`").split(",")[0].lower()] = cells[column]
+    return [table for table in tables if table]
+
+
+SPELT = {
+    "normalisation": "norm",
+    "prefixes": "prefix",
+    "adapters": "adapter",
+    "biases": "bias",
+    "prompts": "prompt",
+    "head alone": "head",
+}
+
+
+@pytest.mark.parametrize(
+    ("page", "settings"), [("choose.md", ["minilm-iid"]), ("measured.md", ["minilm-iid", "fashion-vit-iid"])]
+)
+def test_sizes_of_updates_are_those_of_the_first_setting(page: str, settings: list[str]) -> None:
+    for setting, table in zip(settings, sizes_of(DOCS / page), strict=True):
+        found = results_of("fedpeft", setting)
+        sent = {method: one.total("bytes_up") + one.total("bytes_down") for method, one in found.items()}
+        assert table == {name: f"1/{sent['full'] / sent[SPELT.get(name, name)]:,.0f}" for name in table}
+
+
 def test_rbla_is_behind_zero_padding_in_all_nine_runs_on_skewed_rows() -> None:
     for setting in ("digits", "minilm", "fashion-vit"):
         found = results_of("rbla", setting)
