@@ -7,9 +7,8 @@ of the change in a random basis that is drawn from its seed s^(i), block by bloc
 
     w_r = w_{r-1} + eta_r sum_i p_i sum_k gamma_k^(i) v_k^(i),     p_i = n_i / n
 
-(The paper subtracts, because its Delta is w_{r-1} - w_r^(i), and its mean is uniform.) The scale is the unbiased 1 /
-(rho K); `scale` = code uses the published implementation's, d / K, about a third of it, without its clip: there the
-weighted vector that one seed adds to a block is also shortened to norm 10.
+(The paper subtracts, as its Delta is w_{r-1} - w_r^(i), and its mean is uniform.) The scale is the unbiased 1/(rho K);
+`scale` = code uses the published code's d/K, about a third, but not its clip of each seed's block to norm 10.
 
 Differences from the paper: `basis` = hadamard has the same number of coordinates and the same error, but costs O(d log
 d) instead of O(d K) (`strategies/algebra/hadamard.py`). Coordinates are 16-bit integers with a scale per block, so a

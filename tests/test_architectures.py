@@ -41,7 +41,8 @@ NO_PROMPT = "'prompt' does not fit this (model|classifier).*; use tuning = '(lor
 FOR_TEXTS = "'prefix' is for text; for images use tuning = 'prompt'"
 OTHER_VISION = "puts tokens into vision transformers of the types vit, deit, dinov2, not into a"
 ON_LINEAR = [name for name in TUNINGS if registry.load(name).on_linear_layers]
-CONVOLUTIONS = dict.fromkeys(ON_LINEAR, NO_LINEAR) | {"adapter": NO_BLOCKS}
+ONLY_CONVOLUTIONS = r"this model has no linear layers outside its head, but \d+ convolutions; set lora.targets = 'all'"
+CONVOLUTIONS = dict.fromkeys(ON_LINEAR, NO_LINEAR) | {"lora": ONLY_CONVOLUTIONS, "adapter": NO_BLOCKS}
 
 REFUSED: dict[str, dict[str, str]] = {
     **{name: {"bias": NO_BIASES} for name in ("llama", "qwen3", "gemma2", "gemma3", "cohere")},

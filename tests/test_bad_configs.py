@@ -89,7 +89,7 @@ FOUND_LATER = [
     ("data.name='/nowhere/rows.csv'", "there is no file or folder /nowhere/rows.csv"),
     ("model.name='/nowhere/model'", "model.name = '/nowhere/model': there is no such folder"),
     ("simulation.num-supernodes=500", "750 rows cannot be divided among 500 nodes by the dirichlet split"),
-    ("lora.targets='query'", "lora.targets: no linear layer ends in query; there are fc1"),
+    ("lora.targets='query'", "lora.targets: no linear layer or plain convolution ends in query; there are fc1"),
 ]
 
 
@@ -165,7 +165,7 @@ def test_command_exits_2_and_starts_nothing(command: str, tmp_path: Path) -> Non
 
 MEANT = {  # what people write, and what they mean
     "gradient-accumulation": "", "gradient-accumulation-steps": "", "warmup-steps": "", "load-in-4bit": "",
-    "lora.bias": "", "test-data": "", "fp16=true": "model.dtype", "num_server_rounds": "num-server-rounds",
+    "modules-to-save": "", "test-data": "", "fp16=true": "model.dtype", "num_server_rounds": "num-server-rounds",
     "num-epochs": "local-epochs", "per_device_train_batch_size": "batch-size", "lora_r": "lora.ranks",
     "target_modules": "lora.targets", "max-seq-length": "data.max-length", "alpha": "data.alpha",
     "learning-rte": "learning-rate", "gpu": "device",

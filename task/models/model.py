@@ -72,12 +72,14 @@ class TunedModel:
         return self.initial_values[name]
 
     def linear_weights(self) -> dict[str, torch.Tensor]:
-        """Return the weights (outputs x inputs) of the frozen linear layers that something trains in, by the layers'
-        names."""
+        """Return the weights (outputs x inputs) of the frozen layers that something trains in, by the layers' names.
+        Those of a convolution are outputs x (inputs * height * width)."""
         layers = dict.fromkeys(name.rsplit(".", 2)[0] for name in self.trained)
         named = ((layer, f"{layer}.weight") for layer in layers)
         found = {layer: (name, self.frozen[name]) for layer, name in named if name in self.frozen}
-        return {layer: weight.T if name in self.transposed else weight for layer, (name, weight) in found.items()}
+        return {
+            layer: weight.T if name in self.transposed else weight.flatten(1) for layer, (name, weight) in found.items()
+        }
 
     def shift(self, name: str, change: torch.Tensor) -> None:
         """Add `change` to a base weight, in float64 on the CPU, so that every machine rounds alike, and only once."""
@@ -85,8 +87,10 @@ class TunedModel:
         base_weights.copy_(base_weights.cpu().double() + change.cpu())
 
     def shift_product(self, name: str, product: torch.Tensor) -> None:
-        """Add an outputs x inputs matrix to the base weight of a linear layer, as `shift` does."""
-        self.shift(name, product.T if name in self.transposed else product)
+        """Add an outputs x inputs matrix to the base weight of a layer, as `shift` does. For a convolution the matrix
+        is outputs x (inputs * height * width)."""
+        matrix = product.T if name in self.transposed else product
+        self.shift(name, matrix.reshape(self.base_weight(name).shape))
 
     def _remember(self, names: set[str]) -> None:
         """Keep the initial values of `names`: copy them, or rebuild them if training has begun."""

@@ -1,4 +1,4 @@
-"""LoRA: low-rank factors on linear layers, by peft."""
+"""LoRA: low-rank factors on linear layers and convolutions, by peft."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +15,14 @@ PREFIX = "base_model.model."  # of all names in peft's file
 
 @dataclass(frozen=True)
 class Lora(LowRank):
-    """LoRA (Hu et al., arXiv 2106.09685) of one rank on the targeted linear layers; a classifier's head trains too.
+    """LoRA (Hu et al., arXiv 2106.09685) of one rank on the targeted layers; a classifier's head trains too.
 
     peft scales the product of the factors by lora_alpha / r. alpha is set so that this equals `lora.scaling` for any
     rank. A node that trains fewer ranks has smaller factors in the same layers. The product is zero at the start, so
     the model is the base.
+
+    On a convolution, A is one with `rank` outputs and B a 1 x 1 convolution of them (peft's). On the wire both are
+    matrices, rank x (inputs * height * width) and outputs x rank. Convolutions with groups or dilation get none.
 
     With `lora.init` = "pissa" the factors start as the largest singular values of the layer's weight, and the base
     gives them up (PiSSA, Meng et al., arXiv 2404.02948; in federations FeDeRA, Yan et al., arXiv 2404.18848):
@@ -32,6 +35,7 @@ class Lora(LowRank):
     """
 
     has_ranks = True
+    on_convolutions = True
     substitute = 1
 
     def apply(self, module: nn.Module, head: Head, kind: TaskKind, rank: int) -> nn.Module:
@@ -66,11 +70,13 @@ class Lora(LowRank):
     def saved(
         self, tensors: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor]
     ) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+        values, settings = super().saved(tensors, start)
         if not start:
-            return dict(tensors), {}
-        values, rank = dict(tensors), 0
+            return values, settings
+        rank = 0
         for name, first in start.items():
-            own, first = values[PREFIX + name], first.to(values[PREFIX + name])
+            own = values[PREFIX + name]
+            first = first.to(own).reshape(len(first), -1, *own.shape[2:])
             outputs = ".lora_B." in name
             values[PREFIX + name] = torch.cat([own, -first], dim=1) if outputs else torch.cat([own, first])
             rank = 2 * first.shape[1 if outputs else 0]

@@ -1,17 +1,21 @@
-"""Low-rank factors on linear layers, by peft: the options and the construction that LoRA and DoRA share."""
+"""Low-rank factors on layers, by peft: the options and the construction that LoRA and DoRA share."""
 
 from abc import ABC
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from task.schema import option
-from task.tunings.base import AUTO, MAX_RANK, Head, Tuning
+from task.tunings.base import AUTO, MAX_RANK, Head, Tuning, TuningError
+from task.tunings.parts.convolutions import as_matrices, convolutions
 from task.tunings.parts.trainable import chosen, linear_layers
 
-ALL = ("all-linear",)
+ALL, EVERY = ("all-linear",), ("all",)
 DEFAULT, PISSA = "default", "pissa"
+COPIES = (".modules_to_save.", ".original_module.")  # in peft's names of a head that trains
 FEW = 2.0  # factor on the largest usual learning rate if only some layers have adapters
 
 
@@ -20,6 +24,7 @@ class LowRank(Tuning, ABC):
     """A tuning that adds scaling * B A to the weights of linear layers. All such tunings share one options table."""
 
     table: ClassVar[str] = "lora"
+    on_convolutions: ClassVar[bool] = False  # whether convolutions may have factors too
     on_linear_layers = True
     usual_adamw = (1e-5, 5e-3)
     usual_sgd = (1e-4, 1e1)
@@ -42,35 +47,79 @@ class LowRank(Tuning, ABC):
         choices=(DEFAULT, PISSA),
         doc="where factors start: default (their product is zero) or pissa (the base's largest singular values)",
     )
-    targets: tuple[str, ...] = option(ALL, doc="module name endings that get adapters, separated by commas")
+    targets: tuple[str, ...] = option(
+        ALL,
+        doc="module name endings that get adapters, separated by commas; all-linear; all: lora's convolutions too",
+    )
+    bias: str = option(
+        "none",
+        choices=("none", "all", "lora_only"),
+        doc="biases that train and travel beside the factors: none, all, lora_only (of layers with adapters)",
+    )
 
     def adapted(self, module: nn.Module, head: Head, rank: int, **more: Any) -> nn.Module:
         """Return the model with peft's adapters on the targeted layers; `more` are settings of its LoraConfig."""
         from peft import LoraConfig, get_peft_model
 
-        linear = linear_layers(module, head, self.name)
-        return get_peft_model(  # type: ignore[no-any-return]
+        adapted = get_peft_model(
             module,
             LoraConfig(
                 r=rank,
                 lora_alpha=self.scaling * rank,
                 lora_dropout=self.dropout,
-                target_modules=linear if self.targets == ALL else chosen(linear, self.targets, "lora.targets"),
+                target_modules=self._targeted(module, head),
                 modules_to_save=head.trained,
-                bias="none",
+                bias=self.bias,
                 **more,
             ),
             autocast_adapter_dtype=True,
         )
+        for name, parameter in adapted.named_parameters():
+            if COPIES[1] in name:  # peft would train its bias too
+                parameter.requires_grad_(False)
+        return as_matrices(adapted)
+
+    def _targeted(self, module: nn.Module, head: Head) -> list[str]:
+        """Return the names of the layers that get factors. Raises TuningError for none."""
+        others = convolutions(module, head) if self.on_convolutions else []
+        try:
+            linear = linear_layers(module, head, self.name)
+        except TuningError:
+            if not others:
+                raise
+            linear = []
+        if self.targets == EVERY:
+            return linear + others
+        if self.targets != ALL:
+            noun = "linear layer or plain convolution" if others else "linear layer"
+            return chosen(linear + others, self.targets, "lora.targets", noun)
+        if not linear:
+            raise TuningError(
+                f"lora.targets = 'all-linear': this model has no linear layers outside its head, but {len(others)} "
+                "convolutions; set lora.targets = 'all'"
+            )
+        return linear
 
     def problems(self) -> list[str]:
-        candidates = self.auto_ranks
-        if candidates and list(candidates) == sorted(set(candidates)):
-            return []
-        return [f"lora.auto-ranks must be ascending ranks, such as '2,4,8', not '{candidates!r}'"]
+        found, candidates = [], self.auto_ranks
+        if not candidates or list(candidates) != sorted(set(candidates)):
+            found.append(f"lora.auto-ranks must be ascending ranks, such as '2,4,8', not '{candidates!r}'")
+        if self.targets == EVERY and not self.on_convolutions:
+            found.append(
+                f"lora.targets = 'all' is for tuning = 'lora'; tuning = '{self.name}' reaches no convolutions: set "
+                "lora.targets = 'all-linear'"
+            )
+        return found
 
     def product_scale(self) -> float:
         return self.scaling
+
+    def saved(
+        self, tensors: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+        """Leave out what peft saves a second time with biases: those of both its copies of a head."""
+        own = {name: tensor for name, tensor in tensors.items() if not any(copy in name for copy in COPIES)}
+        return super().saved(own, start)
 
     def usual_rates(self, optimizer: str) -> tuple[float, float]:
         low, high = super().usual_rates(optimizer)

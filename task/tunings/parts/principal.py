@@ -32,7 +32,8 @@ def check_rank(module: nn.Module, rank: int, chosen: str, option: str) -> None:
     """Raise TuningError if a layer that peft has adapted has fewer singular values than `rank`. The message says what
     was `chosen`, and which `option` to lower."""
     adapted: list[Any] = [layer for layer in module.modules() if hasattr(layer, "lora_A")]
-    smallest = min(((layer.out_features, layer.in_features) for layer in adapted), key=min)
+    weights = [(layer.out_features, layer.get_base_layer().weight.numel()) for layer in adapted]
+    smallest = min(((outputs, numbers // outputs) for outputs, numbers in weights), key=min)
     if rank > min(smallest):
         shape = " x ".join(map(str, smallest))
         raise TuningError(

@@ -57,13 +57,14 @@ def is_transposed(layer: nn.Module) -> bool:
     return isinstance(layer, Conv1D)
 
 
-def chosen(linear: list[str], endings: tuple[str, ...], option: str) -> list[str]:
-    """Return the layers whose names have one of the endings. Raises TuningError for an ending that matches none."""
-    unmatched = [ending for ending in endings if not any(ends(name, ending) for name in linear)]
+def chosen(layers: list[str], endings: tuple[str, ...], option: str, noun: str = "linear layer") -> list[str]:
+    """Return the layers whose names have one of the endings. Raises TuningError for an ending that matches none; it
+    calls a layer `noun`."""
+    unmatched = [ending for ending in endings if not any(ends(name, ending) for name in layers)]
     if unmatched:
-        there = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
-        raise TuningError(f"{option}: no linear layer ends in {', '.join(unmatched)}; there are {there}")
-    return [name for name in linear if any(ends(name, ending) for ending in endings)]
+        there = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers}))
+        raise TuningError(f"{option}: no {noun} ends in {', '.join(unmatched)}; there are {there}")
+    return [name for name in layers if any(ends(name, ending) for ending in endings)]
 
 
 def is_norm(layer: nn.Module) -> bool:
