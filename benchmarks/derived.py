@@ -37,6 +37,9 @@ def _setting(setting: Setting) -> Content:
         "metric": setting.metric,
         "rates-of": setting.rates_of.name if setting.rates_of else "",
         "shares": setting.shares,
+        "holds": setting.holds.name if setting.holds else "",
+        "searched": setting.searched,
+        "search-only": setting.search_only,
         **({"level": setting.level()} if setting.level else {}),
         "methods": [method.name for method in setting.methods],
     }
@@ -48,7 +51,7 @@ def _search(study: Study, setting: Setting, method: Method, done: dict[str, Meas
     return {
         "setting": setting.name,
         "method": method.name,
-        "option": method.searched,
+        "option": setting.searches(method),
         "grid": study.grid(setting, method, done),
         "scores": scores,
         "chosen": study.chosen(setting, method, done),

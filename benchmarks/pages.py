@@ -3,10 +3,10 @@
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks import records
+from benchmarks.cells import bold, share, signed, spread, table
 from benchmarks.derived import Content, derive
 from benchmarks.figures import BEHIND, EQUAL, ONE_SEED, Outcome, chance, error_of_mean, outcomes, paired, verdict
 from benchmarks.plots import draw
@@ -18,7 +18,7 @@ def write(path: Path) -> None:
     """Write the page and the plots next to the JSON file at `path`."""
     found = derive(*records.read(path))
     path.with_suffix(".md").write_text(page(found), encoding="utf-8")
-    for setting in found["settings"]:
+    for setting in _shown(found):
         if ran := _ran(found, setting):
             plot = path.with_name(_plot(found, setting))
             draw(plot, ran, setting["target"], by_parameters=found["savings"])
@@ -26,8 +26,13 @@ def write(path: Path) -> None:
 
 def page(content: Content) -> str:
     """Return the page as Markdown, from what benchmarks.derived finds."""
-    sections = [_head(content), *(_section(content, setting) for setting in content["settings"])]
+    sections = [_head(content), *(_section(content, setting) for setting in _shown(content))]
     return "\n\n".join([*sections, _search(content), _failures(content), _published(content)]).rstrip() + "\n"
+
+
+def _shown(content: Content) -> list[Content]:
+    """Return the settings that are more than a search."""
+    return [setting for setting in content["settings"] if not setting["search-only"]]
 
 
 def _head(content: Content) -> str:
@@ -74,7 +79,8 @@ def _rates(setting: Content) -> str:
     """Return which rates a setting takes from another."""
     found = f"those that were found best in {setting['rates-of']}"
     if not _searches(setting):
-        return f"Learning rates are {found}."
+        held = f", with what was found best in {setting['holds']}" if setting["holds"] else ""
+        return f"Learning rates are {found}{held}."
     times = " or ".join(f"{share:.3g}" for share in setting["shares"])
     return f"Learning rates are searched again: {found}, times {times}."
 
@@ -107,7 +113,7 @@ def _plot(content: Content, setting: Content) -> str:
 def _results(found: list[Outcome], ran: list[Outcome], setting: Content) -> str:
     best = statistics.mean(ran[0].values("last-5"))
     soonest = min(outcome.rounds_to_target for outcome in ran)
-    heads = ["method", f"first round at {_share(setting['target'], 2)}", "mean of last 5", "last round"]
+    heads = ["method", f"first round at {share(setting['target'], 2)}", "mean of last 5", "last round"]
     by_loss = ran[0].metric == LOSS
     heads += ["accuracy, last 5"] if by_loss else []  # it can rank two methods otherwise
     heads += ["MB up", "MB down", "aggregation error", "rate", "runs"]
@@ -120,10 +126,10 @@ def _results(found: list[Outcome], ran: list[Outcome], setting: Content) -> str:
         rows.append(
             [
                 outcome.method,
-                _bold(_rounds(outcome), outcome.rounds_to_target == soonest < math.inf),
-                _bold(_spread(last_5), statistics.mean(last_5) == best),
-                _spread(outcome.values("final")),
-                *([_spread(outcome.last("accuracy"))] if by_loss else []),
+                bold(_rounds(outcome), outcome.rounds_to_target == soonest < math.inf),
+                bold(spread(last_5), statistics.mean(last_5) == best),
+                spread(outcome.values("final")),
+                *([spread(outcome.last("accuracy"))] if by_loss else []),
                 f"{outcome.total('bytes_up') / 1e6:.1f}",
                 f"{outcome.total('bytes_down') / 1e6:.1f}",
                 _aggregation_error(outcome),
@@ -131,7 +137,7 @@ def _results(found: list[Outcome], ran: list[Outcome], setting: Content) -> str:
                 _count(outcome),
             ]
         )
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def _comparison(ran: list[Outcome], reference: Outcome) -> str:
@@ -145,8 +151,8 @@ def _comparison(ran: list[Outcome], reference: Outcome) -> str:
         rounds = f"{0.0 - sooner:+.1f}" if math.isfinite(sooner) else ""
         p = chance(gaps)
         said = [
-            f"{_signed(statistics.mean(gaps))} ± {_share(error_of_mean(gaps))}" if gaps else "",
-            "" if math.isnan(p) else "< .001" if p < 0.001 else _share(p),
+            f"{signed(statistics.mean(gaps))} ± {share(error_of_mean(gaps))}" if gaps else "",
+            "" if math.isnan(p) else "< .001" if p < 0.001 else share(p),
             verdict(gaps, outcome.metric),
         ]
         rows.append([outcome.method, *said, rounds, _ratio(outcome, reference)])
@@ -158,7 +164,7 @@ def _comparison(ran: list[Outcome], reference: Outcome) -> str:
         "rounds to target, difference",
         "its bytes",
     ]
-    return _table(heads, rows) if rows else ""
+    return table(heads, rows) if rows else ""
 
 
 def _floor(ran: list[Outcome], name: str) -> str:
@@ -189,7 +195,7 @@ def _savings(ran: list[Outcome], reference: Outcome) -> str:
         shares = [f"{100 * share:.2f} %" for share in (saved.annealed, saved.whole, saved.counted)]
         rows.append([outcome.method, *shares, f"{saved.handover / 1e6:.2f} M"])
     heads = [f"parameters saved against {reference.method}", "without the initiating stage", "with it"]
-    return _table([*heads, "with it and the hand-over", "hand-over"], rows) if rows else ""
+    return table([*heads, "with it and the hand-over", "hand-over"], rows) if rows else ""
 
 
 def _search(content: Content) -> str:
@@ -198,7 +204,7 @@ def _search(content: Content) -> str:
     own = [search for search in content["search"] if search["setting"] in searching]
     for search in own:
         scores = search["scores"]
-        shown = (_bold(f"{rate:g}: {_score(scores, rate)}", rate == search["chosen"]) for rate in search["grid"])
+        shown = (bold(f"{rate:g}: {_score(scores, rate)}", rate == search["chosen"]) for rate in search["grid"])
         option = "" if search["option"] == "learning-rate" else f"`{search['option']}` "
         end = ", at an end of what was tried" if search["at-an-end"] else ""
         rows.append([search["setting"], search["method"], option + ", ".join(shown) + end])
@@ -207,14 +213,14 @@ def _search(content: Content) -> str:
         f"Chosen by {by}; a failed run loses. Bold is what was used for all seeds. Where it is at an "
         "end of what was tried, a better one may lie beyond."
     )
-    return f"## Learning rates\n\n{rule}\n\n" + _table(["setting", "method", "rate: on validation rows"], rows)
+    return f"## Learning rates\n\n{rule}\n\n" + table(["setting", "method", "rate: on validation rows"], rows)
 
 
 def _score(scores: dict[float, float | None], rate: float) -> str:
     if rate not in scores:
         return "not run yet"
     score = scores[rate]
-    return "failed" if score is None else _share(score)
+    return "failed" if score is None else share(score)
 
 
 def _failures(content: Content) -> str:
@@ -249,29 +255,6 @@ def _count(outcome: Outcome) -> str:
     if outcome.rate is None:
         return "failed at every rate" if outcome.searched else "search not finished"
     return str(len(outcome.runs)) + (f", {outcome.failed} failed" if outcome.failed else "")
-
-
-def _spread(values: list[float]) -> str:
-    mean = _share(statistics.mean(values))
-    return f"{mean} ± {_share(statistics.stdev(values))}" if len(values) > 1 else mean
-
-
-def _share(value: float, digits: int = 3) -> str:
-    """.834 for 0.834"""
-    return "?" if math.isnan(value) else f"{value:.{digits}f}".removeprefix("0")
-
-
-def _signed(value: float) -> str:
-    return ("-" if value < 0 else "+") + _share(abs(value))
-
-
-def _bold(text: str, really: bool) -> str:
-    return f"**{text}**" if really else text
-
-
-def _table(heads: list[str], rows: Iterable[list[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def read(path: Path) -> tuple[Study, dict[str, Measured]]:
     done = {}
     for line in content["runs"]:
         setting, method = contests[line["setting"], line["method"]]
-        done[run_of(setting, method, line["seed"], line["rate"]).key] = line["measured"]
+        done[run_of(setting, method, line["seed"], line["rate"], line.get("held", {})).key] = line["measured"]
     return study, done
 
 
@@ -64,6 +64,8 @@ def _declared(setting: Setting) -> Content:
         "level": setting.level() if setting.level else None,
         "rates-of": setting.rates_of.name if setting.rates_of else None,
         "shares": setting.shares,
+        **({"holds": setting.holds.name, "searched": setting.searched} if setting.holds else {}),
+        **({"search-only": True} if setting.search_only else {}),
         "methods": [vars(method) for method in setting.methods],
     }
 
@@ -74,6 +76,7 @@ def _line(run: Run, measured: Measured) -> Content:
         "method": run.method,
         "seed": run.seed,
         "rate": run.rate,
+        **({"held": run.held} if run.held else {}),
         "measured": measured,
     }
 
@@ -110,6 +113,9 @@ def _setting(content: Content, earlier: dict[str, Setting]) -> Setting:
         level=(lambda: (level[0], level[1])) if level else None,
         rates_of=earlier[content["rates-of"]] if content["rates-of"] else None,
         shares=tuple(content["shares"]),
+        holds=earlier[content["holds"]] if "holds" in content else None,
+        searched=content.get("searched", ""),
+        search_only=content.get("search-only", False),
     )
 
 

@@ -3,12 +3,13 @@
 One option, by default the learning rate, is searched for every method alike: on the first seed each value of the grid
 is run, and the one with the best mean of the validation metric over the last rounds is used for the other seeds. A grid
 whose best value is at an end is extended there, by the ratio of its last two values. A setting may go by what was found
-in another: take it over, or search among shares of it.
+in another: take it over, or search among shares of it, or hold it and search a second option.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 Option = str | int | float | bool
@@ -34,9 +35,11 @@ class Setting:
     """A task on which methods compete. `{seed}` in a text option stands for the seed of the run.
 
     `rates` are the grids by tuning; a method may have its own. `rates_of` is another setting with the same methods:
-    what was found there, times each of `shares`, is the grid here. `target` is the value of `metric` whose first round
-    is reported, `level` computes one to compare with (what it is, and its value), `assets` are the files and folders
-    that must be there, from the root of the clone.
+    what was found there, times each of `shares`, is the grid here. `holds` is another such setting whose findings are
+    used here, with those that it holds itself; `searched` replaces the methods' own option. `search_only`: there are no
+    runs but the search, and no section on the page. `target` is the value of `metric` whose first round is reported,
+    `level` computes one to compare with (what it is, and its value), `assets` are the files and folders that must be
+    there, from the root of the clone.
     """
 
     name: str
@@ -51,6 +54,13 @@ class Setting:
     level: Callable[[], tuple[str, float]] | None = None
     rates_of: "Setting | None" = None
     shares: tuple[float, ...] = (1.0,)
+    holds: "Setting | None" = None
+    searched: str = ""
+    search_only: bool = False
+
+    def searches(self, method: Method) -> str:
+        """Return the option that is searched for a method."""
+        return self.searched or method.searched
 
     def declared(self, method: Method) -> tuple[float, ...]:
         """Return the learning rates that are declared for a method."""
@@ -76,6 +86,7 @@ class Run:
     rate: float
     preset: str
     options: Options
+    held: Options = field(default_factory=dict)  # those of them that earlier searches found
 
     @property
     def key(self) -> str:
@@ -107,7 +118,7 @@ class Study:
     @property
     def size(self) -> int:
         """Return the number of runs if every search finds a rate."""
-        return sum(len(self.seeds) - 1 + setting.tries(method) for setting, method in self.contests())
+        return sum(len(self._later(setting)) + setting.tries(method) for setting, method in self.contests())
 
     def contests(self) -> Iterator[tuple[Setting, Method]]:
         """Yield every method in every setting."""
@@ -118,25 +129,26 @@ class Study:
 
         The later seeds of a method are known when its search is over and found a rate that works.
         """
-        for setting, method in self.contests():
+        ready = [contest for contest in self.contests() if self._ready(*contest, done)]
+        for setting, method in ready:
             for rate in self.grid(setting, method, done):
-                yield run_of(setting, method, self.seeds[0], rate)
+                yield self._run(setting, method, self.seeds[0], rate, done)
         rates = [
             (setting, method, self.chosen(setting, method, done))
-            for setting, method in self.contests()
+            for setting, method in ready
             if self.settled(setting, method, done)
         ]
         for seed in self.seeds[1:]:
             for setting, method, chosen in rates:
-                if chosen is not None:
-                    yield run_of(setting, method, seed, chosen)
+                if chosen is not None and seed in self._later(setting):
+                    yield self._run(setting, method, seed, chosen, done)
 
     def possible(self, done: Mapping[str, Measured]) -> Iterator[Run]:
         """Yield every run that the searches may need, in the order of `runs`."""
         for seed in self.seeds:
             for setting, method in self.contests():
                 for rate in self.grid(setting, method, done):
-                    yield run_of(setting, method, seed, rate)
+                    yield self._run(setting, method, seed, rate, done)
 
     def grid(self, setting: Setting, method: Method, done: Mapping[str, Measured]) -> tuple[float, ...]:
         """Return the learning rates that are tried; none while they depend on another setting's search."""
@@ -151,14 +163,37 @@ class Study:
     def settled(self, setting: Setting, method: Method, done: Mapping[str, Measured]) -> bool:
         """Return whether the search is over: all rates were run, and none is to be added."""
         grid = self.grid(setting, method, done)
-        return bool(grid) and all(run_of(setting, method, self.seeds[0], rate).key in done for rate in grid)
+        return bool(grid) and all(self._run(setting, method, self.seeds[0], rate, done).key in done for rate in grid)
 
     def at_an_end(self, setting: Setting, method: Method, done: Mapping[str, Measured]) -> bool:
         """Return whether the chosen rate is the lowest or the highest of several that were run."""
         scores, chosen = self.scores(setting, method, done), self.chosen(setting, method, done)
         return chosen is not None and len(scores) > 1 and chosen in (min(scores), max(scores))
 
+    def held(self, setting: Setting, method: Method, done: Mapping[str, Measured]) -> Options | None:
+        """Return what other settings found for the options that this one holds; None while a search has no result."""
+        held: dict[str, Option] = {}
+        source = setting.holds
+        while source is not None:
+            found = self.chosen(source, method, done)
+            if found is None:
+                return None
+            held[source.searches(method)], source = found, source.holds
+        return held
+
+    def _ready(self, setting: Setting, method: Method, done: Mapping[str, Measured]) -> bool:
+        """Return whether the searches are over that a setting goes by."""
+        return all(self.settled(source, method, done) for source in (setting.rates_of, setting.holds) if source)
+
+    def _later(self, setting: Setting) -> tuple[int, ...]:
+        return () if setting.search_only else self.seeds[1:]
+
+    def _run(self, setting: Setting, method: Method, seed: int, rate: float, done: Mapping[str, Measured]) -> Run:
+        return run_of(setting, method, seed, rate, self.held(setting, method, done) or {})
+
     def _declared(self, setting: Setting, method: Method, done: Mapping[str, Measured]) -> tuple[float, ...]:
+        if self.held(setting, method, done) is None:
+            return ()
         if setting.rates_of is None:
             return setting.declared(method)
         found = self.chosen(setting.rates_of, method, done)
@@ -186,7 +221,7 @@ class Study:
     def _scores(
         self, setting: Setting, method: Method, grid: tuple[float, ...], done: Mapping[str, Measured]
     ) -> dict[float, float | None]:
-        runs = [run_of(setting, method, self.seeds[0], rate) for rate in grid]
+        runs = [self._run(setting, method, self.seeds[0], rate, done) for rate in grid]
         return {run.rate: validation(done[run.key]) for run in runs if run.key in done}
 
     def _best(self, setting: Setting, worked: Mapping[float, float]) -> float:
@@ -201,12 +236,12 @@ class Study:
         return self._best(setting, worked)
 
 
-def run_of(setting: Setting, method: Method, seed: int, rate: float) -> Run:
-    """Return the run of a method in a setting at a learning rate."""
+def run_of(setting: Setting, method: Method, seed: int, rate: float, held: Options = MappingProxyType({})) -> Run:
+    """Return the run of a method in a setting at a learning rate, with what other searches found."""
     tied = {name: rate * factor for name, factor in method.tied.items()}
-    options = {**setting.options, **method.options, method.searched: rate, **tied, "seed": seed}
+    options = {**setting.options, **method.options, **held, setting.searches(method): rate, **tied, "seed": seed}
     filled = {name: v.format(seed=seed) if isinstance(v, str) else v for name, v in options.items()}
-    return Run(setting.name, method.name, seed, rate, setting.preset, filled)
+    return Run(setting.name, method.name, seed, rate, setting.preset, filled, held)
 
 
 def _rounded(rate: float) -> float:
