@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTEST = $(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help venv run embedded-base test test-all test-rest test-for fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment check docs bench-aggregation bench-projection bench-ferret bench-scoring bench-deployment bench-attacks bench-optimizers \
-	results-digits results-rbla results-sa-fedlora results-ferret results-fedpeft clean
+	results-digits results-rbla results-sa-fedlora results-ferret results-fedpeft results-skew clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -99,6 +99,9 @@ results-ferret: venv  ## hours: Ferret against FedAvg, LoRA and FedKSeed, docs/r
 
 results-fedpeft: venv  ## hours: every tuning over skew and participation, docs/results/fedpeft.md; JOBS=2 likewise
 	$(BIN)/python -m benchmarks.fedpeft --jobs $(or $(JOBS),1)
+
+results-skew: venv  ## hours: tunings on skewed rows, each at its own rates, docs/results/skew.md; JOBS=2 likewise
+	$(BIN)/python -m benchmarks.skew --engine local --jobs $(or $(JOBS),1)
 
 clean:  ## remove the environment and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

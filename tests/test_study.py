@@ -86,6 +86,50 @@ def test_a_setting_may_search_among_shares_of_what_was_found_elsewhere() -> None
     assert len(done) == both.size == STUDY.size + 8
 
 
+def test_a_setting_may_hold_what_one_search_found_and_search_a_second_option(tmp_path: Path) -> None:
+    """Learning rates first, then head rates at the best of them, then all seeds with both."""
+    rates = replace(TINY, name="rates", search_only=True)
+    multiples = {"lora": (1.0, 10.0), "head": (1.0, 3.0)}
+    heads = replace(rates, name="heads", rates=multiples, holds=rates, searched="head-rate")
+    compared = replace(TINY, rates_of=rates, holds=heads, options={**TINY.options, "local-steps": 2})
+    study = replace(STUDY, settings=(rates, heads, compared))
+    assert {run.setting for run in study.runs({})} == {"rates"}
+    done = completed(study, lambda run: measured(1 - run.rate if run.setting == "heads" else run.rate))
+    own = [run for run in study.runs(done) if run.setting == "tiny" and run.method == "ours"]
+    assert [(run.seed, run.rate, run.held) for run in own] == [
+        (seed, 0.01, {"head-rate": 1.0, "learning-rate": 0.01}) for seed in (0, 1, 2)
+    ]
+    assert own[0].options["head-rate"] == 1.0
+    assert own[0].options["learning-rate"] == 0.01
+    searched = [(run.method, run.seed, run.rate) for run in study.runs(done) if run.setting == "heads"]
+    assert searched == [("ours", 0, 1.0), ("ours", 0, 10.0), ("head", 0, 1.0), ("head", 0, 3.0)]
+    assert len(done) == study.size == 3 + 4 + 6
+    records.save(tmp_path / "some.json", study, done)
+    assert records.load(tmp_path / "some.json") == done
+    content = derive(*records.read(tmp_path / "some.json"))
+    assert [(search["setting"], search["option"]) for search in content["search"]][::2] == [
+        ("rates", "learning-rate"),
+        ("heads", "head-rate"),
+        ("tiny", "learning-rate"),
+    ]
+    page = pages.page(content)
+    assert "## tiny" in page
+    assert "## rates" not in page
+    assert "| heads | ours | `head-rate` **1: " in page
+
+
+def test_what_follows_from_a_search_waits_while_its_grid_grows() -> None:
+    wide = replace(TINY, rates={"lora": (0.001, 0.01), "head": (0.01,)})
+    other = replace(TINY, name="other", rates_of=wide, options={**TINY.options, "local-steps": 2})
+    study = replace(STUDY, settings=(wide, other), extensions=1)
+    done = {run.key: measured(run.rate) for run in study.runs({})}
+    assert study.chosen(wide, OURS, done) == 0.01
+    assert not study.settled(wide, OURS, done)
+    assert [(run.setting, run.rate) for run in study.runs(done) if run.method == "ours" and run.key not in done] == [
+        ("tiny", 0.1)
+    ]
+
+
 def test_runs_are_kept_while_a_wider_search_is_open(tmp_path: Path) -> None:
     """Later seeds at a rate that was found earlier are not lost when there are more rates to try."""
     narrow = replace(STUDY, settings=(replace(TINY, rates={"lora": (0.01,), "head": (0.01,)}),))
