@@ -42,6 +42,26 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--to", type=Path, metavar="DIR", help="where to write it; default: model/ in the results folder"
     )
+    predict = commands.add_parser("predict", help="ask the tuned model of a run about texts, images or a file")
+    predict.description = (
+        "Ask the tuned model of a run: about texts or images, or about every row of a file. The answers to a file are "
+        "written beside it, with its own columns."
+    )
+    predict.add_argument("results", type=Path, help="a results folder, such as outputs/latest")
+    predict.add_argument("values", nargs="*", metavar="TEXT|IMAGE", help="texts, or paths of images")
+    predict.add_argument("--file", metavar="FILE", help="rows to ask about: csv, jsonl, parquet and so on")
+    predict.add_argument(
+        "--to", type=Path, metavar="FILE", help="where to write the answers: .csv, .tsv, .jsonl or .parquet"
+    )
+    predict.add_argument("--state", choices=("best", "last"), default="best", help="which round (default: best)")
+    predict.add_argument(
+        "-c",
+        dest="overrides",
+        metavar="'key=value ...'",
+        action="append",
+        default=[],
+        help="keys of [data] that differ from the run's: \"data.text-column='body'\"",
+    )
     certs = commands.add_parser("certs", help="make the certificates and node keys of a deployment")
     certs.description = (
         "Create an authority, the SuperLink's certificate and a key pair per node. Files that exist are not changed."

@@ -47,6 +47,7 @@ def _done(arguments: argparse.Namespace) -> int:
             "run": _run,
             "check": _check,
             "export": _export,
+            "predict": _predict,
             "certs": _certs,
             "account": _account,
             "app": _app,
@@ -93,6 +94,15 @@ def _export(arguments: argparse.Namespace) -> int:
     from thistledown.commands.export import export
 
     export(arguments.results, arguments.state, arguments.to, say)
+    return DONE
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from thistledown.commands.predict import predict
+
+    predict(
+        arguments.results, arguments.state, arguments.overrides, arguments.values, arguments.file, arguments.to, say
+    )
     return DONE
 
 

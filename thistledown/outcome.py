@@ -4,6 +4,7 @@ import html
 import json
 import shutil
 import weakref
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ from task.models.finding import server_base
 from task.models.usage import ready
 from task.schema import ConfigError
 from task.storage.store import server_store
+from task.training.predictions import NOTHING, Prediction
+from thistledown.predictor import Predictor
 from thistledown.settings import PLACES
 from thistledown.summary import summary_lines
 
@@ -63,6 +66,25 @@ class Outcome:
         if not folder.is_dir():
             raise ConfigError([f"there is no model in {folder}: no round of the run has trained"])
         return ready(task, server_base(task.model, server_store()), folder)
+
+    def predict(self, values: Sequence[str] | str | Path, which: str = "best") -> list[Prediction]:
+        """Return what the tuned model of the `best` or the `last` round says of texts, or of paths of images; or of
+        every row of a file, given by its path.
+
+        A prediction has an `answer` and, by a classifier, the `probabilities` of all labels, the likeliest first. Rows
+        without an input have the answer "". Raises ConfigError as `model` does, and DataError for rows that cannot be
+        read.
+        """
+        predictor = Predictor(self.folder, self._known(which))
+        if isinstance(values, str | Path):
+            raw = predictor.rows_of(str(values))
+        else:
+            raw = predictor.rows_from(list(map(str, values)))
+        found = [NOTHING] * len(raw)
+        rows = predictor.asked(raw)
+        for row, prediction in zip(rows, predictor.predict(raw, rows), strict=True):
+            found[row] = prediction
+        return found
 
     def save(self, folder: Path | str) -> Path:
         """Copy all results to a new folder and return it.

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -21,6 +22,9 @@ from task.data.sources.base import Source
 if TYPE_CHECKING:
     from torch import nn
 
+    from task.training.predictions import Prediction
+
+ASKED = "asked"  # the name of the part of rows that are predicted
 EVALUATION_ROWS = 256  # rows scored at a time
 LARGEST_EXPONENT = 100.0  # nats; a larger loss is cut to this, because its perplexity would overflow
 LARGEST_LOSS = 1e6  # nats: guessing gives the logarithm of the number of classes or words, a ruined model thousands
@@ -155,9 +159,9 @@ class Kind(TaskKind, ABC):
         return labelled(raw, column, names, rows, by_position)
 
     @abstractmethod
-    def encoder(self, base: Path, data: Data, labels: tuple[str, ...], source: Source) -> Encoder:
-        """Return the encoder for the rows of a source and the model in folder `base`. Raises DataError or BaseError if
-        the base lacks the files for it."""
+    def encoder(self, base: Path, data: Data, labels: tuple[str, ...], source: Source | None) -> Encoder:
+        """Return the encoder for the rows of a source (None: of any) and the model in folder `base`. Raises DataError
+        or BaseError if the base lacks the files for it."""
 
     @abstractmethod
     def stand_in(self, data: Data) -> dict[str, list[object]]:
@@ -196,6 +200,22 @@ class Kind(TaskKind, ABC):
         batches = torch.split(torch.arange(len(rows)), portion(EVALUATION_ROWS, device))
         losses, correct = zip(*evaluate_in_parallel(score, batches, at_once), strict=True)
         return {"loss": math.fsum(losses) / len(rows), "accuracy": sum(correct) / len(rows)}
+
+    def predict(
+        self, module: "nn.Module", base: Path, data: Data, raw: Raw, rows: Positions, device: str
+    ) -> "Iterator[Prediction]":
+        """Yield what a tuned model says of each of these rows. `base` has the files that describe its inputs.
+
+        The default encodes rows as for training and classifies them. Raises DataError for a row that cannot be encoded.
+        """
+        from task.training.predictions import classify
+
+        names: dict[int, str] = module.config.id2label  # type: ignore[assignment, union-attr]
+        labels = tuple(names[number] for number in range(len(names)))
+        with TemporaryDirectory(prefix="thistledown-") as place:
+            encoder = self.encoder(base, data, labels, None)
+            encoder.write(Path(place), ASKED, raw, rows)
+            yield from classify(module, encoder.read(Path(place), ASKED), labels, device)
 
     def guessing(self, labels: Sequence[str]) -> dict[str, float]:
         """Return the metrics of random guessing, as far as they are known."""

@@ -92,7 +92,7 @@ class CausalLM(Kind):
         """Return the categories of rows. They are not learned, so one is enough."""
         return labelled(raw, column, category_names(raw, column, given, rows), rows, by_position)
 
-    def encoder(self, base: Path, data: Data, labels: tuple[str, ...], source: Source) -> Encoder:
+    def encoder(self, base: Path, data: Data, labels: tuple[str, ...], source: Source | None) -> Encoder:
         """Return an encoder of conversations, or of prompts and completions."""
         if data.messages_column:
             return ChatEncoder.of(base, data)

@@ -35,7 +35,7 @@ class ImageClassification(Kind):
         """Return which rows have no image, without reading any."""
         return raw.missing(column)
 
-    def encoder(self, base: Path, data: Data, labels: tuple[str, ...], source: Source) -> Encoder:
+    def encoder(self, base: Path, data: Data, labels: tuple[str, ...], source: Source | None) -> Encoder:
         """Return an encoder that resizes and scales as the base's processor does."""
         return ImageEncoder.of(base, data.image_column, isinstance(source, Digits))
 

@@ -22,7 +22,7 @@ class TextClassification(Kind):
         """Return the column of texts."""
         return {data.text_column: "data.text-column"}
 
-    def encoder(self, base: Path, data: Data, labels: tuple[str, ...], source: Source) -> Encoder:
+    def encoder(self, base: Path, data: Data, labels: tuple[str, ...], source: Source | None) -> Encoder:
         """Return an encoder that keeps the first data.max-length tokens of a text."""
         return TextEncoder(base, data.text_column, data.max_length)
 

@@ -165,6 +165,16 @@ def load_files(place: Path, split: str, files: Sequence[TableFile], reading: Rea
     return typed(table) if all(file.untyped for file in files) else table
 
 
+def read_cells(file: TableFile, reading: Reading) -> Table:
+    """Return the rows of one file with cells as they are written: texts stay texts, such as 1.50. Raises DataError if a
+    required column is missing, and if there are no rows."""
+    if is_pointer(file.path):
+        raise DataError(f"{file.path}: {CURE}", "a file of the data is only a Git LFS pointer")
+    table = file.read(file.path, file.suffix, reading)
+    _check(table, reading)
+    return table
+
+
 def _check_shards(place: Path, split: str, files: Sequence[TableFile]) -> None:
     """Raise DataError unless several files of one split are all its shards."""
     shards = [SHARD.fullmatch(file.stem) for file in files]
@@ -196,11 +206,16 @@ def read_split(source: Source, split: str, reading: Reading) -> Raw:
         public = f"there is no split '{split}'"
         raise DataError(f"{source.name} {lacks('split', split, source.splits())}{advice}", public)
     raw = source.load(split, reading)
+    _check(raw, reading)
+    return raw
+
+
+def _check(raw: Raw, reading: Reading) -> None:
+    """Raise DataError if a required column is missing, and if there are no rows."""
     for column, key in reading.required.items():
         raw.require(column, key)
     if not len(raw):
         raise DataError(f"{raw.place} has no rows", "there are no rows")
-    return raw
 
 
 def stamps(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
