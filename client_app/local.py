@@ -2,9 +2,9 @@
 else is in the instructions.
 
 Node config keys: `partition-id` and `num-partitions` (a simulated share of the data), or `data-path` (also
-`dataset-path`: the node's own file or folder), `name`, `rank` (a whole number, or "auto"), `device`, `store-path`,
-`account-path` (a folder for its privacy accounts; default: the store), and the keys of `client_app.public_errors`,
-which limit what instructions may do.
+`dataset-path`: the node's own file or folder), `name`, `rank` (a whole number, or "auto"), `device`, `quantization`
+(none, 8bit, 4bit), `store-path`, `account-path` (a folder for its privacy accounts; default: the store), and the keys
+of `client_app.public_errors`, which limit what instructions may do.
 """
 
 import logging
@@ -19,7 +19,14 @@ from flwr.app.typing import ConfigRecordValues
 from client_app import public_errors
 from client_app.permission import check_instructions, check_offer, check_rows
 from client_app.policy import Policy
-from client_app.public_errors import NodeError, check_code, check_labels, check_source, follows_paths
+from client_app.public_errors import (
+    NodeError,
+    check_code,
+    check_labels,
+    check_source,
+    follows_paths,
+    with_own_quantization,
+)
 from task.config import TaskConfig
 from task.data.labels import LabelError
 from task.device import cores, found
@@ -60,7 +67,7 @@ class Local:
         from strategies.protocol.instructions import task_of
 
         policy = Policy.of(context.node_config, deployed=not public_errors.simulated())
-        config = task_of(instructions)
+        config = with_own_quantization(task_of(instructions), instructions, context.node_config)
         check_code(config, context.node_config)
         check_labels(config)
         check_instructions(policy, instructions, config)

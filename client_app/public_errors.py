@@ -10,17 +10,19 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 
-from flwr.app import Context, Message
+from flwr.app import ConfigRecord, Context, Message
 
 from task.config import TaskConfig
 from task.data.sources.registry import of_keyword, unreadable
 from task.kinds import registry as kinds
+from task.model_settings import QUANTIZED, UNQUANTIZED
 from task.models.base import HUB_ID
 
-PATHS, CODE = "follow-paths", "trust-remote-code"
+PATHS, CODE, QUANTIZATION = "follow-paths", "trust-remote-code", "quantization"
 IN_PROCESS: ContextVar[bool] = ContextVar("in-process", default=False)
 HIDDEN = "the details are only in this node's own log"
 Handler = Callable[[Message, Context], Message]
@@ -68,6 +70,27 @@ def check_code(config: TaskConfig, node: Mapping[str, object]) -> None:
             f"the instructions ask for code of model.name = '{config.model.name}' (model.trust-remote-code)"
             f"; this node runs it only with {CODE} = true in its node config"
         )
+
+
+def with_own_quantization(config: TaskConfig, instructions: ConfigRecord, node: Mapping[str, object]) -> TaskConfig:
+    """Return the settings with the node's own quantization of the base, if its node config has one. Raises NodeError if
+    it does not exist, or does not go with what the run does."""
+    from strategies.exchange.compatibility import unquantizable
+    from strategies.protocol.instructions import strategy_of
+
+    if (own := node.get(QUANTIZATION)) is None:
+        return config
+    if own not in (UNQUANTIZED, *QUANTIZED):
+        known = ", ".join((UNQUANTIZED, *QUANTIZED))
+        problem = f"must be one of {known}"
+        raise NodeError(
+            f"node config quantization = {own!r:.40} {problem}", f"the node config's quantization {problem}"
+        )
+    compute = config.model.compute_dtype if own == "4bit" else "auto"
+    config = replace(config, model=replace(config.model, quantization=str(own), compute_dtype=compute))
+    if problems := config.problems() + unquantizable(strategy_of(instructions), config):
+        raise NodeError(f"node config quantization = '{own}': {'; '.join(problems)}")
+    return config
 
 
 def check_source(config: TaskConfig, node: Mapping[str, object]) -> None:

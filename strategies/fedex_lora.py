@@ -28,6 +28,7 @@ class FedExLora(Strategy):
     """FedAvg with LoRA, made exact."""
 
     needs_ranks = True
+    writes_base = True
     is_weighted_mean = False
     laws = frozenset({IDENTITY, FIXED_POINT, ORDER, WEIGHTS, EXACT})
 

@@ -86,7 +86,7 @@ class Ferret(Strategy):
     final_step: float = option(0.0, low=0.0, doc="the server's step in the last round, where it is not constant")
     momentum: float = option(0.0, low=0.0, high=0.999, doc="of the server")
 
-    needs_in_place = True
+    needs_in_place = writes_base = True
     is_weighted_mean = exchanges_tensors = False
     has_combine_by = True
     additive_across_rounds = False  # coordinates belong to the bases, and the scales, of one round

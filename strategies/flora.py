@@ -43,6 +43,7 @@ class Flora(Strategy):
 
     needs_ranks = True
     heterogeneous_ranks = True
+    writes_base = True
     is_weighted_mean = False
     additive_across_rounds = False  # an update is the node's factors, which are drawn anew in every round
     laws = frozenset({FIXED_POINT, ORDER, WEIGHTS, EXACT})

@@ -101,6 +101,10 @@ class SAFedLora(Strategy):
         return found
 
     @property
+    def writes_base(self) -> bool:
+        return bool(self.initiating_rounds) or self.remainder == "merge"
+
+    @property
     def fixed_step(self) -> str:
         return "weights give way to factors, and these are split again when the rank falls"
 

@@ -72,6 +72,10 @@ class SLora(Strategy):
         return found
 
     @property
+    def writes_base(self) -> bool:
+        return bool(self.sparse_rounds)
+
+    @property
     def fixed_step(self) -> str:
         return "entries of weights give way to factors" if self.sparse_rounds else ""
 

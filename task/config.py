@@ -17,6 +17,8 @@ from task.data.settings import EMBEDDED_DATA as EMBEDDED_DATA
 from task.data.settings import MANY
 from task.data.settings import Data as Data
 from task.device import DEVICES
+from task.model_settings import EMBEDDED_MODEL as EMBEDDED_MODEL
+from task.model_settings import Model as Model
 from task.schema import ConfigError, build, chosen, group, option, read, schema
 from task.tunings import registry as tunings
 from task.tunings.base import Tuning
@@ -24,7 +26,6 @@ from task.tunings.base import Tuning
 KINDS = "task.kinds"  # the package of task kinds
 HEAD_RATE = 0.1  # the largest learning rate that a new head gets by default
 CLASS_MEANS = "ncm"  # value of head-init
-EMBEDDED_MODEL = "embedded"
 
 
 def is_date(text: str) -> bool:
@@ -42,20 +43,6 @@ class Task:
         choices=partial(extensions.names, KINDS),
         doc="what is learned: the name of a file in task/kinds/",
     )
-
-
-@dataclass(frozen=True)
-class Model:
-    name: str = option(
-        EMBEDDED_MODEL, doc='a hub id, a local folder, or "embedded": the small ViT that comes without a download'
-    )
-    dtype: str = option(
-        "float32",
-        choices=("float32", "bfloat16", "float16"),
-        doc="the precision that weights are kept and trained in: float32, bfloat16, float16",
-    )
-    offer: bool = option(True, doc="may the server send its copy of the base to nodes that lack it?")
-    trust_remote_code: bool = option(False, doc="run code that comes with a hub model? only if you have read it")
 
 
 class TaskKind(ABC):
@@ -189,6 +176,12 @@ class TaskConfig:
             found.append(f"data.date = '{self.data.date:.40}' is not a date, such as '2026-01-31'")
         found += self._without_ids()
         found += self.tuning.problems()
+        found += self.model.problems()
+        if self.model.quantized and not self.tuning.quantizable:
+            found.append(
+                f"tuning = '{self.tuning.name}' changes or reads the weights that model.quantization = "
+                f"'{self.model.quantization}' rounds; use tuning = 'lora', with lora.init = 'default'"
+            )
         if self.gradient_checkpointing and not self.tuning.recomputable:
             found.append(
                 f"tuning = '{self.tuning.name}' does not go with gradient-checkpointing = true; use tuning = 'lora'"

@@ -29,6 +29,8 @@ class Listening(Flora):
 
     heard: list[int] = field(default_factory=list)
 
+    writes_base = True
+
     def replay(self, model: TunedModel, entry: Entry) -> None:
         self.heard.append(entry.round)
         super().replay(model, entry)

@@ -29,7 +29,11 @@ PRODUCTS = "it combines products of factors, and single numbers of a factor have
 EXACT = "the product of the factors becomes the weighted mean of the nodes' products"
 
 
-DECLARED = {"combine": "is_weighted_mean", "combine_by": "has_combine_by"}  # methods and their declarations
+DECLARED = {
+    "combine": "is_weighted_mean",
+    "combine_by": "has_combine_by",
+    "replay": "writes_base",
+}  # methods and their declarations
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,11 @@ class Algorithm:
         for method, declaration in DECLARED.items():
             if method in vars(cls) and declaration not in vars(cls):
                 raise TypeError(f"{cls.__name__} has a {method} of its own: it must say whether {declaration} is true")
+
+    @property
+    def writes_base(self) -> bool:
+        """Return whether a run changes frozen weights of the base, which must then not be quantised."""
+        return False
 
     def problems(self, config: TaskConfig) -> list[str]:
         """Return the conflicts between this strategy's options and the task's settings."""

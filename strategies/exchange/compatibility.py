@@ -23,6 +23,7 @@ def problems(strategy: Strategy, config: TaskConfig, federation: Federation | No
     if (tuning := config.tuning.name) not in (fitting := fitting_tunings(strategy)):
         fits = " or ".join(f"'{name}'" for name in fitting)
         found.append(f"strategy = '{strategy.name}' needs tuning = {fits}, not '{tuning}'")
+    found += unquantizable(strategy, config)
     if config.tuning.moves_base and strategy.heterogeneous_ranks:
         found.append(
             f"lora.init = 'pissa' needs equal ranks: a node of a smaller rank would lack what the base gave up, and "
@@ -36,6 +37,16 @@ def problems(strategy: Strategy, config: TaskConfig, federation: Federation | No
     if strategy.personalized and config.evaluate != "nodes":
         found.append(f"strategy = '{strategy.name}' leaves a model of its own on every node: set evaluate = 'nodes'")
     return found
+
+
+def unquantizable(strategy: Strategy, config: TaskConfig) -> list[str]:
+    """Return why a strategy cannot run on a quantised base, if the settings have one."""
+    if not config.model.quantized or not strategy.writes_base:
+        return []
+    return [
+        f"strategy = '{strategy.name}' writes into the base, whose weights model.quantization = "
+        f"'{config.model.quantization}' rounds; set it to 'none', or use strategy = 'fedavg'"
+    ]
 
 
 def fitting_tunings(strategy: Strategy) -> list[str]:

@@ -47,6 +47,11 @@ class ExamplePrivacy(PrivateWrapper):
                 f"example-privacy is for classifiers of rows: the loss of task.kind = '{config.task.kind}' is a mean "
                 "over the tokens of a batch, which rows share"
             )
+        if config.model.quantized:
+            found.append(
+                "example-privacy takes gradients of single rows, which bitsandbytes does not compute: set "
+                "model.quantization = 'none'"
+            )
         if config.gradient_checkpointing:
             found.append("example-privacy takes gradients row by row, without gradient-checkpointing: set it to false")
         if config.max_grad_norm:

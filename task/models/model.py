@@ -12,6 +12,7 @@ from task.config import TaskConfig
 from task.models import naming
 from task.models.base import Base
 from task.models.loading import loaded
+from task.models.quantization import quantize
 from task.models.tuning import stacked, tuned
 from task.seeds import derive
 from task.tunings.parts.trainable import inside
@@ -112,6 +113,8 @@ def build(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "init"))
         found = loaded(base, config)
+        if config.model.quantized:
+            quantize(found.module, found.head, config, device)
         module = tuned(found.module, found.head, config, rank)
     module.to(device)
     if config.model.dtype != "float32":

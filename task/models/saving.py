@@ -51,6 +51,8 @@ def save(model: TunedModel, folder: Path, base_name: str) -> None:
     elif model.config.tuning.folds:
         values = model.frozen | model.config.tuning.folded(model.module, model.trained)
         _plain(model, values).save_pretrained(folder)  # type: ignore[operator]
+    elif model.config.model.quantized:
+        _plain(model, model.trained).save_pretrained(folder)  # type: ignore[operator]
     else:
         model.module.save_pretrained(folder)  # type: ignore[operator]
     _copy_rest(model.base, folder)

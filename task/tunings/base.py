@@ -115,6 +115,12 @@ class Tuning(ABC):
         return False
 
     @property
+    def quantizable(self) -> bool:
+        """Return whether the weights of the base's linear layers may be quantised: it trains none of them, and neither
+        computes its start from them nor folds into them."""
+        return not self.starts_from_base and not self.folds
+
+    @property
     def moves_base(self) -> bool:
         """Return whether the base gives up the products of the factors that a run starts from, so that a node of
         smaller rank would lack them."""

@@ -20,6 +20,10 @@ class Full(Tuning):
     usual_sgd = (1e-5, 1.0)
     new_head_adamw = 300.0
 
+    @property
+    def quantizable(self) -> bool:
+        return False
+
     def apply(self, module: nn.Module, head: Head, kind: TaskKind, rank: int) -> nn.Module:
         return set_trainable(module, lambda name: True)
 

@@ -48,6 +48,8 @@ class Signs(Strategy):
     def exchanged(self, model: TunedModel) -> Mapping[str, torch.Tensor]:
         return {}
 
+    writes_base = True
+
     def replay(self, model: TunedModel, entry: Entry) -> None:
         for name, sign in _signs(model, entry.seed):
             model.shift(name, sign * entry.tensors["step"])

@@ -11,13 +11,10 @@ import torch
 from server_app import noticed
 from server_app.callbacks.progress import human
 from server_app.config import RunConfig
-from strategies.exchange import compatibility
 from strategies.exchange.dry_run import rehearse
 from strategies.exchange.federation import evaluated
 from strategies.exchange.replay import initial_state
-from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Profile, RunFailed
-from strategies.rounds.handshake.ranks import MEMORY_SHARE, TIME_SHARE
 from strategies.rounds.handshake.resolve import needs_no_data, resolve
 from task.config import TaskConfig
 from task.data.partition import node_names, partition, table
@@ -29,13 +26,15 @@ from task.kinds import registry as kinds
 from task.models.base import Base, BaseError
 from task.models.finding import server_base
 from task.models.model import tuned_model
-from task.schema import ConfigError, Flat, flatten
+from task.models.quantization import numbers_of
+from task.schema import ConfigError
 from task.seeds import derive
 from task.storage.store import Store, StoreError, server_store
 from task.training.batches import steps_of
 from task.training.dry_run import DryRunError
 from task.training.rates import of_head, unusual
-from task.tunings.base import AUTO, TuningError
+from task.tunings.base import TuningError
+from thistledown.commands.choices import choices
 from thistledown.commands.rows import described
 from thistledown.settings import Settings
 from thistledown.traffic import Leg, Traffic
@@ -48,7 +47,7 @@ def check(settings: Settings, say: Say, rows: int = 0) -> None:
     """Explain the run, and show the first `rows` rows. Raises ConfigError with every problem that would keep it from
     starting."""
     run = settings.config
-    for line in _choices(run):
+    for line in choices(run):
         say(line)
     try:
         with _quiet():
@@ -104,47 +103,6 @@ def _base_and_task(run: RunConfig, store: Store) -> tuple[Base, TaskConfig]:
     if base is None or task is None:
         raise ConfigError(problems)
     return base, task
-
-
-def _choices(run: RunConfig) -> Iterator[str]:
-    strategy = run.strategy
-    yield f"strategy  {_with_options(strategy.name, flatten(strategy))}"
-    for wrapper in strategy.wrappers:
-        yield f"wrapper   {_with_options(wrapper.name, flatten(wrapper))}"
-    yield f"step      {_step(strategy)}"
-    if promise := compatibility.mechanism(strategy, run.plan()).promise():
-        yield f"privacy   {promise}"
-    task = run.task
-    yield f"tuning    {_with_options(task.tuning.name, flatten(task.tuning))}"
-    if not task.tuning.budgets():
-        yield from _automatic(task)
-    length = f"{task.local_steps} steps" if task.local_steps else f"{task.local_epochs} epochs"
-    cooled = f" to {task.learning_rate_min:g}" if task.learning_rate_min else ""
-    rate = f"{task.optimizer}, learning rate {task.learning_rate:g}{cooled}"
-    at_once = f", {task.rows_at_once} in memory at a time" if task.rows_at_once < task.batch_size else ""
-    yield f"training  {length} of {task.batch_size} rows a round{at_once}, {rate}"
-    if task.gradient_checkpointing:
-        yield "memory    gradient checkpointing: blocks keep their inputs, and are computed twice"
-
-
-def _step(strategy: Strategy) -> str:
-    """Describe the server optimizer."""
-    optimizer = strategy.server_optimizer
-    if optimizer is None:
-        return "the combined update itself (server-optimizer sgd, learning-rate 1)"
-    return f"{_with_options(optimizer.name, flatten(optimizer))}, on the server, of the combined update"
-
-
-def _automatic(task: TaskConfig) -> Iterator[str]:
-    first, *_, last = (*task.tuning.candidates()[:1], *task.tuning.candidates())
-    fits = f"{MEMORY_SHARE:.0%} of its free memory and {TIME_SHARE:.0%} of round-timeout"
-    yield f"ranks     {AUTO}: a node trains a few steps at ranks {first} and {last}, and gets the largest"
-    yield f"          of lora.auto-ranks that fits {fits}; what follows is for rank {last}"
-
-
-def _with_options(name: str, options: Flat) -> str:
-    said = ", ".join(f"{key} {value}" for key, value in options.items())
-    return f"{name} ({said})" if said else name
 
 
 def _sizes(parts: Parts | None) -> Iterator[str]:
@@ -216,7 +174,7 @@ def _costs(
     before = run.strategy.assign(profiles, 0, run.server.num_server_rounds, task.seed)
     rank = max(assignment.rank for assignment in before.values())
     model = tuned_model(base, task, rank, "cpu")
-    total = sum(parameter.numel() for parameter in model.module.parameters())
+    total = sum(map(numbers_of, model.module.parameters()))
     own = sum(tensor.numel() for tensor in model.trained.values())
     yield f"trains    {own:,} of {total:,} parameters ({own / total:.2%}) in {len(model.trained)} tensors"
     if model.head:

@@ -36,11 +36,16 @@ def ends(name: str, ending: str) -> bool:
 
 def linear_layers(module: nn.Module, head: Head, tuning: str) -> list[str]:
     """Return the names of the linear layers outside the head that an adapter reaches. Raises TuningError for none."""
-    linear = [n for n, m in module.named_modules() if is_linear(m) and not inside(n, head.modules)]
-    if not linear:
+    if not (linear := adaptable(module, head)):
         raise TuningError(
             f"tuning = '{tuning}' needs linear layers (torch.nn.Linear), and this model has none; use 'full'"
         )
+    return linear
+
+
+def adaptable(module: Any, head: Head) -> list[str]:
+    """Return the names of the linear layers outside the head, without those whose weights the model reads directly."""
+    linear = [n for n, m in module.named_modules() if is_linear(m) and not inside(n, head.modules)]
     bypassed = BYPASSED.get(getattr(module.config, "model_type", ""), ())
     return [name for name in linear if not any(ends(name, ending) for ending in bypassed)]
 
