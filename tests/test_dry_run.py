@@ -17,6 +17,7 @@ from strategies.exchange.dry_run import rehearse
 from strategies.exchange.replay import merge_products
 from strategies.exchange.types import Entry, RunFailed
 from task.config import TaskConfig
+from task.data.extremes import stretched
 from task.data.prepared import prepare
 from task.data.rows import Rows, Tokens
 from task.data.stand_in import stand_in
@@ -26,7 +27,6 @@ from task.storage.store import Store
 from task.training.batches import TooFewRows, batches, per_epoch
 from task.training.dry_run import DryRunError, dry_run
 from task.training.dry_run_work import too_large
-from task.training.extremes import stretched
 from task.training.trainer import Trainer
 from thistledown.commands.check import check
 from thistledown.settings import Settings

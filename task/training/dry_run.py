@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from task.data.extremes import extremes, stretched
 from task.device import ran_out
 from task.kinds import registry as kinds
 from task.models.model import TunedModel, build
 from task.models.tuning import first_sentence
 from task.training.batches import TooFewRows, Unsuited, least_rows
-from task.training.extremes import extremes, stretched
 from task.training.trainer import Trainer, evaluate
 from task.tunings import registry
 
