@@ -58,14 +58,22 @@ class Perceptron(PreTrainedModel):  # type: ignore[misc]
             module.reset_parameters()
 
 
-def write(folder: Path, seed: int, hidden_sizes: tuple[int, ...] = (200, 200), image_size: int = 28) -> None:
-    """A base folder with an untrained perceptron of ten labels, drawn from `seed`; it sees pixels from -1 to 1."""
+def write(
+    folder: Path,
+    seed: int,
+    hidden_sizes: tuple[int, ...] = (200, 200),
+    image_size: int = 28,
+    mean: float = 0.5,
+    std: float = 0.5,
+) -> None:
+    """A base folder with an untrained perceptron of ten labels, drawn from `seed`. Of pixels from 0 to 1, `mean` is
+    subtracted, and the rest divided by `std`: it sees -1 to 1 if nothing else is said."""
     disable_progress_bar()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive("perceptron", seed))
         config = PerceptronConfig(image_size=image_size, hidden_sizes=hidden_sizes, num_labels=10)
         Perceptron(config).save_pretrained(folder)  # this file beside it: see below
-    processor = {"do_rescale": True, "do_normalize": True, "image_mean": [0.5], "image_std": [0.5]}
+    processor = {"do_rescale": True, "do_normalize": True, "image_mean": [mean], "image_std": [std]}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor) + "\n")
 
 

@@ -4,6 +4,7 @@ from benchmarks.study import Method, Options, Setting
 
 ASSETS = "../shared/assets"
 MNIST = f"{ASSETS}/mnist/mnist.npz"
+FASHION = f"{ASSETS}/fashion_mnist/fashion_mnist.npz"
 VIT = f"{ASSETS}/vit-fashion-mnist-0.8m"
 MINILM = f"{ASSETS}/minilm-l6-v2"
 AG_NEWS = f"{ASSETS}/ag_news"

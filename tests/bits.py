@@ -20,6 +20,7 @@ CASES: dict[str, dict[str, Any]] = {
         for name, ranks in {
             "fedavg": "4", "fedprox": "4", "rbla": "2,4", "zero-pad": "2,4", "flex-lora": "2,4", "hetlora": "2,4",
             "ffa-lora": "4", "rolora": "4", "flora": "2,4", "fedex-lora": "4", "raflora": "2,4",
+            "rbla-shrunk": "2,4",
         }.items()
     },
     "fedsa-lora": {"strategy": "fedsa-lora", "evaluate": "nodes"},

@@ -28,6 +28,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "fedrot-lora": {"strategy": "fedrot-lora"},
     "scaffold": {"strategy": "scaffold", "optimizer": "sgd", "learning-rate": 0.05, "fraction-train": 0.5},
     "raflora": {"strategy": "raflora", "lora.ranks": "2,4,8"},
+    "rbla-shrunk": {"strategy": "rbla-shrunk", "lora.ranks": "2,4,8"},
     "fedsa-lora": {"strategy": "fedsa-lora", "evaluate": "nodes"},
     "hetlora": {
         "strategy": "hetlora",
