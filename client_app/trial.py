@@ -132,4 +132,4 @@ def _resident() -> int:
 
 def _moments(config: TaskConfig) -> int:
     """Return how many tensors the optimiser keeps for each trained tensor."""
-    return 2 if config.optimizer == "adamw" else int(config.momentum > 0)
+    return int(config.momentum > 0) if config.optimizer == "sgd" else 2  # of small tensors also in 8 bits

@@ -72,6 +72,8 @@ class FedKSeed(Strategy):
             found.append(
                 "strategy = 'fedkseed' has no gradients: set optimizer = 'sgd', without momentum, decay or clipping"
             )
+        if config.precision != "model":
+            found.append("strategy = 'fedkseed' takes differences of losses, which precision rounds: set it to 'model'")
         if config.gradient_checkpointing:
             found.append("strategy = 'fedkseed' has no gradients: set gradient-checkpointing = false")
         return found

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
+from importlib.util import find_spec
 
 from task import extensions
 from task.data.request import delimiter_problem, encoding_problem
@@ -18,6 +19,7 @@ from task.data.settings import MANY
 from task.data.settings import Data as Data
 from task.device import DEVICES
 from task.model_settings import EMBEDDED_MODEL as EMBEDDED_MODEL
+from task.model_settings import MISSING
 from task.model_settings import Model as Model
 from task.schema import ConfigError, build, chosen, group, option, read, schema
 from task.tunings import registry as tunings
@@ -26,6 +28,7 @@ from task.tunings.base import Tuning
 KINDS = "task.kinds"  # the package of task kinds
 HEAD_RATE = 0.1  # the largest learning rate that a new head gets by default
 CLASS_MEANS = "ncm"  # value of head-init
+IN_8_BITS = ("adamw-8bit", "paged-adamw-8bit")  # optimizers of bitsandbytes
 
 
 def is_date(text: str) -> bool:
@@ -87,7 +90,16 @@ class TaskConfig:
         doc="rows of a step in memory at a time, adding up gradients; 0: all, or fewer if memory runs out",
     )
     gradient_checkpointing: bool = option(False, doc="keep block inputs alone, and make the rest anew for gradients")
-    optimizer: str = option("adamw", choices=("adamw", "sgd"), doc="adamw or sgd")
+    precision: str = option(
+        "model",
+        choices=("model", "bfloat16", "auto"),
+        doc="of products in a step: that of the model, bfloat16 (by autocast), or auto: bfloat16 on GPUs that have it",
+    )
+    optimizer: str = option(
+        "adamw",
+        choices=("adamw", "sgd", *IN_8_BITS),
+        doc="adamw, sgd; adamw-8bit, paged-adamw-8bit: moments in 8 bits, by bitsandbytes",
+    )
     head_rate: float = option(
         0.0,
         low=0.0,
@@ -191,7 +203,9 @@ class TaskConfig:
                 f"learning-rate-min = {self.learning_rate_min:g} is above learning-rate = {self.learning_rate:g}; the "
                 "rate falls to it, from the first round to the last"
             )
-        if self.optimizer == "adamw" and self.momentum:
+        if self.optimizer in IN_8_BITS and find_spec("bitsandbytes") is None:
+            found.append(f"optimizer = '{self.optimizer}' {MISSING}")
+        if self.optimizer != "sgd" and self.momentum:
             found.append("momentum is an option of optimizer = 'sgd'; adamw has its own")
         if self.nesterov and not (self.optimizer == "sgd" and self.momentum):
             found.append("nesterov = true looks ahead along the momentum: set optimizer = 'sgd' and momentum above 0")

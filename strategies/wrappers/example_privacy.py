@@ -62,6 +62,8 @@ class ExamplePrivacy(PrivateWrapper):
             found.append(
                 f"model.dtype = '{config.model.dtype}' rounds clipped gradients; example-privacy needs 'float32'"
             )
+        if config.precision != "model":
+            found.append(f"precision = '{config.precision}' rounds gradients of rows; example-privacy needs 'model'")
         return found
 
     def release(self, config: TaskConfig, rows: int, noise: float) -> tuple[Release, int]:

@@ -1,12 +1,37 @@
-"""Optimiser steps for 16-bit weights: they are made on 32-bit copies, which are rounded into the model.
+"""Steps in 16 bits, in two ways.
+
+Weights of 16 bits are updated as 32-bit copies, which are rounded into the model. Weights of 32 bits may be multiplied
+in bfloat16 (`autocast`).
 
 In 16 bits small steps are rounded away. In float16 AdamW's squared gradients become zero, and it divides by them.
 """
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
+
+from task.device import kind
+
+FAST = ("cuda", "xpu")  # devices that may multiply in bfloat16 faster than in float32
+
+
+def autocast(precision: str, device: str) -> AbstractContextManager[object]:
+    """Return the context of one step on a device, by the key `precision`: bfloat16 for products, with parameters,
+    gradients, sums and the optimizer as they are; or none. torch keeps what it has rounded until the context ends, so a
+    second step in it would start from the parameters of the first.
+    """
+    if precision == "auto":
+        precision = "bfloat16" if kind(device) in FAST and _has_bfloat16(device) else "model"
+    return torch.autocast(kind(device), torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def _has_bfloat16(device: str) -> bool:
+    """Return whether an accelerator multiplies in bfloat16 itself."""
+    if kind(device) == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.xpu.is_bf16_supported(including_emulation=False))
 
 
 class Masters:

@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from importlib import import_module
+from typing import Any, Protocol, cast
 
 import torch
 from torch.nn.modules.batchnorm import _NormBase
 
-from task.config import TaskConfig
+from task.config import IN_8_BITS, TaskConfig
 from task.data.rows import Rows
 from task.device import kind
 from task.kinds import registry as kinds
@@ -18,7 +19,7 @@ from task.models.model import TunedModel
 from task.training.batches import batches, check_rows, least_rows, per_epoch
 from task.training.checkpointing import checkpointed
 from task.training.micro_batches import Penalty, backward, check_separable, mean_loss
-from task.training.mixed_precision import Masters
+from task.training.mixed_precision import Masters, autocast
 
 Regulariser = Callable[[Mapping[str, torch.Tensor]], Penalty | None]
 
@@ -85,7 +86,8 @@ class Trainer:
                 return self.private.fit(self, model, chosen, optimizer, penalties)
             for positions in batches(config, rows, self.seed, least):
                 optimizer.zero_grad(set_to_none=True)
-                loss, count = backward(model.module, self._parts(positions), penalties, masters)
+                with autocast(config.precision, self.device):
+                    loss, count = backward(model.module, self._parts(positions), penalties, masters)
                 steps += 1
                 losses.append(loss)
                 counts.append(count)
@@ -133,6 +135,10 @@ class Trainer:
         options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
         if config.optimizer == "sgd":
             return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov, **options)
+        if config.optimizer in IN_8_BITS:
+            library = import_module("bitsandbytes.optim")
+            made = library.PagedAdamW8bit if config.optimizer.startswith("paged") else library.AdamW8bit
+            return cast(torch.optim.Optimizer, made(groups, **options))
         fused = kind(self.device) in ("cpu", "cuda")  # one kernel for all of an adapter's small tensors
         return torch.optim.AdamW(groups, fused=fused, **options)
 
