@@ -53,7 +53,10 @@ BAD = [
     ("tuning='dora' lora.ranks='2,4'", "tuning = 'dora' has one rank for all nodes; lora.ranks must be one number"),
     ("tuning='dora' lora.ranks='auto'", "tuning = 'dora' has one rank for all nodes; lora.ranks must be one number"),
     ("task.kind='image'", "task.kind must be one of causal-lm, image-classification, text-classification, not 'image'"),
-    ("optimizer='adam'", "optimizer must be one of adamw, sgd, not 'adam'; did you mean 'adamw'?"),
+    (
+        "optimizer='adam'",
+        "sgd, adamw-8bit, paged-adamw-8bit, not 'adam'; did you mean 'adamw'?",
+    ),
     ("data.partitioner='dirchlet'", "not 'dirchlet'; did you mean 'dirichlet'?"),
     ("half.dtype='int8' wrappers='half'", "half.dtype must be one of bfloat16, float16, not 'int8'"),
     ("strategy='fedavgg'", "there is no strategy 'fedavgg'; did you mean 'fedavg'? (there are "),
@@ -164,7 +167,8 @@ def test_command_exits_2_and_starts_nothing(command: str, tmp_path: Path) -> Non
 
 
 MEANT = {  # what people write, and what they mean
-    "gradient-accumulation": "", "gradient-accumulation-steps": "", "warmup-steps": "", "load-in-4bit": "",
+    "gradient-accumulation": "micro-batch-size", "gradient-accumulation-steps": "micro-batch-size", "warmup-steps": "",
+    "load-in-4bit": "model.quantization",
     "modules-to-save": "", "test-data": "", "fp16=true": "model.dtype", "num_server_rounds": "num-server-rounds",
     "num-epochs": "local-epochs", "per_device_train_batch_size": "batch-size", "lora_r": "lora.ranks",
     "target_modules": "lora.targets", "max-seq-length": "data.max-length", "alpha": "data.alpha",

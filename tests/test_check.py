@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 from samples import write_table
 
+from server_app.config import RunConfig
 from task.schema import ConfigError
 from thistledown.commands.check import check
+from thistledown.commands.choices import choices
 from thistledown.settings import Settings
 
 APP = Path(__file__).parent.parent
@@ -84,3 +86,24 @@ def test_check_refuses_to_score_a_part_without_rows(part: str, tmp_path: Path) -
     data = f"data.name='{path}' data.test-split='' data.{part}-fraction=0.0 data.partitioner='iid'"
     with pytest.raises(ConfigError, match=rf"the {part} part of .* has no rows, and evaluate = 'server' scores it"):
         explained(tmp_path, data)
+
+
+def test_check_states_what_saves_memory() -> None:
+    pytest.importorskip("bitsandbytes")
+    plain, saving = (
+        list(choices(RunConfig.read(options)))
+        for options in (
+            {},
+            {
+                "micro-batch-size": 4, "gradient-checkpointing": True, "precision": "auto", "optimizer": "adamw-8bit",
+                "model.quantization": "4bit", "model.compute-dtype": "bfloat16",
+            },
+        )
+    )  # fmt: skip
+    assert [line for line in saving if line not in plain] == [
+        "training  3 epochs of 16 rows a round, 4 in memory at a time, adamw-8bit, learning rate 0.005",
+        "precision products in bfloat16 on GPUs that have it; parameters, gradients and optimizer as they are",
+        "memory    gradient checkpointing: blocks keep their inputs, and are computed twice",
+        "base      frozen linear layers in 4 bits (NF4, double quantisation), computed in bfloat16, unless a node "
+        "chooses otherwise",
+    ]
