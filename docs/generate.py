@@ -3,28 +3,19 @@
 mkdocs calls the two functions `on_files` and `on_page_markdown`. Nothing is downloaded.
 """
 
-import typing
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-import strategies
-from server_app.callbacks import tracker
 from server_app.config import keys
-from task.schema import Option, Schema
+from task.schema import Schema
+from thistledown.described import accepted, default_of
 
 ROOT = Path(__file__).parent.parent
 OUTSIDE = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}  # page of the site: file of the clone
-EXTENSIONS = {  # keys that name files, and what finds these
-    "strategy": strategies.names,
-    "wrappers": strategies.wrapper_names,
-    "trackers": tracker.names,
-    "server-optimizer": strategies.optimizer_names,
-}
 MARKER = "<!-- keys -->"
-WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -51,39 +42,11 @@ def key_tables(schema: Schema) -> str:
     groups: dict[str, list[str]] = {}
     for key in schema:
         group = key.rpartition(".")[0]
-        row = f"| `{key}` | {shown_default(schema[key])} | {accepted(key, schema[key])} | {_cell(schema[key].doc)} |"
+        option, marked = schema[key], accepted(key, schema[key], "`")
+        row = f"| `{key}` | `{default_of(option)}` | {_cell(marked)} | {_cell(option.doc)} |"
         groups.setdefault(group, []).append(row)
     head = "| key | default | accepts | meaning |\n|---|---|---|---|\n"
     return "\n\n".join(f"### {group or 'the run'}\n\n{head}" + "\n".join(rows) for group, rows in groups.items())
-
-
-def shown_default(option: Option) -> str:
-    """Return the default as TOML writes it."""
-    value = option.flat(option.default)
-    return f"`{str(value).lower() if isinstance(value, bool) else repr(value)}`"
-
-
-def accepted(key: str, option: Option) -> str:
-    """Return the type and the range of an option in words."""
-    if names := option.choices or EXTENSIONS.get(key, list)():
-        several = "several of " if typing.get_origin(option.type) is tuple else ""
-        return several + ", ".join(f"`{name}`" for name in names)
-    is_list = typing.get_origin(option.type) is tuple
-    word = WORDS[typing.get_args(option.type)[0] if is_list else option.type]
-    if is_list:
-        word = f"{word} list, separated by `{_cell(option.separator)}`"
-    if option.empty:
-        word += f", or `{option.empty}`"
-    return word + _range(option)
-
-
-def _range(option: Option) -> str:
-    low, high = option.low, option.high
-    if low is not None and high is not None:
-        return f", {low:,.12g} to {high:,.12g}"
-    if low is not None:
-        return f", at least {low:,.12g}"
-    return "" if high is None else f", at most {high:,.12g}"
 
 
 def _cell(text: str) -> str:

@@ -86,6 +86,11 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument(
         "folder", type=Path, nargs="?", default=Path("outputs"), metavar="DIR", help="results, or outputs (default)"
     )
+    keys = commands.add_parser("keys", help="search the run-config keys: defaults, accepted values, meanings")
+    keys.description = "Show the keys whose name or meaning has WORD, or that another tool calls by it."
+    keys.add_argument("word", nargs="?", default="", metavar="WORD", help="default: all keys")
+    presets = commands.add_parser("presets", help="show the presets, and what each is for")
+    presets.add_argument("--app", type=Path, metavar="DIR", help="a clone; default: the installed one")
     account = commands.add_parser("account", help="show the privacy budget that a node's rows have spent")
     account.description = "Show the privacy budget that a node has spent, by data set and run, and in total."
     account.add_argument(

@@ -5,6 +5,7 @@ Slow imports happen in the commands, after the first line of output, so that `--
 
 import argparse
 import importlib.util
+import os
 import signal
 import sys
 import threading
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from thistledown.settings import Settings
 
 PACKAGES = ("task", "strategies", "server_app", "client_app")  # imported by the command, in addition to its own
-DONE, WRONG, FAILED, INTERRUPTED, TERMINATED = 0, 2, 3, 130, 143
+DONE, WRONG, FAILED, INTERRUPTED, CLOSED, TERMINATED = 0, 2, 3, 130, 141, 143
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +49,8 @@ def _done(arguments: argparse.Namespace) -> int:
             "check": _check,
             "export": _export,
             "predict": _predict,
+            "keys": _keys,
+            "presets": _presets,
             "certs": _certs,
             "account": _account,
             "app": _app,
@@ -62,6 +65,9 @@ def _done(arguments: argparse.Namespace) -> int:
     except (SuperLinkError, NoRoom) as error:
         print(error, file=sys.stderr)
         return FAILED
+    except BrokenPipeError:  # whoever reads the output, such as `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush at the end
+        return CLOSED
     except OSError as error:
         if not is_full(error):
             raise
@@ -103,6 +109,23 @@ def _predict(arguments: argparse.Namespace) -> int:
     predict(
         arguments.results, arguments.state, arguments.overrides, arguments.values, arguments.file, arguments.to, say
     )
+    return DONE
+
+
+def _keys(arguments: argparse.Namespace) -> int:
+    from thistledown.commands.keys import keys
+
+    for line in keys(arguments.word):
+        say(line)
+    return DONE
+
+
+def _presets(arguments: argparse.Namespace) -> int:
+    from thistledown.commands.presets import presets
+    from thistledown.settings import app_folder
+
+    for line in presets(app_folder(arguments.app)):
+        say(line)
     return DONE
 
 
