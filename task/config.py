@@ -89,6 +89,11 @@ class TaskConfig:
         high=MANY,
         doc="rows of a step in memory at a time, adding up gradients; 0: all, or fewer if memory runs out",
     )
+    group_by_length: bool = option(False, doc="texts: a step has rows of similar length, so that less is filled up")
+    packing: bool = option(
+        False,
+        doc="causal-lm: rows of a step follow one another in packs of up to data.max-length; none attends to another",
+    )
     gradient_checkpointing: bool = option(False, doc="keep block inputs alone, and make the rest anew for gradients")
     precision: str = option(
         "model",

@@ -36,6 +36,7 @@ def run_of(base: Path, file: Path, **options: object) -> dict[str, Any]:
     return flat | {"num-server-rounds": 2, "local-steps": 2, "simulation.num-supernodes": 2, "batch-size": 4}
 
 
+@pytest.mark.slow
 def test_a_federation_learns_from_conversations_by_a_file_of_the_users(base: Base, tmp_path: Path) -> None:
     file = write_rows(tmp_path / "rows.jsonl", [{"messages": [SYSTEM, *chat]} for chat in ALTERNATING] * 8)
     own = write_rows(tmp_path / "own.jsonl", [{"messages": sharegpt(chat)} for chat in ALTERNATING] * 8)
@@ -48,6 +49,7 @@ def test_a_federation_learns_from_conversations_by_a_file_of_the_users(base: Bas
     assert kept["data.template"] == chatml("{% generation %}", "{% endgeneration %}")
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("rows", [
     [{"messages": [{"role": SECRET, "content": SECRET}]}],
     [{"messages": [{"role": "user", "content": SECRET}]}],

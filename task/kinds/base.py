@@ -74,6 +74,7 @@ class Kind(TaskKind, ABC):
     data_noun: ClassVar[str] = "text data"
     drawn_head: ClassVar[bool] = True  # the head has one output per label of data.labels, and may be drawn at random
     row_labels: ClassVar[bool] = True  # a row can have one label, and data can be divided by it
+    packs: ClassVar[bool] = False  # rows may be put behind one another: no token depends on one after it
     per_token: ClassVar[bool] = False  # tokens are learned and counted, not rows
     problem_type: ClassVar[str] = "single_label_classification"  # in transformers' settings; empty: none
     metrics: ClassVar[Mapping[str, Metric]] = {"accuracy": ACCURACY, "loss": LOSS}
@@ -94,6 +95,15 @@ class Kind(TaskKind, ABC):
             found += self._without_data(config)
         if not self.drawn_head and (config.rounds_of_head or config.head_rate not in (0, 1)):
             found.append(f"{self._key} has no classifier's head: leave out head-rate, head-rounds, head-init")
+        if self.images and config.group_by_length:
+            found.append(f"group-by-length = true is for texts; inputs of {self._key} all have the same size")
+        if config.packing and not self.packs:
+            found.append(f"packing = true is for language models (task.kind = 'causal-lm'), not for {self._key}")
+        if config.packing and config.tuning.soft_prompts:
+            found.append(
+                f"packing = true: tuning = '{config.tuning.name}' puts tokens in front of every row; "
+                "set packing = false"
+            )
         if not self.row_labels and config.data.partitioner.needs_labels:
             found.append(
                 f"data.partitioner = '{config.data.partitioner.name}' divides rows by their label, and a row of "

@@ -42,6 +42,7 @@ class CausalLM(Kind):
     base_noun = "a causal language model"
     data_noun = "data with a column of outputs"
     drawn_head = False
+    packs = True
     per_token = True
     metrics: ClassVar[Mapping[str, Metric]] = {
         "loss": LOSS,

@@ -2,11 +2,15 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from task.config import TaskConfig
+
+TOGETHER = 50  # batches whose rows are sorted by length, as in transformers' `LengthGroupedSampler`
 
 
 class TooFewRows(ValueError):
@@ -51,12 +55,28 @@ def check_rows(config: TaskConfig, rows: int, least: int) -> None:
         raise TooFewRows(f"this model normalises over the rows of a batch, which needs {least}; there is {rows}")
 
 
-def batches(config: TaskConfig, rows: int, seed: int, least: int = 1) -> Iterator[torch.Tensor]:
-    """Yield the row positions of every local step: new random orders of all rows, one after another."""
+def batches(
+    config: TaskConfig, rows: int, seed: int, least: int = 1, lengths: NDArray[np.int64] | None = None
+) -> Iterator[torch.Tensor]:
+    """Yield the row positions of every local step: new random orders of all rows, one after another. With the `lengths`
+    (rows,) of rows, those of a step are of similar length."""
     order = torch.Generator().manual_seed(seed)
     left, count = steps_of(config, rows, least), per_epoch(config, rows, least)
     sizes = [config.batch_size] * (count - 1) + [rows - config.batch_size * (count - 1)]
     while left:
-        epoch = torch.split(torch.randperm(rows, generator=order), sizes)[:left]
+        drawn = torch.randperm(rows, generator=order)
+        epoch = torch.split(drawn, sizes) if lengths is None else _grouped(drawn, lengths, sizes, order)
+        epoch = epoch[:left]
         yield from epoch
         left -= len(epoch)
+
+
+def _grouped(
+    drawn: torch.Tensor, lengths: NDArray[np.int64], sizes: list[int], random: torch.Generator
+) -> tuple[torch.Tensor, ...]:
+    """Return the batches of an epoch, from a random order of all rows: rows of a few batches at a time are sorted by
+    length, and the batches come in random order, the last one, of another size, last."""
+    together = sizes[0] * max(1, min(TOGETHER, len(sizes) // 4))
+    parts = [part[torch.from_numpy(np.argsort(-lengths[part], kind="stable"))] for part in torch.split(drawn, together)]
+    *whole, rest = torch.split(torch.cat(parts), sizes)
+    return (*(whole[number] for number in torch.randperm(len(whole), generator=random)), rest)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from task.data.encoding.packing import fill, packed
 from task.data.extremes import extremes, stretched
 from task.device import ran_out
 from task.kinds import registry as kinds
@@ -74,6 +75,8 @@ class _Once:
         """Score and train. Raises DryRunError, and any error of the model, the tuning or a library."""
         self._check_tokens()
         self._check_neighbours()
+        if self.trainer.config.packing:
+            self._check_packed()
         scores = evaluate(self.model, self.trainer.rows, self.trainer.device)
         self._check_finite("a score", scores["loss"])
         self.train()
@@ -131,6 +134,23 @@ class _Once:
             "padding token that the model's config.json names (pad_token_id), or use another base"
         )
 
+    def _check_packed(self) -> None:
+        """Raise if the logits of a row depend on one that is packed in front of it."""
+        rows, most = self.trainer.rows, int(self.trainer.rows.lengths.sum())
+        batch = packed(rows, torch.arange(2), most, self.trainer.device)
+        batch.pop("labels")
+        with torch.no_grad():
+            together = self.model.module.eval()(**batch).logits[0]
+        first = 0
+        for row in fill(rows.lengths, most)[0]:
+            alone = self._logits([row])[0]
+            own = together[first : (first := first + len(alone))]
+            if float((own - alone).abs().max()) > _tolerance(alone):
+                raise DryRunError(
+                    "packing = true does not fit this model: a row's logits depend on the row in front of it; set "
+                    "packing = false"
+                )
+
     def _apart(self) -> float:
         """Return how far a row's logits in a batch are from those alone, relative to the largest; 0 for rounding."""
         together, found = self._logits([0, 1]), 0.0
@@ -138,7 +158,7 @@ class _Once:
             alone = self._logits([place])[0]
             largest = float(alone.abs().max())
             apart = float((together[place][: len(alone)] - alone).abs().max())
-            if apart > SLACK * torch.finfo(alone.dtype).eps ** 0.5 * largest:
+            if apart > _tolerance(alone):
                 found = max(found, apart / largest)
         return found
 
@@ -244,3 +264,8 @@ def _embedding(module: Any) -> torch.nn.Embedding | None:
     except (AttributeError, NotImplementedError):  # transformers' way to report that there is none
         return None
     return found if isinstance(found, torch.nn.Embedding) else None
+
+
+def _tolerance(logits: torch.Tensor) -> float:
+    """Return how far logits may be apart that differ by rounding alone."""
+    return float(SLACK * torch.finfo(logits.dtype).eps ** 0.5 * logits.abs().max())

@@ -17,7 +17,7 @@ from task.training.batches import Unsuited, least_rows
 from task.training.mixed_precision import Masters
 
 Penalty = Callable[[], torch.Tensor]
-Inputs = dict[str, torch.Tensor]
+Inputs = dict[str, Any]  # keyword arguments of a model
 
 
 def check_separable(module: Any, config: TaskConfig) -> None:
@@ -59,7 +59,8 @@ def mean_loss(module: nn.Module, parts: Sequence[Inputs]) -> torch.Tensor:
 
 
 def _labels(part: Inputs) -> torch.Tensor:
-    return (part["labels"] != IGNORED).sum()
+    labels: torch.Tensor = part["labels"]
+    return (labels != IGNORED).sum()
 
 
 def _weighted(parts: Sequence[Inputs], counts: list[torch.Tensor]) -> list[tuple[Inputs, float]]:

@@ -12,13 +12,14 @@ import torch
 from torch.nn.modules.batchnorm import _NormBase
 
 from task.config import IN_8_BITS, TaskConfig
+from task.data.encoding.packing import packed
 from task.data.rows import Rows
 from task.device import kind
 from task.kinds import registry as kinds
 from task.models.model import TunedModel
-from task.training.batches import batches, check_rows, least_rows, per_epoch
+from task.training.batches import Unsuited, batches, check_rows, least_rows, per_epoch
 from task.training.checkpointing import checkpointed
-from task.training.micro_batches import Penalty, backward, check_separable, mean_loss
+from task.training.micro_batches import Inputs, Penalty, backward, check_separable, mean_loss
 from task.training.mixed_precision import Masters, autocast
 
 Regulariser = Callable[[Mapping[str, torch.Tensor]], Penalty | None]
@@ -83,8 +84,9 @@ class Trainer:
         steps, losses, counts = 0, deque[torch.Tensor](maxlen=last), deque[torch.Tensor](maxlen=last)
         with _only(model, parameters), checkpointed(model.module, config.gradient_checkpointing):
             if self.private is not None:
+                self._check_drawn_alone()
                 return self.private.fit(self, model, chosen, optimizer, penalties)
-            for positions in batches(config, rows, self.seed, least):
+            for positions in self._batches(least):
                 optimizer.zero_grad(set_to_none=True)
                 with autocast(config.precision, self.device):
                     loss, count = backward(model.module, self._parts(positions), penalties, masters)
@@ -97,10 +99,22 @@ class Trainer:
                 masters.write_back()
         return {"train-loss": _mean(losses, counts), "steps": steps}
 
-    def _parts(self, positions: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+    def _batches(self, least: int = 1) -> Iterator[torch.Tensor]:
+        lengths = self.rows.lengths if self.config.group_by_length else None
+        return batches(self.config, len(self.rows), self.seed, least, lengths)
+
+    def _parts(self, positions: torch.Tensor) -> list[Inputs]:
         """Return the micro-batches of a batch."""
-        parts = torch.split(positions, self.config.micro_batch_size or len(positions))
+        config, parts = self.config, torch.split(positions, self.config.micro_batch_size or len(positions))
+        if config.packing:
+            return [packed(self.rows, part, config.data.max_length, self.device) for part in parts]
         return [self.rows.batch(part, self.device) for part in parts]
+
+    def _check_drawn_alone(self) -> None:
+        """Raise Unsuited for settings of batches: private steps draw each row by itself, and look at it by itself."""
+        asked = {"packing": self.config.packing, "group-by-length": self.config.group_by_length}
+        if wrong := [f"{key} = true" for key, on in asked.items() if on]:
+            raise Unsuited(f"{' and '.join(wrong)}: example-privacy draws and clips every row by itself; set to false")
 
     def _allowed(self, live: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         return live if self.only is None else {name: tensor for name, tensor in live.items() if name in self.only}
@@ -112,11 +126,11 @@ class Trainer:
         penalties = [regulariser(model.trained) for regulariser in self.regularisers]
         model.untouched = False
         model.module.eval()
-        for positions in batches(self.config, len(self.rows), self.seed):
+        for positions in self._batches():
             yield partial(self._loss, model, self._parts(positions), penalties)
 
     @torch.no_grad()
-    def _loss(self, model: TunedModel, parts: list[dict[str, torch.Tensor]], penalties: list[Penalty | None]) -> float:
+    def _loss(self, model: TunedModel, parts: list[Inputs], penalties: list[Penalty | None]) -> float:
         loss = mean_loss(model.module, parts)
         return float(loss + sum(extra() for extra in penalties if extra is not None))
 
