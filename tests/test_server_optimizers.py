@@ -26,7 +26,7 @@ from strategies.optimizers.sgd import Sgd
 from strategies.optimizers.yogi import Yogi
 from strategies.protocol import checkpoint, instructions, wire
 from task.schema import ConfigError, flatten
-from thistledown.commands.check import _choices
+from thistledown.commands.choices import choices
 
 pytestmark = pytest.mark.about("server-optimizer")
 ROUNDS = 30
@@ -412,6 +412,6 @@ def test_a_collapse_takes_the_moments_back_too(tmp_path: Path):
 
 
 def test_check_explains_it():
-    said = "\n".join(_choices(RunConfig.read({"server-optimizer": "adam"})))
+    said = "\n".join(choices(RunConfig.read({"server-optimizer": "adam"})))
     assert "step      adam (learning-rate 0.01, beta1 0.9, beta2 0.99, tau 0.001)" in said
-    assert "server-optimizer sgd, learning-rate 1" in "\n".join(_choices(RunConfig.read({})))
+    assert "server-optimizer sgd, learning-rate 1" in "\n".join(choices(RunConfig.read({})))
