@@ -26,6 +26,7 @@ from task.models.quantization import numbers_of
 from task.models.saving import save
 from task.schema import ConfigError
 from task.storage.store import Store
+from task.training.dry_run import _Once
 from task.training.trainer import Trainer, evaluate
 from task.tunings import registry
 
@@ -132,6 +133,13 @@ def test_architectures_compute_nearly_the_same(tmp_path: Path, name: str) -> Non
         apart = float((logits(model, rows) - whole).abs().max() / whole.abs().max())
         assert apart < NEAR[bits], (bits, apart)
         rehearse(strategies.load("fedavg"), own, base, rows, "cpu")
+
+
+def test_a_dry_run_tries_other_tunings_on_the_base_as_it_was(base: Base, rows: Rows) -> None:
+    settings = config("8bit")
+    once = _Once(build(base, settings, 4, "cpu"), Trainer(settings, rows.select([0, 1]), 0), lambda trainer: trainer)
+    assert once._with("full").model.config.model.quantization == "none"
+    assert once._with("norm").model.config.model.quantization == "8bit"
 
 
 # ------------------------------------------------------------------------------------------- federations

@@ -15,6 +15,7 @@ from task.data.encoding.packing import fill, packed
 from task.data.extremes import extremes, stretched
 from task.device import ran_out
 from task.kinds import registry as kinds
+from task.model_settings import UNQUANTIZED
 from task.models.model import TunedModel, build
 from task.models.tuning import first_sentence
 from task.training.batches import TooFewRows, Unsuited, least_rows
@@ -145,7 +146,7 @@ class _Once:
         for row in fill(rows.lengths, most)[0]:
             alone = self._logits([row])[0]
             own = together[first : (first := first + len(alone))]
-            if float((own - alone).abs().max()) > _tolerance(alone):
+            if float((own - alone).abs().max()) > _tolerance(alone, self.model):
                 raise DryRunError(
                     "packing = true does not fit this model: a row's logits depend on the row in front of it; set "
                     "packing = false"
@@ -158,7 +159,7 @@ class _Once:
             alone = self._logits([place])[0]
             largest = float(alone.abs().max())
             apart = float((together[place][: len(alone)] - alone).abs().max())
-            if apart > _tolerance(alone):
+            if apart > _tolerance(alone, self.model):
                 found = max(found, apart / largest)
         return found
 
@@ -236,10 +237,12 @@ class _Once:
     def _with(self, tuning: str = "", dtype: str = "") -> "_Once":
         """Return the same dry run with another tuning or dtype, and without wrappers."""
         own = self.model.config
+        chosen = registry.load(tuning)() if tuning else own.tuning
+        bits = own.model.quantization if chosen.quantizable else UNQUANTIZED
         config = replace(
             own,
-            tuning=registry.load(tuning)() if tuning else own.tuning,
-            model=replace(own.model, dtype=dtype or own.model.dtype),
+            tuning=chosen,
+            model=replace(own.model, dtype=dtype or own.model.dtype, quantization=bits),
         )
         model = build(self.model.base, config, self.model.rank or 1, self.model.device)
         trainer = replace(self.trainer, config=replace(self.trainer.config, tuning=config.tuning, model=config.model))
@@ -266,6 +269,7 @@ def _embedding(module: Any) -> torch.nn.Embedding | None:
     return found if isinstance(found, torch.nn.Embedding) else None
 
 
-def _tolerance(logits: torch.Tensor) -> float:
-    """Return how far logits may be apart that differ by rounding alone."""
-    return float(SLACK * torch.finfo(logits.dtype).eps ** 0.5 * logits.abs().max())
+def _tolerance(logits: torch.Tensor, model: TunedModel) -> float:
+    """Return how far logits may be apart by rounding; 8-bit layers round by what is large in a batch."""
+    dtype = torch.float16 if model.config.model.quantized else logits.dtype
+    return float(SLACK * torch.finfo(dtype).eps ** 0.5 * logits.abs().max())
