@@ -20,9 +20,9 @@ from server_app.resuming import settings_of
 from strategies.protocol import checkpoint
 from task.models.finding import server_base
 from task.models.usage import ready
+from task.prediction.answer import NOTHING, Prediction
 from task.schema import ConfigError
 from task.storage.store import server_store
-from task.training.predictions import NOTHING, Prediction
 from thistledown.predictor import Predictor
 from thistledown.settings import PLACES
 from thistledown.summary import summary_lines

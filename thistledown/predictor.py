@@ -18,9 +18,9 @@ from task.kinds import registry as kinds
 from task.models.base import Base
 from task.models.finding import server_base
 from task.models.usage import ready
+from task.prediction.answer import Prediction
 from task.schema import ConfigError
 from task.storage.store import server_store
-from task.training.predictions import Prediction
 from thistledown.settings import Values
 
 if TYPE_CHECKING:

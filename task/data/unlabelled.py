@@ -33,22 +33,20 @@ def read_rows(config: TaskConfig, source: Source) -> Raw:
 
 def values_as_rows(config: TaskConfig, values: Sequence[str]) -> Table:
     """Return texts, or paths of images relative to the current folder, as rows."""
-    [column, *_] = kinds.of(config).required(config.data)
-    table = of_values(Path(GIVEN), {column: list(values)}, [column], [])
-    return replace(table, folder=Path.cwd())
+    rows = [kinds.of(config).question(config.data, value) for value in values]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    return replace(of_values(Path(GIVEN), columns, columns, []), folder=Path.cwd())
 
 
 def with_inputs(config: TaskConfig, raw: Raw) -> NDArray[np.int64]:
     """Return the rows that have all inputs. Raises DataError for an input of the wrong type."""
     kind = kinds.of(config)
     empty = np.zeros(len(raw), bool)
-    for column in kind.required(config.data):
+    for column in kind.asked(config.data):
         empty |= kind.missing(raw, column)
     return np.flatnonzero(~empty)
 
 
 def _reading(config: TaskConfig) -> Reading:
-    kind, data = kinds.of(config), config.data
-    keys = kind.columns(data)
-    required = {column: keys[column] for column in kind.required(data)}
-    return Reading(None, required, data.delimiter, data.encoding)
+    data = config.data
+    return Reading(None, kinds.of(config).asked(data), data.delimiter, data.encoding)

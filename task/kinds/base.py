@@ -22,7 +22,7 @@ from task.data.sources.base import Source
 if TYPE_CHECKING:
     from torch import nn
 
-    from task.training.predictions import Prediction
+    from task.prediction.answer import Prediction
 
 ASKED = "asked"  # the name of the part of rows that are predicted
 EVALUATION_ROWS = 256  # rows scored at a time
@@ -211,6 +211,17 @@ class Kind(TaskKind, ABC):
         losses, correct = zip(*evaluate_in_parallel(score, batches, at_once), strict=True)
         return {"loss": math.fsum(losses) / len(rows), "accuracy": sum(correct) / len(rows)}
 
+    def asked(self, data: Data) -> dict[str, str]:
+        """Return the columns that a row must have to be predicted, each with the key that names it: all of
+        `required`."""
+        keys = self.columns(data)
+        return {column: keys[column] for column in self.required(data)}
+
+    def question(self, data: Data, value: str) -> dict[str, object]:
+        """Return one text, or one path of an image, as a row to be predicted."""
+        [column, *_] = self.asked(data)
+        return {column: value}
+
     def predict(
         self, module: "nn.Module", base: Path, data: Data, raw: Raw, rows: Positions, device: str
     ) -> "Iterator[Prediction]":
@@ -218,7 +229,7 @@ class Kind(TaskKind, ABC):
 
         The default encodes rows as for training and classifies them. Raises DataError for a row that cannot be encoded.
         """
-        from task.training.predictions import classify
+        from task.prediction.classification import classify
 
         names: dict[int, str] = module.config.id2label  # type: ignore[assignment, union-attr]
         labels = tuple(names[number] for number in range(len(names)))

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from task.config import Data, TaskConfig
+from task.data.encoding.asked import Asked, asked_of
 from task.data.encoding.chats.encoder import ChatEncoder, PairEncoder
 from task.data.encoding.chats.named import NAMED
 from task.data.encoding.completions import Columns, CompletionEncoder
-from task.data.encoding.texts import blank
+from task.data.encoding.texts import CHUNK, blank
 from task.data.labels import Labels, category_names, labelled
 from task.data.raw import DataError, Raw, nearest
 from task.data.rows import IGNORED, Completions, LabelledTokens, Rows
@@ -24,6 +25,8 @@ from task.kinds.base import ACCURACY, LOSS, PERPLEXITY, Encoder, Kind, Metric, P
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from task.prediction.answer import Prediction
 
 LONGEST = 2**16  # characters of a template
 
@@ -147,6 +150,26 @@ class CausalLM(Kind):
         from task.training.perplexity import score_tokens
 
         return score_tokens(module, rows, device, at_once)
+
+    def asked(self, data: Data) -> dict[str, str]:
+        """Return the columns of prompts; without these, that of texts, which are continued."""
+        return Asked(Path(), data).columns()
+
+    def question(self, data: Data, value: str) -> dict[str, object]:
+        """Return a text as a prompt, or as a user's turn."""
+        turn: object = [{"role": "user", "content": value}] if data.messages_column else value
+        return dict.fromkeys(list(self.asked(data))[:1], turn)
+
+    def predict(
+        self, module: "nn.Module", base: Path, data: Data, raw: Raw, rows: Positions, device: str
+    ) -> "Iterator[Prediction]":
+        """Yield what the model writes in answer to each row."""
+        from task.prediction.generation import generate
+
+        asked, tokenizer = asked_of(base, data)
+        for start in range(0, len(rows), CHUNK):
+            prompts = asked.prompts(tokenizer, raw, rows[start : start + CHUNK])
+            yield from generate(module, tokenizer, prompts, asked.most_new, device, base)
 
     def guessing(self, labels: Sequence[str]) -> dict[str, float]:
         """Return no metrics: a guess of words would depend on how often each word occurs."""

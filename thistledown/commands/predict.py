@@ -9,9 +9,9 @@ from typing import Any
 
 from task.data.raw import DataError, Raw, Table
 from task.models.base import BaseError
+from task.prediction.answer import Prediction
 from task.schema import ConfigError
 from task.storage.store import StoreError
-from task.training.predictions import Prediction
 from thistledown.predictor import Predictor
 from thistledown.settings import pairs
 

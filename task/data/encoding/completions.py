@@ -171,7 +171,7 @@ class CompletionEncoder:
     def _pairs(
         self, ask: Prompts, tokenizer: Any, raw: Raw, rows: NDArray[np.int64], cut: Counter[str]
     ) -> Iterator[Pair]:
-        prompts = ask(read_texts(raw, self.columns.instruction, rows), self._inputs(raw, rows))
+        prompts = ask(read_texts(raw, self.columns.instruction, rows), optional_texts(raw, self.columns.input, rows))
         outputs = bare_ids(tokenizer, read_texts(raw, self.columns.output, rows))
         check_tokens(prompts, raw, self.columns.instruction, rows)
         check_tokens(outputs, raw, self.columns.output, rows)
@@ -193,17 +193,17 @@ class CompletionEncoder:
             cut["completion"] += len(whole) > self.max_length
             yield whole[:1], whole[1 : self.max_length]
 
-    def _inputs(self, raw: Raw, rows: NDArray[np.int64]) -> list[str]:
-        """Return the inputs of these rows, empty if absent. Raises DataError for an input that is no text."""
-        column = self.columns.input
-        if not column or not raw.has(column):
-            return [""] * len(rows)
-        inputs: list[str] = []
-        for row, value in zip(rows, raw.values(column, rows), strict=True):
-            if value is not None and not isinstance(value, str):
-                raise raw.fault(int(row), column, "no text", f", but {value!r:.60}")
-            inputs.append(value if value and value.strip() else "")
-        return inputs
+
+def optional_texts(raw: Raw, column: str, rows: NDArray[np.int64]) -> list[str]:
+    """Return the texts of a column that rows may lack, empty where they do. Raises DataError for another value."""
+    if not column or not raw.has(column):
+        return [""] * len(rows)
+    found: list[str] = []
+    for row, value in zip(rows, raw.values(column, rows), strict=True):
+        if value is not None and not isinstance(value, str):
+            raise raw.fault(int(row), column, "no text", f", but {value!r:.60}")
+        found.append(value if value and value.strip() else "")
+    return found
 
 
 def called(template: str, tokenizer: Any, place: object) -> str:

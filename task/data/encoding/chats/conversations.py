@@ -22,6 +22,7 @@ ROLES = {
     "developer": SYSTEM, "human": USER, "gpt": ASSISTANT, "chatgpt": ASSISTANT, "bot": ASSISTANT, "model": ASSISTANT,
     "function": TOOL, "observation": TOOL,
 }  # fmt: skip
+UNMERGED = "a system turn without a user turn behind it cannot be merged (data.system-turn)"
 FORMS = (("role", "content"), ("from", "value"))  # the keys of a turn
 
 
@@ -58,6 +59,23 @@ def conversations(raw: Raw, columns: Sequence[str], rows: NDArray[np.int64], mer
     return [_conversation(raw, columns, int(row), parts, merged) for row, *parts in zip(rows, *lists, strict=True)]
 
 
+def questions(raw: Raw, column: str, rows: NDArray[np.int64], merged: bool) -> list[Chat]:
+    """Return the turns of these rows up to the last one that is not the assistant's. Raises DataError for the first row
+    that is no conversation, and for one in which nobody but the assistant says anything."""
+    found = []
+    for row, part in zip(rows, raw.values(column, rows), strict=True):
+        said = _read(raw, [column], int(row), [part])
+        while said.turns and said.turns[-1]["role"] == ASSISTANT:
+            said.turns.pop()
+        if not said.turns:
+            raise raw.fault(int(row), column, "nobody but the assistant says anything, so there is nothing to answer")
+        whole = said.with_merged_system() if merged else said
+        if whole is None:
+            raise turn_fault(raw, int(row), said.places[0], UNMERGED)
+        found.append(whole.turns)
+    return found
+
+
 def turn_fault(raw: Raw, row: int, place: Place, problem: str, seen: str = "") -> DataError:
     """Return the error for one turn of a row. As in `DataError.at`, neither row nor turn are public."""
     column, turn = place
@@ -67,6 +85,19 @@ def turn_fault(raw: Raw, row: int, place: Place, problem: str, seen: str = "") -
 
 
 def _conversation(raw: Raw, columns: Sequence[str], row: int, parts: Sequence[Any], merged: bool) -> Conversation:
+    read = _read(raw, columns, row, parts)
+    if not any(read.learned):
+        problem = "no turn is the assistant's, so there is nothing to learn"
+        roles = ", ".join(dict.fromkeys(one["role"] for one in read.turns))
+        raise raw.fault(row, columns[-1], problem, f"; the roles are {roles}")
+    found = read.with_merged_system() if merged else read
+    if found is None:
+        raise turn_fault(raw, row, read.places[0], UNMERGED)
+    return found
+
+
+def _read(raw: Raw, columns: Sequence[str], row: int, parts: Sequence[Any]) -> Conversation:
+    """Return the turns of a row, as they are. Raises DataError."""
     turns: Chat = []
     places: list[Place] = []
     learned: list[bool] = []
@@ -78,16 +109,7 @@ def _conversation(raw: Raw, columns: Sequence[str], row: int, parts: Sequence[An
             turns.append({"role": role, "content": content})
             places.append((column, number))
             learned.append(role == ASSISTANT and bool(weight) and column == columns[-1])
-    if not any(learned):
-        problem = "no turn is the assistant's, so there is nothing to learn"
-        roles = ", ".join(dict.fromkeys(one["role"] for one in turns))
-        raise raw.fault(row, columns[-1], problem, f"; the roles are {roles}")
-    found: Conversation | None = Conversation(turns, places, learned)
-    if merged and (found := Conversation(turns, places, learned).with_merged_system()) is None:
-        problem = "a system turn without a user turn behind it cannot be merged (data.system-turn)"
-        raise turn_fault(raw, row, places[0], problem)
-    assert found is not None
-    return found
+    return Conversation(turns, places, learned)
 
 
 def _turn(raw: Raw, row: int, place: Place, value: Any) -> tuple[str, str, int]:

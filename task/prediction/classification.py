@@ -1,26 +1,15 @@
-"""What a tuned model says of rows: a label with the probability of each, or a text."""
+"""Labels of rows, by a tuned classifier."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
 from task.data.rows import Inputs
+from task.prediction.answer import Prediction
 from task.training.parallel_evaluation import portion
 
 ROWS = 256  # scored at a time on an accelerator
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The answer to one row, and for a classifier the probability of every label, the likeliest first."""
-
-    answer: str
-    probabilities: Mapping[str, float] = field(default_factory=dict)
-
-
-NOTHING = Prediction("")  # of a row that has no input
 
 
 def classify(module: nn.Module, inputs: Inputs, labels: Sequence[str], device: str) -> Iterator[Prediction]:

@@ -1,0 +1,15 @@
+"""The answer of a tuned model to one row."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one row, and for a classifier the probability of every label, the likeliest first."""
+
+    answer: str
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+
+
+NOTHING = Prediction("")  # of a row that has no input
