@@ -29,12 +29,14 @@ from task.storage.store import Store
 from task.training.dry_run import _Once
 from task.training.trainer import Trainer, evaluate
 from task.tunings import registry
+from task.tunings.parts.trainable import is_transposed
 
 pytest.importorskip("bitsandbytes")
 BITS = ("8bit", "4bit")
 FITTING = ("lora", "dora", "ia3", "prompt", "prefix", "norm", "head", "adapter")  # on a Llama
 WRITING = {"flora", "fedex-lora", "sa-fedlora", "slora", "ferret"}
-NEAR = {"8bit": 0.05, "4bit": 0.4}  # of the largest logit, for random weights
+NEAR = {"8bit": 0.05, "4bit": 1e-3}  # of the largest logit
+OF_TEXTS = [name for name, one in ARCHITECTURES.items() if one.kind != "image-classification"]
 
 
 @pytest.fixture(scope="module")
@@ -114,25 +116,43 @@ def test_a_score_in_between_changes_no_bit_of_training(bits: str, base: Base, ro
 
 
 @pytest.mark.first(2)
-@pytest.mark.parametrize("name", ["gpt2", *(name for name in ARCHITECTURES if name != "gpt2")])
-def test_architectures_compute_nearly_the_same(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["gpt2", *(name for name in OF_TEXTS if name != "gpt2")])
+def test_architectures_compute_what_the_rounded_weights_compute(tmp_path: Path, name: str) -> None:
+    """In 4 bits what the plain model computes with these weights; in 8 bits inputs are rounded too."""
     made(name, tmp_path / name)
     files, store = data(tmp_path), Store(tmp_path / "store")
     base = Base(str(tmp_path / name), tmp_path / name, "")
-    tuning = "head" if name in ("resnet", "mobilenet-v2") else "lora"
-    plain = settings(name, tmp_path / name, files[ARCHITECTURES[name].kind], tuning)
+    plain = settings(name, tmp_path / name, files[ARCHITECTURES[name].kind], "lora")
     rows = prepare(plain, base.folder, store).train
     whole = logits(build(base, plain, 2, "cpu"), rows)
-    for bits in BITS:
-        own = settings(name, base.folder, files[ARCHITECTURES[name].kind], tuning, **{"model.quantization": bits})
-        if name in ("resnet", "mobilenet-v2"):
-            with pytest.raises(BaseError, match="this model has none outside its head"):
-                build(base, own, 0, "cpu")
-            continue
+    for bits, near in NEAR.items():
+        quantised = {"model.quantization": bits}
+        own = settings(name, base.folder, files[ARCHITECTURES[name].kind], "lora", **quantised)
         model = build(base, own, 2, "cpu")
-        apart = float((logits(model, rows) - whole).abs().max() / whole.abs().max())
-        assert apart < NEAR[bits], (bits, apart)
+        expected = whole if bits == "8bit" else logits(rounded(model, build(base, plain, 2, "cpu")), rows)
+        apart = float((logits(model, rows) - expected).abs().max() / expected.abs().max())
+        assert apart < near, (bits, apart)
         rehearse(strategies.load("fedavg"), own, base, rows, "cpu")
+
+
+def rounded(model: TunedModel, plain: TunedModel) -> TunedModel:
+    """The plain model with the weights that the 4-bit layers of `model` stand for."""
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit
+
+    layers = {name: layer for name, layer in model.module.named_modules() if isinstance(layer, Linear4bit)}
+    assert layers
+    for name, layer in layers.items():
+        weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        own = plain.module.get_submodule(name)
+        own.weight.data.copy_(weight.T if is_transposed(own) else weight)  # type: ignore[union-attr, operator]
+    return plain
+
+
+def test_images_are_refused(vision: Path) -> None:
+    """Convolutional networks call linear layers with four dimensions, which bitsandbytes does not take."""
+    with pytest.raises(ConfigError, match=r"model\.quantization = '8bit' is for text models"):
+        TaskConfig.read({"model.name": str(vision), "model.quantization": "8bit"})
 
 
 def test_a_dry_run_tries_other_tunings_on_the_base_as_it_was(base: Base, rows: Rows) -> None:

@@ -39,8 +39,11 @@ def test_the_fast_tier_has_every_strategy_law_and_tuning() -> None:
     fast = printed("-c", FAST)
     laws = [test for test in fast if "::test_declared_laws_hold" in test]
     assert len(laws) == len(extensions("strategy")) * len(LAWS)
+    tunings = "|".join(extensions("tuning"))
     for strategy in extensions("strategy"):
-        federated = [test for test in fast if re.search(rf"test_all_replies_are_good.*\[{strategy}-", test)]
+        federated = [
+            test for test in fast if re.search(rf"test_all_replies_are_good.*\[{strategy}-({tunings})\]", test)
+        ]
         assert len(federated) == 1 or strategy == "fedavg", strategy
     for tuning in extensions("tuning"):
         assert [test for test in fast if re.search(rf"test_tuning_rounds.*-{tuning}\]", test)], tuning

@@ -97,6 +97,9 @@ class Kind(TaskKind, ABC):
             found.append(f"{self._key} has no classifier's head: leave out head-rate, head-rounds, head-init")
         if self.images and config.group_by_length:
             found.append(f"group-by-length = true is for texts; inputs of {self._key} all have the same size")
+        if self.images and config.model.quantized:
+            quantized = f"model.quantization = '{config.model.quantization}'"
+            found.append(f"{quantized} is for text models, not for {self._key}; set it to 'none'")
         if config.packing and not self.packs:
             found.append(f"packing = true is for language models (task.kind = 'causal-lm'), not for {self._key}")
         if config.packing and config.tuning.soft_prompts:
