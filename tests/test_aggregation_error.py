@@ -209,6 +209,7 @@ def not_a_number(reply: Message) -> Message:
     return retold(reply, lambda tensors: {name: torch.full_like(t, float("nan")) for name, t in tensors.items()})
 
 
+@pytest.mark.slow
 def test_a_refused_node_does_not_count(tmp_path: Path) -> None:
     def spoil(partition: int, kind: str, reply: Message) -> Message:
         return not_a_number(reply) if (partition, kind) == (1, "train") else reply

@@ -75,6 +75,7 @@ def test_a_node_tells_nothing_of_its_conversations(rows: list[Any], base: Base, 
         assert private not in said
 
 
+@pytest.mark.slow
 def test_check_shows_what_is_learned(base: Base, tmp_path: Path) -> None:
     file = write_rows(tmp_path / "rows.jsonl", [{"messages": ALTERNATING[1]}] * 40)
     keys = [f"{key}={value!r}" for key, value in run_of(base.folder, file, template="chatml").items()]

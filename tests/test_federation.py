@@ -223,6 +223,7 @@ def test_one_seed_gives_one_result(name: str, tmp_path: Path) -> None:
     assert not equal(first.state().tensors, other.tensors) or first.state().positions[-1] != other.positions[-1]
 
 
+@pytest.mark.slow
 def test_the_order_of_node_ids_does_not_matter(tmp_path: Path) -> None:
     """Partition 0 has the smallest id in one run and the largest in another."""
     options = {"simulation.num-supernodes": 3, "tuning": "bias"}

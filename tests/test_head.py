@@ -145,6 +145,7 @@ def test_private_steps_have_the_rate_too() -> None:
     assert torch.allclose(faster["m0.lora_B.weight"], once["m0.lora_B.weight"], rtol=1e-3)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("labels", ["", WORDS])
 def test_a_model_knows_its_head_and_whether_it_is_new(labels: str, tmp_path: Path) -> None:
     outcome = federate(tmp_path, {"data.labels": labels})

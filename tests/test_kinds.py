@@ -192,6 +192,7 @@ def sentences(**more: Any) -> dict[str, list[Any]]:
 NAMED = {"text-column": "tokens", "label-column": "tags"}
 
 
+@pytest.mark.slow
 def test_entities_are_learned(bert: Path, tmp_path: Path) -> None:
     found = sample(THEIRS, bert, tmp_path, sentences(), **NAMED)
     options = {"simulation.num-supernodes": 2, "num-server-rounds": 4, "learning-rate": 0.02, "local-steps": 12}

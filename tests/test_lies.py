@@ -53,6 +53,7 @@ def test_a_node_that_claims_all_rows_does_not_count(tmp_path: Path) -> None:
     assert "num-examples is 1000000000000, but its profile says" in refused["1"]
 
 
+@pytest.mark.slow
 def test_a_node_whose_data_grew_is_asked_again_and_counts(tmp_path: Path) -> None:
     """It loses one round."""
     asked: list[int] = []

@@ -65,6 +65,7 @@ def test_switched_off_a_run_is_the_plain_one_bit_for_bit(options: dict[str, Any]
     assert equal(federate(tmp_path, plain).state().tensors, federate(tmp_path, off).state().tensors)
 
 
+@pytest.mark.slow
 def test_nothing_that_was_measured_leaves_a_node(tmp_path: Path) -> None:
     outcome = federate(tmp_path, SAME | {"wrappers": "local-privacy,quantize"})
     assert outcome.summary["status"] == "completed"

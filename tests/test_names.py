@@ -76,6 +76,7 @@ def test_the_lower_id_does_not_win(tmp_path: Path, keys: list[bytes], ids: int) 
     assert taking_part(rounds) == [CLINICS[:3]] * 3
 
 
+@pytest.mark.slow
 def test_without_names_of_keys_that_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, keys: list[bytes]
 ) -> None:

@@ -94,6 +94,7 @@ def test_a_node_that_restarts_under_a_new_id_goes_on(tmp_path: Path) -> None:
     assert equal(outcome.state().tensors, federate(tmp_path, options).state().tensors)
 
 
+@pytest.mark.slow
 def test_a_restarted_node_waits_until_its_old_id_is_gone(tmp_path: Path) -> None:
     """Flower lists the old id until its heartbeat is missed; until then there are two nodes of one name."""
     grid = Restless(client_app.app, 3)

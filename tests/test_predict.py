@@ -87,6 +87,7 @@ def test_answers_are_printed(words_run: Outcome, capsys: pytest.CaptureFixture[s
     assert {line.split("  ")[-1] for line in others} == set(words_run.task.data.labels)
 
 
+@pytest.mark.slow
 def test_an_image_and_an_array_of_one_have_one_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Paths are relative to the current folder."""
     outcome = federate(tmp_path / "run", ROUNDS | {"num-server-rounds": 1})

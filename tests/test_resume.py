@@ -149,6 +149,7 @@ def test_what_is_spent_of_a_budget_is_kept(tmp_path: Path) -> None:
         resumed((tmp_path / "latest").resolve())
 
 
+@pytest.mark.slow
 def test_an_edited_configuration_is_named_key_by_key(tmp_path: Path) -> None:
     """A rate times 100 resumed in silence."""
     folder = stopped(tmp_path)

@@ -319,7 +319,7 @@ def replies_of(outcome) -> list[list[Tensors]]:
     return [trained[start : start + nodes] for start in range(0, len(trained), nodes)]
 
 
-@pytest.mark.each_value
+@pytest.mark.first(1)
 @pytest.mark.parametrize("wrappers", ["", "median"])
 @pytest.mark.parametrize("name", ["adam", "yogi", "momentum"])
 def test_a_federation_takes_the_papers_steps(tmp_path: Path, name, wrappers):
