@@ -88,13 +88,17 @@ def test_check_refuses_to_score_a_part_without_rows(part: str, tmp_path: Path) -
         explained(tmp_path, data)
 
 
+TEXTS_RUN = {"task.kind": "text-classification", "model.name": "words", "data.name": "rows.csv"}
+
+
 def test_check_states_what_saves_memory() -> None:
     pytest.importorskip("bitsandbytes")
     plain, saving = (
         list(choices(RunConfig.read(options)))
         for options in (
-            {},
-            {
+            TEXTS_RUN,
+            TEXTS_RUN
+            | {
                 "micro-batch-size": 4, "gradient-checkpointing": True, "precision": "auto", "optimizer": "adamw-8bit",
                 "model.quantization": "4bit", "model.compute-dtype": "bfloat16",
             },
