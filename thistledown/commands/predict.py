@@ -35,7 +35,7 @@ def predict(
         raise ConfigError(["name texts or images to ask about, or a file of them by --file, and not both"])
     if to and not file:
         raise ConfigError(["--to is for --file; answers to single texts or images are printed"])
-    warnings.simplefilter("ignore", FutureWarning)  # of libraries, about their own future
+    _quiet_libraries()
     try:
         predictor = Predictor(results, which, pairs(overrides))
         if file:
@@ -44,6 +44,16 @@ def predict(
             _print(predictor, values, say)
     except (DataError, BaseError, StoreError) as error:
         raise ConfigError([str(error)]) from error
+
+
+def _quiet_libraries() -> None:
+    """Silence progress bars of loading and writing, and warnings of libraries about their own future."""
+    import datasets
+    import transformers
+
+    warnings.simplefilter("ignore", FutureWarning)
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
 
 
 def _print(predictor: Predictor, values: Sequence[str], say: Callable[[str], None]) -> None:
