@@ -23,14 +23,14 @@ from task.models.usage import ready
 from task.prediction.answer import NOTHING, Prediction
 from task.schema import ConfigError
 from task.storage.store import server_store
-from thistledown.predictor import Predictor
+from thistledown.predictor import MODEL, Predictor, model_folder
 from thistledown.settings import PLACES
 from thistledown.summary import summary_lines
 
 if TYPE_CHECKING:
     from torch import nn
 
-MODEL, INPUTS = "model", "inputs"  # in a results folder
+INPUTS = "inputs"  # in a results folder
 STATES = {"best": checkpoint.BEST, "last": checkpoint.LAST}
 
 
@@ -43,6 +43,7 @@ class Outcome:
     def __init__(self, folder: Path | str, temporary: Path | None = None) -> None:
         self.folder = Path(folder).resolve()
         self._temporary = temporary
+        self._predictors: dict[str, Predictor] = {}  # by state, so that each model is loaded once
         if temporary is not None:
             weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
 
@@ -62,9 +63,7 @@ class Outcome:
         The model is the one that the lines of Python at the end of a run load: a transformers model, or a peft model
         with its base. Raises ConfigError for another value of `which`, and if the run wrote no model.
         """
-        folder, task = self.folder / MODEL / self._known(which), self._run.task
-        if not folder.is_dir():
-            raise ConfigError([f"there is no model in {folder}: no round of the run has trained"])
+        folder, task = model_folder(self.folder, self._known(which)), self._run.task
         return ready(task, server_base(task.model, server_store()), folder)
 
     def predict(self, values: Sequence[str] | str | Path, which: str = "best") -> list[Prediction]:
@@ -75,7 +74,7 @@ class Outcome:
         without an input have the answer "". Raises ConfigError as `model` does, and DataError for rows that cannot be
         read.
         """
-        predictor = Predictor(self.folder, self._known(which))
+        predictor = self._predictors.setdefault(self._known(which), Predictor(self.folder, which))
         if isinstance(values, str | Path):
             raw = predictor.rows_of(str(values))
         else:

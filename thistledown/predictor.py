@@ -26,8 +26,16 @@ from thistledown.settings import Values
 if TYPE_CHECKING:
     from torch import nn
 
-MODEL, STATES = "model", ("best", "last")
+MODEL = "model"  # in a results folder
 OWN_FORMAT = {"data.delimiter": "", "data.encoding": ""}  # the run's own say nothing of another file
+
+
+def model_folder(results: Path, which: str) -> Path:
+    """Return the folder of the model of a round. Raises ConfigError if the run wrote none."""
+    folder = results.resolve() / MODEL / which
+    if not folder.is_dir():
+        raise ConfigError([f"there is no model in {folder}: no round of the run has trained"])
+    return folder
 
 
 class Predictor:
@@ -42,9 +50,7 @@ class Predictor:
                 [f"{key} does not change what a tuned model says; only keys of [data] do" for key in strange]
             )
         run = RunConfig.read(settings_of(results) | OWN_FORMAT | (changed or {}))
-        self.folder = results.resolve() / MODEL / which
-        if not self.folder.is_dir():
-            raise ConfigError([f"there is no model in {self.folder}: no round of the run has trained"])
+        self.folder = model_folder(results, which)
         self.task, self.device = run.task, found(run.server.server_device)
         self.kind = kinds.of(self.task)
 

@@ -29,7 +29,7 @@ def generate(
             found = module.generate(  # type: ignore[operator]
                 input_ids=ids, attention_mask=mask, generation_config=settings_of(module, tokenizer, most_new, pad)
             )
-        for row in found[:, -(found.shape[1] - width) :] if found.shape[1] > width else found[:, :0]:
+        for row in found[:, width:]:
             yield Prediction(tokenizer.decode(row, skip_special_tokens=True).strip())
 
 
