@@ -74,9 +74,11 @@ class Local:
         return cls(tuple(sorted(context.node_config.items())), context.node_id, instructions, config, policy)
 
     @property
-    def key(self) -> tuple[NodeConfig, TaskConfig]:
-        """Return what tells this node and its task from others in a process."""
-        return self.node, self.config
+    def key(self) -> tuple[NodeConfig, TaskConfig, str]:
+        """Return what tells this node, its task and its run from others in a process."""
+        from strategies.protocol.instructions import RUN
+
+        return self.node, self.config, str(self.instructions.get(RUN, ""))
 
     def holding(self, rows: int) -> "Local":
         """Return the same node with so many rows of a step in memory at a time."""

@@ -177,6 +177,8 @@ def test_a_node_out_of_memory_takes_fewer_rows_at_its_rank(tmp_path: Path, caplo
     assert [line["metrics"]["micro-batch-size"] for line in nodes] == [2] * 6
     chosen = federate(tmp_path / "chosen", options | {"micro-batch-size": 2})
     assert equal(found.state().tensors, chosen.state().tensors)
+    after = federate(tmp_path / "after", options)  # another run in this process finds nothing out from the first
+    assert not any("micro-batch-size" in line["metrics"] for entry in after.rounds[1:] for line in entry["nodes"])
 
 
 @pytest.mark.slow
