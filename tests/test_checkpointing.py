@@ -24,6 +24,7 @@ from task.training.batches import Unsuited
 from task.training.checkpointing import checkpointed
 from task.training.dry_run import DryRunError
 from task.training.trainer import Trainer
+from task.training.uncached import uncached
 from task.tunings import registry
 
 RECOMPUTABLE = [name for name in registry.names() if registry.load(name).recomputable]
@@ -124,3 +125,16 @@ def test_models_without_it_are_refused_before_a_run(tmp_path: Path) -> None:
     rows = prepare(config, base.folder, Store(tmp_path / "store")).train
     with pytest.raises(DryRunError, match="gradient-checkpointing = true: transformers does not support it"):
         rehearse(strategies.load("fedavg"), config, base, rows, "cpu")
+
+
+def test_training_leaves_the_cache_as_it_was(kinds: dict[str, Sample]) -> None:
+    """And goes without: the cache of keys and values only helps to generate."""
+    module, seen = kinds["llama"].build("lora").module, []
+    module.register_forward_hook(lambda module, given, output: seen.append(output.past_key_values))
+    assert module.config.use_cache
+    with uncached(module):
+        module(**kinds["llama"].batch())
+    module(**kinds["llama"].batch())
+    assert module.config.use_cache
+    assert seen[0] is None
+    assert seen[1] is not None

@@ -21,6 +21,7 @@ from task.training.batches import Unsuited, batches, check_rows, least_rows, per
 from task.training.checkpointing import checkpointed
 from task.training.micro_batches import Inputs, Penalty, backward, check_separable, mean_loss
 from task.training.mixed_precision import Masters, autocast
+from task.training.uncached import uncached
 
 Regulariser = Callable[[Mapping[str, torch.Tensor]], Penalty | None]
 
@@ -82,7 +83,8 @@ class Trainer:
         check_separable(model.module, config)
         last = per_epoch(config, rows, least)
         steps, losses, counts = 0, deque[torch.Tensor](maxlen=last), deque[torch.Tensor](maxlen=last)
-        with _only(model, parameters), checkpointed(model.module, config.gradient_checkpointing):
+        recomputing = checkpointed(model.module, config.gradient_checkpointing)
+        with _only(model, parameters), uncached(model.module), recomputing:
             if self.private is not None:
                 self._check_drawn_alone()
                 return self.private.fit(self, model, chosen, optimizer, penalties)
