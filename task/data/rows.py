@@ -169,6 +169,28 @@ class LabelledTokens:
 
 
 @dataclass(frozen=True)
+class Targets:
+    """Texts with numbers to learn: `values` (N,), or (N, K) for K outputs of the head."""
+
+    tokens: Tokens
+    values: NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def batch(self, rows: Positions, device: "str | torch.device") -> "dict[str, torch.Tensor]":
+        """Return the batch of `Tokens`, and `labels` (B,) or (B, K) float32."""
+        import torch
+
+        labels = torch.from_numpy(self.values[rows].astype(np.float32)).to(device)
+        return self.tokens.batch(rows, device) | {"labels": labels}
+
+    def stretched(self, rows: Positions, length: int) -> "Targets":
+        """Return two of these rows, the first of `length` tokens."""
+        return Targets(self.tokens.stretched(rows, length), self.values[rows])
+
+
+@dataclass(frozen=True)
 class Rows:
     """Rows of a data set, or a selection of them, without copies.
 
@@ -212,8 +234,8 @@ class Rows:
     def batch(
         self, positions: "Sequence[int] | Positions | torch.Tensor", device: "str | torch.device" = "cpu"
     ) -> "dict[str, torch.Tensor]":
-        """Return the model's keyword arguments for the rows at these positions, with `labels` int64: the rows' own
-        (B,), or one per token if the inputs have them."""
+        """Return the model's keyword arguments for the rows at these positions, with `labels`: the rows' own (B,)
+        int64, or those that the inputs have."""
         import torch
 
         rows = self._rows(positions)

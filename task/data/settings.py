@@ -61,7 +61,8 @@ class Data:
         "", doc='causal-lm: the date for chat templates, such as "2026-01-31"; empty: when the run starts'
     )
     label_column: str = option(
-        "label", doc="column with labels: integers or strings; causal-lm: categories, for splits by label"
+        "label",
+        doc="column with labels: integers or strings; regression: numbers; causal-lm: categories, for splits by label",
     )
     delimiter: str = option("", doc='of csv files, such as ";" or "tab"; empty: detected')
     encoding: str = option(

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from task import extensions
-from task.config import EMBEDDED_DATA, EMBEDDED_MODEL, Data, TaskConfig, TaskKind
+from task.config import CLASS_MEANS, EMBEDDED_DATA, EMBEDDED_MODEL, Data, TaskConfig, TaskKind
 from task.data.encoding.texts import blank
 from task.data.labels import Labels, check_few, label_names, labelled
 from task.data.raw import Raw
@@ -73,7 +74,7 @@ class Kind(TaskKind, ABC):
     base_noun: ClassVar[str] = "a text model"
     data_noun: ClassVar[str] = "text data"
     drawn_head: ClassVar[bool] = True  # the head has one output per label of data.labels, and may be drawn at random
-    row_labels: ClassVar[bool] = True  # a row can have one label, and data can be divided by it
+    row_labels: ClassVar[bool] = True  # a row can have one class as its label, and data can be divided by it
     packs: ClassVar[bool] = False  # rows may be put behind one another: no token depends on one after it
     per_token: ClassVar[bool] = False  # tokens are learned and counted, not rows
     problem_type: ClassVar[str] = "single_label_classification"  # in transformers' settings; empty: none
@@ -110,8 +111,10 @@ class Kind(TaskKind, ABC):
         if not self.row_labels and config.data.partitioner.needs_labels:
             found.append(
                 f"data.partitioner = '{config.data.partitioner.name}' divides rows by their label, and a row of "
-                f"{self._key} has none; use 'iid', or 'natural' with data.id-column"
+                f"{self._key} has no class of its own; use 'iid', or 'natural' with data.id-column"
             )
+        if self.drawn_head and not self.row_labels and config.head_init == CLASS_MEANS:
+            found.append(f"head-init = 'ncm' needs one class for every row, which {self._key} has not; leave it out")
         return found
 
     def shaping(self, data: Data) -> Data:
@@ -119,7 +122,7 @@ class Kind(TaskKind, ABC):
         return Data(labels=data.labels) if self.drawn_head else Data()
 
     def resolve(self, data: Data) -> Data:
-        """Return the data settings with the values that a run fills in when it starts, except labels."""
+        """Return the data settings with the values that a run fills in when it starts, except labels found in data."""
         return data
 
     @property
@@ -136,7 +139,7 @@ class Kind(TaskKind, ABC):
                 f"evaluate = '{config.evaluate}' scores rows of the server, and it has none: name {self.data_noun} by "
                 "data.name, or set evaluate = 'nodes'"
             )
-        if self.drawn_head and not config.data.labels:
+        if self.drawn_head and not self.resolve(config.data).labels:
             found.append("data.labels must name the labels: nodes bring all data (data.partitioner = 'none')")
         return found
 
@@ -234,13 +237,24 @@ class Kind(TaskKind, ABC):
         """
         from task.prediction.classification import classify
 
-        names: dict[int, str] = module.config.id2label  # type: ignore[assignment, union-attr]
-        labels = tuple(names[number] for number in range(len(names)))
-        with TemporaryDirectory(prefix="thistledown-") as place:
-            encoder = self.encoder(base, data, labels, None)
-            encoder.write(Path(place), ASKED, raw, rows)
-            yield from classify(module, encoder.read(Path(place), ASKED), labels, device)
+        labels = labels_in(module)
+        with encoded(self.encoder(base, data, labels, None), raw, rows) as inputs:
+            yield from classify(module, inputs, labels, device)
 
     def guessing(self, labels: Sequence[str]) -> dict[str, float]:
         """Return the metrics of random guessing, as far as they are known."""
         return {"accuracy": 1 / max(2, len(labels)), "loss": math.log(max(2, len(labels)))}
+
+
+def labels_in(module: Any) -> tuple[str, ...]:
+    """Return the label names that a model states, in the order of its outputs."""
+    names: dict[int, str] = module.config.id2label
+    return tuple(names[number] for number in range(len(names)))
+
+
+@contextmanager
+def encoded(encoder: Encoder, raw: Raw, rows: Positions) -> Iterator[Inputs]:
+    """Yield the inputs of these rows, which are gone after this block. Raises DataError."""
+    with TemporaryDirectory(prefix="thistledown-") as place:
+        encoder.write(Path(place), ASKED, raw, rows)
+        yield encoder.read(Path(place), ASKED)

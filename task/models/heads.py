@@ -48,7 +48,10 @@ def head_modules(module: Any, labelled: dict[str, int], drawn: list[str]) -> lis
 
 def matching_rows(own: Mapping[int, object], names: tuple[str, ...]) -> list[int] | None:
     """Return the row of the base's head for every class in `names`; `own` are the names of these rows. Return None if
-    the names differ: a class of another name is another class, whatever its position."""
+    the names differ: a class of another name is another class, whatever its position. A single output is a number
+    rather than a class, and the same by any name."""
+    if len(own) == len(names) == 1:
+        return [0]
     stored, wanted = [str(own.get(row, "")) for row in range(len(own))], list(names)
     for known, asked in ((list(map(_plain, stored)), list(map(_plain, wanted))), (stored, wanted)):
         if sorted(known) == sorted(asked) and len(set(known)) == len(known):

@@ -141,8 +141,14 @@ def build(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
 
 
 def _narrow(dtype: torch.dtype, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    """Return the inputs in the model's dtype. Some image models cast them, others do not."""
-    inputs = {n: v.to(dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for n, v in named.items()}
+    """Return the inputs in the model's dtype. Some image models cast them, others do not. Labels that are numbers stay
+    in float32, as the loss of them does."""
+    inputs = {
+        name: value.to(dtype)
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and name != "labels"
+        else value
+        for name, value in named.items()
+    }
     return given, inputs
 
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer to one row, and for a classifier the probability of every label, the likeliest first."""
+    """The answer to one row, a text or a number, and for a classifier the probability of every label, the likeliest
+    first."""
 
-    answer: str
+    answer: str | float
     probabilities: Mapping[str, float] = field(default_factory=dict)
 
 

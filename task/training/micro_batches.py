@@ -1,8 +1,8 @@
 """Micro-batches: the gradient of a batch, a few rows at a time.
 
-The loss of a batch is the mean over its labels: rows of a classifier, tokens of a language model. A micro-batch counts
-by its share of the batch's labels, so the gradients add up to that of the batch, up to rounding. With equal shares a
-token of a short row would count more than one of a long row.
+The loss of a batch is the mean over its labels: rows of a classifier, tokens of a language model, numbers. A
+micro-batch counts by its share of the batch's labels, so the gradients add up to that of the batch, up to rounding.
+With equal shares a token of a short row would count more than one of a long row.
 """
 
 from collections.abc import Callable, Sequence
@@ -60,6 +60,8 @@ def mean_loss(module: nn.Module, parts: Sequence[Inputs]) -> torch.Tensor:
 
 def _labels(part: Inputs) -> torch.Tensor:
     labels: torch.Tensor = part["labels"]
+    if labels.is_floating_point():  # numbers to learn, any of which may equal IGNORED
+        return torch.tensor(labels.numel(), device=labels.device)
     return (labels != IGNORED).sum()
 
 

@@ -81,7 +81,7 @@ def _explained(run: RunConfig, store: Store, shown: int) -> Iterator[str]:
     yield from _sizes(parts)
     if parts:
         yield from kinds.of(task).explained(base.folder, task.data, parts.train)
-        yield from described(base.folder, parts.train, shown)
+        yield from described(base.folder, parts.train, shown, parts.labels)
     yield from _notices(run, task, base, parts, split)
     called = node_names(task, data_index(task, store), split) if split else []
     yield from _costs(run, task, base, parts, split, called)
@@ -110,7 +110,7 @@ def _sizes(parts: Parts | None) -> Iterator[str]:
         yield "data      none on the server"
         return
     kept = f"{len(parts.validation)} to choose the best round, {len(parts.test)} to report"
-    labels = f"; {len(parts.labels)} labels" if parts.labels else ""
+    labels = f"; {len(parts.labels)} labels" if len(parts.labels) > 1 else ""
     yield f"data      {len(parts.train)} rows to train on, {kept}{labels}"
 
 

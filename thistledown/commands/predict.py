@@ -63,7 +63,7 @@ def _print(predictor: Predictor, values: Sequence[str], say: Callable[[str], Non
         raise ConfigError([f"there is nothing to ask about in {values[min(set(range(len(values))) - set(rows))]!r}"])
     for value, prediction in zip(values, predictor.predict(raw, rows), strict=True):
         if not prediction.probabilities:
-            say(prediction.answer)
+            say(prediction.answer if isinstance(prediction.answer, str) else f"{prediction.answer:.6g}")
             continue
         say(value)
         for label, probability in list(prediction.probabilities.items())[:SHOWN]:
@@ -76,7 +76,7 @@ def _write(predictor: Predictor, file: str, to: Path, say: Callable[[str], None]
     if there:
         raise ConfigError([f"{file} has a column '{there[0]}' already; rename it"])
     rows = predictor.asked(raw)
-    answers: list[str | None] = [None] * len(raw)
+    answers: list[str | float | None] = [None] * len(raw)
     likely: list[float | None] = [None] * len(raw)
     for row, prediction in zip(rows, _counted(predictor.predict(raw, rows), len(rows)), strict=True):
         answers[row] = prediction.answer

@@ -1,7 +1,7 @@
 """Rows as the model gets them: which parts of a text are given and which are learned, or a row's label."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,19 @@ from task.data.rows import IGNORED, Rows
 CHARACTERS = 2000  # of a part of a row
 
 
-def described(base: Path, rows: Rows, count: int) -> Iterator[str]:
-    """Yield lines on the first `count` rows, for the model in folder `base`."""
+def described(base: Path, rows: Rows, count: int, names: Sequence[str]) -> Iterator[str]:
+    """Yield lines on the first `count` rows, for the model in folder `base`; `names` are those of its outputs."""
     tokenizer = tokenizer_in(base) if count and rows.inputs.tokens is not None else None
     for row in range(min(count, len(rows))):
         batch = rows.batch([row])
         if tokenizer is None:
             pixels = batch["pixel_values"]
-            yield f"row {row:<5} {tuple(pixels.shape[1:])}, {pixels.min():.2f} to {pixels.max():.2f}{_label(rows, row)}"
+            size = f"{tuple(pixels.shape[1:])}, {pixels.min():.2f} to {pixels.max():.2f}"
+            yield f"row {row:<5} {size}{_label(batch, names)}"
             continue
         ids, labels = batch["input_ids"][0].tolist(), batch["labels"].tolist()[0]
         if not isinstance(labels, list):
-            yield f"row {row:<5} {len(ids)} tokens{_label(rows, row)}"
+            yield f"row {row:<5} {len(ids)} tokens{_label(batch, names)}"
             yield f"  text     {_text(tokenizer, ids)}"
             continue
         learned = [label != IGNORED for label in labels]
@@ -32,8 +33,10 @@ def described(base: Path, rows: Rows, count: int) -> Iterator[str]:
             yield f"  {'learned' if own else 'given':<8} {_text(tokenizer, [token for token, _ in part])}"
 
 
-def _label(rows: Rows, row: int) -> str:
-    return f", label '{rows.names[rows.labels[row]]}'" if rows.names else ""
+def _label(batch: dict[str, Any], names: Sequence[str]) -> str:
+    """Return what is learned of a row, which is a batch of its own."""
+    label = batch["labels"][0]
+    return f", {names[0]} {float(label):g}" if label.is_floating_point() else f", label '{names[int(label)]}'"
 
 
 def _text(tokenizer: Any, ids: list[int]) -> str:

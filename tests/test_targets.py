@@ -1,0 +1,224 @@
+"""Texts with numbers to learn: how numbers are read, what is measured of them, what a run on them leaves."""
+
+import copy
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from in_process import Outcome, federate
+from samples import TEXTS, write_table
+from test_example_privacy import steps
+from tuned import samples
+
+import thistledown
+from task.config import Model, TaskConfig
+from task.data.prepared import DataError, Rows, prepare_file
+from task.kinds.regression import scores
+from task.models.finding import server_base
+from task.models.model import build
+from task.schema import ConfigError
+from task.storage.store import Store, server_store
+from task.training.batches import batches
+from task.training.trainer import Trainer
+from thistledown.commands.rows import described
+from thistledown.main import DONE, main
+
+STARS = {"good": 1.5, "bad": -100.0}  # the second is the number that marks tokens without a label
+NUMBERS: dict[str, list[object]] = {
+    "text": [text for text, _ in TEXTS * 3],
+    "stars": [STARS[label] for _, label in TEXTS * 3],
+}
+REGRESSION = {"task.kind": "regression", "data.label-column": "stars", "data.labels": ""}
+SLOW_STEP = {"optimizer": "sgd", "learning-rate": 1e-3, "local-steps": 1, "batch-size": 7, "tuning": "full"}
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory: pytest.TempPathFactory, words: Path) -> dict[str, Any]:
+    """The settings of a run on texts, with a random BERT of two classes."""
+    return samples(tmp_path_factory.mktemp("texts"), words)["bert"].flat
+
+
+def read(flat: dict[str, Any], folder: Path, columns: dict[str, list[object]], name: str = "rows.jsonl") -> Rows:
+    file = write_table(folder / name, columns)
+    config = TaskConfig.read(flat | {"data.name": str(file)})
+    base = server_base(config.model, server_store()).folder
+    return prepare_file(config, base, Store(folder / "store"), file, config.data.labels)
+
+
+# ------------------------------------------------------------------------------- numbers
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.parquet"])
+def test_numbers_are_learned_as_they_are(name: str, flat: dict[str, Any], tmp_path: Path) -> None:
+    rows = read(flat | REGRESSION, tmp_path, {"text": ["good", "bad film"], "stars": [0.1, -7]}, name)
+    labels = rows.batch([1, 0])["labels"]
+    assert labels.dtype == torch.float32
+    assert labels.tolist() == [-7.0, pytest.approx(0.1)]
+    assert rows.names == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("four", r"row 2 \(line 3\), column 'stars': no number, but 'four'"),
+        ("1,5", "no number, but '1,5'"),
+        ("1_000", "no number"),
+        (True, "no number, but True"),
+        ("", "the number is missing"),
+        (None, "the number is missing"),
+        ("nan", "no finite number, but nan"),
+        ("-inf", "no finite number, but -inf"),
+        (501, "a number is beyond 500; write numbers of a smaller scale"),
+    ],
+)
+def test_a_bad_number_is_named(value: object, problem: str, flat: dict[str, Any], tmp_path: Path) -> None:
+    own = value if isinstance(value, int | str) and not isinstance(value, bool) else "1"
+    columns: dict[str, list[object]] = {"text": ["good", "bad", "dull"], "stars": ["1", " 2.5 ", str(own)]}
+    file = write_table(tmp_path / "rows.jsonl", columns)
+    if own == "1":  # values of other types than text
+        lines = [{"text": "good", "stars": 1}, {"text": "bad", "stars": 2}, {"text": "dull", "stars": value}]
+        lines = [{**line, "stars": value} for line in lines] if isinstance(value, bool) else lines
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = TaskConfig.read(flat | REGRESSION | {"data.name": str(file)})
+    base = server_base(config.model, server_store()).folder
+    with pytest.raises(DataError, match=problem) as caught:
+        prepare_file(config, base, Store(tmp_path / "store"), file, ("stars",))
+    assert "rows.jsonl" not in caught.value.public
+    assert not (str(value).strip() and str(value) in caught.value.public)
+
+
+def test_errors_are_those_of_a_slow_reference() -> None:
+    source = np.random.default_rng(0)
+    true, said = source.normal(3, 2, 50), source.normal(2, 3, 50)
+    found, mean = scores(said, true), sum(true) / 50
+    squared = sum((one - other) ** 2 for one, other in zip(said, true, strict=True))
+    spread, own = (sum((x - sum(xs) / 50) ** 2 for x in xs) for xs in (true, said))
+    product = sum((x - mean) * (y - sum(said) / 50) for x, y in zip(true, said, strict=True))
+    assert found == pytest.approx(
+        {
+            "rmse": math.sqrt(squared / 50),
+            "mae": sum(abs(one - other) for one, other in zip(said, true, strict=True)) / 50,
+            "r2": 1 - squared / spread,
+            "pearson": product / math.sqrt(spread * own),
+            "loss": squared / 50,
+        },
+        rel=1e-12,
+    )
+
+
+@pytest.mark.parametrize(("said", "r2"), [([2.0], 0.0), ([1.0], 1.0), ([1.0, 1.0], 1.0), ([3.0, 2.0], 0.0)])
+def test_equal_numbers_have_scores(said: list[float], r2: float) -> None:
+    found = scores(np.array(said), np.ones(len(said)))
+    assert (found["r2"], found["pearson"]) == (r2, 0.0)
+
+
+def test_rows_have_no_class(flat: dict[str, Any]) -> None:
+    wrong = {"data.partitioner": "dirichlet", "head-init": "ncm", "data.labels": "a|b"}
+    with pytest.raises(ConfigError) as caught:
+        TaskConfig.read(flat | REGRESSION | wrong)
+    said = str(caught.value)
+    assert "'dirichlet' divides rows by their label, and a row of task.kind = 'regression' has no class" in said
+    assert "head-init = 'ncm' needs one class for every row" in said
+    assert "data.labels names classes, and task.kind = 'regression' learns numbers" in said
+
+
+# ------------------------------------------------------------------------------- gradients
+def test_parts_have_the_gradient_of_the_batch(flat: dict[str, Any], tmp_path: Path) -> None:
+    """Against the mean squared error of all numbers; -100 is one of them."""
+    rows = read(flat | REGRESSION, tmp_path, NUMBERS)
+    own = flat | REGRESSION | SLOW_STEP | {"data.labels": "stars"}
+    found = {}
+    for size in (0, 3):
+        config = TaskConfig.read(own | {"micro-batch-size": size})
+        model = build(server_base(config.model, server_store()), config, 0, "cpu")
+        slow = copy.deepcopy(model.module).double()
+        told = Trainer(config, rows, 3).fit(model)
+        found[size] = {name: tensor.grad for name, tensor in model.trained.items() if tensor.grad is not None}
+    (positions,) = batches(config, len(rows), 3)
+    batch = rows.batch(positions)
+    errors = slow(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, 0] - batch["labels"].double()
+    loss = errors.square().mean()
+    assert told["train-loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
+    names = dict(slow.named_parameters())
+    right = torch.autograd.grad(loss, [names[name] for name in found[0]])
+    for name, gradient in zip(found[0], right, strict=True):
+        for size in (0, 3):
+            apart = (found[size][name].double() - gradient).norm()
+            assert float(apart) <= 1e-4 * float(gradient.norm()) + 1e-3, name
+    narrow = TaskConfig.read(own | {"model.dtype": "bfloat16"})  # numbers are compared in float32 all the same
+    model = build(server_base(narrow.model, server_store()), narrow, 0, "cpu")
+    assert Trainer(narrow, rows, 3).fit(model)["train-loss"] == pytest.approx(float(loss.detach()), rel=1e-2)
+
+
+def test_private_steps_clip_every_row(flat: dict[str, Any], tmp_path: Path) -> None:
+    """Against a slow reference in float64, without noise."""
+    rows = read(flat | REGRESSION, tmp_path, NUMBERS).select(np.arange(5))
+    own = flat | REGRESSION | SLOW_STEP | {"batch-size": 5, "learning-rate": 0.5, "data.labels": "stars"}
+    config = TaskConfig.read(own | {"tuning": "bias"})
+    model = build(server_base(config.model, server_store()), config, 0, "cpu")
+    slow = copy.deepcopy(model.module).double()
+    plain = {name: p for name, p in slow.named_parameters() if name in model.trained}
+    total = {name: torch.zeros_like(p) for name, p in plain.items()}
+    for row in range(5):
+        batch = rows.batch([row])
+        loss = (slow(**{k: v for k, v in batch.items() if k != "labels"}).logits[0, 0] - batch["labels"][0]).square()
+        gradients = torch.autograd.grad(loss, list(plain.values()))
+        length = math.sqrt(sum(float(g.square().sum()) for g in gradients))
+        for name, gradient in zip(plain, gradients, strict=True):
+            total[name] += gradient * min(1.0, 0.3 / length)
+    replace(Trainer(config, rows, 3), private=steps(clip=0.3)).fit(model)
+    for name, before in plain.items():
+        moved = (before - 0.5 * total[name] / 5).detach()
+        torch.testing.assert_close(model.trained[name].double(), moved, rtol=1e-3, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------- a run
+@pytest.fixture(scope="module")
+def numbers_run(tmp_path_factory: pytest.TempPathFactory, flat: dict[str, Any]) -> Outcome:
+    folder = tmp_path_factory.mktemp("numbers")
+    file = write_table(folder / "rows.csv", NUMBERS | {"stars": [2.0 if s == 1.5 else -1.0 for s in NUMBERS["stars"]]})
+    more = {"data.name": str(file), "num-server-rounds": 2, "local-steps": 12, "learning-rate": 0.02, "head-rate": 1.0}
+    return federate(folder / "run", flat | REGRESSION | more | {"simulation.num-supernodes": 2, "evaluate": "both"})
+
+
+def test_numbers_are_learned(numbers_run: Outcome) -> None:
+    first, last = numbers_run.rounds[0], numbers_run.rounds[-1]
+    assert numbers_run.task.data.labels == ("stars",)
+    assert numbers_run.summary["metric"] == "rmse"
+    assert last["server-test-loss"] < first["server-test-loss"]
+    assert last["server-test-rmse"] == pytest.approx(math.sqrt(last["server-test-loss"]))
+
+
+def test_the_pipeline_says_the_same_numbers(numbers_run: Outcome, tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    texts = ["a good film", "very dull"]
+    theirs: Any = pipeline("text-classification", model=str(numbers_run.folder / "model" / "best"))
+    ours = thistledown.Outcome(numbers_run.folder).predict(texts)
+    found = theirs(texts, function_to_apply="none")
+    assert [score["label"] for score in found] == ["stars", "stars"]
+    assert [one.answer for one in ours] == pytest.approx([score["score"] for score in found], abs=1e-5)
+    file, to = write_table(tmp_path / "asked.jsonl", {"text": texts}), tmp_path / "answers.jsonl"
+    assert main(["predict", str(numbers_run.folder), "--file", str(file), "--to", str(to)]) == DONE
+    lines = [json.loads(line) for line in to.read_text().splitlines()]
+    assert [line["prediction"] for line in lines] == pytest.approx([one.answer for one in ours], abs=1e-6)
+
+
+def test_a_head_for_one_number_goes_on(numbers_run: Outcome, flat: dict[str, Any], tmp_path: Path) -> None:
+    """Whatever its name, an output that is a number is not drawn anew."""
+    tuned = thistledown.Outcome(numbers_run.folder).model().merge_and_unload()  # type: ignore[operator]
+    tuned.config.id2label = {0: "LABEL_0"}
+    tuned.save_pretrained(tmp_path / "base")
+    for path in Path(flat["model.name"]).glob("*token*"):
+        (tmp_path / "base" / path.name).write_bytes(path.read_bytes())
+    config = TaskConfig.read(flat | REGRESSION | {"model.name": str(tmp_path / "base"), "data.labels": "stars"})
+    model = build(server_base(Model(name=str(tmp_path / "base")), server_store()), config, 2, "cpu")
+    assert not model.new_head
+
+
+def test_a_row_is_shown_with_its_number(numbers_run: Outcome, flat: dict[str, Any], tmp_path: Path) -> None:
+    rows = read(flat | REGRESSION, tmp_path, NUMBERS)
+    assert next(described(Path(flat["model.name"]), rows, 1, ("stars",))) == "row 0     5 tokens, stars 1.5"
