@@ -1,4 +1,4 @@
-"""Texts with numbers to learn: how numbers are read, what is measured of them, what a run on them leaves."""
+"""Texts with numbers or sets of labels to learn: how they are read, what is measured, what a run on them leaves."""
 
 import copy
 import json
@@ -18,6 +18,7 @@ from tuned import samples
 import thistledown
 from task.config import Model, TaskConfig
 from task.data.prepared import DataError, Rows, prepare_file
+from task.kinds.multi_label import scores as label_scores
 from task.kinds.regression import scores
 from task.models.finding import server_base
 from task.models.model import build
@@ -125,11 +126,84 @@ def test_rows_have_no_class(flat: dict[str, Any]) -> None:
     assert "data.labels names classes, and task.kind = 'regression' learns numbers" in said
 
 
+# ------------------------------------------------------------------------------- sets of labels
+MULTI = {"task.kind": "multi-label", "data.label-column": "tags", "data.labels": ""}
+TAGS: dict[str, list[object]] = {
+    "text": [text for text, _ in TEXTS * 3],
+    "tags": [[label, *(["film"] if "film" in text else [])] for text, label in TEXTS * 3],
+}
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_labels_are_lists_or_between_bars(name: str, flat: dict[str, Any], tmp_path: Path) -> None:
+    tags: list[object] = [["b", "a"], [], ["c"], ["a", "a"]]
+    if name == "rows.csv":
+        tags = ["b | a", "", "c|", "a|a"]
+    rows = read(flat | MULTI, tmp_path, {"text": ["good", "bad", "dull", "film"], "tags": tags}, name)
+    labels = rows.batch([0, 1, 2, 3])["labels"]
+    assert labels.dtype == torch.float32
+    assert labels.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1], [1, 0, 0]]
+    assert (rows.names, set(rows.labels)) == ((), {0})
+    said = [line.split("tokens")[1] for line in described(Path(flat["model.name"]), rows, 2, "abc") if "tokens" in line]
+    assert said == [", labels 'a', 'b'", ", no label"]
+
+
+@pytest.mark.parametrize(
+    ("tags", "given", "problem"),
+    [
+        ([["a"], ["b"], None], "", r"row 2 \(line 3\), column 'tags': no list"),
+        ([["a"], ["b"], ["a", "d"]], "a|b|c", r"row 2 \(line 3\), column 'tags': the label is none of a, b, c: 'd'"),
+        ([["a"], ["b"], ["a", None]], "", r"row 2 \(line 3\), column 'tags': the label is missing"),
+        ([[], [], []], "", "column 'tags': no row has a label"),
+        ([["a"], ["a"], []], "", "column 'tags': one label only"),
+        (["a", "b", "a, b"], "", r"row 2 \(line 3\), column 'tags': no row has '\|', .* and one has ',': 'a, b'"),
+    ],
+)
+def test_bad_labels_are_named(
+    tags: list[object], given: str, problem: str, flat: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=problem):
+        read(flat | MULTI | {"data.labels": given}, tmp_path, {"text": ["good", "bad", "dull"], "tags": tags})
+
+
+def test_label_scores_are_those_of_a_slow_reference() -> None:
+    source = np.random.default_rng(0)
+    logits, true = source.normal(0, 2, (40, 4)), (source.random((40, 4)) < 0.4).astype(np.float64)
+    true[:, 3] = 0
+    found, f1 = label_scores(logits, true), []
+    hits = misses = total = 0.0
+    for label in range(4):
+        right = sum(1 for x, y in zip(logits[:, label], true[:, label], strict=True) if x > 0 and y)
+        wrong = sum(1 for x, y in zip(logits[:, label], true[:, label], strict=True) if (x > 0) != bool(y))
+        f1.append(2 * right / (2 * right + wrong))
+        hits, misses = hits + right, misses + wrong
+    for x, y in zip(logits.ravel(), true.ravel(), strict=True):
+        total -= math.log(1 / (1 + math.exp(-x))) if y else math.log(1 - 1 / (1 + math.exp(-x)))
+    exact = sum(all((x > 0) == bool(y) for x, y in zip(*row, strict=True)) for row in zip(logits, true, strict=True))
+    expected = {"micro-f1": 2 * hits / (2 * hits + misses), "macro-f1": sum(f1) / 4, "subset-accuracy": exact / 40}
+    assert found == pytest.approx(expected | {"loss": total / 160}, rel=1e-12)
+
+
 # ------------------------------------------------------------------------------- gradients
-def test_parts_have_the_gradient_of_the_batch(flat: dict[str, Any], tmp_path: Path) -> None:
-    """Against the mean squared error of all numbers; -100 is one of them."""
-    rows = read(flat | REGRESSION, tmp_path, NUMBERS)
-    own = flat | REGRESSION | SLOW_STEP | {"data.labels": "stars"}
+KINDS = [(REGRESSION | {"data.labels": "stars"}, NUMBERS), (MULTI | {"data.labels": "bad|film|good"}, TAGS)]
+
+
+def loss_of(module: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The mean squared error, or the mean cross-entropy of all answers, in float64."""
+    labels = batch["labels"].double()
+    logits = module(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+    if labels.ndim == 1:
+        return (logits[:, 0] - labels).square().mean()
+    return -(labels * logits.sigmoid().log() + (1 - labels) * (-logits).sigmoid().log()).mean()
+
+
+@pytest.mark.parametrize(("kind", "columns"), KINDS, ids=["regression", "multi-label"])
+def test_parts_have_the_gradient_of_the_batch(
+    kind: dict[str, Any], columns: dict[str, list[object]], flat: dict[str, Any], tmp_path: Path
+) -> None:
+    """Against the loss of all rows; -100 is a number like others."""
+    rows = read(flat | kind, tmp_path, columns)
+    own = flat | kind | SLOW_STEP
     found = {}
     for size in (0, 3):
         config = TaskConfig.read(own | {"micro-batch-size": size})
@@ -138,9 +212,7 @@ def test_parts_have_the_gradient_of_the_batch(flat: dict[str, Any], tmp_path: Pa
         told = Trainer(config, rows, 3).fit(model)
         found[size] = {name: tensor.grad for name, tensor in model.trained.items() if tensor.grad is not None}
     (positions,) = batches(config, len(rows), 3)
-    batch = rows.batch(positions)
-    errors = slow(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, 0] - batch["labels"].double()
-    loss = errors.square().mean()
+    loss = loss_of(slow, rows.batch(positions))
     assert told["train-loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
     names = dict(slow.named_parameters())
     right = torch.autograd.grad(loss, [names[name] for name in found[0]])
@@ -153,19 +225,20 @@ def test_parts_have_the_gradient_of_the_batch(flat: dict[str, Any], tmp_path: Pa
     assert Trainer(narrow, rows, 3).fit(model)["train-loss"] == pytest.approx(float(loss.detach()), rel=1e-2)
 
 
-def test_private_steps_clip_every_row(flat: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "columns"), KINDS, ids=["regression", "multi-label"])
+def test_private_steps_clip_every_row(
+    kind: dict[str, Any], columns: dict[str, list[object]], flat: dict[str, Any], tmp_path: Path
+) -> None:
     """Against a slow reference in float64, without noise."""
-    rows = read(flat | REGRESSION, tmp_path, NUMBERS).select(np.arange(5))
-    own = flat | REGRESSION | SLOW_STEP | {"batch-size": 5, "learning-rate": 0.5, "data.labels": "stars"}
+    rows = read(flat | kind, tmp_path, columns).select(np.arange(5))
+    own = flat | kind | SLOW_STEP | {"batch-size": 5, "learning-rate": 0.5}
     config = TaskConfig.read(own | {"tuning": "bias"})
     model = build(server_base(config.model, server_store()), config, 0, "cpu")
     slow = copy.deepcopy(model.module).double()
     plain = {name: p for name, p in slow.named_parameters() if name in model.trained}
     total = {name: torch.zeros_like(p) for name, p in plain.items()}
     for row in range(5):
-        batch = rows.batch([row])
-        loss = (slow(**{k: v for k, v in batch.items() if k != "labels"}).logits[0, 0] - batch["labels"][0]).square()
-        gradients = torch.autograd.grad(loss, list(plain.values()))
+        gradients = torch.autograd.grad(loss_of(slow, rows.batch([row])), list(plain.values()))
         length = math.sqrt(sum(float(g.square().sum()) for g in gradients))
         for name, gradient in zip(plain, gradients, strict=True):
             total[name] += gradient * min(1.0, 0.3 / length)
@@ -222,3 +295,17 @@ def test_a_head_for_one_number_goes_on(numbers_run: Outcome, flat: dict[str, Any
 def test_a_row_is_shown_with_its_number(numbers_run: Outcome, flat: dict[str, Any], tmp_path: Path) -> None:
     rows = read(flat | REGRESSION, tmp_path, NUMBERS)
     assert next(described(Path(flat["model.name"]), rows, 1, ("stars",))) == "row 0     5 tokens, stars 1.5"
+
+
+def test_labels_are_answered_one_by_one(flat: dict[str, Any], tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    file = write_table(tmp_path / "rows.jsonl", TAGS)
+    more = {"data.name": str(file), "num-server-rounds": 1, "local-steps": 4, "head-rate": 1.0, "tuning": "bias"}
+    outcome = federate(tmp_path / "run", flat | MULTI | more | {"simulation.num-supernodes": 2})
+    assert outcome.task.data.labels == ("bad", "film", "good")
+    texts = ["a good film", "very dull"]
+    theirs: Any = pipeline("text-classification", model=str(outcome.folder / "model" / "best"), top_k=None)
+    for one, other in zip(thistledown.Outcome(outcome.folder).predict(texts), theirs(texts), strict=True):
+        assert one.probabilities == pytest.approx({score["label"]: score["score"] for score in other}, abs=1e-6)
+        assert one.answer == "|".join(sorted(name for name, share in one.probabilities.items() if share > 0.5))

@@ -62,7 +62,7 @@ class Data:
     )
     label_column: str = option(
         "label",
-        doc="column with labels: integers or strings; regression: numbers; causal-lm: categories, for splits by label",
+        doc="column with labels: integers, strings, or what task.kind has for them; causal-lm: categories to split by",
     )
     delimiter: str = option("", doc='of csv files, such as ";" or "tab"; empty: detected')
     encoding: str = option(

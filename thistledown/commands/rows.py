@@ -23,7 +23,7 @@ def described(base: Path, rows: Rows, count: int, names: Sequence[str]) -> Itera
             yield f"row {row:<5} {size}{_label(batch, names)}"
             continue
         ids, labels = batch["input_ids"][0].tolist(), batch["labels"].tolist()[0]
-        if not isinstance(labels, list):
+        if not isinstance(labels, list) or batch["labels"].is_floating_point():
             yield f"row {row:<5} {len(ids)} tokens{_label(batch, names)}"
             yield f"  text     {_text(tokenizer, ids)}"
             continue
@@ -36,7 +36,12 @@ def described(base: Path, rows: Rows, count: int, names: Sequence[str]) -> Itera
 def _label(batch: dict[str, Any], names: Sequence[str]) -> str:
     """Return what is learned of a row, which is a batch of its own."""
     label = batch["labels"][0]
-    return f", {names[0]} {float(label):g}" if label.is_floating_point() else f", label '{names[int(label)]}'"
+    if not label.is_floating_point():
+        return f", label '{names[int(label)]}'"
+    if not label.ndim:
+        return f", {names[0]} {float(label):g}"
+    own = [f"'{name}'" for name, there in zip(names, label.tolist(), strict=True) if there]
+    return f", labels {', '.join(own)}" if own else ", no label"
 
 
 def _text(tokenizer: Any, ids: list[int]) -> str:

@@ -7,9 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from task.data.encoding.texts import blank
+from task.data.labels import SEPARATOR
 from task.data.raw import Raw, Table
 
 Positions = NDArray[np.int64]
+OTHERS = (",", ";")  # signs that separate labels elsewhere
 
 
 def lists_of(raw: Raw, column: str, rows: Positions) -> list[list[Any]]:
@@ -38,10 +40,39 @@ def without_words(raw: Raw, column: str) -> NDArray[np.bool_]:
 def items_of(raw: Raw, column: str, rows: Positions) -> Table:
     """Return the items of these rows' lists as rows of a new table. Code that reads the label of a row then reads the
     label of an item, and errors name the row that has the item. Raises DataError."""
-    import datasets
-
     found = lists_of(raw, column, rows)
     assert isinstance(raw, Table)  # arrays have no columns, which `lists_of` says
+    return _as_rows(raw, column, rows, found)
+
+
+def label_items(raw: Raw, column: str, rows: Positions) -> Table:
+    """Return the labels of these rows as rows of a new table, as `items_of` does.
+
+    A column without lists has texts, with SEPARATOR between labels, or single labels; an empty cell has none. Raises
+    DataError, also for texts that seem to have another separator.
+    """
+    found = list(raw.values(column, rows))
+    if any(isinstance(value, list) for value in found):
+        return items_of(raw, column, rows)
+    assert isinstance(raw, Table)  # arrays have no columns, which `values` says
+    texts = {place: value for place, value in enumerate(found) if isinstance(value, str)}
+    if not any(SEPARATOR in text for text in texts.values()):
+        for place, text in texts.items():
+            if other := next((sign for sign in OTHERS if sign in text), ""):
+                problem = f"no row has '{SEPARATOR}', which separates labels, and one has '{other}'"
+                raise raw.fault(int(rows[place]), column, problem, f": {text!r:.60}")
+    return _as_rows(raw, column, rows, [_parts(value) for value in found])
+
+
+def _parts(value: object) -> list[Any]:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(SEPARATOR) if part.strip()]
+    return [] if value is None or value != value else [value]
+
+
+def _as_rows(raw: Table, column: str, rows: Positions, found: list[list[Any]]) -> Table:
+    import datasets
+
     feature = getattr(raw.dataset.features[column], "feature", None)
     features = None if feature is None else datasets.Features({column: feature})
     items = datasets.Dataset.from_dict({column: [item for items in found for item in items]}, features=features)
