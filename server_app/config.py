@@ -135,7 +135,7 @@ class RunConfig:
         chosen = _strategy(server, values, problems)
         if chosen is not None:
             problems += incompatibilities(chosen, task, _federation(task, server))
-        problems += too_few(task, server.num_server_rounds)
+        problems += too_few(task, server.num_server_rounds) + _only_warm_up(task, server.num_server_rounds)
         trackers = _trackers(server, values, problems)
         if problems or chosen is None:
             raise ConfigError(problems)
@@ -153,6 +153,12 @@ class RunConfig:
         server = self.server
         nodes, rounds = server.simulation.num_supernodes, server.num_server_rounds
         return Plan(rounds, nodes, server.fraction_train, server.min_train_nodes, self.task.seed, config=self.task)
+
+
+def _only_warm_up(task: TaskConfig, rounds: int) -> list[str]:
+    if task.warmup_rounds < rounds:
+        return []
+    return [f"warmup-rounds = {task.warmup_rounds} leaves no round of num-server-rounds = {rounds} at learning-rate"]
 
 
 def keys() -> Schema:

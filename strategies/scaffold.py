@@ -72,6 +72,8 @@ class Scaffold(Strategy):
             )
         if config.learning_rate_min not in (0.0, config.learning_rate):
             found.append("strategy = 'scaffold' needs one learning rate for all rounds: set learning-rate-min = 0")
+        if config.warmup_rounds:
+            found.append("strategy = 'scaffold' needs one learning rate for all rounds: set warmup-rounds = 0")
         if config.head_init == CLASS_MEANS:
             found.append(
                 "strategy = 'scaffold' makes controls of every update, and class means are no steps: set head-init = "

@@ -80,6 +80,9 @@ class TaskConfig:
     learning_rate_min: float = option(
         0.0, low=0.0, doc="of the last round, to which the rate falls by a cosine; 0: all rounds have the same"
     )
+    warmup_rounds: int = option(
+        0, low=0, high=MANY, doc="first rounds, in which the rate rises to learning-rate in equal steps"
+    )
     local_epochs: int = option(3, low=1, high=MANY, doc="passes over a node's data in a round")
     local_steps: int = option(0, low=0, high=1000 * MANY, doc="steps in a round instead of epochs; 0: use local-epochs")
     batch_size: int = option(16, low=1, high=MANY, doc="rows in a local step")
@@ -143,10 +146,13 @@ class TaskConfig:
         )
 
     def rate(self, round: int, rounds: int) -> float:
-        """Return the learning rate of a round from 1 to `rounds`: half a cosine from `learning-rate` in the first down
-        to `learning-rate-min` in the last; constant if that is 0."""
+        """Return the learning rate of a round from 1 to `rounds`: equal steps up to `learning-rate` after the warm-up,
+        then half a cosine down to `learning-rate-min` in the last; constant if that is 0."""
+        warm = self.warmup_rounds
+        if round <= warm:
+            return self.learning_rate * round / (warm + 1)
         least = self.learning_rate_min or self.learning_rate
-        share = (1 + math.cos(math.pi * (round - 1) / max(1, rounds - 1))) / 2
+        share = (1 + math.cos(math.pi * (round - 1 - warm) / max(1, rounds - 1 - warm))) / 2
         return least + (self.learning_rate - least) * share
 
     @property

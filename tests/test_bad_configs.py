@@ -69,6 +69,10 @@ BAD = [
     ("data.partitioner='natural' data.name='x.csv'", "data.partitioner = 'natural' needs data.id-column"),
     ("lora.ranks=''", "lora.ranks must be whole numbers separated by ',', such as '2,4,8', or 'auto', not ''"),
     ("lora.auto-ranks='8,4'", "lora.auto-ranks must be ascending"),
+    ("lora.alpha=16.0 lora.scaling=1.0", "lora.alpha = 16 and lora.scaling = 1 are two ways to say one thing"),
+    ("lora.alpha=16.0 lora.ranks='auto'", "lora.alpha = 16 needs a rank to be divided by, and lora.ranks is 'auto'"),
+    ("lora.rslora=true", "lora.rslora says how lora.alpha is divided; set lora.alpha"),
+    ("warmup-rounds=15", "warmup-rounds = 15 leaves no round of num-server-rounds = 15 at learning-rate"),
     ("learning-rate-min=0.1", "learning-rate-min = 0.1 is above learning-rate = 0.005"),
     ("momentum=0.9", "momentum is an option of optimizer = 'sgd'"),
     ("data.validation-fraction=0.5 data.test-fraction=0.5", "leave no rows to train on"),
@@ -171,7 +175,7 @@ MEANT = {  # what people write, and what they mean
     "load-in-4bit": "model.quantization",
     "modules-to-save": "", "test-data": "", "fp16=true": "model.dtype", "num_server_rounds": "num-server-rounds",
     "num-epochs": "local-epochs", "per_device_train_batch_size": "batch-size", "lora_r": "lora.ranks",
-    "target_modules": "lora.targets", "max-seq-length": "data.max-length", "alpha": "data.alpha",
+    "target_modules": "lora.targets", "max-seq-length": "data.max-length", "alpha": "",
     "learning-rte": "learning-rate", "gpu": "device",
 }  # fmt: skip
 MEANT_VALUES = {

@@ -1,6 +1,7 @@
-"""The learning rate of a round: constant, or falling by a cosine from the first round to the last."""
+"""The learning rate of a round: constant, or falling by a cosine to the last round, after a warm-up if wanted."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -31,12 +32,24 @@ def test_without_a_least_it_stays_to_the_bit() -> None:
     assert {config.rate(round, 15) for round in range(1, 16)} == {0.007}
 
 
-@pytest.mark.parametrize(("least", "shares"), [(0.0, (1, 1, 1)), (1e-6, (1, 0.55, 0.1))])
-def test_nodes_step_by_the_rate_of_the_round(least: float, shares: tuple[float, ...]) -> None:
+@given(st.integers(0, 5), st.integers(1, 8), st.floats(0.0, 1.0))
+def test_a_warm_up_rises_in_equal_steps_and_then_all_is_as_without(warm: int, rounds: int, share: float) -> None:
+    config = TaskConfig(learning_rate=0.006, learning_rate_min=0.006 * share)
+    warmed = replace(config, warmup_rounds=warm)
+    rates = [warmed.rate(round, warm + rounds) for round in range(1, warm + rounds + 1)]
+    assert rates[:warm] == pytest.approx([0.006 * round / (warm + 1) for round in range(1, warm + 1)])
+    assert rates[warm:] == [config.rate(round, rounds) for round in range(1, rounds + 1)]
+
+
+@pytest.mark.parametrize(
+    ("warm", "least", "shares"), [(0, 0.0, (1, 1, 1)), (0, 1e-6, (1, 0.55, 0.1)), (2, 0.0, (1, 2, 3))]
+)
+def test_nodes_step_by_the_rate_of_the_round(warm: int, least: float, shares: tuple[float, ...]) -> None:
     """All rows in one step, and steps so short that the gradient stays what it was."""
     options = {"tuning": "head", "optimizer": "sgd", "local-steps": 1, "batch-size": 1000, "learning-rate": 1e-5}
     grid = InProcessGrid(client_app.app, 2)
-    seen = watched(strategies.load("fedavg"), {**options, "learning-rate-min": least}, ROUNDS, grid)
+    schedule = {"learning-rate-min": least, "warmup-rounds": warm, "num-server-rounds": ROUNDS}
+    seen = watched(strategies.load("fedavg"), {**options, **schedule}, ROUNDS, grid)
     states = [torch.cat([t.double().flatten() for t in state.tensors.values()]) for _, state in seen]
     steps = [float(torch.linalg.vector_norm(after - before)) for before, after in pairwise(states)]
     assert [step / steps[0] for step in steps] == pytest.approx(shares, rel=0.02)

@@ -302,6 +302,7 @@ def test_a_node_downloads_the_control_and_uploads_the_update_alone(tmp_path: Pat
         ({"momentum": 0.9}, "set optimizer = 'sgd', without momentum"),
         ({"max-grad-norm": 1.0}, "or max-grad-norm"),
         ({"learning-rate-min": 0.001}, "set learning-rate-min = 0"),
+        ({"warmup-rounds": 1}, "set warmup-rounds = 0"),
         ({"wrappers": "half"}, "wrapper 'half' changes them: leave it out"),
         ({"wrappers": "median"}, "strategy = 'scaffold'"),
     ],

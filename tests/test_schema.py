@@ -212,7 +212,7 @@ def test_a_good_value_is_taken(option, value, parsed):
         ("lr", "learning-rate"),
         ("fraction-fit", "fraction-train"),
         ("lora.r", "lora.ranks"),
-        ("lora.alpha", "lora.scaling"),
+        ("lora-alpha", "lora.alpha"),
         ("mu", "fedprox.mu"),
         ("data.partitoner", "data.partitioner"),
         ("num_server_rounds", "num-server-rounds"),

@@ -9,11 +9,12 @@ import torch
 from tuned import FITTING, Sample, cancels, samples
 
 from strategies.exchange.replay import start_entry
+from task.kinds.causal_lm import CausalLM
 from task.models.base import Base, files
 from task.models.model import TunedModel
 from task.models.saving import restored, save, saved_as
 from task.tunings import registry
-from task.tunings.base import OWN, PEFT
+from task.tunings.base import OWN, PEFT, Head
 
 ADDED = {  # what a tuning adds to the names of the plain model
     "lora-sb": r"\.sb_R\.weight",
@@ -139,3 +140,18 @@ def test_a_changed_base_is_saved_too(kinds: dict[str, Sample], tmp_path: Path) -
             found = reloaded(kinds["vit"], tuning, tmp_path / tuning)
         expected = kinds["vit"].logits(model.module)
         torch.testing.assert_close(kinds["vit"].logits(found), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("options", "scale"), [({}, 2.0), ({"rslora": True}, 16 / 8**0.5)])
+@pytest.mark.parametrize("tuning", ["lora", "dora"])
+def test_alpha_is_divided_by_the_largest_rank(
+    kinds: dict[str, Sample], tuning: str, options: dict[str, object], scale: float
+) -> None:
+    """In peft's settings of the saved adapter too, of which the product is lora_alpha / r."""
+    ranks = (8,) if tuning == "dora" else (2, 8)
+    chosen = registry.load(tuning)(ranks=ranks, alpha=16.0, **options)  # type: ignore[arg-type]
+    assert chosen.product_scale() == scale
+    model = kinds["llama"].plain()
+    adapted = chosen.apply(model, Head(["lm_head"], along=False), CausalLM(), 8)
+    written = adapted.peft_config["default"]  # type: ignore[index,union-attr]
+    assert (written.r, written.lora_alpha) == (8, pytest.approx(8 * scale))

@@ -17,7 +17,7 @@ PREFIX = "base_model.model."  # of all names in peft's file
 class Lora(LowRank):
     """LoRA (Hu et al., arXiv 2106.09685) of one rank on the targeted layers; a classifier's head trains too.
 
-    peft scales the product of the factors by lora_alpha / r. alpha is set so that this equals `lora.scaling` for any
+    peft scales the product of the factors by lora_alpha / r. Its lora_alpha is set so that this is one factor for any
     rank. A node that trains fewer ranks has smaller factors in the same layers. The product is zero at the start, so
     the model is the base.
 
@@ -62,7 +62,7 @@ class Lora(LowRank):
         factors = {}
         for layer, weight in weights.items():
             u, s, vh = principal(weight, rank)
-            root = (s / self.scaling).sqrt()
+            root = (s / self.product_scale()).sqrt()
             factors[f"{layer}.lora_B.weight"] = (u * root).float().contiguous()
             factors[f"{layer}.lora_A.weight"] = (root[:, None] * vh).float().contiguous()
         return factors
@@ -80,4 +80,4 @@ class Lora(LowRank):
             outputs = ".lora_B." in name
             values[PREFIX + name] = torch.cat([own, -first], dim=1) if outputs else torch.cat([own, first])
             rank = 2 * first.shape[1 if outputs else 0]
-        return values, {"r": rank, "lora_alpha": self.scaling * rank}
+        return values, {"r": rank, "lora_alpha": self.product_scale() * rank}

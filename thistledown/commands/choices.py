@@ -26,7 +26,8 @@ def choices(run: RunConfig) -> Iterator[str]:
         yield from _automatic(task)
     length = f"{task.local_steps} steps" if task.local_steps else f"{task.local_epochs} epochs"
     cooled = f" to {task.learning_rate_min:g}" if task.learning_rate_min else ""
-    rate = f"{task.optimizer}, learning rate {task.learning_rate:g}{cooled}"
+    warm = f" after {task.warmup_rounds} rounds of warm-up" if task.warmup_rounds else ""
+    rate = f"{task.optimizer}, learning rate {task.learning_rate:g}{warm}{cooled}"
     at_once = f", {task.rows_at_once} in memory at a time" if task.rows_at_once < task.batch_size else ""
     yield f"training  {length} of {task.batch_size} rows a round{at_once}, {rate}"
     if task.precision != "model":

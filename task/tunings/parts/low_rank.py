@@ -1,5 +1,6 @@
 """Low-rank factors on layers, by peft: the options and the construction that LoRA and DoRA share."""
 
+import math
 from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,12 +17,18 @@ from task.tunings.parts.trainable import chosen, linear_layers
 ALL, EVERY = ("all-linear",), ("all",)
 DEFAULT, PISSA = "default", "pissa"
 COPIES = (".modules_to_save.", ".original_module.")  # in peft's names of a head that trains
+SCALING = 2.0
 FEW = 2.0  # factor on the largest usual learning rate if only some layers have adapters
 
 
 @dataclass(frozen=True)
 class LowRank(Tuning, ABC):
-    """A tuning that adds scaling * B A to the weights of linear layers. All such tunings share one options table."""
+    """A tuning that adds scaling * B A to the weights of linear layers. All such tunings share one options table.
+
+    The scaling of the product is one for all nodes: `lora.scaling`, or alpha / r with r the largest of `lora.ranks`, or
+    alpha / sqrt(r) (rsLoRA, Kalajdzievski, arXiv 2312.03732). A node that trains fewer ranks has it too, as products
+    could not be averaged otherwise.
+    """
 
     table: ClassVar[str] = "lora"
     on_convolutions: ClassVar[bool] = False  # whether convolutions may have factors too
@@ -40,7 +47,11 @@ class LowRank(Tuning, ABC):
     auto_ranks: tuple[int, ...] = option(
         (2, 4, 8, 16, 32, 64), low=1, high=MAX_RANK, doc='candidates for a rank that is "auto", ascending'
     )
-    scaling: float = option(2.0, low=1e-6, doc="factor of the low-rank product: alpha over the global rank")
+    scaling: float = option(SCALING, low=1e-6, doc="factor of the low-rank product, the same for every rank")
+    alpha: float = option(
+        0.0, low=0.0, doc="instead of lora.scaling: the factor is alpha over the largest of lora.ranks; 0: lora.scaling"
+    )
+    rslora: bool = option(False, doc="of lora.alpha: the factor is alpha over the square root of that rank (rsLoRA)")
     dropout: float = option(0.0, low=0.0, high=0.9, doc="on the input of the adapters")
     init: str = option(
         DEFAULT,
@@ -65,7 +76,7 @@ class LowRank(Tuning, ABC):
             module,
             LoraConfig(
                 r=rank,
-                lora_alpha=self.scaling * rank,
+                lora_alpha=self.product_scale() * rank,
                 lora_dropout=self.dropout,
                 target_modules=self._targeted(module, head),
                 modules_to_save=head.trained,
@@ -104,6 +115,18 @@ class LowRank(Tuning, ABC):
         found, candidates = [], self.auto_ranks
         if not candidates or list(candidates) != sorted(set(candidates)):
             found.append(f"lora.auto-ranks must be ascending ranks, such as '2,4,8', not '{candidates!r}'")
+        if self.alpha and self.scaling != SCALING:
+            found.append(
+                f"lora.alpha = {self.alpha:g} and lora.scaling = {self.scaling:g} are two ways to say one thing; leave "
+                "one of them out"
+            )
+        if self.alpha and not self.ranks:
+            found.append(
+                f"lora.alpha = {self.alpha:g} needs a rank to be divided by, and lora.ranks is '{AUTO}'; use "
+                "lora.scaling, the factor itself"
+            )
+        if self.rslora and not self.alpha:
+            found.append("lora.rslora says how lora.alpha is divided; set lora.alpha, or leave lora.rslora out")
         if self.targets == EVERY and not self.on_convolutions:
             found.append(
                 f"lora.targets = 'all' is for tuning = 'lora'; tuning = '{self.name}' reaches no convolutions: set "
@@ -112,7 +135,10 @@ class LowRank(Tuning, ABC):
         return found
 
     def product_scale(self) -> float:
-        return self.scaling
+        if not self.alpha:
+            return self.scaling
+        rank = max(self.ranks)
+        return self.alpha / (math.sqrt(rank) if self.rslora else rank)
 
     def saved(
         self, tensors: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor]
