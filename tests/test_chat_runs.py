@@ -102,14 +102,18 @@ def test_check_shows_texts_and_images_with_their_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_preset_runs_on_a_real_small_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("preset", "less"), [("chat-small", 0.1), ("chat-0.5b", 0.01)])
+def test_presets_run_on_a_real_small_model(tmp_path: Path, preset: str, less: float) -> None:
     model = ASSETS / "stories260k-llama"
     if not model.exists():
         pytest.skip("../shared/assets/stories260k-llama is not here")
     rows = [{"messages": [SYSTEM, *chat], "category": f"kind {n % 3}"} for n, chat in enumerate(ALTERNATING * 40)]
     file = write_rows(tmp_path / "chats.jsonl", rows)
-    keys = [f"model.name='{model}' data.name='{file}' data.test-split='' simulation.num-supernodes=3"]
-    read = Settings.read(APP, "chat-small", keys, tmp_path)
+    keys = [
+        f"model.name='{model}' data.name='{file}' data.test-split='' simulation.num-supernodes=3",
+        "num-server-rounds=2 local-steps=4 batch-size=4 data.max-length=128 data.template='chatml'",
+    ]
+    read = Settings.read(APP, preset, keys, tmp_path)
     outcome = federate(tmp_path / "out", dict(read.config.flat))
     assert outcome.summary["status"] == "completed"
-    assert outcome.summary["final"] < outcome.summary["base"] - 0.5
+    assert outcome.summary["final"] < outcome.summary["base"] - less
