@@ -181,7 +181,7 @@ MEANT = {  # what people write, and what they mean
 MEANT_VALUES = {
     ("device", "gpu"): "cuda", ("device", "tpu"): "", ("model.dtype", "bf16"): "bfloat16",
     ("model.dtype", "int8"): "", ("tuning", "lroa"): "lora", ("tuning", "qlora"): "lora", ("tuning", "bitfit"): "bias",
-    ("optimizer", "adam"): "adamw", ("task.kind", "token-classification"): "",
+    ("optimizer", "adam"): "adamw", ("task.kind", "question-answering"): "",
     ("data.partitioner", "dirichelt"): "dirichlet",
 }  # fmt: skip
 

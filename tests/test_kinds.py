@@ -9,19 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from in_process import Outcome, federate
 from samples import language_base
 
 import task.kinds
+import thistledown
 from task.config import Data, Model, TaskConfig
 from task.data.labels import LabelError
 from task.data.prepared import DataError, prepare, prepare_file
 from task.data.rows import IGNORED
+from task.data.tables.columns import of_values
 from task.kinds import registry
 from task.models.base import Base
 from task.models.finding import server_base
+from task.prediction.entities import entities, f1
 from task.schema import ConfigError
 from task.storage.store import Store, server_store
 from thistledown.commands.check import check
@@ -30,7 +34,8 @@ from thistledown.settings import Settings
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
 EXAMPLE = re.compile(r"```python\n(# task/kinds/(\w+)\.py\n.*?)```", re.DOTALL)
 MOST_LINES = 80
-THEIRS = "token-classification"  # the kind that CONTRIBUTING shows
+THEIRS = "joined-texts"  # the kind that CONTRIBUTING shows
+WORDS = "token-classification"
 KINDS = sorted({*registry.names(), THEIRS})
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "met", "in", "saw", "and"]
 PIECES += ["ann", "##a", "ben", "par", "##is", "rome"]
@@ -181,6 +186,15 @@ def test_the_card_names_its_pipeline(run: Run) -> None:
 
 
 # ------------------------------------------------------------------------------- the contributor's
+def test_texts_of_several_columns_are_one(bert: Path, tmp_path: Path) -> None:
+    rows = {"title": ["ann met", "ben", "rome"], "body": ["in paris", "saw", "and ann"], "label": ["a", "b", "a"]}
+    found = sample(THEIRS, bert, tmp_path, rows, **{"text-column": "title,body"})
+    parts = prepare_file(found.config, found.base.folder, Store(tmp_path / "store"), found.config.data.name, ())
+    whole = ["[CLS]", "ann", "met", "in", "par", "##is", "[SEP]"]
+    assert parts.batch([0])["input_ids"][0].tolist() == [PIECES.index(piece) for piece in whole]
+
+
+# ------------------------------------------------------------------------------- words with labels
 def sentences(**more: Any) -> dict[str, list[Any]]:
     return {
         "tokens": [words.split() for words, _ in SENTENCES * 8],
@@ -194,7 +208,9 @@ NAMED = {"text-column": "tokens", "label-column": "tags"}
 
 @pytest.mark.slow
 def test_entities_are_learned(bert: Path, tmp_path: Path) -> None:
-    found = sample(THEIRS, bert, tmp_path, sentences(), **NAMED)
+    from transformers import AutoModelForTokenClassification
+
+    found = sample(WORDS, bert, tmp_path, sentences(), **NAMED)
     options = {"simulation.num-supernodes": 2, "num-server-rounds": 4, "learning-rate": 0.02, "local-steps": 12}
     outcome = federate(tmp_path / "outputs", found.flat | options | {"lora.ranks": "4"})
     scores = [line["f1"] for line in outcome.rounds]
@@ -202,14 +218,15 @@ def test_entities_are_learned(bert: Path, tmp_path: Path) -> None:
     assert outcome.summary["metric"] == "f1"
     assert scores[0] < 0.5
     assert scores[-1] > 0.9
-    from transformers import AutoModelForTokenClassification
 
     module = AutoModelForTokenClassification.from_pretrained(outcome.folder / "model" / "last")
     assert module.config.id2label == dict(enumerate(outcome.task.data.labels))
+    said = thistledown.Outcome(outcome.folder).predict([words for words, _ in SENTENCES], "last")
+    assert [one.answer for one in said] == [tags for _, tags in SENTENCES]
 
 
 def test_the_first_token_of_a_word_has_its_label(bert: Path, tmp_path: Path) -> None:
-    found = sample(THEIRS, bert, tmp_path, sentences(), **NAMED)
+    found = sample(WORDS, bert, tmp_path, sentences(), **NAMED)
     own = found.config
     rows = prepare_file(own, found.base.folder, Store(tmp_path / "store"), own.data.name, ())
     batch = rows.batch([0, 2])
@@ -234,18 +251,45 @@ def test_labels_that_do_not_fit_are_named(
 ) -> None:
     rows = sentences()
     more = {"tokens": [*rows["tokens"], tokens], "tags": [*rows["tags"], tags]}
-    found = sample(THEIRS, bert, tmp_path, more, **NAMED)
+    found = sample(WORDS, bert, tmp_path, more, **NAMED)
     with pytest.raises((DataError, LabelError), match=problem):
         prepare_file(found.config, found.base.folder, Store(tmp_path / "store"), found.config.data.name, given)
 
 
 def test_words_that_are_no_labels_are_not_counted_as_labels(bert: Path, tmp_path: Path) -> None:
     """Who may choose the column must not learn what is in it."""
-    found = sample(THEIRS, bert, tmp_path, sentences(), **(NAMED | {"label-column": "tokens"}))
+    found = sample(WORDS, bert, tmp_path, sentences(), **(NAMED | {"label-column": "tokens"}))
     with pytest.raises(DataError, match="column 'tokens' has too many different values to be labels"):
         prepare_file(found.config, found.base.folder, Store(tmp_path / "store"), found.config.data.name, (), 4)
 
 
 def test_a_row_has_no_label_to_be_divided_by(bert: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'dirichlet' divides rows by their label, and a row of task\.kind"):
-        _ = sample(THEIRS, bert, tmp_path, sentences(), **NAMED, partitioner="dirichlet").config
+        _ = sample(WORDS, bert, tmp_path, sentences(), **NAMED, partitioner="dirichlet").config
+
+
+def test_entities_are_those_of_seqeval() -> None:
+    from seqeval.metrics import f1_score
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    source = np.random.default_rng(0)
+    for kinds in (["O", "B-PER", "I-PER", "B-LOC", "I-LOC"], ["O", "S-A", "B-A", "I-A", "E-A", "B-B", "I-B", "E-B"]):
+        true, said = ([[kinds[k] for k in source.integers(0, len(kinds), 6)] for _ in range(200)] for _ in range(2))
+        for row in true:
+            assert [(kind, start, end - 1) for kind, start, end in entities(row)] == get_entities(row)
+        assert f1(true, said) == pytest.approx(f1_score(true, said), rel=1e-12)
+    assert list(entities(["B-A", "L-A", "U-A", "DET", "DET"])) == [("A", 0, 2), ("A", 2, 3), ("DET", 3, 5)]
+    assert f1([["O"]], [["O"]]) == 0.0
+
+
+def test_words_without_an_answer_are_marked(bert: Path, tmp_path: Path) -> None:
+    """Those beyond the length, and those without tokens; the others keep their places."""
+    from transformers import AutoModelForTokenClassification
+
+    own = registry.load(WORDS)
+    names = {"id2label": {0: "O", 1: "B-PER"}}
+    module = AutoModelForTokenClassification.from_pretrained(bert, **names).eval()
+    rows = of_values(tmp_path, {"text": [[" ", "Anna", "met"], ["Ben"] * 9]}, ["text"], [])
+    said = list(own.predict(module, bert, Data(max_length=6), rows, np.arange(2), "cpu"))
+    marks = [[word == "_" for word in str(one.answer).split()] for one in said]
+    assert marks == [[True, False, False], [False] * 5 + [True] * 4]
