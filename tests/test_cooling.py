@@ -13,6 +13,7 @@ from in_process import InProcessGrid, watched
 import client_app
 import strategies
 from task.config import TaskConfig
+from task.training.rates import to_start_from
 
 ROUNDS = 3
 
@@ -53,3 +54,21 @@ def test_nodes_step_by_the_rate_of_the_round(warm: int, least: float, shares: tu
     states = [torch.cat([t.double().flatten() for t in state.tensors.values()]) for _, state in seen]
     steps = [float(torch.linalg.vector_norm(after - before)) for before, after in pairwise(states)]
     assert [step / steps[0] for step in steps] == pytest.approx(shares, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "parameters", "said"),
+    [
+        ({"learning-rate": 5e-3}, 494_000_000, True),
+        ({"learning-rate": 2e-4}, 494_000_000, False),
+        ({"learning-rate": 5e-3}, 260_032, False),
+        ({"learning-rate": 5e-3, "tuning": "full"}, 494_000_000, False),
+        ({"learning-rate": 5e-3, "optimizer": "sgd"}, 494_000_000, False),
+    ],
+)
+def test_rates_far_from_usual_for_adapters_on_large_language_models_are_said(
+    options: dict[str, object], parameters: int, said: bool
+) -> None:
+    language = {"task.kind": "causal-lm", "model.name": "some/model", "data.name": "some/rows"}
+    config = TaskConfig.read(language | {"data.output-column": "text"} | options)
+    assert ("usually start from 0.0001 to 0.0003" in to_start_from(config, parameters)) is said

@@ -3,8 +3,11 @@
 import math
 
 from task.config import CLASS_MEANS, EMBEDDED_MODEL, TaskConfig
+from task.kinds.registry import of
 
 SMALL = 10.0  # factor on the largest usual rate for the embedded model of 0.1 million weights
+LARGE = 10**8  # parameters from which a base counts as a large language model
+STARTING = (1e-4, 3e-4)  # rates that LoRA on large language models is usually started with, by AdamW
 
 
 def usual(config: TaskConfig) -> tuple[float, float]:
@@ -22,6 +25,20 @@ def unusual(config: TaskConfig) -> str:
     return (
         f"learning-rate = {config.learning_rate:g} is {side} what is usual for tuning = '{config.tuning.name}' with "
         f"{config.optimizer}: {low:g} to {high:g}"
+    )
+
+
+def to_start_from(config: TaskConfig, parameters: int) -> str:
+    """Return the rates that low-rank factors on a large language model usually start from, if the configured one is far
+    from them, else "". In docs/model.md."""
+    low, high = STARTING
+    if not of(config).per_token or not config.tuning.has_ranks or config.optimizer == "sgd" or parameters < LARGE:
+        return ""
+    if low / 10 <= config.learning_rate <= 10 * low:
+        return ""
+    return (
+        f"learning-rate = {config.learning_rate:g}: adapters on language models of this size usually start from "
+        f"{low:g} to {high:g}, with warmup-rounds and learning-rate-min"
     )
 
 

@@ -32,7 +32,7 @@ from task.seeds import derive
 from task.storage.store import Store, StoreError, server_store
 from task.training.batches import steps_of
 from task.training.dry_run import DryRunError
-from task.training.rates import of_head, unusual
+from task.training.rates import of_head, to_start_from, unusual
 from task.tunings.base import TuningError
 from thistledown.commands.choices import choices
 from thistledown.commands.rows import described
@@ -177,6 +177,8 @@ def _costs(
     total = sum(map(numbers_of, model.module.parameters()))
     own = sum(tensor.numel() for tensor in model.trained.values())
     yield f"trains    {own:,} of {total:,} parameters ({own / total:.2%}) in {len(model.trained)} tensors"
+    if start := to_start_from(task, total):
+        yield f"notice    {start}"
     if model.head:
         yield f"head      {of_head(task, model.new_head)}"
     if not run.strategy.heterogeneous_ranks and len({profile.rank for profile in profiles}) > 1:
