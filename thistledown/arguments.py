@@ -35,6 +35,28 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--rows", type=int, default=0, metavar="N", help="also show what the first N training rows become"
     )
+    new = commands.add_parser("new", help="look at data, and write a preset that trains on it")
+    new.description = (
+        "Look at data, say what it is taken for and what is odd in it, and write a preset that trains on it. Each "
+        "guess is named with the flag that changes it."
+    )
+    new.add_argument("data", metavar="FILE", help="a csv, jsonl, parquet, a folder of images, or a hub dataset")
+    new.add_argument("--kind", metavar="KIND", help="what is learned, a task kind: text-classification and so on")
+    new.add_argument("--text", metavar="COLUMN", help="the column of texts")
+    new.add_argument("--label", metavar="COLUMN", help="the column of labels")
+    new.add_argument("--site", metavar="COLUMN", help="the column that says which node has a row; '' for none")
+    new.add_argument("--model", metavar="MODEL", help="the base: a hub id or a folder")
+    new.add_argument("--nodes", type=int, metavar="N", help="nodes to simulate")
+    new.add_argument("--to", type=Path, metavar="FILE", help="the preset; default: named after the data, here")
+    new.add_argument("--force", action="store_true", help="write over a preset that exists")
+    new.add_argument(
+        "-c",
+        dest="overrides",
+        metavar="'key=value ...'",
+        action="append",
+        default=[],
+        help="any other keys of the preset; may be repeated",
+    )
     export = commands.add_parser("export", help="write the tuned model of a run, from its checkpoint")
     export.description = "Rebuild the tuned model from the checkpoint in a results folder. Only the base is needed."
     export.add_argument("results", type=Path, help="a results folder, such as outputs/latest")

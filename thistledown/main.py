@@ -47,6 +47,7 @@ def _done(arguments: argparse.Namespace) -> int:
         commands = {
             "run": _run,
             "check": _check,
+            "new": _new,
             "export": _export,
             "predict": _predict,
             "keys": _keys,
@@ -93,6 +94,16 @@ def _check(arguments: argparse.Namespace) -> int:
     from thistledown.commands.check import check
 
     check(_settings(arguments), say, arguments.rows)
+    return DONE
+
+
+def _new(arguments: argparse.Namespace) -> int:
+    from thistledown.commands.new import Asked, new
+    from thistledown.drafting.preset import FLAGS
+
+    flags = {key: getattr(arguments, flag.removeprefix("--")) for key, flag in FLAGS.items()}
+    given = {key: value for key, value in flags.items() if value is not None}
+    new(Asked.of(arguments.data, arguments.to, arguments.force, given, arguments.overrides), say)
     return DONE
 
 

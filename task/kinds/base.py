@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from task import extensions
 from task.config import CLASS_MEANS, EMBEDDED_DATA, EMBEDDED_MODEL, Data, TaskConfig, TaskKind
 from task.data.encoding.texts import blank
+from task.data.guessing.guess import Guess, Sight
 from task.data.labels import Labels, check_few, label_names, labelled
 from task.data.raw import Raw
 from task.data.rows import Inputs, Rows
@@ -80,6 +81,12 @@ class Kind(TaskKind, ABC):
     problem_type: ClassVar[str] = "single_label_classification"  # in transformers' settings; empty: none
     metrics: ClassVar[Mapping[str, Metric]] = {"accuracy": ACCURACY, "loss": LOSS}
     chosen_by: ClassVar[str] = "accuracy"  # the metric that selects the best round
+    begin_with: ClassVar[Mapping[str, object]] = {  # what `thistledown new` writes: a small base, and how it trains
+        "model.name": "sentence-transformers/all-MiniLM-L6-v2",
+        "num-server-rounds": 10,
+        "learning-rate": 0.005,
+        "batch-size": 16,
+    }
 
     @property
     def name(self) -> str:
@@ -147,6 +154,11 @@ class Kind(TaskKind, ABC):
     @abstractmethod
     def columns(self, data: Data) -> dict[str, str]:
         """Return the input columns, each with the key that names it."""
+
+    def recognise(self, sight: Sight) -> Guess | None:
+        """Return the columns of this kind in data that nobody has described; None if it has no such rows. The default
+        recognises none."""
+        return None
 
     def required(self, data: Data) -> list[str]:
         """Return the columns that data must have: all of `columns`."""

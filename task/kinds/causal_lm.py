@@ -15,6 +15,8 @@ from task.data.encoding.chats.encoder import ChatEncoder, PairEncoder
 from task.data.encoding.chats.named import NAMED
 from task.data.encoding.completions import Columns, CompletionEncoder
 from task.data.encoding.texts import CHUNK, blank
+from task.data.guessing.guess import Guess, Sight
+from task.data.guessing.prompted import prompted
 from task.data.labels import Labels, category_names, labelled
 from task.data.raw import DataError, Raw, nearest
 from task.data.rows import IGNORED, Completions, LabelledTokens, Rows
@@ -53,6 +55,13 @@ class CausalLM(Kind):
         "accuracy": replace(ACCURACY, title="token accuracy"),
     }
     chosen_by = "loss"
+    begin_with: ClassVar[Mapping[str, object]] = {
+        "model.name": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "num-server-rounds": 5,
+        "learning-rate": 0.001,
+        "local-steps": 4,
+        "batch-size": 4,
+    }
 
     def problems(self, config: TaskConfig) -> list[str]:
         """Return the problems, including those of the length of completions."""
@@ -75,6 +84,10 @@ class CausalLM(Kind):
         if data.messages_column:
             return {data.messages_column: "data.messages-column"}
         return Columns.of(data).keys()
+
+    def recognise(self, sight: Sight) -> Guess | None:
+        """Return the columns of conversations, of prompts and completions, of instructions, or of plain text."""
+        return prompted(sight)
 
     def required(self, data: Data) -> list[str]:
         """Return the columns that data must have. The input column is required only if the user has named it."""

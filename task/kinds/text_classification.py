@@ -5,6 +5,7 @@ from pathlib import Path
 
 from task.config import Data
 from task.data.encoding.texts import TextEncoder
+from task.data.guessing.guess import TEXT, Guess, Sight, by_label
 from task.data.sources.base import Source
 from task.kinds.base import Encoder, Kind
 
@@ -21,6 +22,10 @@ class TextClassification(Kind):
     def columns(self, data: Data) -> dict[str, str]:
         """Return the column of texts."""
         return {data.text_column: "data.text-column"}
+
+    def recognise(self, sight: Sight) -> Guess | None:
+        """Return a column of texts, and one of few different values."""
+        return by_label(Sight.text, TEXT, sight)
 
     def encoder(self, base: Path, data: Data, labels: tuple[str, ...], source: Source | None) -> Encoder:
         """Return an encoder that keeps the first data.max-length tokens of a text."""

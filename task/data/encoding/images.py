@@ -64,7 +64,7 @@ class ImageEncoder:
         pixels = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
         for position, (row, value) in enumerate(zip(rows, self._values(raw, rows), strict=True)):
             try:
-                image = _image(value, raw.folder if isinstance(raw, Table) else None)
+                image = image_of(value, raw.folder if isinstance(raw, Table) else None)
                 pixels[position] = look.fit(
                     image if image.mode == MODES[look.channels] else image.convert(MODES[look.channels])
                 )
@@ -87,8 +87,9 @@ class ImageEncoder:
         return raw.values(self.column, rows)
 
 
-def _image(value: object, folder: Path | None) -> Any:
-    """Return a PIL image from bytes, a path, {"bytes", "path"}, nested lists or an array."""
+def image_of(value: object, folder: Path | None) -> Any:
+    """Return a PIL image from bytes, a path (relative to `folder`), {"bytes", "path"}, nested lists or an array. Raises
+    NoImage."""
     from PIL import Image
 
     if isinstance(value, dict):

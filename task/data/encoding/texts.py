@@ -167,15 +167,20 @@ def encoded(tokenizer: Any, texts: Sequence[str], **options: Any) -> Any:
 
 def check_length(max_length: int, tokenizer: Any, base: Path) -> None:
     """Raise DataError if `data.max-length` is more than the tokenizer or the model supports."""
+    limit = longest(tokenizer, base)
+    if max_length > limit:
+        problem = f"data.max-length = {max_length} is more than the {limit} tokens that"
+        raise DataError(f"{problem} {base} takes", f"{problem} the base takes")
+
+
+def longest(tokenizer: Any, base: Path) -> float:
+    """Return how many tokens the tokenizer and the model support. Raises DataError if the tokenizer gives no number."""
     model_limit = tokenizer.model_max_length
     if not isinstance(model_limit, int | float):
         raise DataError(
             f"the tokenizer in {base} has model_max_length = {model_limit!r:.80}, which is not a number", NO_TOKENIZER
         )
-    limit = min(model_limit, _stated(base, "max_position_embeddings", "n_positions"))
-    if max_length > limit:
-        problem = f"data.max-length = {max_length} is more than the {limit} tokens that"
-        raise DataError(f"{problem} {base} takes", f"{problem} the base takes")
+    return min(model_limit, _stated(base, "max_position_embeddings", "n_positions"))
 
 
 def check_ids(ids: Sequence[NDArray[np.int32]], pad: int, base: Path) -> None:

@@ -1,0 +1,1 @@
+"""What the columns of data are, if nobody has said it."""
