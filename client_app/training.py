@@ -134,8 +134,21 @@ def evaluated(local: Local, content: RecordDict) -> RecordDict:
         "num-examples": local.policy.reports.counted(len(kept)),
         "server-round": here.assignment.round,
         **evaluate(here.model, kept, local.device),
+        **_ratings(local, here, kept, len(trains) + len(kept)),
     }
     return RecordDict({"metrics": MetricRecord({**metrics, **here.install_hash_of}), **here.proof})
+
+
+def _ratings(local: Local, here: "_Stand", kept: Rows, rows: int) -> dict[str, float]:
+    """Return how good answers to some of this node's evaluation rows are, if it is time for it. Texts stay here."""
+    if not local.config.generates(here.assignment.round, here.assignment.rounds):
+        return {}
+    from task.prediction.ratings import rated
+    from task.prediction.sampled import answered
+
+    check_scores(local.policy, min(local.config.evaluate_generations, len(kept)), rows)
+    found = answered(here.model, local.config, kept, local.device)
+    return rated([one.answer for one in found], [one.reference for one in found])
 
 
 @dataclass(frozen=True)

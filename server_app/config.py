@@ -19,7 +19,7 @@ from strategies.exchange.head_rounds import too_few
 from strategies.exchange.privacy import Plan
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.wrapper import Wrapper
-from task.config import TaskConfig
+from task.config import TaskConfig, lacks_rouge
 from task.device import DEVICES, found
 from task.schema import ConfigError, Flat, Schema, build, flatten, group, option, read, schema
 
@@ -136,6 +136,8 @@ class RunConfig:
         if chosen is not None:
             problems += incompatibilities(chosen, task, _federation(task, server))
         problems += too_few(task, server.num_server_rounds) + _only_warm_up(task, server.num_server_rounds)
+        if task.evaluate_generations and task.evaluate == "server":
+            problems += lacks_rouge(task.evaluate_generations)
         trackers = _trackers(server, values, problems)
         if problems or chosen is None:
             raise ConfigError(problems)

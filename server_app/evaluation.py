@@ -19,6 +19,8 @@ from task.kinds import registry as kinds
 from task.models.base import Base
 from task.models.finding import server_base
 from task.models.model import TunedModel
+from task.prediction.answer import Exchange
+from task.prediction.sampled import answered
 from task.seeds import derive
 from task.storage.store import server_store
 from task.training.parallel_evaluation import batches_at_once
@@ -49,6 +51,11 @@ class Evaluator:
             for metric, value in self.scores(model, rows).items():
                 scores[f"{name}-{metric}"] = value
         return scores
+
+    def exchanges(self, state: State) -> list[Exchange]:
+        """Return what a state writes in answer to test rows; see `evaluate-generations`."""
+        model = held(self.strategy, self.base, self.config, state, self.device)
+        return answered(model, self.config, self._parts.test, self.device)
 
     def probe(self, start: State) -> Probe | None:
         """Return what measures the loss of states that follow `start`; None if there are too few rows."""

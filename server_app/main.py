@@ -14,6 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from server_app import noticed
 from server_app.callbacks.early_stopping import EarlyStopping
+from server_app.callbacks.generations import Generations
 from server_app.callbacks.progress import Progress
 from server_app.callbacks.results_folder import Results
 from server_app.callbacks.tracker import Tracking
@@ -74,17 +75,19 @@ def _run(grid: Grid, run: RunConfig, results: Results, others: Sequence[Callback
         federation=replace(
             federation,
             checkpoint=results.checkpoints,
-            callbacks=(*_callbacks(run, results), *others),
+            callbacks=(*_callbacks(run, results, evaluator), *others),
             score=evaluator,
             probe=evaluator.probe if evaluator else None,
         ),
     )
 
 
-def _callbacks(run: RunConfig, results: Results) -> Iterator[Callback]:
+def _callbacks(run: RunConfig, results: Results, evaluator: Evaluator | None) -> Iterator[Callback]:
     """Return the callbacks of the run. Those that may end it come before those that write how it ended."""
     if run.server.early_stopping.patience:
         yield EarlyStopping(run.server.early_stopping, results.history.lines)
+    if evaluator is not None and run.task.evaluate_generations:
+        yield Generations(results.folder, results.history, evaluator, run.server.num_server_rounds)
     yield results
     yield Progress()
     for tracker in run.trackers:

@@ -31,6 +31,12 @@ CLASS_MEANS = "ncm"  # value of head-init
 IN_8_BITS = ("adamw-8bit", "paged-adamw-8bit")  # optimizers of bitsandbytes
 
 
+def lacks_rouge(rows: int) -> list[str]:
+    """Return why the answers to so many rows cannot be scored on this machine."""
+    missing = "needs the package rouge-score, which is not installed here: pip install 'thistledown[rouge]'"
+    return [f"evaluate-generations = {rows} {missing}"] if find_spec("rouge_score") is None else []
+
+
 def is_date(text: str) -> bool:
     """Return whether a text is a date of the form YYYY-MM-DD."""
     try:
@@ -75,6 +81,12 @@ class TaskConfig:
     )
     evaluate: str = option(
         "server", choices=("server", "nodes", "both"), doc="who measures quality: server, nodes or both"
+    )
+    evaluate_generations: int = option(
+        0,
+        low=0,
+        high=MANY,
+        doc="held-out rows that the model answers by greedy generation, before training and at the end; 0: none",
     )
     learning_rate: float = option(0.005, low=0.0, doc="of the local optimiser")
     learning_rate_min: float = option(
@@ -155,6 +167,10 @@ class TaskConfig:
         share = (1 + math.cos(math.pi * (round - 1 - warm) / max(1, rounds - 1 - warm))) / 2
         return least + (self.learning_rate - least) * share
 
+    def generates(self, round: int, rounds: int) -> bool:
+        """Return whether rows are answered by generation after this round: before training, and after the last."""
+        return bool(self.evaluate_generations) and round in (0, rounds)
+
     @property
     def rows_at_once(self) -> int:
         """Return the number of rows of a step that are in memory at a time."""
@@ -216,6 +232,8 @@ class TaskConfig:
             )
         if self.optimizer in IN_8_BITS and find_spec("bitsandbytes") is None:
             found.append(f"optimizer = '{self.optimizer}' {MISSING}")
+        if self.evaluate_generations and self.evaluate != "server":  # a node needs no package for what it does not do
+            found += lacks_rouge(self.evaluate_generations)
         if self.optimizer != "sgd" and self.momentum:
             found.append("momentum is an option of optimizer = 'sgd'; adamw has its own")
         if self.nesterov and not (self.optimizer == "sgd" and self.momentum):

@@ -6,6 +6,8 @@ from typing import Any
 from server_app.callbacks.progress import human
 from server_app.config import RunConfig
 
+WHEN = {"before": "before", "last": "at the end", "best": "by the best round"}
+
 
 def headline(config: RunConfig) -> str:
     """Return the plan of a run in one line."""
@@ -50,6 +52,9 @@ def _quality(summary: Mapping[str, Any]) -> Iterator[str]:
         chosen = f"round {summary['best-round']} is the best, with the {order} {metric} on {chooses}"
         chosen += f" ({_said(summary['best-chosen-by'])})" if "best-chosen-by" in summary else ""
         yield chosen if by_nodes else f"{chosen}; on {shown} it has {_said(summary['best'])}"
+    if states := summary.get("generations"):
+        ratings = ", ".join(f"{_said(own['rouge-l'])} {WHEN[state]}" for state, own in states.items())
+        yield f"Rouge-L of generated answers on {shown}: {ratings}"
     for number, reason in summary.get("void-rounds", {}).items():
         yield f"the score of round {number} is void: {reason}"
 

@@ -3,6 +3,7 @@
 config.toml       the effective configuration; `thistledown run <this file>` repeats the run
 metrics.jsonl     one line per round: quality, loss, bytes each way, seconds, every node
 summary.json      how it ended
+generations.jsonl sample prompts, references and answers, with evaluate-generations
 report.html       plots
 model/            last, best and, for an adapter, its base
 checkpoints/      the newest and the best state

@@ -1,11 +1,13 @@
 """The rounds of a run so far, the best one, and their summary."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from server_app.results.lines import VOID
 from server_app.results.measure import Measure
+from server_app.results.samples import BEFORE, BEST, LAST
+from task.prediction.ratings import RATINGS
 
 ACCOUNT = ("epsilon", "delta", "accountant")
 SUMS = ("bytes_up", "bytes_down", "bytes_base", "parameters_up", "parameters_down")
@@ -18,6 +20,7 @@ class History:
     measure: Measure
     lines: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None  # one of `lines`
+    best_ratings: dict[str, float] = field(default_factory=dict)  # of generations; empty: the last round is the best
     resumed: list[int] = field(default_factory=list)  # the rounds after which the run was resumed
 
     def add(self, line: dict[str, Any]) -> None:
@@ -53,7 +56,16 @@ class History:
             "best-round": best.get("round"),
             "best-chosen-by": best.get("chosen-by"),
             **_unless_empty("void-rounds", {line["round"]: line[VOID] for line in self.lines if VOID in line}),
+            **_unless_empty("generations", self.ratings()),
         }
+
+    def ratings(self) -> dict[str, dict[str, float]]:
+        """Return the ratings of generated answers before training, after the last round and by the best state, as far
+        as there are any."""
+        rated = [(line["round"], own) for line in self.lines if (own := _ratings(line))]
+        found = {BEFORE if number == 0 else LAST: own for number, own in rated}
+        best = self.best_ratings or dict(rated).get((self.best or {}).get("round", 0))
+        return found | ({BEST: best} if best else {})
 
     def course(self) -> dict[str, Any]:
         """Return rounds, failures, participants and traffic."""
@@ -71,6 +83,14 @@ class History:
         }
 
 
-def _unless_empty(key: str, value: dict[int, str] | Sequence[int]) -> dict[str, Any]:
+def _ratings(line: Mapping[str, Any]) -> dict[str, float]:
+    """Return the ratings of generated answers in a line: those of the server, else the mean over nodes."""
+    for prefix in ("server-test-", "nodes-"):
+        if found := {name: line[f"{prefix}{name}"] for name in RATINGS if f"{prefix}{name}" in line}:
+            return found
+    return {}
+
+
+def _unless_empty(key: str, value: Mapping[Any, Any] | Sequence[int]) -> dict[str, Any]:
     """Return an entry of a summary, none for an empty value."""
     return {key: value} if value else {}

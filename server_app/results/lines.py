@@ -8,6 +8,7 @@ from typing import Any
 
 from server_app.results.measure import Measure
 from strategies.exchange.callback import RoundReport
+from task.prediction.ratings import RATINGS
 
 OVERALL = "overall"  # key among the aggregation errors
 VOID = "void"  # key of a line whose score does not count; its value is the reason
@@ -21,7 +22,8 @@ def line_of(report: RoundReport, measure: Measure) -> dict[str, Any]:
     """
     server, nodes = report.evaluated_by_server, report.evaluated_by_nodes
     named = {f"server-{k}": v for k, v in server.items()} | {f"nodes-{k}": v for k, v in nodes.items()}
-    named |= {f"nodes-median-{k}": v for k, v in report.medians_of_nodes.items() if k in measure.titles}
+    medians = {k: v for k, v in report.medians_of_nodes.items() if k in measure.titles or k in RATINGS}
+    named |= {f"nodes-median-{k}": v for k, v in medians.items()}
     line = {
         "round": report.number,
         **_quality(report, measure),
@@ -40,6 +42,7 @@ def line_of(report: RoundReport, measure: Measure) -> dict[str, Any]:
         **({"rolled-back": report.rolled_back} if report.rolled_back else {}),
         "resting": report.resting,
         "nodes": [asdict(line) for line in report.nodes],
+        **({"evaluations": [asdict(line) for line in report.evaluations]} if report.evaluations else {}),
     }
     finite: dict[str, Any] = _finite(line)
     return finite

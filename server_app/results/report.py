@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from server_app.results.measure import written
+from server_app.results.samples import sample_table
+from task.prediction.ratings import RATINGS
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { padding: .15rem .8rem .15rem 0; text-align: right } td:first-child, th:first-child { text-align: left }
 svg { max-width: 100%; height: auto } .refused { color: #b00 }
+.texts td, .texts th { text-align: left; vertical-align: top; white-space: pre-wrap; padding-bottom: .6rem }
 """
 
 
@@ -30,6 +33,7 @@ def write_report(
     path.write_text(
         f"<!doctype html><meta charset='utf-8'><title>{title}</title><style>{STYLE}</style>"
         f"<h1>{title}</h1>{ending}{plots}<h2>Rounds</h2>{round_table(titles, rounds)}"
+        f"{_nodes(titles, rounds)}{ratings_table(summary.get('generations', {}))}{sample_table(path.parent)}"
         f"{_refusals(rounds)}<h2>Summary</h2><table>{rows}</table>\n",
         encoding="utf-8",
     )
@@ -83,6 +87,23 @@ def round_table(titles: Mapping[str, str], rounds: Sequence[dict[str, Any]]) -> 
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
 
 
+def _nodes(titles: Mapping[str, str], rounds: Sequence[dict[str, Any]]) -> str:
+    """Return what nodes scored first and last as an HTML table; empty if they did not evaluate."""
+    scored = [(entry["round"], entry["evaluations"]) for entry in rounds if entry.get("evaluations")]
+    if not scored:
+        return ""
+    ends = dict([scored[0], scored[-1]])
+    head = "".join(f"<th>{title}, round {number}</th>" for title in titles.values() for number in ends)
+    found = {number: {one["node"]: one["metrics"] for one in lines} for number, lines in ends.items()}
+    rows = []
+    for node in sorted({name for by_node in found.values() for name in by_node}):
+        cells = "".join(
+            f"<td>{_number(found[number].get(node, {}).get(name))}</td>" for name in titles for number in ends
+        )
+        rows.append(f"<tr><td>{html.escape(node)}</td>{cells}</tr>")
+    return f"<h2>Nodes</h2><table><tr><th>node</th>{head}</tr>{''.join(rows)}</table>"
+
+
 def _refusals(rounds: Sequence[dict[str, Any]]) -> str:
     failed = [f"<li>round {entry['round']}: {html.escape(entry['failed'])}</li>" for entry in rounds if entry["failed"]]
     said = [
@@ -96,6 +117,18 @@ def _refusals(rounds: Sequence[dict[str, Any]]) -> str:
 
 def _list(title: str, items: list[str]) -> str:
     return f"<h2>{title}</h2><ul class='refused'>{''.join(items)}</ul>" if items else ""
+
+
+def ratings_table(generations: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the ratings of generated answers, by state, as an HTML table; empty if there are none."""
+    if not generations:
+        return ""
+    head = "".join(f"<th>{metric.title}</th>" for metric in RATINGS.values())
+    rows = "".join(
+        f"<tr><td>{state}</td>{''.join(f'<td>{_number(own.get(name))}</td>' for name in RATINGS)}</tr>"
+        for state, own in generations.items()
+    )
+    return f"<h2>Generations</h2><table><tr><th>state</th>{head}</tr>{rows}</table>"
 
 
 def _number(value: float | None) -> str:

@@ -14,7 +14,7 @@ from task.schema import Flat
 
 @dataclass
 class NodeReport:
-    """What one node did in one round."""
+    """What one node did in one round: trained, or evaluated."""
 
     node: str
     rank: int
@@ -44,7 +44,8 @@ class RoundReport:
     privacy: dict[str, float | str | None] = field(default_factory=dict)  # spent so far (`Mechanism.spent`)
     train: Metrics = field(default_factory=dict)  # means over nodes, weighted by rows
     aggregation_error: dict[str, float] = field(default_factory=dict)  # see aggregation_error.py; overall and by module
-    evaluated_by_nodes: Metrics = field(default_factory=dict)
+    evaluations: list[NodeReport] = field(default_factory=list)  # of nodes that were asked for scores
+    evaluated_by_nodes: Metrics = field(default_factory=dict)  # their mean, weighted by rows
     medians_of_nodes: Metrics = field(default_factory=dict)  # of the nodes' metrics, each node counting once
     evaluated_by_server: Metrics = field(default_factory=dict)
     bytes_up: int = 0

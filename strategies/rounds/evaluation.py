@@ -15,6 +15,7 @@ from strategies.rounds.defence import row_limits
 from strategies.rounds.means import means, medians
 from strategies.rounds.run import Run
 from task.kinds import registry as kinds
+from task.prediction.ratings import RATINGS
 
 LOG = logging.getLogger("flwr")
 
@@ -44,7 +45,8 @@ def by_nodes(run: Run, report: RoundReport, state: State) -> None:
     scratch = RoundReport(report.number)
     sent = run.dispatch.send("evaluate", report.number, state, pairs, scratch, len(pairs))
     answers: dict[str, Metrics] = {}
-    wanted = kinds.of(run.context.config).metrics
+    config = run.context.config
+    wanted = {**kinds.of(config).metrics, **(RATINGS if config.generates(report.number, run.context.rounds) else {})}
     arrivals = messaging.replies(run.context.grid, sent, time.monotonic() + run.context.timeout)
     for profile, line, (_, reply) in zip(chosen, scratch.nodes, arrivals, strict=True):
         try:
@@ -52,11 +54,15 @@ def by_nodes(run: Run, report: RoundReport, state: State) -> None:
             run.check(reply, line, state)
         except Refused as reason:
             run.registry.failed(profile, report.number, reason)
+            line.refused = str(reason)
             LOG.warning("round %d: node %s did not evaluate: %s", report.number, profile.name, reason)
         else:
-            answers[profile.name] = metrics
-            scratch.bytes_up += wire.size(validation.content(reply))
+            answers[profile.name] = line.metrics = metrics
+            line.bytes_up = wire.size(validation.content(reply))
+            scratch.bytes_up += line.bytes_up
             run.registry.answered(profile, state)
+    if not run.mechanism.hides_metrics:
+        report.evaluations = scratch.nodes
     report.bytes_down += scratch.bytes_down
     report.bytes_up += scratch.bytes_up
     report.parameters_down += scratch.parameters_down

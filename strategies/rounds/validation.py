@@ -27,12 +27,15 @@ from strategies.exchange.wrapper import Wrapper
 from strategies.protocol import wire
 from strategies.protocol.replies import INSTALLED, PROOF, RECORDS
 from task.kinds.base import ACCURACY, LOSS, PERPLEXITY, Metric
+from task.prediction.ratings import RATINGS
 
 GONE = (3, 4, 5, 8)  # Flower's codes for an unreachable message or node, and for a process that ended
 LARGEST = 1e12  # largest magnitude in an update: nothing that a node learns in a round, and safe in sums and products
 NARROW = (torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)  # dtypes that overflow far below LARGEST
 MAX_METRICS, LARGEST_METRIC = 64, 1e100
-KNOWN = {"accuracy": ACCURACY, "loss": LOSS, "train-loss": LOSS, "perplexity": PERPLEXITY}  # whoever measures them
+KNOWN = {  # whoever measures them
+    "accuracy": ACCURACY, "loss": LOSS, "train-loss": LOSS, "perplexity": PERPLEXITY, **RATINGS,
+}  # fmt: skip
 METRIC_NAME = re.compile(r"[\w.\-/ ]{1,80}")
 LONGEST_REASON = 100_000  # characters of an error that are read
 SHOWN = 3  # names that a reason lists before it counts the rest

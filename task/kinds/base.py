@@ -24,7 +24,7 @@ from task.data.sources.base import Source
 if TYPE_CHECKING:
     from torch import nn
 
-    from task.prediction.answer import Prediction
+    from task.prediction.answer import Exchange, Prediction
 
 ASKED = "asked"  # the name of the part of rows that are predicted
 EVALUATION_ROWS = 256  # rows scored at a time
@@ -78,6 +78,7 @@ class Kind(TaskKind, ABC):
     row_labels: ClassVar[bool] = True  # a row can have one class as its label, and data can be divided by it
     packs: ClassVar[bool] = False  # rows may be put behind one another: no token depends on one after it
     per_token: ClassVar[bool] = False  # tokens are learned and counted, not rows
+    writes: ClassVar[bool] = False  # it writes texts as answers, so it has `exchanges`
     problem_type: ClassVar[str] = "single_label_classification"  # in transformers' settings; empty: none
     metrics: ClassVar[Mapping[str, Metric]] = {"accuracy": ACCURACY, "loss": LOSS}
     chosen_by: ClassVar[str] = "accuracy"  # the metric that selects the best round
@@ -115,6 +116,8 @@ class Kind(TaskKind, ABC):
                 f"packing = true: tuning = '{config.tuning.name}' puts tokens in front of every row; "
                 "set packing = false"
             )
+        if config.evaluate_generations and not self.writes:
+            found.append(f"evaluate-generations is for kinds that write texts, as causal-lm does, not for {self._key}")
         if not self.row_labels and config.data.partitioner.needs_labels:
             found.append(
                 f"data.partitioner = '{config.data.partitioner.name}' divides rows by their label, and a row of "
@@ -252,6 +255,10 @@ class Kind(TaskKind, ABC):
         labels = labels_in(module)
         with encoded(self.encoder(base, data, labels, None), raw, rows) as inputs:
             yield from classify(module, inputs, labels, device)
+
+    def exchanges(self, module: "nn.Module", base: Path, data: Data, rows: Rows, device: str) -> "Iterator[Exchange]":
+        """Yield each of these prepared rows with what a model in evaluation mode writes as its answer."""
+        raise NotImplementedError(f"{self._key} does not write texts")
 
     def guessing(self, labels: Sequence[str]) -> dict[str, float]:
         """Return the metrics of random guessing, as far as they are known."""

@@ -28,7 +28,7 @@ from task.kinds.base import ACCURACY, LOSS, PERPLEXITY, Encoder, Kind, Metric, P
 if TYPE_CHECKING:
     from torch import nn
 
-    from task.prediction.answer import Prediction
+    from task.prediction.answer import Exchange, Prediction
 
 LONGEST = 2**16  # characters of a template
 
@@ -49,6 +49,7 @@ class CausalLM(Kind):
     drawn_head = False
     packs = True
     per_token = True
+    writes = True
     metrics: ClassVar[Mapping[str, Metric]] = {
         "loss": LOSS,
         "perplexity": PERPLEXITY,
@@ -70,6 +71,11 @@ class CausalLM(Kind):
             found.append(
                 f"data.max-completion-length = {data.max_completion_length} leaves none of data.max-length = "
                 f"{data.max_length} to the prompt; it must be less, or 0 for half of them"
+            )
+        if config.evaluate_generations and not (data.messages_column or Columns.of(data).instruction):
+            found.append(
+                f"evaluate-generations = {config.evaluate_generations}: outputs are learned whole, nothing is asked; "
+                "name data.instruction-column, data.prompt-column or data.messages-column, or set it to 0"
             )
         return [*found, *_forms(data), *_templates(data.template)]
 
@@ -183,6 +189,12 @@ class CausalLM(Kind):
         for start in range(0, len(rows), CHUNK):
             prompts = asked.prompts(tokenizer, raw, rows[start : start + CHUNK])
             yield from generate(module, tokenizer, prompts, asked.most_new, device, base)
+
+    def exchanges(self, module: "nn.Module", base: Path, data: Data, rows: Rows, device: str) -> "Iterator[Exchange]":
+        """Yield what the model writes greedily after the prompt of each row."""
+        from task.prediction.exchanges import exchanges
+
+        return exchanges(module, base, data, rows, device)
 
     def guessing(self, labels: Sequence[str]) -> dict[str, float]:
         """Return no metrics: a guess of words would depend on how often each word occurs."""

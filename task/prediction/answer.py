@@ -13,4 +13,13 @@ class Prediction:
     probabilities: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Exchange:
+    """A prompt, what the row has as its answer (`reference`), and what the model wrote."""
+
+    prompt: str
+    reference: str
+    answer: str
+
+
 NOTHING = Prediction("")  # of a row that has no input
