@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTEST = $(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help venv run embedded-base test test-all test-rest test-for fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment check docs bench-aggregation bench-projection bench-ferret bench-scoring bench-deployment bench-attacks bench-optimizers \
-	results-digits results-rbla results-sa-fedlora results-ferret results-fedpeft results-skew clean
+	results-digits results-rbla results-sa-fedlora results-ferret results-fedpeft results-skew results-language clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -102,6 +102,9 @@ results-fedpeft: venv  ## hours: every tuning over skew and participation, docs/
 
 results-skew: venv  ## hours: tunings on skewed rows, each at its own rates, docs/results/skew.md; JOBS=2 likewise
 	$(BIN)/python -m benchmarks.skew --engine local --jobs $(or $(JOBS),1)
+
+results-language: venv  ## minutes: a small language model on instructions, with what it writes, docs/results/language.md; JOBS=2 likewise
+	$(BIN)/python -m benchmarks.language --engine local --jobs $(or $(JOBS),1)
 
 clean:  ## remove the environment and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -77,7 +77,8 @@ class Federation:
             raise NotMeasured(f"a failed run without a cause:\n{said[-3000:]}")
         seconds = round(time.monotonic() - self.began, 1)
         about = {"error": error, "seconds": seconds, "on": machine.described()}
-        return {**about, **{name: _by_round(lines, name) for name in BY_ROUND}}
+        written = {"generations": _rounded(summary["generations"])} if "generations" in summary else {}
+        return {**about, **{name: _by_round(lines, name) for name in BY_ROUND}, **written}
 
     def clear(self, *, everything: bool) -> None:
         """Remove the results: everything, or only the models."""
@@ -91,6 +92,10 @@ def _by_round(lines: list[dict[str, Any]], name: str) -> list[float | None]:
         line["aggregation-error"].get("overall") if name == "aggregation-error" else line.get(name) for line in lines
     ]
     return [round(v, DIGITS) if v is not None and math.isfinite(v) else None for v in values]
+
+
+def _rounded(generations: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {state: {name: round(value, DIGITS) for name, value in own.items()} for state, own in generations.items()}
 
 
 def _not_finite(lines: list[dict[str, Any]]) -> str:

@@ -9,6 +9,7 @@ from benchmarks import records
 from benchmarks.cells import bold, share, signed, spread, table
 from benchmarks.derived import Content, derive
 from benchmarks.figures import BEHIND, EQUAL, ONE_SEED, Outcome, chance, error_of_mean, outcomes, paired, verdict
+from benchmarks.generations import generations
 from benchmarks.plots import draw
 from benchmarks.savings import INITIATING, savings
 from benchmarks.study import LOSS
@@ -65,7 +66,7 @@ def _section(content: Content, setting: Content) -> str:
         return "\n\n".join([*parts, "Not run yet."])
     parts.append(f"Measured on {_machines(ran)}.")
     plot = f"![{ran[0].metric} by round]({_plot(content, setting)})"
-    parts += [plot, _results(found, ran, setting)]
+    parts += [plot, _results(found, ran, setting), generations(ran)]
     reference = _named(ran, content["reference"])
     if reference is not None:
         parts.append(_comparison(ran, reference))
