@@ -31,11 +31,11 @@ from task.config import TaskConfig
 from task.data.labels import LabelError
 from task.device import cores, found
 from task.models.base import Base
-from task.models.finding import accept_offer, node_base, node_bases
-from task.models.versions import versions, written
+from task.models.finding import accept_offer, kept_bases, named_base, node_base
 from task.seeds import derive
 from task.storage.store import Store, node_store
 from task.tunings.base import AUTO
+from task.versions import versions, written
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -184,13 +184,15 @@ class Local:
         own = dict(self.node)
         rows, fit = self._rows_that_fit()
         machine, device = self.policy.reports.machine, self.device
+        named = named_base(self.config.model, self.store, follows_paths(own))
         answers: dict[str, ConfigRecordValues] = {
             "name": self.name,
             "rank": self.rank,
             "automatic": self.automatic,
             "num-examples": self.policy.reports.counted(rows),
             "store": self.store.id,
-            "bases": node_bases(self.config.model, self.store, follows_paths(own)),
+            "bases": [*kept_bases(self.store), *([named] if named else [])],
+            "named-base": named,
             "device": device if machine else "",
             "dtypes": dtypes(device) if machine else [],
             "memory": free_memory(device) if machine else 0,

@@ -23,6 +23,7 @@ from server_app.evaluation import Evaluator
 from server_app.outputs import GO_TO, output_folder
 from server_app.results.endings import hint, interrupted_in
 from server_app.resuming import alone, continued, given
+from strategies.exchange.bare_base import found_base
 from strategies.exchange.callback import Callback
 from strategies.exchange.dry_run import rehearse
 from strategies.rounds.handshake.resolve import needs_no_data, resolve
@@ -31,7 +32,6 @@ from task.config import TaskConfig
 from task.data.partition import partition
 from task.data.prepared import data_index, prepare
 from task.data.stand_in import stand_in
-from task.models.finding import server_base
 from task.storage.room import room
 from task.storage.store import server_store
 from task.training.rates import unusual
@@ -95,15 +95,17 @@ def _callbacks(run: RunConfig, results: Results, evaluator: Evaluator | None) ->
 
 
 def _noticed(run: RunConfig, task: TaskConfig, num_nodes: int, device: str) -> Iterator[str]:
-    """Run the model once, before any node is contacted, and return notices about learning rate, base and data.
+    """Run the model once, before any node is contacted, and return notices about learning rate, base and data. A node
+    runs it if the server reads no weights.
 
     Raises DryRunError.
     """
-    base, store = server_base(task.model, server_store()), server_store()
+    store = server_store()
+    base, _ = found_base(run.strategy, task, store)
     parts = None if needs_no_data(task) else prepare(task, base.folder, store)
     rows = parts.train if parts else stand_in(task, base.folder)
     yield from parts.notices if parts else ()
-    yield from rehearse(run.strategy, task, base, rows, device)
+    yield from () if base.bare else rehearse(run.strategy, task, base, rows, device)
     if parts is None:
         yield from filter(None, [unusual(task)])
         return

@@ -15,7 +15,7 @@ from strategies.exchange.types import RunFailed, State
 from strategies.protocol.install_hash import expected, install_hash_of
 from strategies.protocol.replies import INSTALLED
 from strategies.rounds.run_state import RunState
-from task.models.versions import differing, versions, written
+from task.versions import differing, versions, written
 
 QUICK = {"tuning": "head", "round-timeout": 0.1}
 

@@ -18,7 +18,7 @@ from strategies.exchange.types import Refused, State
 from strategies.protocol import instructions, wire
 from task.config import Model, TaskConfig
 from task.models.base import BaseError, named_folder
-from task.models.finding import accept_offer, node_base, node_bases
+from task.models.finding import accept_offer, named_base, node_base
 from task.storage.store import Store
 from task.tunings.base import MAX_RANK
 
@@ -87,9 +87,9 @@ def test_a_model_is_not_looked_for_at_a_path(tmp_path: Path) -> None:
     (folder / "config.json").write_text("{}")
     save_file({"w": torch.ones(2)}, folder / "model.safetensors")
     model = Model(name=str(folder))
-    [found] = node_bases(model, store)
+    found = named_base(model, store)
     assert node_base(model, found, store).folder == folder
-    assert node_bases(model, store, paths=False) == []
+    assert named_base(model, store, paths=False) == ""
     with pytest.raises(BaseError, match="paths are not followed here"):
         node_base(model, found, store, paths=False)
 

@@ -28,7 +28,7 @@ from task.data.partition import _kept, partition
 from task.data.partitioners import registry
 from task.data.prepared import data_index, prepare
 from task.models.base import BaseError, files
-from task.models.finding import accept_offer, node_base, node_bases, server_base
+from task.models.finding import accept_offer, kept_bases, node_base, server_base
 from task.models.model import TunedModel
 from task.storage import seal
 from task.storage.store import Store, server_store
@@ -177,7 +177,7 @@ def test_a_damaged_base_is_no_longer_advertised_and_may_be_offered_again(
     base = server_base(Model(), server_store())
     contents = {name: path.read_bytes() for name, path in files(base.folder).items()}
     accept_offer(contents, base.fingerprint, store)
-    assert node_bases(Model(), store) == [base.fingerprint]
+    assert kept_bases(store) == [base.fingerprint]
     path = store.path("bases", base.fingerprint) / "model.safetensors"
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-1000])
@@ -188,7 +188,7 @@ def test_a_damaged_base_is_no_longer_advertised_and_may_be_offered_again(
     else:
         path.unlink()
     another_process()
-    assert node_bases(Model(), store) == []
+    assert kept_bases(store) == []
     assert "it is removed from the store" in caplog.text
     with pytest.raises(BaseError, match=base.fingerprint) as lacks:
         node_base(Model(), base.fingerprint, store)
@@ -207,7 +207,7 @@ def test_a_base_that_an_earlier_version_kept_is_checked_by_its_fingerprint(store
         (place / seal.SEAL).unlink(missing_ok=True)
         if not whole:
             flip(place / "model.safetensors", 50_000)
-        assert node_bases(Model(), store) == ([base.fingerprint] if whole else [])
+        assert kept_bases(store) == ([base.fingerprint] if whole else [])
 
 
 def test_what_a_node_keeps_is_checked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -153,7 +153,8 @@ def test_damaged_instructions_are_refused_or_valid(changed: dict[str, Any]) -> N
 # ---------------------------------------------------------------------- what nodes say of themselves
 
 PROFILE: dict[str, Any] = {
-    "name": "7", "rank": 8, "num-examples": 10, "store": "ab", "bases": ["0" * 32], "device": "cpu", "memory": 2**33,
+    "name": "7", "rank": 8, "num-examples": 10, "store": "ab", "bases": ["0" * 32], "named-base": "",
+    "device": "cpu", "memory": 2**33,
     "cores": 4, "versions": "python 3.11", "automatic": False, "dtypes": ["float32"], "labels-fit": True,
     "labels": ["cat", "dog"],
 }  # fmt: skip
@@ -189,7 +190,7 @@ def test_a_damaged_profile_is_refused_by_what_it_says_or_is_one(changed: dict[st
     assert {field.name: type(getattr(profile, field.name)) for field in fields(Profile)} == {
         "node_id": int, "name": str, "rank": int, "num_examples": int, "store": str, "bases": frozenset, "device": str,
         "memory": int, "cores": int, "versions": str, "automatic": bool, "dtypes": frozenset, "labels_fit": bool,
-        "labels": tuple, "key": str,
+        "labels": tuple, "key": str, "named_base": str,
     }  # fmt: skip
     assert profile.name
     assert profile.name.isprintable()

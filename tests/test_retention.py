@@ -14,7 +14,7 @@ from samples import scans, vision_base
 from task.config import Model, TaskConfig
 from task.data.prepared import prepare
 from task.models.base import files
-from task.models.finding import accept_offer, node_bases, server_base
+from task.models.finding import accept_offer, kept_bases, server_base
 from task.schema import ConfigError
 from task.storage import seal
 from task.storage.retention import RECENT, inventory, trim
@@ -90,7 +90,7 @@ def test_a_base_has_room_made_for_it(tmp_path: Path) -> None:
     store = Store(tmp_path, limit=size + 10_000)
     keep(store, "data", "rows", size, DAY)
     accept_offer(contents, base.fingerprint, store)
-    assert node_bases(Model(), store) == [base.fingerprint]
+    assert kept_bases(store) == [base.fingerprint]
     assert not store.path("data", "rows").exists()
 
 

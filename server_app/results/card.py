@@ -26,7 +26,7 @@ def card(run: RunConfig, task: TaskConfig, base: Base, round: int, nodes: int) -
     promise = compatibility.mechanism(strategy, run.plan()).promise()
     facts = {
         "base": name or ("the embedded one of thistledown" if base.name == EMBEDDED_MODEL else "a private one"),
-        "base fingerprint": f"`{base.fingerprint}`",
+        **({"base fingerprint": f"`{base.fingerprint}`"} if base.fingerprint else {}),
         "task": task.task.kind,
         "strategy": strategy.name + (f", with {wrappers}" if wrappers else ""),
         "tuning": task.tuning.name,

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from server_app.config import RunConfig
 from server_app.results.card import card
+from strategies.exchange.bare_base import found_base
 from strategies.exchange.types import State
 from strategies.protocol.journal import held
 from task.config import TaskConfig
-from task.models.finding import server_base
 from task.models.saving import save, save_base
 from task.models.usage import usage
 from task.modes import as_the_folder
@@ -24,7 +24,7 @@ def write_tuned(
     `states` maps names to the number of a round and its state. `task` has the label names. Returns lines of Python that
     load the last model. Raises BaseError if the base is not available.
     """
-    base = server_base(task.model, server_store())
+    base, _ = found_base(run.strategy, task, server_store())
     lines: list[str] = []
     base_name = ""
     for name, (round, state) in states.items():

@@ -61,10 +61,11 @@ class Profile:
     num_examples: int  # rows it trains on
     store: str  # identity of the disk it keeps bases on; nodes may share one
     bases: frozenset[str] = frozenset()  # fingerprints of the bases it could start from
+    named_base: str = ""  # the one of them that `model.name` names there; empty: none
     device: str = "cpu"
     memory: int = 0  # bytes free where it would train
     cores: int = 1
-    versions: str = ""  # of the libraries that compute there (`task.models.versions`)
+    versions: str = ""  # of the libraries that compute there (`task.versions`)
     automatic: bool = False  # whether its rank is found by a trial
     dtypes: frozenset[str] = frozenset()  # that its device trains in; empty: it did not say
     labels_fit: bool = True  # whether the labels of its rows are among those of the instructions

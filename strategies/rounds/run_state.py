@@ -39,6 +39,7 @@ class RunState:
 
     token: str = field(default_factory=lambda: secrets.token_hex(16))  # nodes keep their client state under it
     round: int = -1  # the last finished round
+    base: str = ""  # fingerprint of the base, if nodes said it because the server has no weights
     rank: int = 0  # that adapters are built with
     failures: int = 0  # failed rounds in a row
     ranks: dict[str, int] = field(default_factory=dict)  # of nodes: found by a trial, or lowered

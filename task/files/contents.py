@@ -43,7 +43,8 @@ CONTENT = {
     "sentencepiece.bpe.model": 64 * MB,
     "chat_template.jinja": MB,
 }
-WANTED = [*SETTINGS, *CONTENT, WHOLE, "model-*-of-*.safetensors"]  # the same, as patterns for the hub
+BARE = [*SETTINGS, *CONTENT]  # the same without weights, as patterns for the hub
+WANTED = [*BARE, WHOLE, "model-*-of-*.safetensors"]  # with weights
 ADAPTER, ADAPTED = "adapter_config.json", "adapter_model.safetensors"  # peft's files; the adapter's base is elsewhere
 UNUSABLE = "a base that cannot be used; only this node's own log says why"
 LIMITS = SETTINGS | CONTENT
@@ -95,15 +96,16 @@ def listed(folder: Path) -> dict[str, Path]:
     return {path.name: path for path in inside}
 
 
-def check(folder: Path) -> dict[str, Path]:
-    """Return the files of a base, after a check that its settings can be read and all its weights are safetensors.
+def check(folder: Path, bare: bool = False) -> dict[str, Path]:
+    """Return the files of a base, after a check that its settings can be read and all its weights are safetensors. A
+    base that is `bare` needs no weights.
 
     Raises BaseError.
     """
     files = listed(folder)
     if CONFIG not in files:
         raise BaseError(f"{folder} is not a model: it has no {CONFIG}{_elsewhere(folder)}", f"the base has no {CONFIG}")
-    if not any(map(is_weights, files)):
+    if not bare and not any(map(is_weights, files)):
         problem = "has no safetensors; other weight formats can run code and are not read"
         raise BaseError(f"{folder} {problem}{_elsewhere(folder)}", f"the base {problem}")
     found = {name: settings(files[name]) for name in SETTINGS.keys() & files.keys()}
@@ -156,6 +158,11 @@ def weights(files: Mapping[str, Path]) -> dict[str, tuple[int, ...]]:
     if missing := places.keys() - found.keys():
         raise BaseError.at(files[INDEX], "tensors are in none of the files it names", f": {len(missing)}")
     return found
+
+
+def has_weights(files: Mapping[str, Path]) -> bool:
+    """Return whether all files with weights are among the files of a base. Raises BaseError for a damaged index."""
+    return WHOLE in files or (INDEX in files and set(_weight_map(files[INDEX]).values()) <= files.keys())
 
 
 def _weight_map(index: Path) -> dict[str, str]:

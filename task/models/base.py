@@ -17,6 +17,7 @@ from task.data.encoding.tokenizer_file import check_tokenizer
 from task.files.contents import (
     ADAPTED,
     ADAPTER,
+    BARE,
     TOKENIZER,
     WANTED,
     BaseError,
@@ -48,11 +49,13 @@ EDITION = 2  # of what is checked before a fingerprint is remembered
 
 @dataclass(frozen=True)
 class Base:
-    """A pretrained model on this machine's disk."""
+    """A pretrained model on this machine's disk. If it is `bare`, nothing reads its weights, which may be missing: a
+    model of it holds what is drawn at random, and NaN in place of weights (`task.models.bare`)."""
 
     name: str
     folder: Path
-    fingerprint: str
+    fingerprint: str  # empty: not known, as its weights are not here
+    bare: bool = False
 
 
 def named_folder(model: Model, paths: bool = True) -> Path:
@@ -66,8 +69,9 @@ def named_folder(model: Model, paths: bool = True) -> Path:
     return folder
 
 
-def located(model: Model, paths: bool = True) -> Path:
-    """Return the folder of a model as `named_folder` does, without checking it."""
+def located(model: Model, paths: bool = True, bare: bool = False) -> Path:
+    """Return the folder of a model as `named_folder` does, without checking it. The weights of a `bare` one are not
+    fetched."""
     name = model.name
     folder = Path(name).expanduser()
     if paths and folder.is_dir():
@@ -75,19 +79,18 @@ def located(model: Model, paths: bool = True) -> Path:
     if not HUB_ID.fullmatch(name):
         problem = "there is no such folder, and it is not a hub id" if paths else "paths are not followed here"
         raise BaseError(f"model.name = '{name}': {problem}", "model.name is no hub id, and this node has no such base")
-    return _fetched(name, model.trust_remote_code)
+    return _fetched(name, model.trust_remote_code, bare)
 
 
 @lru_cache
-def _fetched(name: str, with_code: bool) -> Path:
+def _fetched(name: str, with_code: bool, bare: bool) -> Path:
     """Fetch a model from the hub, once per process and not at every message and evaluation."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(name, allow_patterns=[*WANTED, ADAPTER, ADAPTED, *(["*.py"] if with_code else [])])
-        )
+        files = [*(BARE if bare else WANTED), ADAPTER, ADAPTED, *(["*.py"] if with_code else [])]
+        return Path(snapshot_download(name, allow_patterns=files))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         message = f"model.name = '{name}': no such folder, and the hub did not provide it: {error}"
         raise BaseError(message, "this node has no such base, and the hub did not provide it") from error

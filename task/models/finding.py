@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 
 from task.config import EMBEDDED_MODEL, Model
-from task.files.contents import BaseError, adapter, check, check_size, listed, may_be_named
+from task.files.contents import BaseError, adapter, check, check_size, has_weights, listed, may_be_named
 from task.models.base import FINGERPRINT, Base, content_hash, examine, fingerprint, located, named_folder, sized
 from task.models.embedded import embedded_base
 from task.models.merged import merged
@@ -23,15 +23,21 @@ class BaseMissing(BaseError):
     """A base that a node does not have, or no longer has. The server may offer it."""
 
 
-def server_base(model: Model, store: Store) -> Base:
-    """Return the base that a run starts from, on the server. Raises BaseError."""
+def server_base(model: Model, store: Store, bare: bool = False, weights: bool = True) -> Base:
+    """Return the base that a run starts from, on the server. Raises BaseError.
+
+    A `bare` base is not read. Without `weights` its weights are not even fetched, and if they are not there, nobody
+    here knows its fingerprint.
+    """
     if model.name == EMBEDDED_MODEL:
         folder = embedded_base(store)
-    elif adapter(folder := located(model)):
+    elif adapter(folder := located(model, bare=not weights)):
         folder = merged(folder, store)
+    elif not weights and not has_weights(check(folder, bare=True)):
+        return Base(model.name, folder, "", bare)
     else:
         check(folder)
-    return Base(model.name, folder, fingerprint(folder, store))
+    return Base(model.name, folder, fingerprint(folder, store), bare)
 
 
 def node_base(model: Model, wanted: str, store: Store, paths: bool = True) -> Base:
@@ -53,20 +59,24 @@ def node_base(model: Model, wanted: str, store: Store, paths: bool = True) -> Ba
     raise BaseMissing(message, f"it lacks the base {wanted}")
 
 
-def node_bases(model: Model, store: Store, paths: bool = True) -> list[str]:
-    """Return the fingerprints of the bases this node could start from: those in its store, and the one that
-    `model.name` names here (a path only if `paths`)."""
+def kept_bases(store: Store) -> list[str]:
+    """Return the fingerprints of the bases in a node's store."""
     names = [path.name for path in sorted(store.path(BASES, "").glob("*")) if FINGERPRINT.fullmatch(path.name)]
     for name in names:
         _adopt(store, name)
-    kept = [name for name in names if store.holds(BASES, name)]
+    return [name for name in names if store.holds(BASES, name)]
+
+
+def named_base(model: Model, store: Store, paths: bool = True) -> str:
+    """Return the fingerprint of the base that `model.name` names on this node (a path only if `paths`); empty if there
+    is none."""
     if model.name == EMBEDDED_MODEL:
-        return kept
+        return ""
     try:
-        return [*kept, fingerprint(named_folder(model, paths), store)]
+        return fingerprint(named_folder(model, paths), store)
     except BaseError as error:
         LOG.info("model.name is not available here; the server may offer it: %s", error)
-        return kept
+        return ""
 
 
 def _adopt(store: Store, wanted: str) -> None:

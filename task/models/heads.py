@@ -69,7 +69,10 @@ def reorder(module: nn.Module, labelled: dict[str, int], rows: list[int]) -> Non
 def redraw(module: Any, labelled: dict[str, int]) -> None:
     """Draw the rows of a head anew, as transformers draws a head that a base lacks."""
     for name in labelled:
-        module.get_parameter(name)._is_hf_initialized = False
+        parameter = module.get_parameter(name)
+        # a bare base has no memory for them
+        parameter.data = torch.empty_like(parameter, memory_format=torch.contiguous_format)
+        parameter._is_hf_initialized = False
         parts = name.split(".")[:-1]
         for depth in range(len(parts) + 1):
             module.get_submodule(".".join(parts[:depth]))._is_hf_initialized = False

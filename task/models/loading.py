@@ -44,7 +44,8 @@ def loaded(base: Base, config: TaskConfig) -> Loaded:
 
 def _pretrained(base: Base, config: TaskConfig) -> Loaded:
     model = read(base, config, {})
-    kinds.of(config).check_model(model.module, base.name)
+    if not base.bare:  # a check may run the model
+        kinds.of(config).check_model(model.module, base.name)
     check_fit(tokenizer_in(base.folder), model.module, base.folder)
     return Loaded(model.module, Head(_output_embedding(model.module), along=False), tuple(model.said))
 
@@ -60,7 +61,8 @@ def _with_head(base: Base, config: TaskConfig) -> Loaded:
         theirs = f"the base's problem_type is '{own.problem_type!s:.40}'"
         notices.append(f"{theirs}; for this task it is set to '{kind.problem_type}'")
     model = read(base, config, options)
-    kind.check_model(model.module, base.name)
+    if not base.bare:
+        kind.check_model(model.module, base.name)
     if not kind.images:
         check_fit(tokenizer, model.module, base.folder)
         _check_positions(base, own.pad_token_id, model.module)

@@ -13,6 +13,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from task.config import TaskConfig
 from task.model_settings import MISSING, Model
+from task.models.bare import absent, is_absent
 from task.models.base import BaseError
 from task.tunings.base import Head
 from task.tunings.parts.trainable import adaptable, ends, is_transposed
@@ -56,20 +57,31 @@ def _fits(module: Any, name: str) -> bool:
 
 def _outputs_by_inputs(layer: Any) -> torch.Tensor:
     weight: torch.Tensor = layer.weight.detach()
-    return (weight.T if is_transposed(layer) else weight).contiguous()
+    turned = weight.T if is_transposed(layer) else weight
+    return turned if is_absent(weight) else turned.contiguous()
 
 
 def _in_4_bits(bitsandbytes: Any, layer: Any, model: Model, device: str) -> Any:
-    weight, biased = _outputs_by_inputs(layer), layer.bias is not None
+    bare, weight, biased = is_absent(layer.weight), _outputs_by_inputs(layer), layer.bias is not None
     options = {"compress_statistics": model.double_quantization, "quant_type": "nf4"}
     computed = getattr(torch, model.computes_in)
     with torch.device("meta"):
         made = bitsandbytes.Linear4bit(*weight.shape[::-1], biased, compute_dtype=computed, **options)
-    made.weight = bitsandbytes.Params4bit(weight, requires_grad=False, module=made, **options).to(device)
+    if bare:
+        made.weight = bitsandbytes.Params4bit(
+            _coded(weight, torch.uint8), requires_grad=False, bnb_quantized=True, **options
+        )
+    else:
+        made.weight = bitsandbytes.Params4bit(weight, requires_grad=False, module=made, **options).to(device)
     made.quant_state = made.weight.quant_state
     made.bias = layer.bias
     made.support_avx512bf16_for_cpu = False  # else an evaluation repacks the weights, and later steps have other bits
     return made
+
+
+def _coded(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return a weight of a bare base as the codes of a quantised one, which are as absent."""
+    return absent(tuple(weight.shape), dtype, 0)
 
 
 def _nothing() -> None:
@@ -77,9 +89,15 @@ def _nothing() -> None:
 
 
 def _in_8_bits(bitsandbytes: Any, layer: Any, model: Model, device: str) -> Any:
-    weight, biased = _outputs_by_inputs(layer), layer.bias is not None
+    bare, weight, biased = is_absent(layer.weight), _outputs_by_inputs(layer), layer.bias is not None
     with torch.device("meta"):
         made = bitsandbytes.Linear8bitLt(*weight.shape[::-1], biased, has_fp16_weights=False, threshold=OUTLIERS)
+    if bare:
+        codes, scales = _coded(weight, torch.int8), absent((len(weight),), torch.float32)
+        made.weight = bitsandbytes.Int8Params(codes, False, False, CB=codes, SCB=scales)
+        made.state.CB, made.state.SCB = codes, scales
+        made.bias = layer.bias
+        return made
     made.weight = bitsandbytes.Int8Params(weight, requires_grad=False, has_fp16_weights=False).to(device)
     made.state.CB, made.state.SCB = made.weight.CB, made.weight.SCB
     made.init_8bit_state = _nothing  # it would do that in a forward pass, while other threads use the layer; and again,

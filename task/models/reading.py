@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,17 +12,16 @@ from safetensors.torch import load_file
 
 from task.config import TaskConfig
 from task.device import ran_out
-from task.files.contents import check, is_weights, weights
+from task.files.contents import check, has_weights, is_weights, weights
 from task.files.shown import shown
 from task.files.sized import no_larger_than
 from task.kinds import registry as kinds
+from task.models.bare import Shapes, blank, take_out
 from task.models.base import Base, BaseError
 from task.models.heads import by_labels, head_modules
 from task.models.lacking import Report, check_body, prefixes, unused
 
 TRIES = 4  # prefixes to try
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Read:
 
 def read(base: Base, config: TaskConfig, options: dict[str, Any]) -> Read:
     """Return the model of `task.kind` with these settings in place of the base's own. Raises BaseError."""
-    files = check(base.folder)
-    shapes, state = weights(files), torch.get_rng_state()
-    module, report = _loaded(base, config, options, shapes)
+    files = check(base.folder, base.bare)
+    shapes, state = weights(files) if has_weights(files) else {}, torch.get_rng_state()
+    module, report = (_bare if base.bare else _loaded)(base, config, options, shapes)
     kind = kinds.of(config)
     labelled = by_labels(module) if kind.drawn_head else {}
 
@@ -50,7 +50,8 @@ def read(base: Base, config: TaskConfig, options: dict[str, Any]) -> Read:
         loaded = {}
         for prefix in prefixes(shapes)[:TRIES]:
             torch.set_rng_state(state)  # a head is drawn as in the first try
-            loaded[prefix] = _loaded_under(prefix, files, type(module), module.config)
+            stored = blank(module.config, config, shapes)[1] if base.bare else _stored(files)
+            loaded[prefix] = _loaded_under(prefix, stored, type(module), module.config)
         fitting = [prefix for prefix, (_, found) in loaded.items() if not lacks(found)]
         if [prefix for prefix in fitting if not prefix.startswith(fitting[0])]:
             problem = f"its weights are there more than once, under {' and '.join(fitting)}; keep one of them"
@@ -61,19 +62,22 @@ def read(base: Base, config: TaskConfig, options: dict[str, Any]) -> Read:
     check_body(base, report, _ends(module, labelled, report), shapes, "" if kind.drawn_head else kind.name)
     if left := unused(report):
         said.append(left)
+    if base.bare:
+        take_out(module, report.drawn)
     module.name_or_path = module.config.name_or_path = str(base.folder)
     return Read(module, report, labelled, tuple(said))
 
 
-def own_settings(base: Base, config: TaskConfig) -> Any:
-    """Return the base's settings as transformers reads them, with defaults for missing keys. Raises BaseError."""
+def own_settings(base: Base, config: TaskConfig, options: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """Return the base's settings as transformers reads them, with defaults for missing keys and `options` in place of
+    its own. Raises BaseError."""
     import transformers
 
-    check(base.folder)
+    check(base.folder, base.bare)
     try:
         with _visible(base, config) as folder:
             return transformers.AutoConfig.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=config.model.trust_remote_code
+                folder, local_files_only=True, trust_remote_code=config.model.trust_remote_code, **options
             )
     except Exception as error:
         raise _refusal(error, base, config) from error
@@ -107,12 +111,28 @@ def _loaded(base: Base, config: TaskConfig, options: dict[str, Any], shapes: Sha
     return module, Report.of(loading)
 
 
-def _loaded_under(prefix: str, files: Mapping[str, Path], kind: Any, settings: Any) -> tuple[Any, Report]:
-    """Return the model built from the weights under `prefix`, with the prefix removed."""
+def _bare(base: Base, config: TaskConfig, options: dict[str, Any], shapes: Shapes) -> tuple[Any, Report]:
+    """Return the model as `_loaded` does, with zeros that take no memory for weights."""
+    settings = own_settings(base, config, options)
+    try:
+        kind, stored = blank(settings, config, shapes)
+        settings.dtype = getattr(torch, config.model.dtype)
+        return _loaded_under("", stored, kind, settings)
+    except Exception as error:
+        raise _refusal(error, base, config) from error
+
+
+def _stored(files: Mapping[str, Path]) -> dict[str, torch.Tensor]:
+    """Return the tensors in a base's files."""
     stored: dict[str, torch.Tensor] = {}
     for name in files:
         if is_weights(name):
             stored |= load_file(files[name])
+    return stored
+
+
+def _loaded_under(prefix: str, stored: Mapping[str, torch.Tensor], kind: Any, settings: Any) -> tuple[Any, Report]:
+    """Return the model built from the weights under `prefix`, with the prefix removed."""
     renamed = {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
     module, loading = kind.from_pretrained(
         None,

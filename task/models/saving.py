@@ -78,7 +78,8 @@ def save_base(model: TunedModel, folder: Path) -> str:
         return base.name
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "init"))  # a head that the base lacks is drawn, as in training
-        loaded(base, config).module.save_pretrained(folder)  # type: ignore[operator]
+        whole = replace(base, bare=False)  # weights that the run did without must now be read
+        loaded(whole, config).module.save_pretrained(folder)  # type: ignore[operator]
     _copy_rest(base, folder)
     return str(folder)
 

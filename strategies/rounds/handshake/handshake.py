@@ -18,10 +18,12 @@ from strategies.protocol.trial import Trial
 from strategies.rounds import messaging, validation
 from strategies.rounds.context import RunContext
 from strategies.rounds.handshake import names, profile_parsing, ranks
+from strategies.rounds.handshake.agreement import agreed_base
 from strategies.rounds.handshake.names import Names, shared
 from task.config import TaskConfig
+from task.files.contents import has_weights
 from task.models.base import Base, files
-from task.models.versions import differing, versions, written
+from task.versions import differing, versions, written
 
 LOG = logging.getLogger("flwr")
 Answers = Iterable[tuple[messaging.Sent, Message | None]]
@@ -67,12 +69,13 @@ class Handshake:
         asked = self._ask(node_ids)
         result = self._met((yield asked), sum(item.bytes for item in asked))
         result = result.without(shared(result.profiles.values()))
+        if not (base := self.context.base).fingerprint:
+            self.context.run_state.base = agreed_base(result.profiles.values(), base.name)
         result, offers = self._offers(result)
         if offers:
             result = self._taken(result, list(offers), (yield list(offers.values())))
-        if self.context.config.data.partitioner.own_rows and result.profiles:  # rows that the server has not seen
-            rehearsing = self._rehearse(result)
-            result = self._rehearsed(result, (yield rehearsing))
+        if rehearsing := self._rehearse(result):
+            result = self._rehearsed(result, (yield rehearsing), sum(item.bytes for item in rehearsing))
         known = {node_id: replace(p, rank=self.context.run_state.budget(p)) for node_id, p in result.profiles.items()}
         result = replace(result, profiles=known)
         if trying := sorted((p for p in known.values() if p.automatic and not p.rank), key=lambda p: p.sort_key):
@@ -123,8 +126,10 @@ class Handshake:
         lacking = {p.store: p for p in result.profiles.values() if base.fingerprint not in p.bases}
         if not lacking:
             return result, {}
-        if not self.context.config.model.offer:
-            reason = f"it lacks the base '{base.name}' ({base.fingerprint}) and model.offer is false"
+        offered = self.context.config.model.offer
+        if not offered or not has_weights(files(base.folder)):
+            why = "the server has no weights of it to offer" if offered else "model.offer is false"
+            reason = f"it lacks the base '{base.name}' ({base.fingerprint or 'no node has it'}) and {why}"
             return _without(result, base, dict.fromkeys(lacking, reason)), {}
         waits = {store: run_state.offered(*_paid(profile)) for store, profile in lacking.items()}
         payload = self._payload(base) if not all(waits.values()) else None
@@ -164,22 +169,34 @@ class Handshake:
         return _without(result, self.context.base, refused)
 
     def _rehearse(self, result: HandshakeResult) -> list[messaging.Sent]:
-        """Ask nodes to prepare their rows and to run the model once."""
+        """Ask nodes to prepare their rows and to run the model once: all that have rows which the server has not seen,
+        or the first of them if the server has rows but reads no weights."""
+        asked = sorted(result.profiles.values(), key=lambda profile: profile.sort_key)
+        if not self.context.config.data.partitioner.own_rows:
+            asked = asked[:1] if self.context.base.bare and self.context.run_state.round < 0 else []
+        if not asked:
+            return []
         instruction = instructions.write(self.context.config, self.context.strategy, self.context.base.fingerprint)
         payload = messaging.Payload.of(RecordDict({"instructions": instruction}))
-        LOG.info("%d nodes prepare their rows and run the model once", len(result.profiles))
+        LOG.info("%d nodes prepare their rows and run the model once", len(asked))
         return [
-            messaging.send(self.context.grid, node_id, "query.rehearsal", "0", payload) for node_id in result.profiles
+            messaging.send(self.context.grid, profile.node_id, "query.rehearsal", "0", payload) for profile in asked
         ]
 
-    def _rehearsed(self, result: HandshakeResult, answers: Answers) -> HandshakeResult:
-        """Leave out the nodes that could not take part in a round."""
-        reasons = {}
+    def _rehearsed(self, result: HandshakeResult, answers: Answers, down: int) -> HandshakeResult:
+        """Leave out the nodes that could not take part in a round; all of them if one has spoken for all."""
+        reasons, up = {}, 0
         for item, reply in answers:
             try:
                 validation.validate_metrics(reply)
+                up += wire.size(validation.content(reply))
             except Refused as reason:
                 reasons[item.node_id] = str(reason)
+        result = replace(result, bytes_up=result.bytes_up + up, bytes_down=result.bytes_down + down)
+        if reasons and not self.context.config.data.partitioner.own_rows:
+            [(first, why)] = reasons.items()
+            said = f"node {result.profiles[first].name} ran the model once for all: {why}"
+            reasons |= {node_id: said for node_id in result.profiles if node_id != first}
         return result.without(reasons)
 
     def _try(self, automatic: list[Profile]) -> list[messaging.Sent]:

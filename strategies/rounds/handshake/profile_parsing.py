@@ -26,6 +26,7 @@ def profile_in(node_id: int, reply: Message | None) -> Profile:
         num_examples=_whole(said, "num-examples", MAX_ROWS),
         store=_text(said, "store"),
         bases=frozenset(_texts(said, "bases")),
+        named_base=_text(said, "named-base"),
         device=_text(said, "device"),
         memory=_whole(said, "memory", LARGEST),
         cores=_whole(said, "cores", LARGEST),
