@@ -6,8 +6,8 @@ What happens to a block is decided by its language, or by an HTML comment in the
     <!-- run by tests/test_x.py -->     another test runs it, which names the page
     <!-- run in process: reason -->     its `main` gets a grid in this process, as a ServerApp's does
     <!-- file: articles.csv -->         its rows, many times over, are the file of this name that blocks read
-    <!-- sizes: key=value ... -->       it is run with these keys on top, so that it ends soon; {encoder}, {decoder} and
-                                        {vision} are small models of that kind
+    <!-- sizes: key=value ... -->       it is run with these keys on top, so that it ends soon; {encoder}, {decoder},
+                                        {writer} and {vision} are small models of that kind
     <!-- with: this = that -->          it is run with that in place of this
 
 A comment that starts with `<!-- blocks:` at the top of a page is that of all blocks without one.
@@ -142,6 +142,8 @@ def models(tmp_path: Path) -> dict[str, str]:
         LlamaConfig,
         LlamaForCausalLM,
         PreTrainedTokenizerFast,
+        T5Config,
+        T5ForConditionalGeneration,
         ViTConfig,
         ViTForImageClassification,
         ViTImageProcessor,
@@ -159,10 +161,12 @@ def models(tmp_path: Path) -> dict[str, str]:
     words = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=256, **names)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = {"vocab_size": 512, "max_position_embeddings": 256, "pad_token_id": 0, **sizes}
+    small = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
     torch.manual_seed(0)
     made = {
         "encoder": (BertForSequenceClassification(BertConfig(**text)), words),
         "decoder": (LlamaForCausalLM(LlamaConfig(bos_token_id=1, eos_token_id=2, **text)), words),
+        "writer": (T5ForConditionalGeneration(T5Config(vocab_size=512, **small)), words),
         "vision": (
             ViTForImageClassification(ViTConfig(image_size=16, patch_size=8, **sizes)),
             ViTImageProcessor(size={"height": 16, "width": 16}),

@@ -57,6 +57,18 @@ def word_tokenizer(folder: Path, *, pad: str | None = "<pad>", side: str = "righ
     return folder
 
 
+def encoder_decoder(folder: Path, kind: str = "t5") -> Path:
+    """A model that writes texts, without dropout, and a tokenizer for it."""
+    from transformers import CONFIG_MAPPING, AutoModelForSeq2SeqLM
+
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 0}
+    quiet = {"dropout_rate": 0.0} if kind == "t5" else {"dropout": 0.0}
+    torch.manual_seed(0)
+    shape = CONFIG_MAPPING[kind](vocab_size=32, **(SHAPES[kind] | special | quiet))
+    AutoModelForSeq2SeqLM.from_config(shape).save_pretrained(folder)
+    return word_tokenizer(folder)
+
+
 def classifier(folder: Path, kind: str, **settings: Any) -> Path:
     """A classifier of the classes bad and good, without noise in its parts."""
     from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification

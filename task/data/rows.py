@@ -169,6 +169,29 @@ class LabelledTokens:
 
 
 @dataclass(frozen=True)
+class TextPairs:
+    """Texts to read (`tokens`) and texts to write (`targets`), which an encoder-decoder learns given the first; at most
+    `longest` tokens of them."""
+
+    tokens: Tokens
+    targets: Tokens
+    longest: int
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def batch(self, rows: Positions, device: "str | torch.device") -> "dict[str, torch.Tensor]":
+        """Return the batch of `tokens`, and `labels` (B, longest target of the batch) int64, `IGNORED` in padding."""
+        labels = replace(self.targets, pad=IGNORED).batch(rows, device)["input_ids"]
+        return self.tokens.batch(rows, device) | {"labels": labels}
+
+    def stretched(self, rows: Positions, length: int) -> "TextPairs":
+        """Return two of these rows, the first of `length` tokens to read, and as many to write as there may be."""
+        targets = self.targets.stretched(rows, min(length, self.longest))
+        return replace(self, tokens=self.tokens.stretched(rows, length), targets=targets)
+
+
+@dataclass(frozen=True)
 class Targets:
     """Texts with numbers to learn: `values` (N,), or (N, K) for K outputs of the head."""
 
@@ -222,10 +245,14 @@ class Rows:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Return the number of tokens of every row (M,). Raises TypeError for images."""
+        """Return the number of tokens of every row (M,), read or written, whichever are more. Raises TypeError for
+        images."""
         if (tokens := self.inputs.tokens) is None:
             raise TypeError("images have no tokens")
-        return tokens.lengths[self._rows(np.arange(len(self)))]
+        lengths = tokens.lengths
+        if isinstance(self.inputs, TextPairs):
+            lengths = np.maximum(lengths, self.inputs.targets.lengths)
+        return lengths[self._rows(np.arange(len(self)))]
 
     def select(self, positions: "Sequence[int] | Positions | torch.Tensor") -> "Rows":
         """Return the rows at these positions, in this order."""

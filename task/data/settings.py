@@ -35,19 +35,19 @@ class Data:
     image_column: str = option("image", doc="column with images: bytes, paths or arrays")
     text_column: str = option("text", doc="column with text")
     instruction_column: str = option(
-        "instruction", doc="causal-lm: column with what is asked; empty: no prompts, outputs are learned whole"
+        "instruction", doc="language models: column with what is asked; empty: no prompts, outputs are learned whole"
     )
     input_column: str = option(
-        "input", doc="causal-lm: column with what an instruction is about; may be absent, or empty in a row"
+        "input", doc="language models: column with what an instruction is about; may be absent, or empty in a row"
     )
-    output_column: str = option("output", doc="causal-lm: column with what the model shall write")
+    output_column: str = option("output", doc="language models: column with what the model shall write")
     messages_column: str = option(
         "", doc="causal-lm: column with conversations, lists of turns; empty: rows are not conversations"
     )
     prompt_column: str = option(
-        "", doc="causal-lm: column with prompts, texts or lists of turns, in place of instructions and inputs"
+        "", doc="language models: column with prompts, texts or lists of turns, in place of instructions and inputs"
     )
-    completion_column: str = option("", doc="causal-lm: column with their completions, texts or lists of turns")
+    completion_column: str = option("", doc="language models: column with their completions, texts or lists of turns")
     template: str = option(
         "auto",
         doc="causal-lm: the tokenizer's (chat), ours (plain), chat where there is one (auto), a name, or a Jinja file",
@@ -74,7 +74,7 @@ class Data:
     )
     max_length: int = option(128, low=2, high=MANY, doc="tokens of a text that are kept; causal-lm: of a whole row")
     max_completion_length: int = option(
-        0, low=0, high=MANY, doc="causal-lm: tokens of it that a completion may take; 0: half of them"
+        0, low=0, high=MANY, doc="language models: tokens of it that a completion may take; 0: half of them"
     )
     holdout: float = option(
         0.1, low=0.0, high=0.9, doc="share of its rows that a node keeps for evaluation, where `evaluate` asks nodes"

@@ -16,7 +16,7 @@ from task import extensions
 from task.config import CLASS_MEANS, EMBEDDED_DATA, EMBEDDED_MODEL, Data, TaskConfig, TaskKind
 from task.data.encoding.texts import blank
 from task.data.guessing.guess import Guess, Sight
-from task.data.labels import Labels, check_few, label_names, labelled
+from task.data.labels import Labels, category_names, check_few, label_names, labelled
 from task.data.raw import Raw
 from task.data.rows import Inputs, Rows
 from task.data.sources.base import Source
@@ -69,7 +69,8 @@ class Kind(TaskKind, ABC):
     auto_class: ClassVar[str]  # the class of transformers that loads a base
     peft_auto_class: ClassVar[str]  # the class of peft that loads a base with its adapter
     peft_task_type: ClassVar[str]  # peft's task type; empty: peft has none
-    pipeline: ClassVar[str]  # the transformers pipeline that runs a tuned model
+    pipeline: ClassVar[str]  # the transformers pipeline that runs a tuned model, or the Hub's word for the task
+    piped: ClassVar[bool] = True  # transformers has such a pipeline; otherwise the model generates by itself
     images: ClassVar[bool] = False  # the inputs are images, otherwise texts
     input_noun: ClassVar[str] = "a text"  # the noun for an input in messages
     base_noun: ClassVar[str] = "a text model"
@@ -180,13 +181,14 @@ class Kind(TaskKind, ABC):
     def labels_of(
         self, raw: Raw, column: str, given: Sequence[str], rows: Positions, by_position: bool | None, most: int = 0
     ) -> Labels:
-        """Return the label names, those `given` if any, and the label of every row, as `label_codes` does.
+        """Return the label names, those `given` if any, and the label of every row, as `label_codes` does. Without a
+        head for them they are categories, of which one is enough.
 
         `most` is the largest number of different labels in a column (0: any), as in `check_few`. Raises DataError.
         """
         if most:
             check_few(raw, column, most, rows)
-        names = label_names(raw, column, given, rows)
+        names = (label_names if self.drawn_head else category_names)(raw, column, given, rows)
         return labelled(raw, column, names, rows, by_position)
 
     @abstractmethod
@@ -267,8 +269,7 @@ class Kind(TaskKind, ABC):
 
 def labels_in(module: Any) -> tuple[str, ...]:
     """Return the label names that a model states, in the order of its outputs."""
-    names: dict[int, str] = module.config.id2label
-    return tuple(names[number] for number in range(len(names)))
+    return tuple(module.config.id2label[number] for number in range(module.config.num_labels))
 
 
 @contextmanager

@@ -13,11 +13,10 @@ from task.config import Data, TaskConfig
 from task.data.encoding.asked import Asked, asked_of
 from task.data.encoding.chats.encoder import ChatEncoder, PairEncoder
 from task.data.encoding.chats.named import NAMED
-from task.data.encoding.completions import Columns, CompletionEncoder
+from task.data.encoding.completions import Columns, CompletionEncoder, incomplete
 from task.data.encoding.texts import CHUNK, blank
 from task.data.guessing.guess import Guess, Sight
 from task.data.guessing.prompted import prompted
-from task.data.labels import Labels, category_names, labelled
 from task.data.raw import DataError, Raw, nearest
 from task.data.rows import IGNORED, Completions, LabelledTokens, Rows
 from task.data.settings import TEMPLATES, is_template, is_template_file
@@ -77,7 +76,7 @@ class CausalLM(Kind):
                 f"evaluate-generations = {config.evaluate_generations}: outputs are learned whole, nothing is asked; "
                 "name data.instruction-column, data.prompt-column or data.messages-column, or set it to 0"
             )
-        return [*found, *_forms(data), *_templates(data.template)]
+        return [*found, *incomplete(data), *_templates(data.template)]
 
     def resolve(self, data: Data) -> Data:
         """Return the settings with the date for chat templates, and the text of a template file; a resumed run keeps
@@ -108,12 +107,6 @@ class CausalLM(Kind):
             if not empty[row] and not isinstance(value, str | list):
                 raise raw.fault(row, column, "neither a text nor a list of turns", f", but {value!r:.60}")
         return empty
-
-    def labels_of(
-        self, raw: Raw, column: str, given: Sequence[str], rows: Positions, by_position: bool | None, most: int = 0
-    ) -> Labels:
-        """Return the categories of rows. They are not learned, so one is enough."""
-        return labelled(raw, column, category_names(raw, column, given, rows), rows, by_position)
 
     def encoder(self, base: Path, data: Data, labels: tuple[str, ...], source: Source | None) -> Encoder:
         """Return an encoder of conversations, or of prompts and completions."""
@@ -199,18 +192,6 @@ class CausalLM(Kind):
     def guessing(self, labels: Sequence[str]) -> dict[str, float]:
         """Return no metrics: a guess of words would depend on how often each word occurs."""
         return {}
-
-
-def _forms(data: Data) -> Iterator[str]:
-    """Yield the conflicts between the columns that make a row."""
-    if bool(data.prompt_column) != bool(data.completion_column):
-        there, lacking = ("prompt", "completion") if data.prompt_column else ("completion", "prompt")
-        yield f"data.{there}-column = '{getattr(data, f'{there}_column')}' needs data.{lacking}-column beside it"
-    if data.messages_column and (data.prompt_column or data.completion_column):
-        yield (
-            f"data.messages-column = '{data.messages_column}' has whole conversations: leave out data.prompt-column "
-            "and data.completion-column"
-        )
 
 
 def _templates(template: str) -> Iterator[str]:

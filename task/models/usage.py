@@ -27,6 +27,8 @@ def usage(config: TaskConfig, base: Base, folder: Path | str, base_folder: str =
         return _by_processor(
             config, str(folder), base_folder
         )  # a pipeline of transformers makes every image one of three channels
+    if not kind.piped:
+        return _by_tokenizer(config, str(folder), base_folder)
     imports, loaded = _loaded(config, str(folder), base_folder)
     made = f'model = pipeline("{kind.pipeline}", {loaded})'
     if kind.images:
@@ -55,6 +57,16 @@ def _by_processor(config: TaskConfig, folder: str, base_folder: str) -> list[str
         f"model, processor = {_call(config, loader, folder, base_folder)}, "
         f"AutoImageProcessor.from_pretrained({folder!r})",
         'print(model(**processor(Image.new("L", (64, 64)), return_tensors="pt")).logits.softmax(-1))',
+    ]
+
+
+def _by_tokenizer(config: TaskConfig, folder: str, base_folder: str) -> list[str]:
+    source, loader = _loader(config)
+    return [
+        f"from transformers import AutoTokenizer; from {source} import {loader.partition('.')[0]}",
+        f"model, tokenizer = {_call(config, loader, folder, base_folder)}, AutoTokenizer.from_pretrained({folder!r})",
+        'found = model.generate(**tokenizer("Your text", return_tensors="pt"), max_new_tokens=20)',
+        "print(tokenizer.decode(found[0], skip_special_tokens=True))",
     ]
 
 

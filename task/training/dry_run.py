@@ -13,6 +13,7 @@ import torch
 
 from task.data.encoding.packing import fill, packed
 from task.data.extremes import extremes, stretched
+from task.data.rows import IGNORED, TextPairs
 from task.device import ran_out
 from task.kinds import registry as kinds
 from task.model_settings import UNQUANTIZED
@@ -167,13 +168,14 @@ class _Once:
         """Return the logits of every row, in evaluation mode, without gradients; of its own tokens if it has any."""
         module, rows = self.model.module.eval(), self.trainer.rows
         batch = rows.batch(places, self.trainer.device)
-        batch.pop("labels")
+        labels = batch["labels"] if isinstance(rows.inputs, TextPairs) else batch.pop("labels")  # a decoder reads them
         with torch.no_grad():
             logits: torch.Tensor = module(**batch).logits
         if not kinds.of(self.model.config).per_token:
             return list(logits)
-        own = logits[:, -batch["input_ids"].shape[1] :]  # after the logits of soft prompts
-        return [row[mask.bool()] for row, mask in zip(own, batch["attention_mask"], strict=True)]
+        masks = labels != IGNORED if "labels" in batch else batch["attention_mask"].bool()
+        own = logits[:, -masks.shape[1] :]  # after the logits of soft prompts
+        return [row[mask] for row, mask in zip(own, masks, strict=True)]
 
     def _check_finite(self, what: str, number: float) -> None:
         if not np.isfinite(number):

@@ -1,4 +1,4 @@
-"""Evaluation of a causal language model on completions, given all tokens before each one (teacher forcing)."""
+"""Evaluation of a language model on completions, given all tokens before each one (teacher forcing)."""
 
 import math
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from task.data.rows import IGNORED, Positions, Rows
+from task.data.rows import IGNORED, Positions, Rows, TextPairs
 from task.kinds.base import LARGEST_EXPONENT
 from task.training.parallel_evaluation import evaluate_in_parallel, portion
 
@@ -24,13 +24,16 @@ def score_tokens(module: nn.Module, rows: Rows, device: str, at_once: int = 1) -
     completions.
     """
 
+    decodes = isinstance(rows.inputs, TextPairs)  # then the logits at a label are those of its own token
+
     def score(positions: Positions) -> tuple[float, int, int]:
         batch = rows.batch(positions, device)
-        targets = batch.pop("labels")[:, 1:]
-        learned = targets != IGNORED
+        labels = batch["labels"] if decodes else batch.pop("labels")  # a decoder reads them, shifted by one
         output: Any = module(**batch, use_cache=False)
-        own = output.logits[:, -batch["input_ids"].shape[1] :]  # after the logits of soft prompts
-        logits, wanted = own[:, :-1][learned].float(), targets[learned]
+        own = output.logits[:, -labels.shape[1] :]  # after the logits of soft prompts
+        own, targets = (own, labels) if decodes else (own[:, :-1], labels[:, 1:])
+        learned = targets != IGNORED
+        logits, wanted = own[learned].float(), targets[learned]
         loss = float(cross_entropy(logits, wanted, reduction="none").double().sum())
         return loss, int((logits.argmax(-1) == wanted).sum()), len(wanted)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from task.data.encoding.texts import tokenizer_in
-from task.data.rows import IGNORED, Rows
+from task.data.rows import IGNORED, Rows, TextPairs
 
 CHARACTERS = 2000  # of a part of a row
 
@@ -26,6 +26,11 @@ def described(base: Path, rows: Rows, count: int, names: Sequence[str]) -> Itera
         if not isinstance(labels, list) or batch["labels"].is_floating_point():
             yield f"row {row:<5} {len(ids)} tokens{_label(batch, names)}"
             yield f"  text     {_text(tokenizer, ids)}"
+            continue
+        if isinstance(rows.inputs, TextPairs):
+            yield f"row {row:<5} {len(ids)} tokens to read, {len(labels)} to write"
+            yield f"  given    {_text(tokenizer, ids)}"
+            yield f"  learned  {_text(tokenizer, labels)}"
             continue
         learned = [label != IGNORED for label in labels]
         yield f"row {row:<5} {len(ids)} tokens, {sum(learned)} of them learned"

@@ -194,6 +194,18 @@ class CompletionEncoder:
             yield whole[:1], whole[1 : self.max_length]
 
 
+def incomplete(data: Data) -> Iterator[str]:
+    """Yield the conflicts between the columns that make a row."""
+    if bool(data.prompt_column) != bool(data.completion_column):
+        there, lacking = ("prompt", "completion") if data.prompt_column else ("completion", "prompt")
+        yield f"data.{there}-column = '{getattr(data, f'{there}_column')}' needs data.{lacking}-column beside it"
+    if data.messages_column and (data.prompt_column or data.completion_column):
+        yield (
+            f"data.messages-column = '{data.messages_column}' has whole conversations: leave out data.prompt-column "
+            "and data.completion-column"
+        )
+
+
 def optional_texts(raw: Raw, column: str, rows: NDArray[np.int64]) -> list[str]:
     """Return the texts of a column that rows may lack, empty where they do. Raises DataError for another value."""
     if not column or not raw.has(column):
