@@ -9,7 +9,8 @@ from flwr.cli.build import build_fab_from_disk
 
 from thistledown.main import main
 from thistledown.processes.bundle import app_hash, candidates, gathered
-from thistledown.processes.superlink import SuperLink, SuperLinkError
+from thistledown.processes.client import SuperLinkError
+from thistledown.processes.superlink import SuperLink
 
 PROJECT = """
 [project]

@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from task.schema import ConfigError
-from thistledown.processes.superlink import SuperLink, SuperLinkError
+from thistledown.processes.client import SuperLinkError
+from thistledown.processes.superlink import SuperLink
 from thistledown.settings import Settings, app_folder, merged, pairs, preset_path
 from thistledown.summary import summary_lines
 

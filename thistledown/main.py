@@ -41,7 +41,7 @@ def _done(arguments: argparse.Namespace) -> int:
         say("checking the configuration")
     from task.schema import ConfigError
     from task.storage.room import NoRoom, is_full, sentence
-    from thistledown.processes.superlink import SuperLinkError
+    from thistledown.processes.client import SuperLinkError
 
     try:
         commands = {

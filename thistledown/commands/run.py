@@ -19,7 +19,8 @@ from server_app.resuming import rounds_done
 from task.schema import ConfigError
 from task.storage.room import append, room
 from thistledown.console import ANSI, Console
-from thistledown.processes.superlink import SuperLink, SuperLinkError
+from thistledown.processes.client import SuperLinkError
+from thistledown.processes.superlink import SuperLink
 from thistledown.rounds import Rounds
 from thistledown.settings import Settings, check_simulated
 from thistledown.summary import headline, summary_lines

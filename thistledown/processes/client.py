@@ -1,0 +1,80 @@
+"""Flower's command line, for a SuperLink that a command started."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from thistledown.console import ANSI
+
+
+class SuperLinkError(RuntimeError):
+    """A SuperLink or a node that did not start or does not answer, with the end of its log, or an app that Flower does
+    not accept."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """`flwr`, with the name of a connection in its config.toml, the folder it works in, and its environment."""
+
+    connection: str
+    work: Path
+    environment: Mapping[str, str]
+
+    def call(self, *arguments: str) -> str:
+        """Return the output of `flwr`. Raises SuperLinkError if it fails."""
+        done = subprocess.run(
+            [executable("flwr"), *arguments],
+            cwd=self.work,
+            env=dict(self.environment),
+            capture_output=True,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+        if done.returncode:
+            raise SuperLinkError(f"flwr {' '.join(arguments)} failed: {done.stdout}{done.stderr}")
+        return ANSI.sub("", done.stdout)
+
+    def submit(self, app: Path, config: str, file: Path, *more: str) -> "subprocess.Popen[str]":
+        """Submit the app, bundled beside `file`, to which the run config (TOML) is written, and return the process that
+        prints the run's log. Raises SuperLinkError for an app that Flower does not accept."""
+        from thistledown.processes.bundle import gathered  # imports Flower's command line, which no other command needs
+
+        try:
+            bundle = gathered(app, file.parent / "app")
+        except ValueError as error:
+            raise SuperLinkError(f"Flower does not accept the app in {app}: {error}") from error
+        file.write_text(config, encoding="utf-8")
+        return subprocess.Popen(
+            [executable("flwr"), "run", str(bundle), self.connection, "--stream", "--run-config", str(file), *more],
+            cwd=self.work,
+            env=dict(self.environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,  # Ctrl-C is ours to handle
+        )
+
+    def status(self, run_id: str) -> tuple[str, str]:
+        """Return Flower's status of a run, such as `finished:completed`, and its details. Raises SuperLinkError."""
+        said = self.call("list", self.connection, "--run-id", run_id, "--format", "json")
+        try:
+            run: dict[str, Any] = json.loads(said)["runs"][0]
+            return str(run["status"]), str(run["status-details"])
+        except (ValueError, LookupError) as error:
+            raise SuperLinkError(f"Flower did not report how the run ended: {said}") from error
+
+
+def executable(name: str) -> str:
+    """Return the path of a program in this interpreter's environment."""
+    return str(Path(sys.executable).parent / name)
+
+
+def tail(log: Path, lines: int = 20) -> str:
+    """Return the end of a log."""
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
