@@ -4,6 +4,8 @@ import argparse
 from importlib.metadata import version
 from pathlib import Path
 
+KEYS = "run-config keys, as for `flwr run`: \"num-server-rounds=3 strategy='rbla'\""
+
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line, with a subparser for each command."""
@@ -21,17 +23,8 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "preset", nargs="?", help="a TOML file with run-config keys, or the name of one in presets/"
         )
-        command.add_argument(
-            "-c",
-            dest="overrides",
-            metavar="'key=value ...'",
-            action="append",
-            default=[],
-            help="run-config keys, as for `flwr run`: \"num-server-rounds=3 strategy='rbla'\"; may be repeated",
-        )
-        command.add_argument(
-            "--app", type=Path, metavar="DIR", help="clone of thistledown to run; default: the installed one"
-        )
+        _add_overrides(command)
+        _add_app(command)
     check.add_argument(
         "--rows", type=int, default=0, metavar="N", help="also show what the first N training rows become"
     )
@@ -49,14 +42,7 @@ def parser() -> argparse.ArgumentParser:
     new.add_argument("--nodes", type=int, metavar="N", help="nodes to simulate")
     new.add_argument("--to", type=Path, metavar="FILE", help="the preset; default: named after the data, here")
     new.add_argument("--force", action="store_true", help="write over a preset that exists")
-    new.add_argument(
-        "-c",
-        dest="overrides",
-        metavar="'key=value ...'",
-        action="append",
-        default=[],
-        help="any other keys of the preset; may be repeated",
-    )
+    _add_overrides(new, "any other keys of the preset")
     export = commands.add_parser("export", help="write the tuned model of a run, from its checkpoint")
     export.description = "Rebuild the tuned model from the checkpoint in a results folder. Only the base is needed."
     export.add_argument("results", type=Path, help="a results folder, such as outputs/latest")
@@ -76,14 +62,16 @@ def parser() -> argparse.ArgumentParser:
         "--to", type=Path, metavar="FILE", help="where to write the answers: .csv, .tsv, .jsonl or .parquet"
     )
     predict.add_argument("--state", choices=("best", "last"), default="best", help="which round (default: best)")
-    predict.add_argument(
-        "-c",
-        dest="overrides",
-        metavar="'key=value ...'",
-        action="append",
-        default=[],
-        help="keys of [data] that differ from the run's: \"data.text-column='body'\"",
+    _add_overrides(predict, "keys of [data] that differ from the run's: \"data.text-column='body'\"")
+    up = commands.add_parser("up", help="deploy SuperLink and nodes with TLS on this machine, for a try")
+    up.description = (
+        "Start a SuperLink with TLS and a SuperNode for each file, and end them by Ctrl-C. Nothing stays but results."
     )
+    up.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a node's own data: a file or folder")
+    up.add_argument("--run", action="store_true", help="run one federation and end, instead of waiting for Ctrl-C")
+    up.add_argument("--preset", metavar="PRESET", help="a TOML file with run-config keys, or the name of a preset")
+    _add_overrides(up)
+    _add_app(up)
     certs = commands.add_parser("certs", help="make the certificates and node keys of a deployment")
     certs.description = (
         "Create an authority, the SuperLink's certificate and a key pair per node. Files that exist are not changed."
@@ -132,6 +120,18 @@ def parser() -> argparse.ArgumentParser:
     run.description = "Simulate a federation on this machine; results go to outputs/ in the current directory."
     check.description = "Check a configuration and show what each node would do and send, without running it."
     return parser
+
+
+def _add_overrides(command: argparse.ArgumentParser, help: str = KEYS) -> None:
+    command.add_argument(
+        "-c", dest="overrides", metavar="'key=value ...'", action="append", default=[], help=f"{help}; may be repeated"
+    )
+
+
+def _add_app(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--app", type=Path, metavar="DIR", help="clone of thistledown to run; default: the installed one"
+    )
 
 
 def _listed(text: str) -> list[str]:

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _done(arguments: argparse.Namespace) -> int:
     """Run the chosen command and return the exit code."""
-    if arguments.command in ("run", "check", "export"):
+    if arguments.command in ("run", "check", "export", "up"):
         say("checking the configuration")
     from task.schema import ConfigError
     from task.storage.room import NoRoom, is_full, sentence
@@ -53,6 +53,7 @@ def _done(arguments: argparse.Namespace) -> int:
             "keys": _keys,
             "presets": _presets,
             "certs": _certs,
+            "up": _up,
             "account": _account,
             "app": _app,
             "policy": _policy,
@@ -138,6 +139,13 @@ def _presets(arguments: argparse.Namespace) -> int:
     for line in presets(app_folder(arguments.app)):
         say(line)
     return DONE
+
+
+def _up(arguments: argparse.Namespace) -> int:
+    from thistledown.commands.up import up
+
+    done = up(arguments.files, arguments.app, arguments.preset, arguments.overrides, arguments.run, say)
+    return DONE if done else FAILED
 
 
 def _certs(arguments: argparse.Namespace) -> int:

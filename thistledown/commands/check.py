@@ -50,7 +50,7 @@ def check(settings: Settings, say: Say, rows: int = 0) -> None:
     for line in choices(run):
         say(line)
     try:
-        with _quiet():
+        with quiet():
             for line in _explained(run, server_store(), rows):
                 say(line)
     except (BaseError, DataError, DeviceError, DryRunError, RunFailed, SplitError, TuningError, StoreError) as error:
@@ -58,7 +58,7 @@ def check(settings: Settings, say: Say, rows: int = 0) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the log of a run, which is reported here in other words, and the warnings of transformers."""
     log = logging.getLogger("flwr")
     level = log.level

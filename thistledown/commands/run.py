@@ -6,8 +6,10 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import tomli_w
 
@@ -30,6 +32,22 @@ FINISHED = "finished:completed"
 STRAY = 20  # lines of Flower's own output that are shown
 
 
+class Running(Protocol):
+    """A SuperLink that runs were submitted to."""
+
+    def check(self) -> None:
+        """Raise SuperLinkError if one of Flower's programs has ended by itself."""
+
+    def status(self, run_id: str) -> tuple[str, str]:
+        """Return Flower's status of a run and its details."""
+
+    def tail(self, lines: int = 20) -> str:
+        """Return the end of the SuperLink's own log."""
+
+
+Place = TypeVar("Place", bound=Running)
+
+
 def run(settings: Settings, say: Say, *, verbose: bool = False) -> bool:
     """Simulate the run and return whether it completed. No process keeps running, however the run ends.
 
@@ -44,16 +62,28 @@ def run(settings: Settings, say: Say, *, verbose: bool = False) -> bool:
     if server.resume:
         done = rounds_done(Path(server.resume), server.resume_from)
         say(f"resuming {server.resume} after round {done}")
-    outputs = Path(server.output_dir)
-    log = Log(outputs)
-    for dead in interrupted_in(outputs):
+    for dead in interrupted_in(Path(server.output_dir)):
         say(f"the run in {dead} was interrupted; {hint(dead) or 'it has no checkpoint to resume from'}")
     say("starting Flower's SuperLink")
+    return followed(settings, SuperLink(), partial(_submitted, settings), say, verbose=verbose, done=done)
+
+
+def followed(
+    settings: Settings,
+    place: AbstractContextManager[Place],
+    submit: Callable[[Place], "subprocess.Popen[str]"],
+    say: Say,
+    *,
+    verbose: bool = False,
+    done: int = -1,
+) -> bool:
+    """Start a SuperLink, submit the run to it, show its rounds from `done` + 1 on, and return whether it completed."""
+    log = Log(Path(settings.config.server.output_dir))
     console = Console(verbose=verbose)
-    rounds = Rounds(measure_of(settings.config.task).titles, server.num_server_rounds, done + 1)
+    rounds = Rounds(measure_of(settings.config.task).titles, settings.config.server.num_server_rounds, done + 1)
     try:
-        with log, SuperLink() as superlink:
-            code = _follow(_submitted(superlink, settings), console, rounds, log, say)
+        with log, place as superlink:
+            code = _follow(submit(superlink), console, rounds, log, say)
             superlink.check()
             status, details = superlink.status(console.run_id) if console.run_id else ("", "")
             if status != FINISHED:
@@ -113,7 +143,7 @@ class Log:
         self.path = self.path.rename(next(path for name in names if not (path := folder / name).exists()))
 
 
-def _submitted(superlink: SuperLink, settings: Settings) -> "subprocess.Popen[str]":
+def _submitted(settings: Settings, superlink: SuperLink) -> "subprocess.Popen[str]":
     config, simulation = settings.config, settings.config.server.simulation
     values = tomli_w.dumps(nested(config.flat))
     return superlink.submit(settings.app, values, simulation.num_supernodes, simulation.num_cpus, simulation.num_gpus)

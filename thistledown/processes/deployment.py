@@ -1,0 +1,152 @@
+"""A whole deployment on this machine: a SuperLink with TLS and node authentication, and a SuperNode for each file.
+
+Everything listens on loopback, works in one private folder, and is gone with it: keys, databases, stores, logs. Nodes
+run one app only, whose hash is pinned, in processes that are forked after the slow imports.
+"""
+
+import json
+import secrets
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+from thistledown.commands.certs import Keys
+from thistledown.processes.bundle import app_hash
+from thistledown.processes.client import Client, SuperLinkError, executable, tail
+from thistledown.processes.workplace import Workplace
+
+NAME, HERE = "federation", "127.0.0.1"
+START = 180.0  # seconds that a program has to answer
+ONLINE = "SuperNode ID"  # what a SuperNode's log says once the SuperLink knows it
+
+
+class Deployment:
+    """A running deployment, as a context manager that stops it. `nodes` are the nodes' files by name."""
+
+    def __init__(self, app: Path, nodes: Mapping[str, Path]) -> None:
+        self.app, self.nodes = app, nodes
+        self._place = Workplace()
+        self.folder = self._place.folder
+        self.home = self.folder / "home"
+        self._keys = Keys(self.folder / "keys", [HERE], list(nodes), days=30)
+        self._running: dict[str, tuple[subprocess.Popen[bytes], Path]] = {}  # programs and their logs
+
+    def __enter__(self) -> "Deployment":
+        try:
+            self._start()
+        except BaseException:
+            self._place.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._place.close()
+
+    def submit(self, config: str) -> "subprocess.Popen[str]":
+        """Submit a run with the run config `config` (TOML) and return the process that prints the run's log."""
+        return self._client().submit(self.app, config, self.folder / "run.toml")
+
+    def check(self) -> None:
+        """Raise SuperLinkError if one of the programs has ended by itself."""
+        for name, (process, log) in self._running.items():
+            if process.poll() is not None:
+                raise SuperLinkError(f"{name} ended with code {process.returncode}:\n{tail(log)}")
+
+    def status(self, run_id: str) -> tuple[str, str]:
+        """Return Flower's status of a run, such as `finished:completed`, and its details. Raises SuperLinkError."""
+        return self._client().status(run_id)
+
+    def tail(self, lines: int = 20) -> str:
+        """Return the end of the SuperLink's own log."""
+        return tail(self.folder / "superlink.log", lines)
+
+    def _start(self) -> None:
+        self._place.open()
+        self._keys.make()
+        port = _free_port()
+        self._start_superlink(port)
+        self._write_connection(port)
+        client, digest = self._client(), app_hash(self.app)
+        for name, file in self.nodes.items():
+            client.call("supernode", "register", str(self._keys.node(name).public), NAME, "--name", name)
+            self._start_node(name, file, port, digest)
+        for name in self.nodes:
+            self._await(partial(_says, self.folder / f"{name}.log", ONLINE), f"node {name}")
+
+    def _start_superlink(self, port: int) -> None:
+        keys, secret = self._keys, self.folder / "executor.secret"
+        secret.write_bytes(secrets.token_bytes(32))
+        proof = ["--superexec-auth-secret-file", str(secret)]
+        trust = [str(keys.authority.public), "--ssl-certfile", str(keys.server.public)]
+        self._begin("SuperLink", self.folder / "superlink.log", [
+            executable("flower-superlink"), "--host", HERE, "--port", str(port), "--ssl-ca-certfile", *trust,
+            "--ssl-keyfile", str(keys.server.private), "--enable-supernode-auth",
+            "--database", str(self.folder / "state.db"), "--isolation", "process", *proof,
+        ])  # fmt: skip
+        self._await(lambda: _listens(port), "SuperLink")
+        self._begin("executor", self.folder / "executor.log", [
+            executable("flower-superexec"), "--runtime-api-address", f"{HERE}:{port}",
+            "--root-certificates", str(keys.authority.public), *proof,
+        ])  # fmt: skip
+
+    def _start_node(self, name: str, file: Path, superlink: int, digest: str) -> None:
+        port, own = _free_port(), {"name": name, "data-path": str(file), "store-path": str(self.folder / "store")}
+        config = " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in own.items())
+        self._begin(f"node {name}", self.folder / f"{name}.log", [
+            executable("flower-supernode"), "--superlink", f"{HERE}:{superlink}", "--port", str(port),
+            "--root-certificates", str(self._keys.authority.public), "--isolation", "process",
+            "--auth-supernode-private-key", str(self._keys.node(name).private), "--node-config", config,
+        ])  # fmt: skip
+        self._begin(f"executor of node {name}", self.folder / f"{name}-app.log", [
+            executable("thistledown-superexec"), "--insecure", "--runtime-api-address", f"{HERE}:{port}",
+            "--app-hash", digest,
+        ])  # fmt: skip
+
+    def _begin(self, name: str, log: Path, command: list[str]) -> None:
+        """Start a program in a folder of its own, which is also its Flower home."""
+        folder = log.with_suffix("")
+        folder.mkdir()
+        process = self._place.begin(command, log, {"FLWR_HOME": str(folder / "flwr")}, folder)
+        self._running[name] = (process, log)
+
+    def _await(self, ready: Callable[[], bool], name: str) -> None:
+        process, log = self._running[name]
+        deadline = time.monotonic() + START
+        while not ready():
+            if process.poll() is not None:
+                raise SuperLinkError(f"{name} ended with code {process.returncode}:\n{tail(log)}")
+            if time.monotonic() > deadline:
+                raise SuperLinkError(f"{name} does not answer after {START:g} s:\n{tail(log)}")
+            time.sleep(0.1)
+
+    def _write_connection(self, port: int) -> None:
+        self.home.mkdir()
+        said = f'address = "{HERE}:{port}"\nroot-certificates = "{self._keys.authority.public}"\n'
+        (self.home / "config.toml").write_text(f'[superlink]\ndefault = "{NAME}"\n[superlink.{NAME}]\n{said}')
+
+    def _client(self) -> Client:
+        return Client(NAME, self._place.work, self._place.environment({"FLWR_HOME": str(self.home)}))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HERE, 0))
+        return int(probe.getsockname()[1])
+
+
+def _says(log: Path, words: str) -> bool:
+    return words in log.read_text(encoding="utf-8", errors="replace")
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection((HERE, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
