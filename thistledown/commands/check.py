@@ -34,10 +34,10 @@ from task.training.batches import steps_of
 from task.training.dry_run import DryRunError
 from task.training.rates import of_head, to_start_from, unusual
 from task.tunings.base import TuningError
-from thistledown.commands.choices import choices
-from thistledown.commands.rows import described
+from thistledown.foretold.choices import choices
+from thistledown.foretold.rows import described
+from thistledown.foretold.traffic import Leg, Traffic
 from thistledown.settings import Settings
-from thistledown.traffic import Leg, Traffic
 
 Say = Callable[[str], None]
 SHOWN = 20  # nodes that are listed

@@ -1,0 +1,1 @@
+"""What a run would do and send, in words and bytes, for `thistledown check`."""
