@@ -102,7 +102,8 @@ class Policy:
         try:
             content = tomllib.loads(place.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise PolicyError(str(place), [str(error)]) from error
+            said = f"it cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+            raise PolicyError(str(place), [said]) from error
         return cls._read(str(place), _flat(content), deployed)
 
     @classmethod

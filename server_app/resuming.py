@@ -41,8 +41,11 @@ def settings_of(folder: Path) -> dict[str, Any]:
     """Return the configuration of a run; only free keys may have been edited since. Raises ConfigError."""
     try:
         found = flat(tomllib.loads((folder / CONFIG).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise ConfigError([f"{folder} is not a results folder: {error}"]) from error
+    except OSError as error:
+        said = f"{CONFIG} in it cannot be read: {error.strerror}"
+        raise ConfigError([f"{folder} is not a results folder: {said}"]) from error
+    except ValueError as error:
+        raise ConfigError([f"{folder} is not a results folder: its {CONFIG} is no TOML: {error}"]) from error
     if edited := _edited(found, started.kept(folder), folder / CONFIG):
         raise ConfigError(edited)
     return found

@@ -355,5 +355,6 @@ def test_an_owner_sees_what_has_been_spent(tmp_path: Path, capsys: pytest.Captur
     Account.at(folder, "/data/scans").path.write_bytes(b"torn")
     assert main(["account", str(folder)]) == 3
     assert "is cut off" in capsys.readouterr().err
-    assert main(["account", str(tmp_path / "nowhere")]) == 0
+    (tmp_path / "new").mkdir()
+    assert main(["account", str(tmp_path / "new")]) == 0
     assert "no account in" in capsys.readouterr().out

@@ -3,13 +3,23 @@
 import argparse
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the process with exit code 2."""
+        self.exit(2, f"{self.prog}: {message}; {self.prog} --help explains the arguments\n")
+
 
 KEYS = "run-config keys, as for `flwr run`: \"num-server-rounds=3 strategy='rbla'\""
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line, with a subparser for each command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="thistledown",
         description="Federated fine-tuning of pretrained models where almost nothing crosses the wire.",
     )
@@ -26,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         _add_overrides(command)
         _add_app(command)
     check.add_argument(
-        "--rows", type=int, default=0, metavar="N", help="also show what the first N training rows become"
+        "--rows", type=_count, default=0, metavar="N", help="also show what the first N training rows become"
     )
     new = commands.add_parser("new", help="look at data, and write a preset that trains on it")
     new.description = (
@@ -136,3 +146,9 @@ def _add_app(command: argparse.ArgumentParser) -> None:
 
 def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of rows")
+    return int(text)

@@ -62,7 +62,7 @@ def _done(arguments: argparse.Namespace) -> int:
         }
         return commands[arguments.command](arguments)
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        print(error.problems[0] if len(error.problems) == 1 else error, file=sys.stderr)
         return WRONG
     except (SuperLinkError, NoRoom) as error:
         print(error, file=sys.stderr)

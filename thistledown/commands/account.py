@@ -13,10 +13,12 @@ from task.storage.store import node_store
 def accounts(folder: Path | None, delta: float) -> Iterator[str]:
     """Return a report of all accounts. `folder` is a store or a folder of accounts; None: the store of this machine.
 
-    Raises ConfigError for an invalid delta, AccountError for a damaged account.
+    Raises ConfigError for an invalid delta and for a folder that does not exist, AccountError for a damaged account.
     """
     if not 0 < delta < 1:
         raise ConfigError([f"--delta = {delta:g} must be between 0 and 1"])
+    if folder is not None and not folder.is_dir():
+        raise ConfigError([f"{folder} is no folder; name a node's store-path or account-path"])
     place = folder or node_store().root
     paths = sorted(path for where in (place, place / KIND) for path in where.glob(f"*{SUFFIX}"))
     if not paths:

@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from task.schema import ConfigError
+from task.storage.room import is_full
 
 HERE = ("localhost", "127.0.0.1")  # names by which Flower's own processes and `flwr` reach the SuperLink on its machine
 NODE = re.compile(r"[A-Za-z0-9][\w.\-]{0,63}(?<!\.pub)")
@@ -84,10 +85,18 @@ class Keys:
     def make(self) -> list[Path]:
         """Create the missing keys and return the paths of their public halves.
 
-        Raises ConfigError with all problems, before anything is written.
+        Raises ConfigError with all problems, before anything is written, and for a folder that cannot be written.
         """
         if problems := self._problems():
             raise ConfigError(problems)
+        try:
+            return self._make()
+        except OSError as error:
+            if is_full(error):
+                raise
+            raise ConfigError([f"{self.folder} cannot be written: {error.strerror}"]) from error
+
+    def _make(self) -> list[Path]:
         wanted: list[tuple[Pair, Callable[[], tuple[bytes, bytes]]]]
         wanted = [(self.authority, self._authority), (self.server, self._server)]
         wanted += [(self.node(name), partial(_node, name)) for name in self.nodes]
