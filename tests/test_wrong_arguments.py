@@ -25,6 +25,9 @@ CASES: dict[str, list[list[str]]] = {  # by verb; `file` is text, `bytes.*` are 
     ],
     "export": [[], ["nowhere"], ["file"], ["folder"], ["results"], ["folder", "--state", "worst"]],
     "predict": [[], ["nowhere", "hello"], ["file", "hello"], ["results", "hello"], ["folder", "a", "--file", "b"]],
+    "up": [
+        [], ["no.csv"], ["file", "--preset", "nosuch"], ["file", "--app", "folder"], ["file", "-c", "nosuch=1"],
+    ],
     "keys": [["zzzzz"], ["rank", "more"]],
     "presets": [["--app", "folder"], ["more"]],
     "certs": [
