@@ -13,11 +13,13 @@ from text_models import SPECIALS, encoder_decoder
 
 import thistledown
 from task.config import Model, TaskConfig
-from task.data.prepared import Rows, prepare_file
+from task.data.prepared import Rows, prepare, prepare_file
 from task.data.rows import IGNORED
+from task.kinds import registry
 from task.models.base import BaseError
 from task.models.finding import server_base
 from task.models.model import build
+from task.models.saving import save, save_base
 from task.schema import ConfigError
 from task.storage.store import Store, server_store
 from task.training.batches import batches
@@ -152,6 +154,41 @@ def test_it_writes_what_plain_peft_writes(run: Outcome, t5: Path) -> None:
     for text, one in zip(texts, thistledown.Outcome(run.folder).predict(texts), strict=True):
         found = model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=4, do_sample=False)
         assert one.answer == tokenizer.decode(found[0], skip_special_tokens=True).strip()
+
+
+def test_held_out_rows_are_answered_as_predict_answers(run: Outcome) -> None:
+    """The run was asked for generations: what its kind says of rows is what `predict` says of their prompts."""
+    outcome, base = thistledown.Outcome(run.folder), server_base(run.task.model, server_store()).folder
+    rows = prepare(run.task, base, server_store()).test
+    found = list(registry.of(run.task).exchanges(outcome.model("best").eval(), base, run.task.data, rows, "cpu"))
+    assert len(found) == len(rows)
+    known = {(one.prompt, one.reference) for one in found}
+    assert known <= {("a good film", "good"), ("a bad film", "very very bad"), ("very dull", "dull film a"),
+                     ("bright", "bright")}  # fmt: skip
+    assert [one.answer for one in found] == [one.answer for one in outcome.predict([one.prompt for one in found])]
+    assert run.rounds[-1]["server-test-loss"] > 0
+
+
+@pytest.mark.parametrize(("kind", "tuning"), [("t5", "lora"), ("bart", "norm"), ("bart", "full"), ("t5", "prompt")])
+def test_a_saved_model_puts_out_the_same_outside(kind: str, tuning: str, tmp_path: Path) -> None:
+    """Loaded by peft or transformers alone."""
+    import peft
+    import transformers
+
+    place = encoder_decoder(tmp_path / "base", kind)
+    config = TaskConfig.read(flat(place) | {"tuning": tuning, "lora.ranks": "2", "local-steps": 2})
+    rows, base = prepared(place, tmp_path), server_base(config.model, server_store())
+    model = build(base, config, 2, "cpu")
+    Trainer(config, rows, 3).fit(model)
+    save(model, tmp_path / "tuned", save_base(model, tmp_path / "beside"))
+    adapted = (tmp_path / "tuned" / "adapter_config.json").exists()
+    loads: Any = peft.AutoPeftModelForSeq2SeqLM if adapted else transformers.AutoModelForSeq2SeqLM
+    batch = rows.batch([0, 1, 2])
+    with torch.no_grad():
+        ours, theirs = (
+            module.eval()(**batch).logits for module in (model.module, loads.from_pretrained(tmp_path / "tuned"))
+        )
+    torch.testing.assert_close(theirs, ours)
 
 
 def test_the_lines_that_load_it_run(run: Outcome, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from task.kinds.base import ACCURACY, LOSS, PERPLEXITY, Encoder, Kind, Metric, P
 if TYPE_CHECKING:
     from torch import nn
 
-    from task.prediction.answer import Prediction
+    from task.prediction.answer import Exchange, Prediction
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Seq2SeqLM(Kind):
     data_noun = "data with columns of prompts and completions"
     drawn_head = False
     per_token = True
+    writes = True
     metrics: ClassVar[Mapping[str, Metric]] = {
         "loss": LOSS,
         "perplexity": PERPLEXITY,
@@ -103,6 +104,12 @@ class Seq2SeqLM(Kind):
         from task.prediction.completions import completions
 
         yield from completions(module, Seq2SeqEncoder.of(base, data), raw, rows, device)
+
+    def exchanges(self, module: "nn.Module", base: Path, data: Data, rows: Rows, device: str) -> "Iterator[Exchange]":
+        """Yield each of these rows with what the model writes greedily."""
+        from task.prediction.completions import exchanges
+
+        return exchanges(module, Seq2SeqEncoder.of(base, data), rows, device)
 
     def guessing(self, labels: Sequence[str]) -> dict[str, float]:
         """Return no metrics: a guess of words would depend on how often each word occurs."""
