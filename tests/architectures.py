@@ -64,6 +64,8 @@ ARCHITECTURES = {
     "bloom": _causal("Bloom", **WORDS, hidden_size=16, n_layer=2, n_head=2),
     "falcon": _causal("Falcon", **HEADS, **WORDS),
     "llama": _causal("Llama", **LLAMA),
+    "mistral": _causal("Mistral", **LLAMA),
+    "phi": _causal("Phi", **HEADS, **WORDS, **PLACES, intermediate_size=24),
     "qwen2": _causal("Qwen2", **LLAMA),
     "qwen3": _causal("Qwen3", **LLAMA, head_dim=8),
     "gemma2": _causal("Gemma2", **GEMMA),

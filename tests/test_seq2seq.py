@@ -157,7 +157,6 @@ def test_it_writes_what_plain_peft_writes(run: Outcome, t5: Path) -> None:
 
 
 def test_held_out_rows_are_answered_as_predict_answers(run: Outcome) -> None:
-    """The run was asked for generations: what its kind says of rows is what `predict` says of their prompts."""
     outcome, base = thistledown.Outcome(run.folder), server_base(run.task.model, server_store()).folder
     rows = prepare(run.task, base, server_store()).test
     found = list(registry.of(run.task).exchanges(outcome.model("best").eval(), base, run.task.data, rows, "cpu"))
