@@ -27,6 +27,7 @@ from client_app.public_errors import (
     follows_paths,
     with_own_quantization,
 )
+from client_app.widened import widened
 from task.config import TaskConfig
 from task.data.labels import LabelError
 from task.device import cores, found
@@ -133,13 +134,13 @@ class Local:
 
     @cached_property
     def base(self) -> Base:
-        """Return the base that the instructions name. Raises BaseError if this node lacks it, Refused without
-        instructions."""
+        """Return the base that the instructions name, in a form that processes share. Raises BaseError if this node
+        lacks it, Refused without instructions."""
         from strategies.protocol.instructions import fingerprint_of
 
-        return node_base(
-            self.config.model, fingerprint_of(self.instructions), self.store, follows_paths(dict(self.node))
-        )
+        paths = follows_paths(dict(self.node))
+        found = node_base(self.config.model, fingerprint_of(self.instructions), self.store, paths)
+        return widened(found, self.config, self.store)
 
     @property
     def device(self) -> str:
