@@ -1,14 +1,20 @@
 """`thistledown export`: the tuned model again from a results folder, by the journal of a run or by its tensors."""
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 from in_process import Outcome, federate
+from safetensors.torch import load_file
+from tuned import federation, samples
 
 from strategies.algebra.tensors import raw
 from task.models.model import kept_model
+from task.models.usage import ready
 from thistledown.main import DONE, WRONG, main
 
 FERRET = {"strategy": "ferret", "tuning": "full", "ferret.coordinates": 256, "learning-rate": 0.002}
@@ -58,3 +64,32 @@ def test_what_is_no_results_folder_is_refused(
     (tmp_path / "checkpoints" / "best.safetensors").write_bytes(b"no such thing")
     assert main(["export", str(tmp_path)]) == WRONG
     assert "cannot read the checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["vit", "llama"])
+def test_a_merged_model_is_plain_and_has_the_logits_of_the_adapter(
+    kind: str, words: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Up to rounding in float32; the adapter of a language model has its linear layers alone, as vLLM reads it."""
+    sample = samples(tmp_path, words)[kind]
+    outcome = federate(tmp_path / "run", federation(sample, "lora") | {"num-server-rounds": 1, "learning-rate": 0.02})
+    assert main(["export", str(outcome.folder), "--state", "last", "--merge", "--to", str(tmp_path / "to")]) == DONE
+    folder, adapter = tmp_path / "to" / "last-merged", outcome.folder / "model" / "last"
+    assert not (folder / "adapter_config.json").exists()
+    assert {path.name for path in adapter.iterdir()} - {path.name for path in folder.iterdir()} <= {
+        "adapter_config.json", "adapter_model.safetensors",
+    }  # fmt: skip
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "lora, merged into the base" in card
+    assert "library_name: transformers" in card
+    auto = {"vit": transformers.AutoModelForImageClassification, "llama": transformers.AutoModelForCausalLM}[kind]
+    ours = sample.logits(auto.from_pretrained(folder))
+    theirs = sample.logits(ready(outcome.task, sample.base, adapter))
+    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    untuned = sample.logits(auto.from_pretrained(sample.base.folder)) if kind == "llama" else None
+    assert untuned is None or not torch.allclose(ours, untuned, rtol=1e-3, atol=1e-3)
+    if kind == "llama":
+        names = load_file(adapter / "adapter_model.safetensors")
+        assert json.loads((adapter / "adapter_config.json").read_text())["modules_to_save"] is None
+        assert all(name.endswith(("lora_A.weight", "lora_B.weight")) for name in names)

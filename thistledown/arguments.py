@@ -60,6 +60,9 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--to", type=Path, metavar="DIR", help="where to write it; default: model/ in the results folder"
     )
+    export.add_argument(
+        "--merge", action="store_true", help="merge the adapter into its base: a plain transformers model"
+    )
     predict = commands.add_parser("predict", help="ask the tuned model of a run about texts, images or a file")
     predict.description = (
         "Ask the tuned model of a run: about texts or images, or about every row of a file. The answers to a file are "

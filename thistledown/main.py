@@ -111,7 +111,7 @@ def _new(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from thistledown.commands.export import export
 
-    export(arguments.results, arguments.state, arguments.to, say)
+    export(arguments.results, arguments.state, arguments.to, say, merge=arguments.merge)
     return DONE
 
 

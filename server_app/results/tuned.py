@@ -1,7 +1,10 @@
 """Tuned models as folders that peft or transformers load, rebuilt from a base and a state, each with a model card."""
 
+import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from server_app.config import RunConfig
 from server_app.results.card import card
@@ -9,10 +12,18 @@ from strategies.exchange.bare_base import found_base
 from strategies.exchange.types import State
 from strategies.protocol.journal import held
 from task.config import TaskConfig
-from task.models.saving import save, save_base
+from task.files.contents import ADAPTER
+from task.models.base import BaseError
+from task.models.finding import server_base
+from task.models.merged import merged
+from task.models.saving import save, save_base, saved_as
 from task.models.usage import usage
 from task.modes import as_the_folder
-from task.storage.store import server_store
+from task.storage.store import Store, server_store
+from task.tunings import registry as tunings
+from task.tunings.base import OWN
+
+NAME = "tuned"  # of a folder that is merged
 
 
 def write_tuned(
@@ -35,3 +46,24 @@ def write_tuned(
         (place / "README.md").write_text(card(run, task, base, round, nodes), encoding="utf-8")
         as_the_folder(place)
     return lines
+
+
+def write_merged(run: RunConfig, task: TaskConfig, round: int, state: State, folder: Path, nodes: int) -> list[str]:
+    """Write the model of a state to `folder` as a plain transformers model: an adapter is merged into its base.
+
+    A merged weight is rounded to the base's own precision, so logits equal the adapter's up to that rounding. Returns
+    lines of Python that load it. Raises BaseError if the base is not available, or the tuning cannot be merged.
+    """
+    with TemporaryDirectory(prefix="thistledown-merge-") as place:
+        write_tuned(run, task, {NAME: (round, state)}, Path(place), nodes)
+        whole = Path(place) / NAME
+        if (whole / ADAPTER).exists():
+            whole = merged(whole, Store(Path(place) / "store"))
+        elif saved_as(task) == OWN:
+            problem = f"tuning = '{task.tuning.name}' adds parts that no plain model of transformers has"
+            raise BaseError(f"{problem}, so it cannot be merged; leave out --merge", problem)
+        shutil.copytree(whole, folder, dirs_exist_ok=True)
+    base, plain = server_base(task.model, server_store()), replace(task, tuning=tunings.load("full")())
+    (folder / "README.md").write_text(card(run, task, base, round, nodes, merged=True), encoding="utf-8")
+    as_the_folder(folder)
+    return usage(plain, base, folder)

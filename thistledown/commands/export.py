@@ -8,7 +8,7 @@ from pathlib import Path
 
 from server_app.config import RunConfig
 from server_app.results.endings import summary_of
-from server_app.results.tuned import write_tuned
+from server_app.results.tuned import write_merged, write_tuned
 from server_app.resuming import settings_of
 from strategies.protocol import checkpoint
 from strategies.protocol.checkpoint import BEST
@@ -20,8 +20,9 @@ from task.storage.store import StoreError
 STATES = {"last": checkpoint.LAST, "best": BEST}
 
 
-def export(results: Path, which: str, to: Path | None, say: Callable[[str], None]) -> None:
+def export(results: Path, which: str, to: Path | None, say: Callable[[str], None], *, merge: bool = False) -> None:
     """Rebuild the model of state `which` of a results folder and write it to `to`/`which` (None: `results`/model).
+    `merge`: as a plain transformers model, to `to`/`which`-merged.
 
     Raises ConfigError if the folder lacks what is needed.
     """
@@ -37,13 +38,18 @@ def export(results: Path, which: str, to: Path | None, say: Callable[[str], None
     nodes = len(summary_of(results).get("ranks", ()))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lines = write_tuned(config, config.task, {which: (about["round"], state)}, folder, nodes)
+        if merge:
+            place = folder / f"{which}-merged"
+            lines = write_merged(config, config.task, about["round"], state, place, nodes)
+        else:
+            place = folder / which
+            lines = write_tuned(config, config.task, {which: (about["round"], state)}, folder, nodes)
     except (BaseError, StoreError) as error:
         raise ConfigError([str(error)]) from error
     except OSError as error:
         if is_full(error):
             raise
         raise ConfigError([f"--to {folder} cannot be written: {error.strerror}"]) from error
-    say(f"the tuned model is in {folder / which}; in Python:")
+    say(f"the tuned model is in {place}; in Python:")
     for line in lines:
         say(line)

@@ -79,7 +79,7 @@ class LowRank(Tuning, ABC):
                 lora_alpha=self.product_scale() * rank,
                 lora_dropout=self.dropout,
                 target_modules=self._targeted(module, head),
-                modules_to_save=head.trained,
+                modules_to_save=head.trained or None,  # a language model's has none: vLLM reads no others
                 bias=self.bias,
                 **more,
             ),
