@@ -156,7 +156,11 @@ def test_labels_are_lists_or_between_bars(name: str, flat: dict[str, Any], tmp_p
         ([["a"], ["b"], ["a", None]], "", r"row 2 \(line 3\), column 'tags': the label is missing"),
         ([[], [], []], "", "column 'tags': no row has a label"),
         ([["a"], ["a"], []], "", "column 'tags': one label only"),
-        (["a", "b", "a, b"], "", r"row 2 \(line 3\), column 'tags': no row has '\|', .* and one has ',': 'a, b'"),
+        (
+            ["a", "b", "a, b"],
+            "",
+            r"row 2 \(line 3\), column 'tags': labels are separated by '\|', .*; this one has ',': 'a, b'",
+        ),
     ],
 )
 def test_bad_labels_are_named(

@@ -59,8 +59,8 @@ def label_items(raw: Raw, column: str, rows: Positions) -> Table:
     if not any(SEPARATOR in text for text in texts.values()):
         for place, text in texts.items():
             if other := next((sign for sign in OTHERS if sign in text), ""):
-                problem = f"no row has '{SEPARATOR}', which separates labels, and one has '{other}'"
-                raise raw.fault(int(rows[place]), column, problem, f": {text!r:.60}")
+                problem = f"labels are separated by '{SEPARATOR}', and no row has one"
+                raise raw.fault(int(rows[place]), column, problem, f"; this one has '{other}': {text!r:.60}")
     return _as_rows(raw, column, rows, [_parts(value) for value in found])
 
 
