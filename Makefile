@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PYTEST = $(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help venv run embedded-base test test-all test-rest test-for fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment check docs bench-aggregation bench-projection bench-ferret bench-scoring bench-deployment bench-attacks bench-optimizers \
+.PHONY: help venv run embedded-base test test-all test-rest test-for fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment check docs bench-aggregation bench-projection bench-ferret bench-scoring bench-large bench-deployment bench-attacks bench-optimizers \
 	results-digits results-rbla results-sa-fedlora results-ferret results-fedpeft results-skew results-language clean
 
 help:  ## what can be made
@@ -75,6 +75,9 @@ bench-ferret: venv  ## where the time of a round of Ferret goes, on MiniLM
 
 bench-scoring: venv  ## scoring of a state by the server: batch after batch, and on all cores
 	$(BIN)/python -m benchmarks.scoring
+
+bench-large: venv  ## memory of server and workers on a model of half a billion parameters: minutes, 6 GB
+	$(BIN)/python -m benchmarks.large
 
 bench-deployment: venv  ## what a round costs beside training, with Flower's start of processes and with ours
 	$(BIN)/python benchmarks/deployment.py
