@@ -11,6 +11,7 @@ import torch
 from server_app import noticed
 from server_app.callbacks.progress import human
 from server_app.config import RunConfig
+from strategies.exchange.bare_base import found_base
 from strategies.exchange.dry_run import rehearse
 from strategies.exchange.federation import evaluated
 from strategies.exchange.replay import initial_state
@@ -24,7 +25,6 @@ from task.data.stand_in import stand_in
 from task.device import DeviceError, found
 from task.kinds import registry as kinds
 from task.models.base import Base, BaseError
-from task.models.finding import server_base
 from task.models.model import tuned_model
 from task.models.quantization import numbers_of
 from task.schema import ConfigError
@@ -35,12 +35,14 @@ from task.training.dry_run import DryRunError
 from task.training.rates import of_head, to_start_from, unusual
 from task.tunings.base import TuningError
 from thistledown.foretold.choices import choices
+from thistledown.foretold.memory import memory
 from thistledown.foretold.rows import described
 from thistledown.foretold.traffic import Leg, Traffic
 from thistledown.settings import Settings
 
 Say = Callable[[str], None]
 SHOWN = 20  # nodes that are listed
+UNTRIED = "the model was not run, as this server needs no weights of the base: a node runs it before round 1"
 
 
 def check(settings: Settings, say: Say, rows: int = 0) -> None:
@@ -75,7 +77,8 @@ def _explained(run: RunConfig, store: Store, shown: int) -> Iterator[str]:
     torch.set_num_threads(run.task.threads)
     yield from _devices(run)
     base, task = _base_and_task(run, store)
-    yield f"base      {base.name}, fingerprint {base.fingerprint}"
+    here = f"fingerprint {base.fingerprint}" if base.fingerprint else "whose weights are not needed here"
+    yield f"base      {base.name}, {here}"
     parts = None if needs_no_data(task) else prepare(task, base.folder, store)
     split = _split(run, task, parts, store)
     yield from _sizes(parts)
@@ -93,13 +96,13 @@ def _base_and_task(run: RunConfig, store: Store) -> tuple[Base, TaskConfig]:
     """Return the base, and the settings with their labels. Raises ConfigError with the problems of both."""
     base, task, problems = None, None, []
     try:
-        base = server_base(run.task.model, store)
-    except (BaseError, StoreError) as error:
-        problems.append(str(error))
-    try:
         task = resolve(run.task, store, run.server.simulation.num_supernodes)
     except (DataError, SplitError, StoreError) as error:
         problems.append(str(error))
+    try:
+        base, _ = found_base(run.strategy, task or run.task, store)
+    except (BaseError, StoreError) as error:
+        problems.insert(0, str(error))
     if base is None or task is None:
         raise ConfigError(problems)
     return base, task
@@ -133,7 +136,7 @@ def _notices(
 ) -> Iterator[str]:
     """Run the model once, and return notices about learning rate, data and base."""
     rows = parts.train if parts else stand_in(task, base.folder)
-    said = rehearse(run.strategy, task, base, rows, run.federation().device)
+    said = (UNTRIED,) if base.bare else rehearse(run.strategy, task, base, rows, run.federation().device)
     seen = noticed.of_run(task, data_index(task, server_store()), split) if parts else filter(None, [unusual(task)])
     for sentence in (*(parts.notices if parts else ()), *said, *seen):
         yield f"notice    {sentence}"
@@ -181,6 +184,7 @@ def _costs(
         yield f"notice    {start}"
     if model.head:
         yield f"head      {of_head(task, model.new_head)}"
+    yield from memory(base, task, rank, stand_in(task, base.folder))
     if not run.strategy.heterogeneous_ranks and len({profile.rank for profile in profiles}) > 1:
         yield f"ranks     {run.strategy.name} needs equal ranks: every node trains rank {rank}, the smallest budget"
     traffic = Traffic(run, task, base)
