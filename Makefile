@@ -22,7 +22,7 @@ run: venv  ## federate the embedded default and print a summary
 test: venv  ## the tests to run between two edits: under five minutes on two cores; JOBS=4 runs four files at a time
 	$(PYTEST) -m "not slow"
 
-test-all: venv  ## every test with all its examples: about 20 minutes on two cores
+test-all: venv  ## every test with all its examples: about 50 minutes on two cores
 	$(PYTEST)
 
 test-rest: venv  ## what `make test` leaves out of `make test-all`

@@ -139,8 +139,10 @@ def _check_gradients(options: dict[str, Any], count: int) -> None:
     samples = dp_sgd._gradients(model, parameters, rows.batch(torch.arange(count), "cpu"))
     for row in range(count):
         loss = model.module(**rows.batch(torch.tensor([row]), "cpu")).loss
-        for sample, gradient in zip(samples, torch.autograd.grad(loss, parameters), strict=True):
-            torch.testing.assert_close(sample[row], gradient, rtol=1e-3, atol=1e-5)
+        gradients = torch.autograd.grad(loss, parameters)
+        near = 1e-4 * max(float(gradient.abs().max()) for gradient in gradients)  # float32, summed in another order
+        for sample, gradient in zip(samples, gradients, strict=True):
+            torch.testing.assert_close(sample[row], gradient, rtol=1e-3, atol=near)
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora", "bias", "prompt", "adapter"])

@@ -37,7 +37,8 @@ class Read:
 def read(base: Base, config: TaskConfig, options: dict[str, Any]) -> Read:
     """Return the model of `task.kind` with these settings in place of the base's own. Raises BaseError."""
     files = check(base.folder, base.bare)
-    shapes, state = weights(files) if has_weights(files) else {}, torch.get_rng_state()
+    shapes = {} if base.bare and not has_weights(files) else weights(files)  # which refuses files elsewhere
+    state = torch.get_rng_state()
     module, report = (_bare if base.bare else _loaded)(base, config, options, shapes)
     kind = kinds.of(config)
     labelled = by_labels(module) if kind.drawn_head else {}
