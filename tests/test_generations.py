@@ -159,6 +159,14 @@ def test_a_resumed_run_keeps_the_first_answers(llama: Sample, tmp_path: Path) ->
     )
 
 
+def test_samples_hold_any_text(tmp_path: Path) -> None:
+    """Some readers of lines take U+2028 and the like for the end of one."""
+    text = "one\u2028two\u2029three\x85four\x0cfive\r\nsix"
+    Samples(tmp_path).add("before", [Exchange(text, text, text)])
+    Samples(tmp_path).copy("before", "last")
+    assert Samples(tmp_path).read() == [dict.fromkeys(("prompt", "reference", "before", "last"), text)]
+
+
 def test_texts_are_escaped_in_the_report(tmp_path: Path) -> None:
     Samples(tmp_path).add("before", [Exchange("<script>alert(1)</script>", "a & b", "<b>")])
     assert "<script>" not in sample_table(tmp_path)

@@ -25,7 +25,10 @@ class Samples:
     def read(self) -> list[dict[str, Any]]:
         """Return all samples; none if no state has answered."""
         path = self.folder / SAMPLES
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+        if not path.exists():
+            return []
+        # not splitlines: texts may hold other signs that it takes for the end of a line, such as U+2028
+        return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
     def add(self, which: str, found: Sequence[Exchange]) -> None:
         """Write the answers of a state beside those of others to the same rows."""
