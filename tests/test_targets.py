@@ -116,6 +116,12 @@ def test_equal_numbers_have_scores(said: list[float], r2: float) -> None:
     assert (found["r2"], found["pearson"]) == (r2, 0.0)
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_model_that_diverges_has_scores_that_are_no_numbers(broken: float) -> None:
+    """An error would end the run, which goes back to a good state by itself."""
+    assert all(map(math.isnan, scores(np.array([broken, 1.0]), np.array([1.0, 2.0])).values()))
+
+
 def test_rows_have_no_class(flat: dict[str, Any]) -> None:
     wrong = {"data.partitioner": "dirichlet", "head-init": "ncm", "data.labels": "a|b"}
     with pytest.raises(ConfigError) as caught:

@@ -136,9 +136,12 @@ class NumberEncoder(TargetEncoder):
 
 def scores(said: NDArray[np.float64], true: NDArray[np.float64]) -> dict[str, float]:
     """Return the metrics of predictions (N,) of numbers (N,), both float64. Where all `true` are equal, R2 is 1 for
-    exact predictions and else 0; where either side is constant, the correlation is 0."""
+    exact predictions and else 0; where either side is constant, the correlation is 0. All are NaN if a prediction is
+    not finite."""
     from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
+    if not np.isfinite(said).all():  # scikit-learn would raise; whoever watches the loss acts on a run that diverges
+        return dict.fromkeys(Regression.metrics, math.nan)
     squared, varied = float(mean_squared_error(true, said)), bool(np.ptp(true)) and bool(np.ptp(said))
     r2 = float(r2_score(true, said)) if len(true) > 1 else float(squared == 0)
     pearson = float(np.corrcoef(true, said)[0, 1]) if varied else 0.0
