@@ -176,6 +176,13 @@ def test_bad_labels_are_named(
         read(flat | MULTI | {"data.labels": given}, tmp_path, {"text": ["good", "bad", "dull"], "tags": tags})
 
 
+def test_given_labels_may_hold_signs_that_separate_labels_elsewhere(flat: dict[str, Any], tmp_path: Path) -> None:
+    tags: list[object] = ["ham, eggs", "tea", ""]
+    options = flat | MULTI | {"data.labels": "ham, eggs|tea"}
+    rows = read(options, tmp_path, {"text": ["good", "bad", "dull"], "tags": tags}, "rows.csv")
+    assert rows.batch([0, 1, 2])["labels"].tolist() == [[1, 0], [0, 1], [0, 0]]
+
+
 def test_label_scores_are_those_of_a_slow_reference() -> None:
     source = np.random.default_rng(0)
     logits, true = source.normal(0, 2, (40, 4)), (source.random((40, 4)) < 0.4).astype(np.float64)

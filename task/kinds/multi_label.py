@@ -16,7 +16,7 @@ from task.data.labels import SEPARATOR, Labels, label_codes
 from task.data.raw import Raw
 from task.data.rows import Rows, Targets
 from task.data.sources.base import Source
-from task.data.tables.lists import label_items
+from task.data.tables.lists import check_separator, label_items
 from task.kinds.base import LOSS, Encoder, Kind, Metric, Positions, encoded, labels_in
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MultiLabel(Kind):
-    """Multi-label classification of texts. `data.label-column` has a list of labels, or a text with `|`
-    between labels; a row may have none. Every label is a question of its own, answered yes if its logit is above 0. The
-    loss is the mean binary cross-entropy over rows and labels, in nats."""
+    """Multi-label classification of texts. `data.label-column` has a list of labels, or a text with `|` between labels;
+    a row may have none. Every label is a question of its own, answered yes if its logit is above 0. The loss is the
+    mean binary cross-entropy over rows and labels, in nats."""
 
     auto_class = "AutoModelForSequenceClassification"
     peft_auto_class = "AutoPeftModelForSequenceClassification"
@@ -53,6 +53,8 @@ class MultiLabel(Kind):
         self, raw: Raw, column: str, given: Sequence[str], rows: Positions, by_position: bool | None, most: int = 0
     ) -> Labels:
         """Return the label names, without a label for every row. Raises DataError."""
+        if not given:
+            check_separator(raw, column, rows)
         items = label_items(raw, column, rows)
         return replace(super().labels_of(items, column, given, np.arange(len(items)), by_position, most), codes=None)
 

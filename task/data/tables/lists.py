@@ -49,19 +49,26 @@ def label_items(raw: Raw, column: str, rows: Positions) -> Table:
     """Return the labels of these rows as rows of a new table, as `items_of` does.
 
     A column without lists has texts, with SEPARATOR between labels, or single labels; an empty cell has none. Raises
-    DataError, also for texts that seem to have another separator.
+    DataError.
     """
     found = list(raw.values(column, rows))
     if any(isinstance(value, list) for value in found):
         return items_of(raw, column, rows)
     assert isinstance(raw, Table)  # arrays have no columns, which `values` says
-    texts = {place: value for place, value in enumerate(found) if isinstance(value, str)}
-    if not any(SEPARATOR in text for text in texts.values()):
-        for place, text in texts.items():
-            if other := next((sign for sign in OTHERS if sign in text), ""):
-                problem = f"labels are separated by '{SEPARATOR}', and no row has one"
-                raise raw.fault(int(rows[place]), column, problem, f"; this one has '{other}': {text!r:.60}")
     return _as_rows(raw, column, rows, [_parts(value) for value in found])
+
+
+def check_separator(raw: Raw, column: str, rows: Positions) -> None:
+    """Raise DataError if no text has SEPARATOR and one seems to have another, before texts become names of labels."""
+    found = list(raw.values(column, rows))
+    texts = {place: value for place, value in enumerate(found) if isinstance(value, str)}
+    if any(SEPARATOR in text for text in texts.values()):
+        return
+    for place, text in texts.items():
+        if other := next((sign for sign in OTHERS if sign in text), ""):
+            problem = f"labels are separated by '{SEPARATOR}', and no row has one"
+            seen = f"; this one has '{other}': {text!r:.60}; if it is part of a label, name the labels by data.labels"
+            raise raw.fault(int(rows[place]), column, problem, seen)
 
 
 def _parts(value: object) -> list[Any]:
