@@ -201,6 +201,7 @@ def test_good_scores_are_accepted(instruction: Message) -> None:  # noqa: F811
         ("name", "x" * 10_000, "its profile says name = 'xxx"),
         ("store", 7, "its profile says store = 7"),
         ("bases", "abc", "its profile says bases = 'abc'"),
+        ("named-base", "0" * 32, f"its profile says named-base = '{'0' * 32}', which is none of its bases"),
         ("automatic", "yes", "its profile says automatic = 'yes'"),
     ],
 )

@@ -19,7 +19,7 @@ def profile_in(node_id: int, reply: Message | None) -> Profile:
     said = validation.content(reply).config_records.get("profile")
     if said is None:
         raise Refused("its reply has no record 'profile'")
-    return Profile(
+    profile = Profile(
         node_id=node_id,
         name=_text(said, "name", least=1),
         rank=_whole(said, "rank", MAX_RANK),
@@ -36,6 +36,9 @@ def profile_in(node_id: int, reply: Message | None) -> Profile:
         labels_fit=_true(said, "labels-fit"),
         labels=_texts(said, "labels"),
     )
+    if profile.named_base and profile.named_base not in profile.bases:
+        raise Refused(f"its profile says named-base = {profile.named_base!r:.80}, which is none of its bases")
+    return profile
 
 
 def _get(said: ConfigRecord, key: str) -> Any:
