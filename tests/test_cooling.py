@@ -64,6 +64,7 @@ def test_nodes_step_by_the_rate_of_the_round(warm: int, least: float, shares: tu
         ({"learning-rate": 5e-3}, 260_032, False),
         ({"learning-rate": 5e-3, "tuning": "full"}, 494_000_000, False),
         ({"learning-rate": 5e-3, "optimizer": "sgd"}, 494_000_000, False),
+        ({"learning-rate": 5e-3, "task.kind": "token-classification", "data.partitioner": "iid"}, 494_000_000, False),
     ],
 )
 def test_rates_far_from_usual_for_adapters_on_large_language_models_are_said(

@@ -32,7 +32,7 @@ def to_start_from(config: TaskConfig, parameters: int) -> str:
     """Return the rates that low-rank factors on a large language model usually start from, if the configured one is far
     from them, else "". In docs/model.md."""
     low, high = STARTING
-    if not of(config).per_token or not config.tuning.has_ranks or config.optimizer == "sgd" or parameters < LARGE:
+    if not of(config).writes or not config.tuning.has_ranks or config.optimizer == "sgd" or parameters < LARGE:
         return ""
     if low / 10 <= config.learning_rate <= 10 * low:
         return ""
