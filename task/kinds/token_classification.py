@@ -58,8 +58,8 @@ class TokenClassification(Kind):
 
     def stand_in(self, data: Data) -> dict[str, list[object]]:
         """Return a word of the first label, and many of the last."""
-        words, (first, *_, last) = ["a"] * data.max_length, data.labels
-        return {data.text_column: [["a"], words], data.label_column: [[first], [last] * len(words)]}
+        words = ["a"] * data.max_length
+        return {data.text_column: [["a"], words], data.label_column: [[data.labels[0]], [data.labels[-1]] * len(words)]}
 
     def evaluate(self, module: "nn.Module", rows: Rows, device: str, at_once: int = 1) -> dict[str, float]:
         """Return the F1 of entities, the share of words with the right label, and the mean cross-entropy of a word."""
