@@ -49,8 +49,9 @@ def _written(base: Base, store: Store) -> bool:
         )
         return False
     with store.made(KIND, base.fingerprint, base.name) as draft:
-        for name, path in parts.items() if draft is not None else ():
-            _copy(path, Path(draft or "") / name)
+        if draft is not None:
+            for name, path in parts.items():
+                _copy(path, draft / name)
     return True
 
 

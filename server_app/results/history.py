@@ -20,7 +20,7 @@ class History:
     measure: Measure
     lines: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None  # one of `lines`
-    best_ratings: dict[str, float] = field(default_factory=dict)  # of generations; empty: the last round is the best
+    best_ratings: dict[str, float] = field(default_factory=dict)  # of what the best state wrote; empty: see its round
     resumed: list[int] = field(default_factory=list)  # the rounds after which the run was resumed
 
     def add(self, line: dict[str, Any]) -> None:
