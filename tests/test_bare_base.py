@@ -115,8 +115,10 @@ class Apart(InProcessGrid):
     """Nodes that have the base's weights, and a server that has none: they are there only while a node works. `other`
     are the weights of some nodes, by partition."""
 
-    def __init__(self, folder: Path, weights: Path, nodes: int, other: dict[int, Path] | None = None) -> None:
-        super().__init__(client_app.app, nodes)
+    def __init__(
+        self, folder: Path, weights: Path, nodes: int, other: dict[int, Path] | None = None, **more: Any
+    ) -> None:
+        super().__init__(client_app.app, nodes, **more)
         self.folder, self.weights, self.other = folder, weights, other or {}
 
     def answer(self, message: Message, context: Context) -> Message | None:
@@ -168,6 +170,29 @@ def test_a_node_with_another_base_is_left_out_and_still_is_after_a_resume(
     assert sorted(node["node"] for node in outcome.rounds[-1]["nodes"]) == ["0", "2"]
     with pytest.raises(RunFailed, match="0 of 2 nodes"):
         resumed(outcome.folder, {"num-server-rounds": 3}, Apart(apart.folder, other, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("broken", "asked"), [(1, 2), (5, 3)])
+def test_another_node_runs_the_model_where_the_first_cannot(
+    base: Base, apart: Base, tmp_path: Path, broken: int, asked: int
+) -> None:
+    """One node cannot keep all others out; if three cannot run it, nobody waits for the others to try."""
+
+    def spoil(partition: int, kind: str, answer: Message) -> Message:
+        if kind == "query.rehearsal" and partition < broken:
+            del answer.content["metrics"]
+        return answer
+
+    grid = Apart(apart.folder, base.folder / WEIGHTS, 5, spoil=spoil)
+    options = options_of(apart, tmp_path) | {"simulation.num-supernodes": 5, "num-server-rounds": 1}
+    if broken == 5:
+        with pytest.raises(RunFailed, match=r"0 of 5 nodes .* node 4: node 2 could not run the model: .* no metrics"):
+            federate(tmp_path / "runs", options, grid)
+    else:
+        outcome = federate(tmp_path / "runs", options, grid)
+        assert sorted(node["node"] for node in outcome.rounds[-1]["nodes"]) == ["1", "2", "3", "4"]
+    assert [partition for partition, kind in grid.log if kind == "query.rehearsal"] == list(range(asked))
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from task.models.base import Base, files
 from task.versions import differing, versions, written
 
 LOG = logging.getLogger("flwr")
+SPEAKERS = 3  # nodes that are asked to run the model for all, one after another
 Answers = Iterable[tuple[messaging.Sent, Message | None]]
 Greeting = Generator[list[messaging.Sent], Answers, "HandshakeResult"]
 
@@ -74,8 +75,7 @@ class Handshake:
         result, offers = self._offers(result)
         if offers:
             result = self._taken(result, list(offers), (yield list(offers.values())))
-        if rehearsing := self._rehearse(result):
-            result = self._rehearsed(result, (yield rehearsing), sum(item.bytes for item in rehearsing))
+        result = yield from self._dry_run(result)
         known = {node_id: replace(p, rank=self.context.run_state.budget(p)) for node_id, p in result.profiles.items()}
         result = replace(result, profiles=known)
         if trying := sorted((p for p in known.values() if p.automatic and not p.rank), key=lambda p: p.sort_key):
@@ -168,36 +168,39 @@ class Handshake:
                 refused[store] = f"it did not take the base: {reason}"
         return _without(result, self.context.base, refused)
 
-    def _rehearse(self, result: HandshakeResult) -> list[messaging.Sent]:
-        """Ask nodes to prepare their rows and to run the model once: all that have rows which the server has not seen,
-        or the first of them if the server has rows but reads no weights."""
+    def _dry_run(self, result: HandshakeResult) -> Greeting:
+        """Have nodes prepare their rows and run the model once; leave out those that cannot.
+
+        All are asked if their rows are their own. If the server has rows, but reads no weights, one node runs the model
+        for all: the first of at most SPEAKERS that can. If none of these can, all nodes are left out.
+        """
         asked = sorted(result.profiles.values(), key=lambda profile: profile.sort_key)
-        if not self.context.config.data.partitioner.own_rows:
-            asked = asked[:1] if self.context.base.bare and self.context.run_state.round < 0 else []
-        if not asked:
-            return []
+        if self.context.config.data.partitioner.own_rows:
+            return (yield from self._rehearsed(result, asked)) if asked else result
+        if not self.context.base.bare or self.context.run_state.round >= 0:
+            return result
+        for speaker in asked[:SPEAKERS]:
+            result = yield from self._rehearsed(result, [speaker])
+            if speaker.node_id in result.profiles:
+                return result
+            why = f"node {speaker.name} could not run the model: {result.left_out[speaker.node_id]}"
+        return result.without(dict.fromkeys(result.profiles, why)) if result.profiles else result
+
+    def _rehearsed(self, result: HandshakeResult, asked: Iterable[Profile]) -> Greeting:
+        """Have these nodes prepare their rows and run the model once; leave out those that cannot."""
         instruction = instructions.write(self.context.config, self.context.strategy, self.context.base.fingerprint)
         payload = messaging.Payload.of(RecordDict({"instructions": instruction}))
-        LOG.info("%d nodes prepare their rows and run the model once", len(asked))
-        return [
-            messaging.send(self.context.grid, profile.node_id, "query.rehearsal", "0", payload) for profile in asked
-        ]
-
-    def _rehearsed(self, result: HandshakeResult, answers: Answers, down: int) -> HandshakeResult:
-        """Leave out the nodes that could not take part in a round; all of them if one has spoken for all."""
+        sent = [messaging.send(self.context.grid, one.node_id, "query.rehearsal", "0", payload) for one in asked]
+        LOG.info("%d nodes prepare their rows and run the model once", len(sent))
         reasons, up = {}, 0
-        for item, reply in answers:
+        for item, reply in (yield sent):
             try:
                 validation.validate_metrics(reply)
                 up += wire.size(validation.content(reply))
             except Refused as reason:
                 reasons[item.node_id] = str(reason)
-        result = replace(result, bytes_up=result.bytes_up + up, bytes_down=result.bytes_down + down)
-        if reasons and not self.context.config.data.partitioner.own_rows:
-            [(first, why)] = reasons.items()
-            said = f"node {result.profiles[first].name} ran the model once for all: {why}"
-            reasons |= {node_id: said for node_id in result.profiles if node_id != first}
-        return result.without(reasons)
+        down = result.bytes_down + sum(item.bytes for item in sent)
+        return replace(result, bytes_up=result.bytes_up + up, bytes_down=down).without(reasons)
 
     def _try(self, automatic: list[Profile]) -> list[messaging.Sent]:
         """Ask nodes whose rank is automatic and new to the run for a trial."""
