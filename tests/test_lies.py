@@ -178,7 +178,8 @@ def test_scores_that_lie_are_left_out(
 
 
 def test_good_scores_are_accepted(instruction: Message) -> None:  # noqa: F811
-    good = Message(RecordDict({"metrics": MetricRecord(SCORES)}), reply_to=instruction)
+    unasked = {"rouge-l": 1.0}
+    good = Message(RecordDict({"metrics": MetricRecord(SCORES | unasked)}), reply_to=instruction)
     assert validation.validate_scores(good, load("image-classification").metrics, 2, rows=4) == {
         "num-examples": 4,
         "loss": 0.5,

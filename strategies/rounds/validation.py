@@ -67,14 +67,14 @@ def validate_update(
 
 
 def validate_scores(message: Message | None, wanted: Mapping[str, Metric], round: int, rows: int = MAX_ROWS) -> Metrics:
-    """Return the metrics of a node that has scored the state of `round` on some of its `rows`, including those
-    `wanted`, each in its range. Raises Refused."""
+    """Return the metrics of a node that has scored the state of `round` on some of its `rows`: those `wanted`, each in
+    its range, and `num-examples`. Others, which nobody asked for, are left out. Raises Refused."""
     metrics = _answering(content(message), round, rows)
     if missing := sorted(set(wanted) - metrics.keys()):
         raise Refused(f"metric {_some(missing)} missing")
     for name, metric in wanted.items():
         _check_range(name, metrics[name], metric)
-    return metrics
+    return {name: metrics[name] for name in ("num-examples", *wanted)}
 
 
 def check_installed(message: Message | None, expected: int) -> None:
