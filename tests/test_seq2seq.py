@@ -81,6 +81,7 @@ def test_an_instruction_is_read_with_its_input(t5: Path, tmp_path: Path) -> None
         ({"data__messages_column": "chat"}, "data.messages-column is for task.kind = 'causal-lm'"),
         ({"data__prompt_column": ""}, "data.completion-column = 'completion' needs data.prompt-column beside it"),
         ({"data__template": "chatml"}, "data.template = 'chatml' is for task.kind = 'causal-lm'"),
+        ({"data__max_completion_length": 9}, "data.max-completion-length = 9 is more than data.max-length = 8"),
         ({"packing": True}, "packing = true is for language models"),
         ({"head_rounds": 1}, "has no classifier's head"),
     ],

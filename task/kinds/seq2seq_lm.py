@@ -52,6 +52,11 @@ class Seq2SeqLM(Kind):
             found.append(f"{self._key} reads a prompt: name data.prompt-column or data.instruction-column")
         if data.template not in ("auto", "plain"):
             found.append(f"data.template = '{data.template:.40}' is for task.kind = 'causal-lm'; leave it out")
+        if data.max_completion_length > data.max_length:  # whose length alone is compared with the model's, and tried
+            found.append(
+                f"data.max-completion-length = {data.max_completion_length} is more than data.max-length = "
+                f"{data.max_length}, the most tokens of any text; set data.max-length to as many"
+            )
         return [*found, *incomplete(data)]
 
     def columns(self, data: Data) -> dict[str, str]:
