@@ -6,6 +6,7 @@ a weight, either.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -37,12 +38,9 @@ def blank(settings: Any, config: TaskConfig, shapes: Shapes) -> tuple[Any, dict[
     from transformers.initialization import no_init_weights
 
     auto, trusted = getattr(transformers, kinds.of(config).auto_class), config.model.trust_remote_code
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), no_init_weights():
-        if shapes:
-            with no_larger_than(shapes):
-                module = auto.from_config(settings, trust_remote_code=trusted)
-        else:
-            module = auto.from_config(settings, trust_remote_code=trusted)
+    bound = no_larger_than(shapes) if shapes else nullcontext()
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), no_init_weights(), bound:
+        module = auto.from_config(settings, trust_remote_code=trusted)
     found = shapes or {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     dtype = getattr(torch, config.model.dtype)
     return type(module), {name: absent(shape, dtype, 0.0) for name, shape in found.items()}

@@ -67,8 +67,8 @@ class Trainer:
 
         `live` are the tensors of `model.trained` that change (None: all), as far as `only` allows; the others are
         frozen meanwhile. Those of a classifier's head have a learning rate of their own (`TaskConfig.rate_of_head`).
-        Return the mean loss over the last pass (`train-loss`, nats), per row or, if tokens are learned, per token, and
-        the number of steps.
+        Return the mean loss over the last pass (`train-loss`; nats, or the squared error of numbers), per row or, if
+        tokens are learned, per token, and the number of steps.
         """
         torch.manual_seed(self.seed)
         chosen = self._allowed(model.trained if live is None else live)
