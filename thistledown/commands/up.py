@@ -1,6 +1,7 @@
 """`thistledown up`: a whole deployment on this machine, for a try, with a file for each node."""
 
 import json
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -43,8 +44,8 @@ def up(
         config = deployment.folder / "federation.toml"
         config.write_text(_written(settings), encoding="utf-8")
         say("they are up; run a federation from another terminal, as often as you like:")
-        run = f"flwr run {settings.app} {NAME} --stream --run-config {config}"
-        say(f"FLWR_HOME={deployment.home} {run}")
+        run = ["flwr", "run", str(deployment.bundle), NAME, "--stream", "--run-config", str(config)]
+        say(f"FLWR_HOME={shlex.quote(str(deployment.home))} {shlex.join(run)}")
         say(f"results go to {settings.config.server.output_dir}; Ctrl-C ends all processes and removes the rest")
         while True:
             time.sleep(LOOK_EVERY)

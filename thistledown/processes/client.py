@@ -39,17 +39,11 @@ class Client:
         return ANSI.sub("", done.stdout)
 
     def submit(self, app: Path, config: str, file: Path, *more: str) -> "subprocess.Popen[str]":
-        """Submit the app, bundled beside `file`, to which the run config (TOML) is written, and return the process that
-        prints the run's log. Raises SuperLinkError for an app that Flower does not accept."""
-        from thistledown.processes.bundle import gathered  # imports Flower's command line, which no other command needs
-
-        try:
-            bundle = gathered(app, file.parent / "app")
-        except ValueError as error:
-            raise SuperLinkError(f"Flower does not accept the app in {app}: {error}") from error
+        """Submit an app that is `bundled`, with a run config (TOML) that is written to `file`, and return the process
+        that prints the run's log."""
         file.write_text(config, encoding="utf-8")
         return subprocess.Popen(
-            [executable("flwr"), "run", str(bundle), self.connection, "--stream", "--run-config", str(file), *more],
+            [executable("flwr"), "run", str(app), self.connection, "--stream", "--run-config", str(file), *more],
             cwd=self.work,
             env=dict(self.environment),
             stdin=subprocess.DEVNULL,
@@ -68,6 +62,19 @@ class Client:
             return str(run["status"]), str(run["status-details"])
         except (ValueError, LookupError) as error:
             raise SuperLinkError(f"Flower did not report how the run ended: {said}") from error
+
+
+def bundled(app: Path, place: Path) -> Path:
+    """Copy the files of an app that Flower bundles to the new folder `place` and return it.
+
+    Raises SuperLinkError for an app that Flower does not accept.
+    """
+    from thistledown.processes.bundle import gathered  # imports Flower's command line, which no other command needs
+
+    try:
+        return gathered(app, place)
+    except ValueError as error:
+        raise SuperLinkError(f"Flower does not accept the app in {app}: {error}") from error
 
 
 def executable(name: str) -> str:

@@ -16,7 +16,8 @@ from types import TracebackType
 
 from thistledown.commands.certs import Keys
 from thistledown.processes.bundle import app_hash
-from thistledown.processes.client import Client, SuperLinkError, executable, tail
+from thistledown.processes.client import Client, SuperLinkError, bundled, executable, tail
+from thistledown.processes.superlink import free_port
 from thistledown.processes.workplace import Workplace
 
 NAME, HERE = "federation", "127.0.0.1"
@@ -32,6 +33,7 @@ class Deployment:
         self._place = Workplace()
         self.folder = self._place.folder
         self.home = self.folder / "home"
+        self.bundle = self.folder / "app"  # what nodes run, and what is submitted
         self._keys = Keys(self.folder / "keys", [HERE], list(nodes), days=30)
         self._running: dict[str, tuple[subprocess.Popen[bytes], Path]] = {}  # programs and their logs
 
@@ -50,7 +52,7 @@ class Deployment:
 
     def submit(self, config: str) -> "subprocess.Popen[str]":
         """Submit a run with the run config `config` (TOML) and return the process that prints the run's log."""
-        return self._client().submit(self.app, config, self.folder / "run.toml")
+        return self._client().submit(self.bundle, config, self.folder / "run.toml")
 
     def check(self) -> None:
         """Raise SuperLinkError if one of the programs has ended by itself."""
@@ -64,54 +66,56 @@ class Deployment:
 
     def tail(self, lines: int = 20) -> str:
         """Return the end of the SuperLink's own log."""
-        return tail(self.folder / "superlink.log", lines)
+        return tail(self._running["SuperLink"][1], lines)
 
     def _start(self) -> None:
         self._place.open()
+        digest = app_hash(bundled(self.app, self.bundle))
         self._keys.make()
-        port = _free_port()
+        port = free_port()
         self._start_superlink(port)
         self._write_connection(port)
-        client, digest = self._client(), app_hash(self.app)
+        client = self._client()
         for name, file in self.nodes.items():
             client.call("supernode", "register", str(self._keys.node(name).public), NAME, "--name", name)
             self._start_node(name, file, port, digest)
         for name in self.nodes:
-            self._await(partial(_says, self.folder / f"{name}.log", ONLINE), f"node {name}")
+            _, log = self._running[f"node {name}"]
+            self._await(partial(_says, log, ONLINE), f"node {name}")
 
     def _start_superlink(self, port: int) -> None:
         keys, secret = self._keys, self.folder / "executor.secret"
         secret.write_bytes(secrets.token_bytes(32))
         proof = ["--superexec-auth-secret-file", str(secret)]
         trust = [str(keys.authority.public), "--ssl-certfile", str(keys.server.public)]
-        self._begin("SuperLink", self.folder / "superlink.log", [
+        self._begin("SuperLink", self.folder / "superlink", [
             executable("flower-superlink"), "--host", HERE, "--port", str(port), "--ssl-ca-certfile", *trust,
             "--ssl-keyfile", str(keys.server.private), "--enable-supernode-auth",
             "--database", str(self.folder / "state.db"), "--isolation", "process", *proof,
         ])  # fmt: skip
         self._await(lambda: _listens(port), "SuperLink")
-        self._begin("executor", self.folder / "executor.log", [
+        self._begin("executor", self.folder / "executor", [
             executable("flower-superexec"), "--runtime-api-address", f"{HERE}:{port}",
             "--root-certificates", str(keys.authority.public), *proof,
         ])  # fmt: skip
 
     def _start_node(self, name: str, file: Path, superlink: int, digest: str) -> None:
-        port, own = _free_port(), {"name": name, "data-path": str(file), "store-path": str(self.folder / "store")}
+        port, own = free_port(), {"name": name, "data-path": str(file), "store-path": str(self.folder / "store")}
         config = " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in own.items())
-        self._begin(f"node {name}", self.folder / f"{name}.log", [
+        self._begin(f"node {name}", self.folder / "nodes" / name, [
             executable("flower-supernode"), "--superlink", f"{HERE}:{superlink}", "--port", str(port),
             "--root-certificates", str(self._keys.authority.public), "--isolation", "process",
             "--auth-supernode-private-key", str(self._keys.node(name).private), "--node-config", config,
         ])  # fmt: skip
-        self._begin(f"executor of node {name}", self.folder / f"{name}-app.log", [
+        self._begin(f"executor of node {name}", self.folder / "executors" / name, [
             executable("thistledown-superexec"), "--insecure", "--runtime-api-address", f"{HERE}:{port}",
             "--app-hash", digest,
         ])  # fmt: skip
 
-    def _begin(self, name: str, log: Path, command: list[str]) -> None:
-        """Start a program in a folder of its own, which is also its Flower home."""
-        folder = log.with_suffix("")
-        folder.mkdir()
+    def _begin(self, name: str, folder: Path, command: list[str]) -> None:
+        """Start a program in a folder of its own, which has its log and its Flower home."""
+        folder.mkdir(parents=True)
+        log = folder / "log"
         process = self._place.begin(command, log, {"FLWR_HOME": str(folder / "flwr")}, folder)
         self._running[name] = (process, log)
 
@@ -132,12 +136,6 @@ class Deployment:
 
     def _client(self) -> Client:
         return Client(NAME, self._place.work, self._place.environment({"FLWR_HOME": str(self.home)}))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HERE, 0))
-        return int(probe.getsockname()[1])
 
 
 def _says(log: Path, words: str) -> bool:

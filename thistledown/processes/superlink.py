@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from thistledown.processes import programs
-from thistledown.processes.client import Client, SuperLinkError, executable, tail
+from thistledown.processes.client import Client, SuperLinkError, bundled, executable, tail
 from thistledown.processes.workplace import Workplace
 
 NAME = "simulation"  # of the connection, in config.toml
@@ -55,7 +55,8 @@ class SuperLink:
         Call it once. Raises SuperLinkError for an app that Flower does not accept.
         """
         size = f"num-supernodes={nodes} client-resources-num-cpus={cpus} client-resources-num-gpus={gpus}"
-        submitted = self._client().submit(app, config, self.folder / "run.toml", "--federation-config", size)
+        bundle = bundled(app, self.folder / "app")
+        submitted = self._client().submit(bundle, config, self.folder / "run.toml", "--federation-config", size)
         threading.Thread(target=self._watch, args=(submitted,), daemon=True).start()
         return submitted
 
@@ -147,6 +148,7 @@ def _program(name: str) -> list[str]:
 
 
 def free_port() -> int:
+    """Return a port of loopback that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
