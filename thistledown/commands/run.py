@@ -56,21 +56,29 @@ def run(settings: Settings, say: Say, *, verbose: bool = False) -> bool:
     server = settings.config.server
     check_simulated(settings.config)
     say(headline(settings.config))
-    if server.resume and locked(Path(server.resume)):
-        raise ConfigError([at_work(Path(server.resume))])
-    done = -1
-    if server.resume:
-        done = rounds_done(Path(server.resume), server.resume_from)
-        say(f"resuming {server.resume} after round {done}")
+    done = resumed_after(settings, say)
     for dead in interrupted_in(Path(server.output_dir)):
         say(f"the run in {dead} was interrupted; {hint(dead) or 'it has no checkpoint to resume from'}")
     say("starting Flower's SuperLink")
-    return followed(settings, SuperLink(), partial(_submitted, settings), say, verbose=verbose, done=done)
+    return followed(settings, SuperLink, partial(_submitted, settings), say, verbose=verbose, done=done)
+
+
+def resumed_after(settings: Settings, say: Say) -> int:
+    """Return the last round of the run that is resumed, and say so; -1 if none is. Raises ConfigError if it still
+    works."""
+    server = settings.config.server
+    if not server.resume:
+        return -1
+    if locked(Path(server.resume)):
+        raise ConfigError([at_work(Path(server.resume))])
+    done = rounds_done(Path(server.resume), server.resume_from)
+    say(f"resuming {server.resume} after round {done}")
+    return done
 
 
 def followed(
     settings: Settings,
-    place: AbstractContextManager[Place],
+    start: Callable[[], AbstractContextManager[Place]],
     submit: Callable[[Place], "subprocess.Popen[str]"],
     say: Say,
     *,
@@ -82,7 +90,7 @@ def followed(
     console = Console(verbose=verbose)
     rounds = Rounds(measure_of(settings.config.task).titles, settings.config.server.num_server_rounds, done + 1)
     try:
-        with log, place as superlink:
+        with log, start() as superlink:  # which makes a folder, so that nothing may come between
             code = _follow(submit(superlink), console, rounds, log, say)
             superlink.check()
             status, details = superlink.status(console.run_id) if console.run_id else ("", "")

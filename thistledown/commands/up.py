@@ -5,6 +5,7 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import tomli_w
@@ -18,7 +19,7 @@ from task.schema import ConfigError, Flat, flatten
 from task.storage.store import StoreError, server_store
 from thistledown.commands.certs import NODE
 from thistledown.commands.check import quiet
-from thistledown.commands.run import followed
+from thistledown.commands.run import followed, resumed_after
 from thistledown.processes.deployment import NAME, Deployment
 from thistledown.settings import Settings
 
@@ -36,11 +37,13 @@ def up(
     """
     nodes = named(files)
     settings = settings_for(nodes, app, preset, overrides)
-    say(f"starting a SuperLink with TLS, and {len(nodes)} nodes: {', '.join(nodes)}")
-    deployment = Deployment(settings.app, nodes)
+    start = partial(Deployment, settings.app, nodes)
+    done = resumed_after(settings, say)
+    count = "a node" if len(nodes) == 1 else f"{len(nodes)} nodes"
+    say(f"starting a SuperLink with TLS, and {count}: {', '.join(nodes)}")
     if once:
-        return followed(settings, deployment, lambda there: there.submit(_written(settings)), say)
-    with deployment:
+        return followed(settings, start, lambda there: there.submit(_written(settings)), say, done=done)
+    with start() as deployment:
         config = deployment.folder / "federation.toml"
         config.write_text(_written(settings), encoding="utf-8")
         say("they are up; run a federation from another terminal, as often as you like:")
