@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,6 +58,10 @@ def test_it_stays_up_for_flwr_run_and_ends_by_ctrl_c(tmp_path: Path) -> None:
         environment = os.environ | {"FLWR_HOME": home.partition("=")[2], "PATH": path}
         subprocess.run(run, cwd=place, env=environment, check=True, timeout=900)
         completed(place / "outputs" / "latest")
+        (stranger := tmp_path / "stranger").mkdir()  # who can reach the SuperLink, but not read the folder
+        shutil.copy(folder / "home" / "config.toml", stranger)
+        assert subprocess.run(run, cwd=place, env=environment | {"FLWR_HOME": str(stranger)}).returncode != 0
+        assert len(list((place / "outputs").glob("*-rbla"))) == 1
         assert processes_in(folder)
     finally:
         up.send_signal(signal.SIGINT)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from thistledown.console import ANSI
+from thistledown.processes import programs
 
 
 class SuperLinkError(RuntimeError):
@@ -75,6 +76,27 @@ def bundled(app: Path, place: Path) -> Path:
         return gathered(app, place)
     except ValueError as error:
         raise SuperLinkError(f"Flower does not accept the app in {app}: {error}") from error
+
+
+def connect(home: Path, name: str, address: str, trust: str, secret: str) -> None:
+    """Make `home`, a Flower home with a connection and the secret that the SuperLink asks for. `trust` is the line of
+    the connection that says how it is secured."""
+    from flwr.cli.constant import ACCESS_TOKEN_STORE_KEY, AUTHN_TYPE_STORE_KEY, REFRESH_TOKEN_STORE_KEY
+    from flwr.common.constant import AuthnType
+    from flwr.supercore.credential_store.file_credential_store import FileCredentialStore
+
+    home.mkdir()
+    connection = f'address = "{address}"\n{trust}\n'
+    (home / "config.toml").write_text(f'[superlink]\ndefault = "{name}"\n[superlink.{name}]\n{connection}')
+    store = FileCredentialStore(home / "credentials.yaml")
+    store.set(AUTHN_TYPE_STORE_KEY % address, AuthnType.OIDC.encode())
+    for key in (ACCESS_TOKEN_STORE_KEY, REFRESH_TOKEN_STORE_KEY):
+        store.set(key % address, secret.encode())
+
+
+def program(name: str) -> list[str]:
+    """Return the command of one of our programs; `-P` keeps its folder off the import path."""
+    return [sys.executable, "-P", programs.__file__, name]
 
 
 def executable(name: str) -> str:

@@ -1,7 +1,8 @@
 """A whole deployment on this machine: a SuperLink with TLS and node authentication, and a SuperNode for each file.
 
-Everything listens on loopback, works in one private folder, and is gone with it: keys, databases, stores, logs. Nodes
-run one app only, whose hash is pinned, in processes that are forked after the slow imports.
+Everything listens on loopback, works in one private folder, and is gone with it: keys, databases, stores, logs. The
+SuperLink takes runs only from clients that know a secret. Nodes run one app only, whose hash is pinned, in processes
+that are forked after the slow imports.
 """
 
 import json
@@ -15,13 +16,15 @@ from pathlib import Path
 from types import TracebackType
 
 from thistledown.commands.certs import Keys
+from thistledown.processes import programs
 from thistledown.processes.bundle import app_hash
-from thistledown.processes.client import Client, SuperLinkError, bundled, executable, tail
+from thistledown.processes.client import Client, SuperLinkError, bundled, connect, executable, program, tail
 from thistledown.processes.superlink import free_port
 from thistledown.processes.workplace import Workplace
 
 NAME, HERE = "federation", "127.0.0.1"
 START = 180.0  # seconds that a program has to answer
+NOTHING: Mapping[str, str] = {}
 ONLINE = "SuperNode ID"  # what a SuperNode's log says once the SuperLink knows it
 
 
@@ -35,6 +38,7 @@ class Deployment:
         self.home = self.folder / "home"
         self.bundle = self.folder / "app"  # what nodes run, and what is submitted
         self._keys = Keys(self.folder / "keys", [HERE], list(nodes), days=30)
+        self._secret = secrets.token_hex(32)
         self._running: dict[str, tuple[subprocess.Popen[bytes], Path]] = {}  # programs and their logs
 
     def __enter__(self) -> "Deployment":
@@ -74,7 +78,8 @@ class Deployment:
         self._keys.make()
         port = free_port()
         self._start_superlink(port)
-        self._write_connection(port)
+        trust = f'root-certificates = "{self._keys.authority.public}"'
+        connect(self.home, NAME, f"{HERE}:{port}", trust, self._secret)
         client = self._client()
         for name, file in self.nodes.items():
             client.call("supernode", "register", str(self._keys.node(name).public), NAME, "--name", name)
@@ -89,10 +94,10 @@ class Deployment:
         proof = ["--superexec-auth-secret-file", str(secret)]
         trust = [str(keys.authority.public), "--ssl-certfile", str(keys.server.public)]
         self._begin("SuperLink", self.folder / "superlink", [
-            executable("flower-superlink"), "--host", HERE, "--port", str(port), "--ssl-ca-certfile", *trust,
+            *program("superlink"), "--host", HERE, "--port", str(port), "--ssl-ca-certfile", *trust,
             "--ssl-keyfile", str(keys.server.private), "--enable-supernode-auth",
             "--database", str(self.folder / "state.db"), "--isolation", "process", *proof,
-        ])  # fmt: skip
+        ], {programs.SECRET: self._secret})  # fmt: skip
         self._await(lambda: _listens(port), "SuperLink")
         self._begin("executor", self.folder / "executor", [
             executable("flower-superexec"), "--runtime-api-address", f"{HERE}:{port}",
@@ -112,11 +117,11 @@ class Deployment:
             "--app-hash", digest,
         ])  # fmt: skip
 
-    def _begin(self, name: str, folder: Path, command: list[str]) -> None:
+    def _begin(self, name: str, folder: Path, command: list[str], own: Mapping[str, str] = NOTHING) -> None:
         """Start a program in a folder of its own, which has its log and its Flower home."""
         folder.mkdir(parents=True)
         log = folder / "log"
-        process = self._place.begin(command, log, {"FLWR_HOME": str(folder / "flwr")}, folder)
+        process = self._place.begin(command, log, {"FLWR_HOME": str(folder / "flwr"), **own}, folder)
         self._running[name] = (process, log)
 
     def _await(self, ready: Callable[[], bool], name: str) -> None:
@@ -128,11 +133,6 @@ class Deployment:
             if time.monotonic() > deadline:
                 raise SuperLinkError(f"{name} does not answer after {START:g} s:\n{tail(log)}")
             time.sleep(0.1)
-
-    def _write_connection(self, port: int) -> None:
-        self.home.mkdir()
-        said = f'address = "{HERE}:{port}"\nroot-certificates = "{self._keys.authority.public}"\n'
-        (self.home / "config.toml").write_text(f'[superlink]\ndefault = "{NAME}"\n[superlink.{NAME}]\n{said}')
 
     def _client(self) -> Client:
         return Client(NAME, self._place.work, self._place.environment({"FLWR_HOME": str(self.home)}))

@@ -1,4 +1,4 @@
-"""Two of Flower's programs, adapted to a simulation: `programs.py superlink ...` and `programs.py simulation ...`.
+"""Two of Flower's programs, adapted to this machine: `programs.py superlink ...` and `programs.py simulation ...`.
 
 The SuperLink accepts runs only from clients that know a secret. Flower's control interface can ask for credentials, but
 its open edition has nothing that checks them, so a plugin of ours does. Flower's command line sends the secret in place

@@ -9,7 +9,6 @@ import secrets
 import shlex
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from thistledown.processes import programs
-from thistledown.processes.client import Client, SuperLinkError, bundled, executable, tail
+from thistledown.processes.client import Client, SuperLinkError, bundled, connect, executable, program, tail
 from thistledown.processes.workplace import Workplace
 
 NAME = "simulation"  # of the connection, in config.toml
@@ -85,16 +84,16 @@ class SuperLink:
 
     def _start(self) -> None:
         self._place.open()
-        self._write_connection()
+        connect(self.folder / "home", NAME, f"127.0.0.1:{self.port}", "insecure = true", self._secret)
         simulation = self.folder / "bin" / "flwr-simulation"  # Flower's executor looks for it on its PATH
         simulation.parent.mkdir()
-        simulation.write_text(f'#!/bin/sh\nexec {shlex.join(_program("simulation"))} "$@"\n')
+        simulation.write_text(f'#!/bin/sh\nexec {shlex.join(program("simulation"))} "$@"\n')
         simulation.chmod(0o700)
         executor_secret = self.folder / "executor.secret"
         executor_secret.write_bytes(secrets.token_bytes(32))
         proof = ["--superexec-auth-secret-file", str(executor_secret)]
         where = ["--host", "127.0.0.1", "--port", str(self.port), "--isolation", "process"]
-        command = [*_program("superlink"), "--insecure", "--simulation", *where, *proof]
+        command = [*program("superlink"), "--insecure", "--simulation", *where, *proof]
         process = self._running["SuperLink"] = self._begin([*command, "--disable-runtime-dependency-installation"])
         deadline = time.monotonic() + START
         while not _answers(self.port):
@@ -108,21 +107,6 @@ class SuperLink:
 
     def _begin(self, command: list[str]) -> "subprocess.Popen[bytes]":
         return self._place.begin(command, self.log, self._own())
-
-    def _write_connection(self) -> None:
-        """Write the address of the SuperLink and the secret for Flower's command line."""
-        from flwr.cli.constant import ACCESS_TOKEN_STORE_KEY, AUTHN_TYPE_STORE_KEY, REFRESH_TOKEN_STORE_KEY
-        from flwr.common.constant import AuthnType
-        from flwr.supercore.credential_store.file_credential_store import FileCredentialStore
-
-        home, address = self.folder / "home", f"127.0.0.1:{self.port}"
-        home.mkdir()
-        connection = f'address = "{address}"\ninsecure = true\n'
-        (home / "config.toml").write_text(f'[superlink]\ndefault = "{NAME}"\n[superlink.{NAME}]\n{connection}')
-        store = FileCredentialStore(home / "credentials.yaml")
-        store.set(AUTHN_TYPE_STORE_KEY % address, AuthnType.OIDC.encode())
-        for key in (ACCESS_TOKEN_STORE_KEY, REFRESH_TOKEN_STORE_KEY):
-            store.set(key % address, self._secret.encode())
 
     def _client(self) -> Client:
         return Client(NAME, self.work, self._place.environment(self._own()))
@@ -140,11 +124,6 @@ class SuperLink:
             "RAY_AUTH_TOKEN": self._ray_token,
             programs.SECRET: self._secret,
         }
-
-
-def _program(name: str) -> list[str]:
-    """Return the command of one of our programs; `-P` keeps its folder off the import path."""
-    return [sys.executable, "-P", programs.__file__, name]
 
 
 def free_port() -> int:
