@@ -122,6 +122,31 @@ def test_what_rows_are_taken_for(case: str, place: Path) -> None:
     assert written["data"]["partitioner"] == "iid"
 
 
+NAMED: dict[str, tuple[dict[str, list[Any]], list[str], str]] = {
+    "multi-label": ({"text": AB, "tags": [["a"], ["a", "b"]] * 20}, ["--label", "tags"], "a|b"),
+    "regression": ({"text": AB, "stars": [*range(8)] * 5}, ["--label", "stars"], ""),
+    "token-classification": (
+        {"words": [["a", "film"]] * 40, "tags": [["O", "B"]] * 40},
+        ["--text", "words", "--label", "tags"],
+        "B|O",
+    ),
+    "seq2seq-lm": ({"prompt": LINES, "completion": LINES}, [], ""),
+}
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_a_kind_that_is_named(kind: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a file whose name is no TOML; what has no classes is not told of classes with few rows."""
+    rows, flags, labels = NAMED[kind]
+    write_table(place / "odd\aname.jsonl", rows)
+    assert main(["new", "odd\aname.jsonl", "--kind", kind, *flags]) == DONE
+    assert "the label" not in capsys.readouterr().out
+    written = preset(place / "odd\aname.toml")
+    assert written["data"]["name"] == "odd\aname.jsonl"
+    assert written["data"].get("labels", "") == labels
+    assert ("t5" in written["model"]["name"]) == (kind == "seq2seq-lm")
+
+
 def test_a_folder_of_images_with_a_test_part_that_cannot_be_used(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from task.config import Data, TaskConfig
 from task.data.encoding.completions import Columns, incomplete
 from task.data.encoding.seq2seq import Seq2SeqEncoder
+from task.data.guessing.guess import Guess, Sight
+from task.data.guessing.prompted import INSTRUCTION, PROMPT, prompted
 from task.data.raw import Raw
 from task.data.rows import Rows, TextPairs
 from task.data.sources.base import Source
@@ -42,6 +44,13 @@ class Seq2SeqLM(Kind):
         "accuracy": replace(ACCURACY, title="token accuracy"),
     }
     chosen_by = "loss"
+    begin_with: ClassVar[Mapping[str, object]] = {
+        "model.name": "google/flan-t5-small",
+        "num-server-rounds": 5,
+        "learning-rate": 0.001,
+        "local-steps": 4,
+        "batch-size": 4,
+    }
 
     def problems(self, config: TaskConfig) -> list[str]:
         """Return the problems, including columns that rows are not made of."""
@@ -62,6 +71,11 @@ class Seq2SeqLM(Kind):
     def columns(self, data: Data) -> dict[str, str]:
         """Return the columns of prompts, inputs and completions."""
         return Columns.of(data).keys()
+
+    def recognise(self, sight: Sight) -> Guess | None:
+        """Return the columns of prompts and completions, or of instructions."""
+        found = prompted(sight)
+        return found if found and (found.columns.get(PROMPT) or found.columns.get(INSTRUCTION)) else None
 
     def required(self, data: Data) -> list[str]:
         """Return the columns that data must have. The input column is required only if the user has named it."""

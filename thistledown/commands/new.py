@@ -1,5 +1,6 @@
 """`thistledown new`: what data is taken for, and a preset that trains on it."""
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,8 @@ def _new(asked: Asked, say: Say) -> None:
         if choice.guessed:
             say(choice.line())
     _write(asked, chosen)
-    say(f"{asked.to} is written; next: thistledown check {asked.to}, thistledown run {asked.to}")
+    named = shlex.quote(str(asked.to))
+    say(f"{asked.to} is written; next: thistledown check {named}, thistledown run {named}")
 
 
 def _splits(source: Source, asked: Asked) -> dict[str, Choice]:
@@ -181,7 +183,7 @@ def _whole(value: object) -> int:
 
 def _write(asked: Asked, chosen: Sequence[Choice]) -> None:
     title = (
-        f"thistledown run {asked.to.name}\n\nWritten by thistledown new for {Path(asked.name).name}. "
+        f"thistledown run {shlex.quote(asked.to.name)}\n\nWritten by thistledown new for {Path(asked.name).name}. "
         "Each key has its reason above it; `thistledown keys WORD` explains\nothers, and "
         "`thistledown check` shows what a run would do.\n"
     )
@@ -190,4 +192,5 @@ def _write(asked: Asked, chosen: Sequence[Choice]) -> None:
         draft.write_text(written(title, chosen), encoding="utf-8")
         draft.replace(asked.to)
     except OSError as error:
+        draft.unlink(missing_ok=True)
         raise ConfigError([f"{asked.to} cannot be written: {error.strerror}"]) from error

@@ -40,7 +40,8 @@ def of_task(taken: Taken, raw: Raw, columns: Sequence[Column], site: Column | No
         yield Choice(
             "data.id-column", site.name, f"the sites of rows, {site.distinct:,} of them; --site '' for none", True
         )
-    yield Choice("data.partitioner", *_division(site))
+    classes = kind.row_labels and taken.label(columns) is not None
+    yield Choice("data.partitioner", *_division(site, classes=classes))
 
 
 def of_sizes(taken: Taken, index: DataIndex, site: Column | None, nodes: int) -> Iterator[Choice]:
@@ -95,10 +96,11 @@ def _length(steps: float) -> Choice:
     return Choice("local-epochs", 1, f"passes over a node's rows in a round, about {steps:.0f} steps", True)
 
 
-def _division(site: Column | None) -> tuple[str, str]:
+def _division(site: Column | None, *, classes: bool) -> tuple[str, str]:
     if site:
         return "natural", "each site keeps its rows"
-    return "iid", "rows are dealt at random; 'dirichlet' makes nodes differ in their labels, as real ones do"
+    skewed = "; 'dirichlet' makes nodes differ in their labels, as real ones do" if classes else ""
+    return "iid", f"rows are dealt at random{skewed}"
 
 
 def _named(columns: Sequence[Column]) -> str:

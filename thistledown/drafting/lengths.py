@@ -13,7 +13,7 @@ from task.data.raw import Raw
 BYTES = 3.5  # a token of English has about four; fewer, so that rows rather fit
 SHARE = 95  # percentile of rows that shall fit
 STEPS = (32, 64, 128, 256, 512)
-TURNS, TURN = 1000, 8  # conversations that are looked at; tokens around each turn
+LISTS, TURN = 1000, 8  # conversations and lists that are looked at; tokens around each turn
 
 
 def max_length(raw: Raw, inputs: Sequence[Column], model: str) -> tuple[int, str]:
@@ -32,9 +32,10 @@ def max_length(raw: Raw, inputs: Sequence[Column], model: str) -> tuple[int, str
 
 
 def _tokens(raw: Raw, column: Column) -> int:
-    if column.holds is Holds.TURNS:
-        rows = np.unique(np.linspace(0, len(raw) - 1, TURNS).astype(np.int64))
-        counts = [_of_turns(value) for value in raw.values(column.name, rows) if isinstance(value, list)]
+    if column.holds in (Holds.TURNS, Holds.LIST):
+        count = _of_turns if column.holds is Holds.TURNS else _of_words
+        rows = np.unique(np.linspace(0, len(raw) - 1, LISTS).astype(np.int64))
+        counts = [count(value) for value in raw.values(column.name, rows) if isinstance(value, list)]
         return int(np.percentile(counts, SHARE)) if counts else 0
     if not len(column.lengths):
         return 0
@@ -46,3 +47,8 @@ def _tokens(raw: Raw, column: Column) -> int:
 def _of_turns(turns: list[object]) -> float:
     texts = [text for turn in turns if isinstance(turn, dict) for text in turn.values() if isinstance(text, str)]
     return sum(len(text.encode("utf-8", "replace")) for text in texts) / BYTES + TURN * len(turns)
+
+
+def _of_words(words: list[object]) -> float:
+    """Return the tokens of a list of words, of which each has at least one."""
+    return 2 + sum(max(1.0, len(str(word).encode("utf-8", "replace")) / BYTES) for word in words)

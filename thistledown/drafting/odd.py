@@ -16,7 +16,7 @@ def odd(raw: Raw, columns: Sequence[Column], taken: Taken, site: Column | None) 
     """Yield a sentence on each thing. The values of a user's own file are shown."""
     if empty := [one.name for one in columns if one.holds is Holds.NOTHING]:
         yield f"nothing is in {_listed(empty)}"
-    label = taken.label(columns)
+    label = taken.label(columns) if taken.kind.row_labels else None
     if label and label.counts:
         yield from _labels(label)
     for column in taken.inputs(columns)[:1]:

@@ -37,15 +37,20 @@ class Choice:
 
 def written(title: str, choices: Sequence[Choice]) -> str:
     """Return the text of a preset: the title, then the keys, each below its reason; keys of one table together."""
-    lines = [*(f"# {line}".rstrip() for line in title.splitlines()), ""]
+    lines = [*map(_comment, title.splitlines()), ""]
     tables = list(dict.fromkeys([*FIRST, *(_table(choice) for choice in choices)]))
     ordered = sorted(choices, key=lambda choice: tables.index(_table(choice)))
     for table, own in groupby(ordered, key=_table):
         lines += ["", f"[{table}]"] if table else []
         for choice in own:
-            lines += [f"# {line}" for line in textwrap.wrap(choice.why, WIDTH, break_on_hyphens=False)]
+            lines += map(_comment, textwrap.wrap(choice.why, WIDTH, break_on_hyphens=False))
             lines.append(f"{choice.key.rpartition('.')[2]} = {_toml(choice.value)}")
     return "\n".join(lines) + "\n"
+
+
+def _comment(line: str) -> str:
+    """Return a comment. What cannot be printed, as in the name of a file, is no TOML."""
+    return f"# {''.join(letter if letter.isprintable() else '?' for letter in line)}".rstrip()
 
 
 def _table(choice: Choice) -> str:
