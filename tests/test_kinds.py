@@ -210,7 +210,7 @@ NAMED = {"text-column": "tokens", "label-column": "tags"}
 
 @pytest.mark.slow
 def test_entities_are_learned(bert: Path, tmp_path: Path) -> None:
-    from transformers import AutoModelForTokenClassification
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
 
     found = sample(WORDS, bert, tmp_path, sentences(), **NAMED)
     options = {"simulation.num-supernodes": 2, "num-server-rounds": 4, "learning-rate": 0.02, "local-steps": 12}
@@ -221,10 +221,16 @@ def test_entities_are_learned(bert: Path, tmp_path: Path) -> None:
     assert scores[0] < 0.5
     assert scores[-1] > 0.9
 
-    module = AutoModelForTokenClassification.from_pretrained(outcome.folder / "model" / "last")
+    folder = outcome.folder / "model" / "last"
+    module, tokenizer = AutoModelForTokenClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert module.config.id2label == dict(enumerate(outcome.task.data.labels))
-    said = thistledown.Outcome(outcome.folder).predict([words for words, _ in SENTENCES], "last")
-    assert [one.answer for one in said] == [tags for _, tags in SENTENCES]
+    texts = [words for words, _ in SENTENCES]
+    for text, one in zip(texts, thistledown.Outcome(outcome.folder).predict(texts, "last"), strict=True):
+        tokens = tokenizer(text.split(), is_split_into_words=True, return_tensors="pt")
+        first = [tokens.word_ids().index(word) for word in range(len(text.split()))]
+        with torch.no_grad():
+            likeliest = module.eval()(**tokens).logits[0].argmax(-1)
+        assert one.answer == " ".join(module.config.id2label[int(likeliest[place])] for place in first)
 
 
 def test_the_first_token_of_a_word_has_its_label(bert: Path, tmp_path: Path) -> None:
