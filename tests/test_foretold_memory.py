@@ -11,7 +11,7 @@ from task.data.stand_in import stand_in
 from task.models.model import build
 from task.training.checkpointing import checkpointed
 from task.training.uncached import uncached
-from thistledown.foretold.memory import kept_for_backward
+from thistledown.foretold.memory import kept_for_backward, memory
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +36,9 @@ def test_activations_are_what_autograd_keeps(
     really = _activations(model, work)
     said = kept_for_backward(model, config, rows)
     assert really <= said <= 1.1 * really  # with a mask, which rows of one length go without
+
+
+def test_a_tuning_that_calls_layers_has_memory_too(kinds: dict[str, Sample]) -> None:
+    config, base = kinds["llama"].config("ssf"), kinds["llama"].base
+    said, *_ = memory(base, config, 0, stand_in(config, base.folder))
+    assert said.startswith("memory    about ")

@@ -15,6 +15,7 @@ from task.models.base import Base
 from task.models.model import TunedModel, build
 from task.training.checkpointing import checkpointed
 from task.training.uncached import uncached
+from task.tunings.base import TuningError
 from task.tunings.parts.trainable import is_linear
 
 BYTES = {"none": 0.0, "8bit": 1.0, "4bit": 0.5 + 4 / 64}  # of a weight of a linear layer, with the scales of its block
@@ -25,7 +26,7 @@ ROOM = 1.25  # what else a device holds, and memory in pieces
 def memory(base: Base, config: TaskConfig, rank: int, rows: Rows) -> Iterator[str]:
     """Yield a line on the memory of a node, and one on the share of a GPU that it needs, if there is one here."""
     plain = replace(config, model=replace(config.model, quantization="none", double_quantization=False))
-    model = build(replace(base, bare=True), plain, rank, "cpu")
+    model = _built(base, plain, rank)
     trained = sum(tensor.nbytes for tensor in model.trained.values())
     moments = int(config.momentum > 0) if config.optimizer == "sgd" else 2
     parts: dict[str, float] = {"the base": _frozen(model, config), "what trains": trained * (COPIES + moments)}
@@ -34,13 +35,22 @@ def memory(base: Base, config: TaskConfig, rank: int, rows: Rows) -> Iterator[st
     except RuntimeError as error:  # of a model whose shapes depend on values, such as a mixture of experts
         yield f"notice    activations are not counted, as this model does not run on shapes alone: {error!s:.120}"
     total = sum(parts.values())
-    yield f"memory    about {human(total)} on a node: {', '.join(f'{name} {human(n)}' for name, n in parts.items())}"
+    shares = ", ".join(f"{name} {human(size)}" for name, size in parts.items() if size)
+    yield f"memory    about {human(total)} on a node: {shares}"
     if torch.cuda.is_available():
         share = ROOM * total / torch.cuda.get_device_properties(0).total_memory
         fits = (
             f"simulation.num-gpus = {max(0.01, math.ceil(100 * share) / 100):g}" if share <= 1 else "more than it has"
         )
         yield f"          of a GPU of this machine: {fits}"
+
+
+def _built(base: Base, config: TaskConfig, rank: int) -> TunedModel:
+    """Return the model without weights, or with them if the tuning calls layers to find out what they do."""
+    try:
+        return build(replace(base, bare=True), config, rank, "cpu")
+    except TuningError:
+        return build(base, config, rank, "cpu")
 
 
 def kept_for_backward(model: TunedModel, config: TaskConfig, rows: Rows) -> int:
