@@ -54,7 +54,7 @@ def write_merged(run: RunConfig, task: TaskConfig, round: int, state: State, fol
     A merged weight is rounded to the base's own precision, so logits equal the adapter's up to that rounding. Returns
     lines of Python that load it. Raises BaseError if the base is not available, or the tuning cannot be merged.
     """
-    with TemporaryDirectory(prefix="thistledown-merge-") as place:
+    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:  # has room for a whole model
         write_tuned(run, task, {NAME: (round, state)}, Path(place), nodes)
         whole = Path(place) / NAME
         if (whole / ADAPTER).exists():
@@ -62,7 +62,7 @@ def write_merged(run: RunConfig, task: TaskConfig, round: int, state: State, fol
         elif saved_as(task) == OWN:
             problem = f"tuning = '{task.tuning.name}' adds parts that no plain model of transformers has"
             raise BaseError(f"{problem}, so it cannot be merged; leave out --merge", problem)
-        shutil.copytree(whole, folder, dirs_exist_ok=True)
+        shutil.copytree(whole, folder, dirs_exist_ok=True, copy_function=shutil.move)
     base, plain = server_base(task.model, server_store()), replace(task, tuning=tunings.load("full")())
     (folder / "README.md").write_text(card(run, task, base, round, nodes, merged=True), encoding="utf-8")
     as_the_folder(folder)
