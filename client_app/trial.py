@@ -92,7 +92,7 @@ def _point(model: TunedModel, trainer: Trainer, rank: int, resident: int) -> tup
     own = sum(tensor.nbytes for tensor in model.trained.values())
     if counter:
         return seconds, own + counter.max_memory_allocated(model.device) - idle
-    return seconds, max(own * (COPIES + _moments(trainer.config)) + kept, _resident() - resident)
+    return seconds, max(own * copies(trainer.config) + kept, _resident() - resident)
 
 
 def _zeros(trained: Mapping[str, torch.Tensor], rank: int) -> Tensors:
@@ -130,6 +130,6 @@ def _resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _moments(config: TaskConfig) -> int:
-    """Return how many tensors the optimiser keeps for each trained tensor."""
-    return int(config.momentum > 0) if config.optimizer == "sgd" else 2  # of small tensors also in 8 bits
+def copies(config: TaskConfig) -> int:
+    """Return how many tensors like each one that trains are in memory, with the moments that the optimiser keeps."""
+    return COPIES + (int(config.momentum > 0) if config.optimizer == "sgd" else 2)  # of small tensors also in 8 bits

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from client_app.trial import copies
 from server_app.callbacks.progress import human
 from task.config import TaskConfig
 from task.data.rows import Rows
@@ -19,7 +20,6 @@ from task.tunings.base import TuningError
 from task.tunings.parts.trainable import is_linear
 
 BYTES = {"none": 0.0, "8bit": 1.0, "4bit": 0.5 + 4 / 64}  # of a weight of a linear layer, with the scales of its block
-COPIES = 3  # of all that trains: itself, a gradient, and what an update is the difference to
 ROOM = 1.25  # what else a device holds, and memory in pieces
 
 
@@ -28,8 +28,7 @@ def memory(base: Base, config: TaskConfig, rank: int, rows: Rows) -> Iterator[st
     plain = replace(config, model=replace(config.model, quantization="none", double_quantization=False))
     model = _built(base, plain, rank)
     trained = sum(tensor.nbytes for tensor in model.trained.values())
-    moments = int(config.momentum > 0) if config.optimizer == "sgd" else 2
-    parts: dict[str, float] = {"the base": _frozen(model, config), "what trains": trained * (COPIES + moments)}
+    parts: dict[str, float] = {"the base": _frozen(model, config), "what trains": trained * copies(config)}
     try:
         parts[f"activations of {config.rows_at_once} rows"] = kept_for_backward(model, config, rows)
     except RuntimeError as error:  # of a model whose shapes depend on values, such as a mixture of experts
