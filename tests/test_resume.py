@@ -14,7 +14,7 @@ from server_app.resuming import given
 from strategies.exchange.types import RunFailed
 from strategies.protocol import checkpoint
 from task.schema import ConfigError
-from thistledown.commands.export import export
+from thistledown.commands.results.export import export
 from thistledown.settings import Settings
 
 APP = Path(__file__).parent.parent

@@ -13,12 +13,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from thistledown.arguments import parser
-
-if TYPE_CHECKING:
-    from thistledown.settings import Settings
 
 PACKAGES = ("task", "strategies", "server_app", "client_app")  # imported by the command, in addition to its own
 DONE, WRONG, FAILED, INTERRUPTED, CLOSED, TERMINATED = 0, 2, 3, 130, 141, 143
@@ -44,23 +41,7 @@ def _done(arguments: argparse.Namespace) -> int:
     from thistledown.processes.client import SuperLinkError
 
     try:
-        commands = {
-            "run": _run,
-            "check": _check,
-            "new": _new,
-            "export": _export,
-            "predict": _predict,
-            "keys": _keys,
-            "presets": _presets,
-            "certs": _certs,
-            "up": _up,
-            "account": _account,
-            "app": _app,
-            "policy": _policy,
-            "purge": _purge,
-            "status": _status,
-        }
-        return commands[arguments.command](arguments)
+        return DONE if arguments.do(arguments, say) else FAILED
     except ConfigError as error:
         print(error.problems[0] if len(error.problems) == 1 else error, file=sys.stderr)
         return WRONG
@@ -83,138 +64,6 @@ def _done(arguments: argparse.Namespace) -> int:
 def say(line: str) -> None:
     """Print a line and flush, so that pipes get it at once."""
     print(line, flush=True)
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    from thistledown.commands.run import run
-
-    return DONE if run(_settings(arguments), say, verbose=arguments.verbose) else FAILED
-
-
-def _check(arguments: argparse.Namespace) -> int:
-    from thistledown.commands.check import check
-
-    check(_settings(arguments), say, arguments.rows)
-    return DONE
-
-
-def _new(arguments: argparse.Namespace) -> int:
-    from thistledown.commands.new import Asked, new
-    from thistledown.drafting.preset import FLAGS
-
-    flags = {key: getattr(arguments, flag.removeprefix("--")) for key, flag in FLAGS.items()}
-    given = {key: value for key, value in flags.items() if value is not None}
-    new(Asked.of(arguments.data, arguments.to, arguments.force, given, arguments.overrides), say)
-    return DONE
-
-
-def _export(arguments: argparse.Namespace) -> int:
-    from thistledown.commands.export import export
-
-    export(arguments.results, arguments.state, arguments.to, say, merge=arguments.merge)
-    return DONE
-
-
-def _predict(arguments: argparse.Namespace) -> int:
-    from thistledown.commands.predict import predict
-
-    predict(
-        arguments.results, arguments.state, arguments.overrides, arguments.values, arguments.file, arguments.to, say
-    )
-    return DONE
-
-
-def _keys(arguments: argparse.Namespace) -> int:
-    from thistledown.commands.keys import keys
-
-    for line in keys(arguments.word):
-        say(line)
-    return DONE
-
-
-def _presets(arguments: argparse.Namespace) -> int:
-    from thistledown.commands.presets import presets
-    from thistledown.settings import app_folder
-
-    for line in presets(app_folder(arguments.app)):
-        say(line)
-    return DONE
-
-
-def _up(arguments: argparse.Namespace) -> int:
-    from thistledown.commands.up import up
-
-    done = up(arguments.files, arguments.app, arguments.preset, arguments.overrides, arguments.run, say)
-    return DONE if done else FAILED
-
-
-def _certs(arguments: argparse.Namespace) -> int:
-    from thistledown.commands.certs import Keys
-
-    made = Keys(arguments.folder, arguments.names, arguments.nodes, arguments.days).make()
-    say("\n".join(map(str, made)) if made else "nothing to do: all files exist")
-    return DONE
-
-
-def _account(arguments: argparse.Namespace) -> int:
-    from client_app.account import AccountError
-    from thistledown.commands.account import accounts
-
-    try:
-        for line in accounts(arguments.folder, arguments.delta):
-            say(line)
-    except AccountError as error:
-        print(error, file=sys.stderr)
-        return FAILED
-    return DONE
-
-
-def _purge(arguments: argparse.Namespace) -> int:
-    from thistledown.commands.purge import purge
-
-    purge(arguments.store_path, arguments.kind, arguments.older_than, arguments.yes, say)
-    return DONE
-
-
-def _status(arguments: argparse.Namespace) -> int:
-    from thistledown.commands.status import status
-
-    for line in status(arguments.folder):
-        say(line)
-    return DONE
-
-
-def _policy(arguments: argparse.Namespace) -> int:
-    from thistledown.commands.policy import explained
-
-    say("\n".join(explained(arguments.file)))
-    return DONE
-
-
-def _app(arguments: argparse.Namespace) -> int:
-    from task.schema import ConfigError
-    from thistledown.processes.bundle import app_hash
-    from thistledown.settings import app_folder
-
-    folder = app_folder(arguments.folder)
-    try:
-        say(app_hash(folder))
-    except ValueError as error:
-        raise ConfigError([f"Flower does not accept the app in {folder}: {error}"]) from error
-    return DONE
-
-
-def _settings(arguments: argparse.Namespace) -> "Settings":
-    from server_app.outputs import problem_of
-    from task.schema import ConfigError
-    from thistledown.settings import Settings
-
-    settings = Settings.read(arguments.app, arguments.preset, arguments.overrides, Path.cwd())
-    if problem := problem_of(Path(settings.config.server.output_dir)):
-        raise ConfigError([problem])
-    for key in settings.idle:
-        say(f"note: {key} has no effect on this run (strategy = '{settings.config.strategy.name}')")
-    return settings
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""What is done with the results of runs: one file for each."""

@@ -1,0 +1,75 @@
+"""Commands about the results of runs: status, predict, export."""
+
+import argparse
+from pathlib import Path
+
+from thistledown.verbs.flags import Commands, Say, add_overrides, add_results
+
+
+def add(commands: Commands) -> None:
+    """Add these commands to the command line."""
+    _add_status(commands)
+    _add_predict(commands)
+    _add_export(commands)
+
+
+def _add_status(commands: Commands) -> None:
+    status = commands.add_parser("status", help="show the status of runs: running, completed, failed or interrupted")
+    status.description = "Show the status of a run, or of all runs in a folder of outputs, and how to resume them."
+    status.add_argument(
+        "folder", type=Path, nargs="?", default=Path("outputs"), metavar="DIR", help="results, or outputs (default)"
+    )
+    status.set_defaults(do=_status)
+
+
+def _status(arguments: argparse.Namespace, say: Say) -> bool:
+    from thistledown.commands.results.status import status
+
+    for line in status(arguments.folder):
+        say(line)
+    return True
+
+
+def _add_predict(commands: Commands) -> None:
+    predict = commands.add_parser("predict", help="ask the tuned model of a run about texts, images or a file")
+    predict.description = (
+        "Ask the tuned model of a run: about texts or images, or about every row of a file. The answers to a file are "
+        "written beside it, with its own columns."
+    )
+    add_results(predict)
+    predict.add_argument("values", nargs="*", metavar="TEXT|IMAGE", help="texts, or paths of images")
+    predict.add_argument("--file", metavar="FILE", help="rows to ask about: csv, jsonl, parquet and so on")
+    predict.add_argument(
+        "--to", type=Path, metavar="FILE", help="where to write the answers: .csv, .tsv, .jsonl or .parquet"
+    )
+    add_overrides(predict, "keys of [data] that differ from the run's: \"data.text-column='body'\"")
+    predict.set_defaults(do=_predict)
+
+
+def _predict(arguments: argparse.Namespace, say: Say) -> bool:
+    from thistledown.commands.results.predict import predict
+
+    predict(
+        arguments.results, arguments.state, arguments.overrides, arguments.values, arguments.file, arguments.to, say
+    )
+    return True
+
+
+def _add_export(commands: Commands) -> None:
+    export = commands.add_parser("export", help="write the tuned model of a run, from its checkpoint")
+    export.description = "Rebuild the tuned model from the checkpoint in a results folder. Only the base is needed."
+    add_results(export)
+    export.add_argument(
+        "--to", type=Path, metavar="DIR", help="where to write it; default: model/ in the results folder"
+    )
+    export.add_argument(
+        "--merge", action="store_true", help="merge the adapter into its base: a plain transformers model"
+    )
+    export.set_defaults(do=_export)
+
+
+def _export(arguments: argparse.Namespace, say: Say) -> bool:
+    from thistledown.commands.results.export import export
+
+    export(arguments.results, arguments.state, arguments.to, say, merge=arguments.merge)
+    return True

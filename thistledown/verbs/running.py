@@ -1,0 +1,110 @@
+"""Commands that prepare a run and start it: new, check, keys, presets, run."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from thistledown.verbs.flags import Commands, Say, add_app, add_overrides, count
+
+if TYPE_CHECKING:
+    from thistledown.settings import Settings
+
+
+def add(commands: Commands) -> None:
+    """Add these commands to the command line."""
+    run = commands.add_parser("run", help="simulate a federation and leave its results in outputs/")
+    run.add_argument("--verbose", action="store_true", help="show the whole log, Flower's and Ray's too")
+    run.description = "Simulate a federation on this machine; results go to outputs/ in the current directory."
+    run.set_defaults(do=_run)
+    check = commands.add_parser("check", help="show what a run would do, without running it")
+    for command in (run, check):
+        command.add_argument(
+            "preset", nargs="?", help="a TOML file with run-config keys, or the name of one in presets/"
+        )
+        add_overrides(command)
+        add_app(command)
+    check.add_argument(
+        "--rows", type=count, default=0, metavar="N", help="also show what the first N training rows become"
+    )
+    check.description = "Check a configuration and show what each node would do and send, without running it."
+    check.set_defaults(do=_check)
+    _add_new(commands)
+    keys = commands.add_parser("keys", help="search the run-config keys: defaults, accepted values, meanings")
+    keys.description = "Show the keys whose name or meaning has WORD, or that another tool calls by it."
+    keys.add_argument("word", nargs="?", default="", metavar="WORD", help="default: all keys")
+    keys.set_defaults(do=_keys)
+    presets = commands.add_parser("presets", help="show the presets, and what each is for")
+    presets.add_argument("--app", type=Path, metavar="DIR", help="a clone; default: the installed one")
+    presets.set_defaults(do=_presets)
+
+
+def _add_new(commands: Commands) -> None:
+    new = commands.add_parser("new", help="look at data, and write a preset that trains on it")
+    new.description = (
+        "Look at data, say what it is taken for and what is odd in it, and write a preset that trains on it. Each "
+        "guess is named with the flag that changes it."
+    )
+    new.add_argument("data", metavar="FILE", help="a csv, jsonl, parquet, a folder of images, or a hub dataset")
+    new.add_argument("--kind", metavar="KIND", help="what is learned, a task kind: text-classification and so on")
+    new.add_argument("--text", metavar="COLUMN", help="the column of texts")
+    new.add_argument("--label", metavar="COLUMN", help="the column of labels")
+    new.add_argument("--site", metavar="COLUMN", help="the column that says which node has a row; '' for none")
+    new.add_argument("--model", metavar="MODEL", help="the base: a hub id or a folder")
+    new.add_argument("--nodes", type=int, metavar="N", help="nodes to simulate")
+    new.add_argument("--to", type=Path, metavar="FILE", help="the preset; default: named after the data, here")
+    new.add_argument("--force", action="store_true", help="write over a preset that exists")
+    add_overrides(new, "any other keys of the preset")
+    new.set_defaults(do=_new)
+
+
+def _run(arguments: argparse.Namespace, say: Say) -> bool:
+    from thistledown.commands.run import run
+
+    return run(_settings(arguments, say), say, verbose=arguments.verbose)
+
+
+def _check(arguments: argparse.Namespace, say: Say) -> bool:
+    from thistledown.commands.check import check
+
+    check(_settings(arguments, say), say, arguments.rows)
+    return True
+
+
+def _new(arguments: argparse.Namespace, say: Say) -> bool:
+    from thistledown.commands.new import Asked, new
+    from thistledown.drafting.preset import FLAGS
+
+    flags = {key: getattr(arguments, flag.removeprefix("--")) for key, flag in FLAGS.items()}
+    given = {key: value for key, value in flags.items() if value is not None}
+    new(Asked.of(arguments.data, arguments.to, arguments.force, given, arguments.overrides), say)
+    return True
+
+
+def _keys(arguments: argparse.Namespace, say: Say) -> bool:
+    from thistledown.commands.keys import keys
+
+    for line in keys(arguments.word):
+        say(line)
+    return True
+
+
+def _presets(arguments: argparse.Namespace, say: Say) -> bool:
+    from thistledown.commands.presets import presets
+    from thistledown.settings import app_folder
+
+    for line in presets(app_folder(arguments.app)):
+        say(line)
+    return True
+
+
+def _settings(arguments: argparse.Namespace, say: Say) -> "Settings":
+    from server_app.outputs import problem_of
+    from task.schema import ConfigError
+    from thistledown.settings import Settings
+
+    settings = Settings.read(arguments.app, arguments.preset, arguments.overrides, Path.cwd())
+    if problem := problem_of(Path(settings.config.server.output_dir)):
+        raise ConfigError([problem])
+    for key in settings.idle:
+        say(f"note: {key} has no effect on this run (strategy = '{settings.config.strategy.name}')")
+    return settings
