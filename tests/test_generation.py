@@ -1,6 +1,8 @@
 """Answers of tuned language models: what transformers generates from the prompt of each row alone."""
 
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from tuned import federation, samples
 import thistledown
 from task.data.encoding.chats.named import NAMED
 from task.data.raw import DataError
+from task.prediction.streaming import Streamed
 from thistledown.main import DONE, main
+from thistledown.predictor import Predictor
 
 NEW = 8  # tokens of an answer, half of data.max-length
 
@@ -102,6 +106,103 @@ def test_a_text_is_a_users_turn(chat_run: Outcome) -> None:
     )
     [found] = thistledown.Outcome(chat_run.folder).predict(["hello"])
     assert found.answer == written(chat_run, prompt, special=False, most=64)
+
+
+def test_a_terminal_gets_an_answer_as_it_is_written(
+    chat_run: Outcome, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its pieces are the answer that the model gives as a whole."""
+    [whole] = thistledown.Outcome(chat_run.folder).predict(["hello"])
+    predictor = Predictor(chat_run.folder)
+    pieces: list[str] = []
+    assert predictor.stream(predictor.rows_from(["hello"]), 0, pieces.append) == whole
+    assert "".join(pieces) == whole.answer
+    assert len(pieces) > 1
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["predict", str(chat_run.folder), "hello", "hello"]) == DONE
+    assert capsys.readouterr().out == f"{whole.answer}\n" * 2
+
+
+def test_a_chat_has_its_history_in_the_template_until_it_is_reset(
+    chat_run: Outcome, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(chat_run.folder / "model" / "best")
+    turns: list[dict[str, str]] = []
+    answers = []
+    for text in ("hi", "no"):
+        turns.append({"role": "user", "content": text})
+        prompt = tokenizer.apply_chat_template(
+            turns, chat_template=NAMED["chatml"], tokenize=False, add_generation_prompt=True
+        )
+        answers.append(written(chat_run, prompt, special=False, most=8))
+        turns.append({"role": "assistant", "content": answers[-1]})
+    options = "data.max-length=400 data.max-completion-length=8"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n\nno\n/reset\nhi\n"))
+    assert main(["predict", str(chat_run.folder), "--chat", "-c", options]) == DONE
+    said = capsys.readouterr()
+    assert said.out == "".join(f"{answer}\n" for answer in (*answers, answers[0]))
+    assert said.err == "the conversation is empty\n"
+
+
+def test_the_oldest_turns_of_a_long_chat_are_left_out(chat_run: Outcome) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(chat_run.folder / "model" / "best")
+    most, new = 36, 4
+    changed = {"data.max-length": most, "data.max-completion-length": new}
+    talk = Predictor(chat_run.folder, changed=changed).conversation()
+    for text in ("one", "two", "three"):
+        talk.ask(text, lambda piece: None)
+    *asked, answer = talk.turns
+    prompts = [
+        tokenizer.apply_chat_template(
+            asked[first:], chat_template=NAMED["chatml"], tokenize=False, add_generation_prompt=True
+        )
+        for first in (0, 2, 4)
+    ]
+    fit = [one for one in prompts if len(tokenizer(one, add_special_tokens=False)["input_ids"]) <= most - new]
+    assert 0 < len(fit) < 3
+    assert answer["content"] == written(chat_run, fit[0], special=False, most=new)
+
+
+def test_an_instruction_is_the_first_turn_of_a_chat(
+    llama_run: Outcome, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("say not hot\n"))
+    assert main(["predict", str(llama_run.folder), "--chat"]) == DONE
+    [answer] = thistledown.Outcome(llama_run.folder).predict(["say not hot"])
+    assert capsys.readouterr().out == f"{answer.answer}\n"
+
+
+class Spelling:
+    """A tokenizer whose tokens are bytes, and which joins a word to the one before it."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return bytes(ids).decode(errors="replace").replace(" nt", "n't")
+
+
+@pytest.mark.parametrize(
+    ("answer", "pieces"),
+    [
+        (" né \n", ["n", "é"]),
+        ("日本", ["日", "本"]),
+        ("is nt", ["i", "s", " n", "\nisn't"]),
+        ("\xe9".encode("latin-1").decode(errors="surrogateescape"), ["\ufffd"]),
+    ],
+)
+def test_pieces_are_whole_signs_and_end_as_the_answer_ends(answer: str, pieces: list[str]) -> None:
+    class Model:
+        def generate(self, streamer: Any) -> None:
+            streamer.put(torch.tensor([[1, 2, 3]]))
+            for byte in answer.encode(errors="surrogateescape"):
+                streamer.put(torch.tensor([byte]))
+            streamer.end()
+
+    found: list[str] = []
+    Streamed(Model(), Spelling(), found.append).generate()
+    assert [piece for piece in found if piece] == pieces
 
 
 @pytest.mark.parametrize(

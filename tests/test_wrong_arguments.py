@@ -24,7 +24,10 @@ CASES: dict[str, list[list[str]]] = {  # by verb; `file` is text, `bytes.*` are 
         ["digits", "--site", "clinic"], ["digits", "--kind", "text-classification"],
     ],
     "export": [[], ["nowhere"], ["file"], ["folder"], ["results"], ["folder", "--state", "worst"]],
-    "predict": [[], ["nowhere", "hello"], ["file", "hello"], ["results", "hello"], ["folder", "a", "--file", "b"]],
+    "predict": [
+        [], ["nowhere", "hello"], ["file", "hello"], ["results", "hello"], ["folder", "a", "--file", "b"],
+        ["folder", "a", "--chat"], ["folder", "--chat", "--file", "b"], ["results", "--chat"],
+    ],
     "up": [
         [], ["no.csv"], ["file", "--preset", "nosuch"], ["file", "--app", "folder"], ["file", "-c", "nosuch=1"],
     ],

@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from server_app.config import RunConfig
 from server_app.resuming import settings_of
+from task.data.encoding.texts import tokenizer_in
 from task.data.raw import Raw
 from task.data.sources.registry import open_source
 from task.data.unlabelled import read_rows, values_as_rows, with_inputs
@@ -19,6 +20,8 @@ from task.models.base import Base
 from task.models.finding import server_base
 from task.models.usage import ready
 from task.prediction.answer import Prediction
+from task.prediction.chat import Conversation
+from task.prediction.streaming import Streamed, Write
 from task.schema import ConfigError
 from task.storage.store import server_store
 from thistledown.settings import Values
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 MODEL = "model"  # in a results folder
+CHATS = "text-generation"  # pipeline of kinds whose models can be talked to
 OWN_FORMAT = {"data.delimiter": "", "data.encoding": ""}  # the run's own say nothing of another file
 
 
@@ -69,6 +73,23 @@ class Predictor:
     def predict(self, raw: Raw, rows: NDArray[np.int64]) -> Iterator[Prediction]:
         """Yield the prediction of every row. Raises DataError for one that cannot be encoded."""
         return self.kind.predict(self.model, self._base.folder, self.task.data, raw, rows, self.device)
+
+    def stream(self, raw: Raw, row: int, write: Write) -> Prediction:
+        """Return what a language model writes in answer to a row, and write it in pieces as it is generated. Raises
+        DataError for a row that cannot be encoded."""
+        streamed: Any = Streamed(self.model, tokenizer_in(self._base.folder), write)
+        rows = np.array([row])
+        [found] = self.kind.predict(streamed, self._base.folder, self.task.data, raw, rows, self.device)
+        return found
+
+    def conversation(self) -> Conversation:
+        """Return a conversation with the model. Raises ConfigError for a task that is not about writing after prompts,
+        and DataError for a chat template that cannot be used."""
+        if self.kind.pipeline != CHATS:
+            raise ConfigError(
+                [f"task.kind = '{self.kind.name}' has no conversations; --chat is for task.kind = 'causal-lm'"]
+            )
+        return Conversation(self.model, self._base.folder, self.task.data, self.device)
 
     @cached_property
     def model(self) -> "nn.Module":

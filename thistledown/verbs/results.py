@@ -38,6 +38,7 @@ def _add_predict(commands: Commands) -> None:
     )
     add_results(predict)
     predict.add_argument("values", nargs="*", metavar="TEXT|IMAGE", help="texts, or paths of images")
+    predict.add_argument("--chat", action="store_true", help="talk to a language model; /reset begins anew")
     predict.add_argument("--file", metavar="FILE", help="rows to ask about: csv, jsonl, parquet and so on")
     predict.add_argument(
         "--to", type=Path, metavar="FILE", help="where to write the answers: .csv, .tsv, .jsonl or .parquet"
@@ -47,8 +48,13 @@ def _add_predict(commands: Commands) -> None:
 
 
 def _predict(arguments: argparse.Namespace, say: Say) -> bool:
+    from thistledown.commands.results.chat import chat
     from thistledown.commands.results.predict import predict
 
+    if arguments.chat:
+        more = [*arguments.values, *filter(None, (arguments.file, arguments.to))]
+        chat(arguments.results, arguments.state, arguments.overrides, more)
+        return True
     predict(
         arguments.results, arguments.state, arguments.overrides, arguments.values, arguments.file, arguments.to, say
     )

@@ -30,12 +30,13 @@ def predict(
     to: Path | None,
     say: Callable[[str], None],
 ) -> None:
-    """Print the answers to `values`, or write those to the rows of `file` to `to`. Raises ConfigError."""
+    """Print the answers to `values`, or write those to the rows of `file` to `to`. A terminal gets texts as they are
+    generated. Raises ConfigError."""
     if bool(values) == bool(file):
         raise ConfigError(["name texts or images to ask about, or a file of them by --file, and not both"])
     if to and not file:
         raise ConfigError(["--to is for --file; answers to single texts or images are printed"])
-    _quiet_libraries()
+    quiet_libraries()
     try:
         predictor = Predictor(results, which, pairs(overrides))
         if file:
@@ -46,7 +47,7 @@ def predict(
         raise ConfigError([str(error)]) from error
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Silence progress bars of loading and writing, and warnings of libraries about their own future."""
     import datasets
     import transformers
@@ -56,11 +57,21 @@ def _quiet_libraries() -> None:
     datasets.disable_progress_bars()
 
 
+def write(text: str) -> None:
+    """Print a piece of an answer at once."""
+    print(text, end="", flush=True)
+
+
 def _print(predictor: Predictor, values: Sequence[str], say: Callable[[str], None]) -> None:
     raw = predictor.rows_from(values)
     rows = predictor.asked(raw)
     if len(rows) < len(values):
         raise ConfigError([f"there is nothing to ask about in {values[min(set(range(len(values))) - set(rows))]!r}"])
+    if predictor.kind.writes and sys.stdout.isatty():
+        for row in rows:
+            predictor.stream(raw, int(row), write)
+            say("")
+        return
     for value, prediction in zip(values, predictor.predict(raw, rows), strict=True):
         if not prediction.probabilities:
             say(prediction.answer if isinstance(prediction.answer, str) else f"{prediction.answer:.6g}")
