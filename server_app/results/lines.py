@@ -41,6 +41,7 @@ def line_of(report: RoundReport, measure: Measure) -> dict[str, Any]:
         "failed": report.failed,
         **({"rolled-back": report.rolled_back} if report.rolled_back else {}),
         "resting": report.resting,
+        **({} if report.connected is None else {"connected": report.connected}),
         "nodes": [asdict(line) for line in report.nodes],
         **({"evaluations": [asdict(line) for line in report.evaluations]} if report.evaluations else {}),
     }

@@ -37,6 +37,7 @@ class RoundReport:
     number: int
     nodes: list[NodeReport] = field(default_factory=list)
     resting: list[str] = field(default_factory=list)  # nodes that were not asked, because they had not answered
+    connected: dict[str, int] | None = None  # Flower's ids of connected nodes, by name; None: as before
     seconds: float = 0.0
     failed: str = ""  # the reason, if the state did not change
     stopped: str = ""  # the reason, if no further round may follow; a callback may set it

@@ -136,6 +136,7 @@ def _round(run: Run, number: int, state: State) -> tuple[State, RoundReport]:
     """Train, and ask nodes for scores if due; nothing is trained in round 0."""
     began = time.monotonic()
     state, report = train(run, number, state) if number else (state, run.report(number))
+    report.connected = run.registry.connections()
     if not report.failed:
         evaluation.by_nodes(run, report, state)
     report.seconds = time.monotonic() - began

@@ -1,5 +1,5 @@
-"""A machine that crashes, one that is too slow and one that computes nonsense: the run goes on without them and takes
-them back.
+"""A machine that crashes, one that is too slow and one that computes nonsense: the run goes on without them, takes them
+back, and ends with the bits of a replay in which the same replies are lost.
 
 Faults come from outside: SIGKILL, SIGSTOP, and a `sitecustomize` on one node's PYTHONPATH that spoils what it sends
 while a file is there. Nothing of it is in the app.
@@ -7,16 +7,14 @@ while a file is there. Nothing of it is in the app.
 
 import re
 import signal
-import statistics
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from in_process import federate
+from replay import Record, replay
 from three import NODES, SPLIT, deployed, node_config
 
 from benchmarks.deployed import Deployment, Run
@@ -80,14 +78,6 @@ def deployed_with_faults(apart: bool, shares: Shares, folder: Path) -> Iterator[
         yield running
 
 
-def undisturbed(shares: Shares, folder: Path, seed: int) -> float:
-    """The accuracy that the same nodes reach when nothing happens, in this process."""
-    own: dict[int, dict[str, Any]] = {number: {"name": n, **node_config(shares, n)} for number, n in enumerate(NODES)}
-    whole = {"data.train-rows": 0, "data.validation-rows": 0, "data.test-rows": 0, "local-steps": 0, "batch-size": 16}
-    options = deployed(shares) | whole | SETTINGS | {"seed": seed}
-    return float(federate(folder, options, node_configs=own).summary["final"])
-
-
 def supervise(deployment: Deployment) -> None:
     """What systemd does for the node that crashed."""
     time.sleep(BACK)
@@ -121,7 +111,7 @@ def disturbed(deployment: Deployment, shares: Shares, folder: Path) -> tuple[Run
 def test_the_run_goes_on(apart: bool, shares: Shares, tmp_path: Path) -> None:
     with deployed_with_faults(apart, shares, tmp_path) as deployment:
         run, log = disturbed(deployment, shares, tmp_path)
-        rounds, refused, final = run.rounds, run.refused, run.summary["final"]
+        rounds, refused, record = run.rounds, run.refused, Record.of(run.results)
     assert len(rounds) == ROUNDS + 1
     assert not any(entry["failed"] for entry in rounds)
     assert not refused[-1], refused  # everybody is back
@@ -132,6 +122,4 @@ def test_the_run_goes_on(apart: bool, shares: Shares, tmp_path: Path) -> None:
         (BROKEN, "holds NaN or infinity"),
     ]:
         assert re.search(rf"round \d+: dropped the reply of node {node}: .*({reason})", log), log
-    finals = [undisturbed(shares, tmp_path / str(seed), seed) for seed in range(3)]
-    print(f"undisturbed {finals}, disturbed {final}")
-    assert final >= min(finals) - statistics.stdev(finals)
+    replay(record, {name: node_config(shares, name) for name in NODES}, tmp_path)

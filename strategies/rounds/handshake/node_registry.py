@@ -38,6 +38,7 @@ class NodeRegistry:
     present: list[Profile] = field(default_factory=list)  # in the order of names
     newcomers: Newcomers = field(init=False)
     positions: dict[int, str] = field(default_factory=dict)  # known journal position of each node, by id
+    reported: dict[str, int] | None = None  # what `connections` returned last
 
     def __post_init__(self) -> None:
         self.newcomers = Newcomers(self.handshake)
@@ -61,6 +62,14 @@ class NodeRegistry:
             self._see(there)
             if len(self.present) >= self.context.federation.min_train_nodes:
                 break
+
+    def connections(self) -> dict[str, int] | None:
+        """Return the ids of the connected nodes by name, or None if they are the same as before."""
+        now = {profile.name: profile.node_id for profile in self.present}
+        if now == self.reported:
+            return None
+        self.reported = now
+        return now
 
     def leave_out(self, nodes: dict[str, str]) -> None:
         """Leave these nodes out for the rest of this process, each for its reason."""
