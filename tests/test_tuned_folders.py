@@ -13,6 +13,7 @@ from in_process import Outcome, federate
 from test_tunings import moved
 from tuned import FITTING, Sample, federation, samples
 
+from server_app.results.measure import measure_of
 from task.config import TaskConfig
 from task.models.model import TunedModel
 from task.models.naming import by_peft
@@ -156,6 +157,11 @@ def test_a_card_has_facts_and_no_place_or_name_of_a_node(outcome: Outcome) -> No
     assert card.data.base_model is None  # it is a folder of this machine
     for fact in ("| strategy | fedavg |", "| nodes | 2 |", "| privacy | no differential privacy |"):
         assert fact in text
+    best = next(line for line in outcome.rounds if line["round"] == outcome.summary["best-round"])
+    told = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert told == {name: best[name] for name in measure_of(outcome.run.task).titles if best[name] is not None}
+    assert f"Source: metrics.jsonl, round {best['round']}: the test part, scored by the server." in text
+    assert "`learning-rate = " in text
     assert "/" not in text.replace("</", "").replace("https://", "").partition("## Use")[0].replace("text/", "")
     assert str(outcome.folder) not in text
 
@@ -222,10 +228,25 @@ def test_a_moved_folder_names_its_base_still(kinds: dict[str, Sample], tmp_path:
     torch.testing.assert_close(kinds["vit"].logits(found), kinds["vit"].logits(model.module))
 
 
+def test_the_card_tells_what_was_spent_and_the_base_that_nodes_agreed_on(outcome: Outcome) -> None:
+    """A server without weights knows the fingerprint from the nodes alone."""
+    from server_app.results.card import card
+    from server_app.results.recorded import Recorded
+
+    spent = {"epsilon": 1.25, "delta": 1e-5, "accountant": "rdp"}
+    lines = [*outcome.rounds[:-1], outcome.rounds[-1] | spent]
+    bare = replace(outcome.base, fingerprint="")
+    text = card(outcome.run, outcome.task, bare, 2, Recorded(lines, "f" * 32))
+    assert f"| base fingerprint | `{'f' * 32}` |" in text
+    assert "| privacy spent | epsilon 1.25 at delta 1e-05 (by rdp), metrics.jsonl, round 2 |" in text
+    assert "base fingerprint" not in card(outcome.run, outcome.task, bare, 2, Recorded())
+
+
 def test_a_hub_id_is_named_in_the_card(outcome: Outcome) -> None:
     from server_app.results.card import card
+    from server_app.results.recorded import Recorded
 
     base = replace(outcome.base, name="owner/some-model")
-    text = card(outcome.run, outcome.task, base, 3, 2)
+    text = card(outcome.run, outcome.task, base, 3, Recorded())
     assert "base_model: owner/some-model\n" in text
     assert "| rounds | 3 |" in text

@@ -23,7 +23,10 @@ CASES: dict[str, list[list[str]]] = {  # by verb; `file` is text, `bytes.*` are 
         ["digits", "--nodes", "x"], ["digits", "--kind", "poetry"], ["digits", "-c", "nosuch=1"],
         ["digits", "--site", "clinic"], ["digits", "--kind", "text-classification"],
     ],
-    "export": [[], ["nowhere"], ["file"], ["folder"], ["results"], ["folder", "--state", "worst"]],
+    "export": [
+        [], ["nowhere"], ["file"], ["folder"], ["results"], ["folder", "--state", "worst"],
+        ["folder", "--push", "no/such/name"], ["folder", "--push", ""], ["folder", "--public"],
+    ],
     "predict": [
         [], ["nowhere", "hello"], ["file", "hello"], ["results", "hello"], ["folder", "a", "--file", "b"],
         ["folder", "a", "--chat"], ["folder", "--chat", "--file", "b"], ["results", "--chat"],

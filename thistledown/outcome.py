@@ -14,6 +14,7 @@ from server_app.results import started
 from server_app.results.endings import METRICS, summary_of, write_summary
 from server_app.results.lines import row_of
 from server_app.results.measure import measure_of
+from server_app.results.recorded import Recorded
 from server_app.results.report import round_table
 from server_app.results.tuned import write_tuned
 from server_app.resuming import settings_of
@@ -103,7 +104,7 @@ class Outcome:
             for state, about in [checkpoint.load(path)]
             for round in [int(about["round"])]
         }
-        usage = write_tuned(run, run.task, states, place / MODEL, len(self.summary.get("ranks", ())))
+        usage = write_tuned(run, run.task, states, place / MODEL, Recorded.of(place))
         write_summary(place, self.summary | {"folder": str(place), "usage": usage})
         return place
 

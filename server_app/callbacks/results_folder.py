@@ -37,6 +37,7 @@ from server_app.results.history import History
 from server_app.results.learning import not_falling
 from server_app.results.lines import line_of, written_json
 from server_app.results.measure import measure_of
+from server_app.results.recorded import Recorded
 from server_app.results.report import write_report
 from server_app.results.tuned import write_tuned
 from server_app.resuming import go_back, lines_until, rounds_done
@@ -223,4 +224,4 @@ class Results(Callback):
         if history.best is not None:
             best = history.best["round"], checkpoint.load(self.checkpoints / checkpoint.BEST)[0]
         states = {"last": last, "best": best}
-        self.usage = write_tuned(self.run, self._task, states, self.folder / "model", len(history.ranks))
+        self.usage = write_tuned(self.run, self._task, states, self.folder / "model", Recorded.of(self.folder))

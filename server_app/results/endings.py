@@ -49,7 +49,7 @@ def interrupt(folder: Path) -> bool:
         return False
     summary = summary_of(folder) | {"status": INTERRUPTED}
     write_summary(folder, summary)
-    write_report(folder / REPORT, summary, _lines(folder), measure_named(summary["metric"]).titles)
+    write_report(folder / REPORT, summary, lines_in(folder), measure_named(summary["metric"]).titles)
     return True
 
 
@@ -97,7 +97,7 @@ def hint(folder: Path) -> str:
     return f"""resume it: thistledown run -c "resume='{which}'\""""
 
 
-def _lines(folder: Path) -> list[dict[str, Any]]:
+def lines_in(folder: Path) -> list[dict[str, Any]]:
     """Return the complete lines of metrics.jsonl; a killed process may have left half a line."""
     path = folder / METRICS
     texts = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []

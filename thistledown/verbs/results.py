@@ -1,6 +1,7 @@
 """Commands about the results of runs: status, predict, export."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from thistledown.verbs.flags import Commands, Say, add_overrides, add_results
@@ -71,11 +72,26 @@ def _add_export(commands: Commands) -> None:
     export.add_argument(
         "--merge", action="store_true", help="merge the adapter into its base: a plain transformers model"
     )
+    export.add_argument("--push", metavar="REPO", help="upload it to the Hugging Face Hub, such as me/my-model")
+    export.add_argument("--public", action="store_true", help="with --push: anybody may read it; default: private")
     export.set_defaults(do=_export)
 
 
 def _export(arguments: argparse.Namespace, say: Say) -> bool:
+    from task.schema import ConfigError
     from thistledown.commands.results.export import export
+    from thistledown.commands.results.push import NotPushed, check_name, push
 
-    export(arguments.results, arguments.state, arguments.to, say, merge=arguments.merge)
+    if arguments.push is not None:
+        check_name(arguments.push)
+    elif arguments.public:
+        raise ConfigError(["--public is for --push REPO"])
+    folder = export(arguments.results, arguments.state, arguments.to, say, merge=arguments.merge)
+    if arguments.push is None:
+        return True
+    try:
+        push(folder, arguments.push, arguments.public, say)
+    except NotPushed as error:
+        print(error, file=sys.stderr)
+        return False
     return True
