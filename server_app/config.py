@@ -131,7 +131,7 @@ class RunConfig:
         """Read Flower's run config. Raises ConfigError with every problem."""
         values, problems = read(flat, keys())
         task, server = build(TaskConfig, values), build(ServerConfig, values)
-        problems += task.problems() + _problems(server)
+        problems += task.problems() + _problems(server) + server.early_stopping.problems(task)
         chosen = _strategy(server, values, problems)
         if chosen is not None:
             problems += incompatibilities(chosen, task, _federation(task, server))

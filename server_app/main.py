@@ -84,7 +84,7 @@ def _run(grid: Grid, run: RunConfig, results: Results, others: Sequence[Callback
 
 def _callbacks(run: RunConfig, results: Results, evaluator: Evaluator | None) -> Iterator[Callback]:
     """Return the callbacks of the run. Those that may end it come before those that write how it ended."""
-    if run.server.early_stopping.patience:
+    if run.server.early_stopping.patience or run.server.early_stopping.target:
         yield EarlyStopping(run.server.early_stopping, results.history.lines)
     if evaluator is not None and run.task.evaluate_generations:
         yield Generations(results.folder, results.history, evaluator, run.server.num_server_rounds)

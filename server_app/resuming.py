@@ -32,7 +32,7 @@ FREE = (
     RESUME, FROM, ROUNDS, "output-dir", "device", "server-device", "round-timeout", "node-wait-timeout",
     "min-available-nodes", "min-success-fraction", "max-failed-rounds", "evaluate-every", "simulation.num-cpus",
     "simulation.num-gpus", "outlier-factor", "collapse-factor", "examine-rows", "keep-checkpoints",
-    "early-stopping.patience", "early-stopping.min-delta", "trackers",
+    "early-stopping.patience", "early-stopping.min-delta", "early-stopping.target", "early-stopping.metric", "trackers",
 )  # fmt: skip
 LAST = "last"
 

@@ -18,7 +18,7 @@ from strategies.protocol import checkpoint
 from task.config import TaskConfig
 from task.schema import ConfigError
 
-HOOKS = ("on_start", "on_round", "on_checkpoint", "on_end")
+HOOKS = ("on_start", "on_scores", "on_round", "on_checkpoint", "on_end")
 
 
 class Listener(Callback):
@@ -30,6 +30,9 @@ class Listener(Callback):
 
     def on_start(self, facts: RunFacts) -> None:
         self._hear("on_start", facts)
+
+    def on_scores(self, report: RoundReport, state: State) -> None:
+        self._hear("on_scores", report.number)
 
     def on_round(self, report: RoundReport, state: State) -> None:
         self._hear("on_round", report.number)
@@ -73,7 +76,7 @@ def test_what_a_callback_hears_of_a_run(tmp_path: Path) -> None:
     listener = Listener()
     run(tmp_path, listener, strategy="rbla", num_server_rounds=2)
     (_, facts), *rest = listener.heard
-    rounds = [(hook, number) for number in range(3) for hook in ("on_round", "on_checkpoint")]
+    rounds = [(hook, number) for number in range(3) for hook in ("on_scores", "on_round", "on_checkpoint")]
     assert rest == [*rounds, ("on_end", None)]
     assert (facts.strategy, facts.first, facts.rounds, facts.nodes) == ("rbla", 0, 2, ("0", "1"))
     assert facts.config.data.labels == tuple("0123456789")
@@ -107,7 +110,11 @@ def test_they_may_be_given_to_any_server_app() -> None:
         train_config={key: value for key, value in SMALLEST.items() if key not in SERVER},  # type: ignore[arg-type]
         federation=Federation(callbacks=(listener,)),
     )
-    assert [hook for hook, _ in listener.heard] == ["on_start", *["on_round", "on_checkpoint"] * 2, "on_end"]
+    assert [hook for hook, _ in listener.heard] == [
+        "on_start",
+        *["on_scores", "on_round", "on_checkpoint"] * 2,
+        "on_end",
+    ]
 
 
 SERVER = ("num-server-rounds", "simulation.num-supernodes")
@@ -173,12 +180,56 @@ def report(number: int, accuracy: float | None) -> RoundReport:
 def test_a_run_stops_where_its_score_does_not_improve(
     scores: list[float | None], patience: int, min_delta: float, stops: int | None
 ) -> None:
-    stopping = EarlyStopping(EarlyStoppingOptions(patience, min_delta))
-    stopping.on_start(RunFacts("fedavg", TaskConfig(), (), len(scores), 0, {}))
-    reports = [report(number, score) for number, score in enumerate(scores)]
+    assert stopped(EarlyStoppingOptions(patience, min_delta), [report(*one) for one in enumerate(scores)]) == stops
+
+
+def stopped(options: EarlyStoppingOptions, reports: list[RoundReport]) -> int | None:
+    """The first round that these options would end a run with."""
+    stopping = EarlyStopping(options)
+    stopping.on_start(RunFacts("fedavg", TaskConfig(), (), len(reports), 0, {}))
     for one in reports:
-        stopping.on_round(one, State({}))
-    assert next((one.number for one in reports if one.stopped), None) == stops
+        stopping.on_scores(one, State({}))
+    return next((one.number for one in reports if one.stopped), None)
+
+
+@pytest.mark.parametrize(
+    ("metric", "target", "stops"),
+    [("", 0.3, 2), ("", 0.31, 3), ("", 0.9, None), ("accuracy", 0.3, 2), ("loss", 1.5, 3), ("loss", 1.4, None)],
+)
+def test_a_run_stops_where_a_metric_reaches_its_target(metric: str, target: float, stops: int | None) -> None:
+    """An accuracy from below, a loss from above; the rows are those that choose the best round."""
+    accuracies, losses = [0.1, 0.2, 0.3, 0.4], [2.0, 1.9, 1.6, 1.5]
+    reports = [
+        RoundReport(
+            number,
+            evaluated_by_server={
+                "validation-accuracy": accuracy, "validation-loss": loss, "test-accuracy": 1.0, "test-loss": 0.0,
+            },
+        )
+        for number, (accuracy, loss) in enumerate(zip(accuracies, losses, strict=True))
+    ]  # fmt: skip
+    assert stopped(EarlyStoppingOptions(target=target, metric=metric), reports) == stops
+    by_nodes = [RoundReport(n, evaluated_by_nodes={"accuracy": accuracies[n], "loss": losses[n]}) for n in range(4)]
+    assert stopped(EarlyStoppingOptions(target=target, metric=metric), by_nodes) == stops
+
+
+def test_a_metric_that_is_not_measured_and_a_target_out_of_reach_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"early-stopping.metric = 'f1' is not measured: .* accuracy"):
+        RunConfig.read({"early-stopping.metric": "f1"})
+    with pytest.raises(ConfigError, match=r"early-stopping.target = 95 can never be reached: accuracy is from 0 to 1"):
+        RunConfig.read({"early-stopping.target": 95.0})
+
+
+@pytest.mark.slow
+def test_a_private_run_that_stops_early_has_spent_what_its_rounds_took(tmp_path: Path) -> None:
+    private = {"wrappers": "central-privacy", "central-privacy.noise": 2.0, "central-privacy.epsilon": 50.0}
+    options = {**private, "central-privacy.sampling": "fixed", "num-server-rounds": 3}
+    whole = federate(tmp_path / "whole", options)
+    short = federate(tmp_path / "short", {**options, "early-stopping.patience": 1, "early-stopping.min-delta": 1.0})
+    assert [line["round"] for line in short.rounds] == [0, 1]
+    assert short.summary["epsilon"] == whole.rounds[1]["epsilon"] < whole.summary["epsilon"]
+    more = resumed(short.folder, {"early-stopping.patience": 0})
+    assert [line["epsilon"] for line in more.rounds[1:]] == [line["epsilon"] for line in whole.rounds[1:]]
 
 
 @pytest.mark.slow

@@ -194,6 +194,21 @@ def test_nodes_send_ratings_and_no_texts(llama: Sample, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_nodes_rate_the_last_state_of_a_run_that_stops_early(llama: Sample, tmp_path: Path) -> None:
+    """They cannot know beforehand that it is the last one, so they are asked once more."""
+    stop = {"early-stopping.patience": 1, "early-stopping.min-delta": 1e5}
+    outcome = federate(
+        tmp_path, options(llama, **{"evaluate": "nodes", "data.holdout": 0.4}, **stop) | {"num-server-rounds": 9}
+    )
+    assert [line["round"] for line in outcome.rounds] == [0, 1]
+    assert set(outcome.summary["generations"]) >= {"before", "last"}
+    last = outcome.rounds[-1]
+    assert all("rouge-l" in line["metrics"] for line in last["evaluations"])
+    assert last["nodes-rouge-l"] == outcome.summary["generations"]["last"]["rouge-l"]
+    assert len(outcome.grid.of("evaluate")) == 2 * 3
+
+
+@pytest.mark.slow
 def test_a_rating_of_few_rows_is_against_a_nodes_policy(llama: Sample, tmp_path: Path) -> None:
     """Three rows are held out, enough for a loss; two of them are to be answered."""
     more = {"evaluate": "nodes", "data.holdout": 0.4, "num-server-rounds": 1, "evaluate-generations": 2}

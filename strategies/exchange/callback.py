@@ -87,7 +87,7 @@ class Callback:
 
     Hooks are called in the server's process, between messages: a slow hook makes the run slower. If a hook raises, the
     log names it and the run continues, unless the callback is `essential`: then the run fails. A callback must not
-    change a state. It may end the run after a round: `report.stopped = "why"` in `on_round`.
+    change a state. It may end the run after a round: `report.stopped = "why"` in `on_scores`.
     """
 
     essential: ClassVar[bool] = False  # whether the run fails where this callback does
@@ -99,6 +99,10 @@ class Callback:
 
     def on_start(self, facts: RunFacts) -> None:
         """Called once the nodes of a run are known, before its first round."""
+
+    def on_scores(self, report: RoundReport, state: State) -> None:
+        """Called after a round is scored, round 0 included, and before `on_round` of any callback. A callback that ends
+        the run sets `report.stopped` here, so that nodes rate the last state too and all callbacks know."""
 
     def on_round(self, report: RoundReport, state: State) -> None:
         """Called after a round, round 0 included, before its state is stored.

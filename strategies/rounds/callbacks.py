@@ -24,6 +24,11 @@ def notified(callbacks: Sequence[Callback], facts: RunFacts) -> Iterator[None]:
         _tell(callbacks, "on_end", lambda callback: callback.on_end(ended_by))
 
 
+def tell_scores(callbacks: Sequence[Callback], report: RoundReport, state: State) -> None:
+    """Announce that a round is scored; a callback may then end the run."""
+    _tell(callbacks, f"on_scores of round {report.number}", lambda callback: callback.on_scores(report, state))
+
+
 def tell_round(callbacks: Sequence[Callback], report: RoundReport, state: State) -> None:
     """Announce that a round is finished."""
     _tell(callbacks, f"on_round of round {report.number}", lambda callback: callback.on_round(report, state))

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import replace
 
 from flwr.app import MetricRecord
 from flwr.serverapp.strategy import Result
@@ -37,16 +38,30 @@ def by_server(run: Run, report: RoundReport, state: State, result: Result) -> No
 
 def by_nodes(run: Run, report: RoundReport, state: State) -> None:
     """Ask nodes to score the state, if the settings say so and it is due."""
-    if run.context.config.evaluate == "server" or not run.due(report.number):
+    if run.context.config.evaluate != "server" and run.due(report.number):
+        _by_nodes(run, report, state, report.number if run.mechanism.exhausted() else run.context.rounds)
+
+
+def at_an_early_end(run: Run, report: RoundReport, state: State) -> None:
+    """Ask nodes to rate what the last state generates, which they would have done after the last round of all."""
+    config, number = run.context.config, report.number
+    if config.evaluate == "server" or config.generates(number, run.context.rounds):
         return
+    if config.generates(number, number):
+        _by_nodes(run, report, state, number)
+
+
+def _by_nodes(run: Run, report: RoundReport, state: State, rounds: int) -> None:
+    """Ask nodes to score the state of a round out of `rounds`; after the last one they rate what it generates, too."""
     assignments = run.registry.assignments(report.number, run.context.rounds, state)
+    assignments = {name: replace(one, rounds=rounds) for name, one in assignments.items()}
     chosen = run.registry.cohort("evaluate", run.context.federation.fraction_evaluate, 1, report.number)
     pairs = [(profile, assignments[profile.name]) for profile in chosen]
     scratch = RoundReport(report.number)
     sent = run.dispatch.send("evaluate", report.number, state, pairs, scratch, len(pairs))
     answers: dict[str, Metrics] = {}
     config = run.context.config
-    wanted = {**kinds.of(config).metrics, **(RATINGS if config.generates(report.number, run.context.rounds) else {})}
+    wanted = {**kinds.of(config).metrics, **(RATINGS if config.generates(report.number, rounds) else {})}
     arrivals = messaging.replies(run.context.grid, sent, time.monotonic() + run.context.timeout)
     for profile, line, (_, reply) in zip(chosen, scratch.nodes, arrivals, strict=True):
         try:
@@ -67,5 +82,6 @@ def by_nodes(run: Run, report: RoundReport, state: State) -> None:
     report.bytes_up += scratch.bytes_up
     report.parameters_down += scratch.parameters_down
     rows = run.rows({name: metrics["num-examples"] for name, metrics in answers.items()})
-    report.evaluated_by_nodes = means([row_limits.counted(metrics, rows[name]) for name, metrics in answers.items()])
-    report.medians_of_nodes = medians(list(answers.values()))
+    found = means([row_limits.counted(metrics, rows[name]) for name, metrics in answers.items()])
+    if found:
+        report.evaluated_by_nodes, report.medians_of_nodes = found, medians(list(answers.values()))

@@ -21,7 +21,7 @@ from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import RunFailed, State
 from strategies.protocol import checkpoint, wire
 from strategies.rounds import evaluation
-from strategies.rounds.callbacks import notified, tell_checkpoint, tell_round
+from strategies.rounds.callbacks import notified, tell_checkpoint, tell_round, tell_scores
 from strategies.rounds.context import RunContext
 from strategies.rounds.defence import collapse
 from strategies.rounds.handshake.start import start
@@ -151,6 +151,7 @@ def _close(run: Run, report: RoundReport, state: State, result: Result) -> State
     if run.due(report.number):
         evaluation.by_server(run, report, state, result)
         state = collapse.watched(run, report, state)
+    _ask_to_end(run, report, state)
     if report.train:
         result.train_metrics_clientapp[report.number] = MetricRecord(dict(report.train))
     if report.evaluated_by_nodes:
@@ -160,6 +161,14 @@ def _close(run: Run, report: RoundReport, state: State, result: Result) -> State
     _keep(run, report, state)
     tell_checkpoint(run.context.federation.callbacks, report, state)
     return state
+
+
+def _ask_to_end(run: Run, report: RoundReport, state: State) -> None:
+    """Ask callbacks whether the run ends with this round; then its state is rated as the last one."""
+    before = report.stopped
+    tell_scores(run.context.federation.callbacks, report, state)
+    if report.stopped and not before and not report.failed:
+        evaluation.at_an_early_end(run, report, state)
 
 
 def _keep(run: Run, report: RoundReport, state: State) -> None:
