@@ -80,7 +80,8 @@ class Deployment:
         executor: str = "",
     ) -> Program:
         """Start a SuperNode with a node config; `environment` goes on top of its own. `executor` is the program that
-        serves its messages, a SuperExec beside it, ours with this app pinned; none: the SuperNode starts Flower's."""
+        serves its messages, a SuperExec beside it with its options, ours with this app pinned; none: the SuperNode
+        starts Flower's."""
         machine, keys, port = self.machines[name], self.keys, free_port()
         proof, said = keys.node(name).private, {"name": name, **config}
         command = self.node_command(machine, keys.authority.public, proof, said, port)
@@ -88,9 +89,10 @@ class Deployment:
         self.nodes[name] = Program(self.folder / name, (*command, *isolation), environment or {}).start()
         if executor:
             where: tuple[str, ...] = ("--insecure", "--runtime-api-address", f"127.0.0.1:{port}")
-            if executor == "thistledown-superexec":
+            program, *options = executor.split()
+            if program == "thistledown-superexec":
                 where += ("--app-hash", app_hash(APP))
-            beside = (*machine.prefix, str(BIN / executor), *where)
+            beside = (*machine.prefix, str(BIN / program), *where, *options)
             self.executors[name] = Program(self.folder / name / "executor", beside, environment or {}).start()
         return self.nodes[name]
 

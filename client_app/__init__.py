@@ -1,5 +1,5 @@
 """The node's side: what a ClientApp does with a message."""
 
-from client_app.main import app
+from client_app.main import app, stays
 
-__all__ = ["app"]
+__all__ = ["app", "stays"]

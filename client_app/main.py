@@ -76,3 +76,14 @@ def _answer(message: Message, context: Context, work: Callable[[Local], RecordDi
     local = Local.of(context, record_of(message.content, "instructions"))
     with within_seconds(local.policy.max_seconds):
         return Message(work(local), reply_to=message)
+
+
+def stays(message: Message) -> bool:
+    """Return whether another message of its run may follow, so that a deployed node's process stays, with what it has
+    loaded. Whoever forked it asks (`thistledown.processes.serving`)."""
+    asked = message.content.config_records
+    if "assignment" not in asked:
+        return True
+    number, rounds = (asked["assignment"].get(key) for key in ("server-round", "rounds"))
+    evaluates = asked["instructions"].get("evaluate", "server") != "server"
+    return number != rounds or (evaluates and message.metadata.message_type == "train")

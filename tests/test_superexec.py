@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,20 +30,22 @@ started = []
 SubprocessExecutor.launch = lambda self, spec: started.append(spec.token)
 np.random.random()
 
-def serve(spec):
+def serve(spec, pipe, pins, stays, seconds):
+    token = pipe.recv_bytes().decode()
+    pipe.send_bytes(b"taken")
     said = {"pid": os.getpid(), "chance": np.random.random(), "handlers": len(exit_handler.registered_exit_handlers),
             "term": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL}
-    with open(f"{folder}/{spec.token}.part", "w") as file:
+    with open(f"{folder}/{token}.part", "w") as file:
         json.dump(said, file)
-    os.rename(file.name, f"{folder}/{spec.token}.json")
-    if spec.token == "two":
+    os.rename(file.name, f"{folder}/{token}.json")
+    if token == "two":
         raise ValueError("a message that fails")
     exit_handler.trigger_exit_handlers(run_before_force_exit=False)
     sys.exit(0)
 
-superexec._serve = serve
+superexec.serve = serve
 signal.signal(signal.SIGTERM, lambda *_: None)
-executor = superexec._forking(superexec.Pins())
+executor = superexec._forking(superexec.Options(runs=0))
 for token, kind in [("one", TaskType.CLIENT_APP), ("two", TaskType.CLIENT_APP), ("three", TaskType.SERVER_APP)]:
     executor.launch(ExecutionSpec(task_type=kind, runtime_api_address="127.0.0.1:9094", token=token, insecure=True,
                                   root_certificates_path=None, runtime_dependency_install=False, parent_pid=os.getpid(),
@@ -54,7 +54,7 @@ while not all(os.path.exists(f"{folder}/{token}.json") for token in ("one", "two
     time.sleep(0.01)
 print(json.dumps([json.load(open(f"{folder}/{token}.json")) for token in ("one", "two")]))
 print(started, os.getpid())
-time.sleep(0.3)
+executor.close()
 try:
     os.waitpid(-1, os.WNOHANG)
 except ChildProcessError:
@@ -109,6 +109,7 @@ def test_its_options_are_flowers_and_pins() -> None:
     assert helped.returncode == 0
     assert "--runtime-api-address" in helped.stdout
     assert "--app-hash HASH" in helped.stdout
+    assert "--resident-runs N" in helped.stdout
 
 
 # ------------------------------------------------------------------------------------------------ pins
@@ -136,7 +137,6 @@ def train(message, context):
 # Flower's own ClientApp process, whose messages come and go through files: what the server says of the app is a claim.
 MESSAGE = """
 import json, sys
-from collections.abc import Iterator
 from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.fab import Fab
@@ -265,20 +265,11 @@ def test_what_is_no_pin_is_said_at_the_start(tmp_path: Path, text: str, words: s
         Pins([], [tmp_path / "none"]).read()
 
 
-@pytest.fixture
-def own_children() -> Iterator[None]:
-    """An executor lets nobody ask how a child ended; the tests after this one do."""
-    before = signal.getsignal(signal.SIGCHLD)
-    yield
-    signal.signal(signal.SIGCHLD, before)
-
-
-@pytest.mark.usefixtures("own_children")
 def test_where_apps_are_pinned_only_client_apps_run() -> None:
     """A server may call its run something else, and Flower would start that with the app it brings."""
-    executor = superexec._forking(Pins(["0" * 64]))
+    executor = superexec._forking(superexec.Options(Pins(["0" * 64])))
     for kind in set(TaskType) - {TaskType.CLIENT_APP}:
-        result = executor.launch(  # type: ignore[attr-defined]
+        result = executor.launch(
             ExecutionSpec(
                 task_type=kind, runtime_api_address="127.0.0.1:1", token="t", insecure=True, task_id=1,
                 root_certificates_path=None, runtime_dependency_install=False, parent_pid=None, suppress_output=True,

@@ -18,10 +18,14 @@ from strategies.protocol.checkpoint import LAST
 from thistledown.commands.certs import Keys
 
 
+# Flower's, which a SuperNode starts itself; ours, with processes that stay or that serve one message
+EXECUTORS = ["", "thistledown-superexec", "thistledown-superexec --resident-runs 0"]
+
+
 @pytest.fixture(scope="module")
 def deployment(apart: bool, shares: Shares) -> Iterator[Deployment]:
     with Deployment(NODES, apart) as running:
-        for name, executor in zip(NODES, ["", "thistledown-superexec", "flower-superexec"], strict=True):
+        for name, executor in zip(NODES, EXECUTORS, strict=True):
             running.node(name, node_config(shares, name), executor=executor)
         running.online(len(NODES))
         yield running
@@ -56,6 +60,8 @@ def test_the_tensors_of_a_simulation(deployment: Deployment, shares: Shares, tmp
     assert len(found.tensors) == 50
     unequal = [name for name, tensor in wanted.tensors.items() if not torch.equal(tensor, found.tensors[name])]
     assert not unequal
+    started = [deployment.executors[name].log.count("Start `flwr-clientapp` process") for name in NODES[1:]]
+    assert started == [1, 2 + len(run.rounds) - 1]  # a profile and a base, then a message a round
 
 
 def intruder(deployment: Deployment, key: Path | None, authority: Path) -> Program:
