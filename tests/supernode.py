@@ -1,4 +1,4 @@
-"""A SuperNode without a SuperLink, and our executor: Flower's own state and Runtime API, to which a test gives messages.
+"""A SuperNode without a SuperLink, and our executor: Flower's own state and Runtime API, to which tests give messages.
 
 What is left out is how messages come from a server, and go there.
 """

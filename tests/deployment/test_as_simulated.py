@@ -17,7 +17,6 @@ from strategies.protocol import checkpoint
 from strategies.protocol.checkpoint import LAST
 from thistledown.commands.certs import Keys
 
-
 # Flower's, which a SuperNode starts itself; ours, with processes that stay or that serve one message
 EXECUTORS = ["", "thistledown-superexec", "thistledown-superexec --resident-runs 0"]
 
