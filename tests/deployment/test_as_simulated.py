@@ -59,8 +59,9 @@ def test_the_tensors_of_a_simulation(deployment: Deployment, shares: Shares, tmp
     assert len(found.tensors) == 50
     unequal = [name for name, tensor in wanted.tensors.items() if not torch.equal(tensor, found.tensors[name])]
     assert not unequal
-    started = [deployment.executors[name].log.count("Start `flwr-clientapp` process") for name in NODES[1:]]
-    assert started == [1, 2 + len(run.rounds) - 1]  # a profile and a base, then a message a round
+    stays, fresh = (deployment.executors[name].log.count("Start `flwr-clientapp` process") for name in NODES[1:])
+    assert stays == 1
+    assert fresh > len(run.rounds[1:])
 
 
 def intruder(deployment: Deployment, key: Path | None, authority: Path) -> Program:
