@@ -54,7 +54,7 @@ def _choices(policy: Policy, instructions: ConfigRecord, config: TaskConfig) -> 
     chosen, problems = read({key: instructions[key] for key in CHOICE if key in instructions}, CHOICE)
     if problems:
         raise ConfigError(problems)
-    yield from _among("tasks", policy.tasks, [config.task.kind])
+    yield from _among("tasks", policy.tasks, [config.task.kind.name])
     yield from _among("tunings", policy.tunings, [config.tuning.name])
     yield from _among("strategies", policy.strategies, [chosen["strategy"]])
     yield from _among("wrappers", policy.wrappers, chosen["wrappers"])

@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
-from functools import partial
 from importlib.util import find_spec
 
 from task import extensions
@@ -45,17 +44,13 @@ def is_date(text: str) -> bool:
         return False
 
 
-@dataclass(frozen=True)
-class Task:
-    kind: str = option(
-        "image-classification",
-        choices=partial(extensions.names, KINDS),
-        doc="what is learned: the name of a file in task/kinds/",
-    )
-
-
 class TaskKind(ABC):
-    """The methods of a task kind that a configuration calls. `task.kinds.base` has the whole class."""
+    """The parts of a task kind that a configuration uses. `task.kinds.base` has the whole class."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Return the name of its file, which is the value of `task.kind`."""
 
     @abstractmethod
     def problems(self, config: "TaskConfig") -> list[str]:
@@ -64,6 +59,25 @@ class TaskKind(ABC):
     @abstractmethod
     def shaping(self, data: Data) -> Data:
         """Return the data settings that shape the model; all others at their defaults."""
+
+
+class Kinds:
+    """The task kinds by name. Their files import this one, so they are imported when they are asked for."""
+
+    @staticmethod
+    def names() -> list[str]:
+        """Return the names of all task kinds."""
+        return extensions.names(KINDS)
+
+    @staticmethod
+    def load(name: str) -> type[TaskKind]:
+        """Return the class of a task kind. Raises ConfigError if there is none of this name."""
+        return extensions.load(KINDS, name, TaskKind)  # type: ignore[type-abstract]
+
+
+@dataclass(frozen=True)
+class Task:
+    kind: TaskKind = chosen(Kinds, "image-classification", doc="what is learned: the name of a file in task/kinds/")
 
 
 @dataclass(frozen=True)
@@ -152,7 +166,7 @@ class TaskConfig:
         return TaskConfig(
             task=self.task,
             model=self.model,
-            data=self._kind().shaping(self.data),
+            data=self.task.kind.shaping(self.data),
             tuning=self.tuning,
             seed=self.seed,
         )
@@ -192,9 +206,6 @@ class TaskConfig:
             return self.learning_rate * (self.head_rate or 1.0)
         return max(self.learning_rate, min(self.learning_rate * self.tuning.new_head_rate(self.optimizer), HEAD_RATE))
 
-    def _kind(self) -> "TaskKind":
-        return extensions.load(KINDS, self.task.kind, TaskKind)()  # type: ignore[type-abstract]
-
     def _without_ids(self) -> list[str]:
         """Return why rows cannot be divided by their clients."""
         partitioner = self.data.partitioner
@@ -209,7 +220,7 @@ class TaskConfig:
 
     def problems(self) -> list[str]:
         """Return the problems between options that are each valid."""
-        found = self._kind().problems(self)
+        found = self.task.kind.problems(self)
         found += filter(None, (delimiter_problem(self.data.delimiter), encoding_problem(self.data.encoding)))
         if self.data.date and not is_date(self.data.date):
             found.append(f"data.date = '{self.data.date:.40}' is not a date, such as '2026-01-31'")

@@ -203,7 +203,7 @@ def test_a_last_row_alone_is_said(case: Callable[..., Case]) -> None:
 # ------------------------------------------------------------------------------------------- check, servers and nodes
 def explained(tmp_path: Path, config: TaskConfig, *more: str) -> str:
     lines: list[str] = []
-    flat = {"task.kind": config.task.kind, "model.name": config.model.name, "data.name": config.data.name}
+    flat = {"task.kind": config.task.kind.name, "model.name": config.model.name, "data.name": config.data.name}
     given = [f"{key}='{value}'" for key, value in flat.items()]
     own = [
         "data.max-length=24",
@@ -261,7 +261,7 @@ def test_nodes_without_the_device_are_left_out_with_the_reason(
 
 def run(config: TaskConfig, **more: Any) -> dict[str, Any]:
     options: dict[str, Any] = {
-        "task.kind": config.task.kind, "model.name": config.model.name, "data.name": config.data.name,
+        "task.kind": config.task.kind.name, "model.name": config.model.name, "data.name": config.data.name,
         "tuning": config.tuning.name, "data.test-split": "", "data.partitioner": "iid", "data.max-length": 24,
         "data.train-rows": 0, "data.validation-rows": 0, "data.test-rows": 0, "data.validation-fraction": 0.2,
         "data.test-fraction": 0.2, "lora.ranks": "2", "simulation.num-supernodes": 2,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from in_process import SMALL, equal, federate
 from laws import toy_model, trainer
+from samples import language_base, write_table
 from torch import nn
 
 import strategies
@@ -18,15 +19,21 @@ from strategies.algebra.accountant import Release
 from strategies.exchange.types import Assignment
 from strategies.rounds.handshake.resolve import resolve
 from task.data.prepared import prepare
+from task.kinds import registry as kinds
 from task.models.finding import server_base
 from task.models.model import tuned_model
 from task.storage.store import server_store
 from task.training import dp_sgd
+from task.training.micro_batches import BatchLoss
 from task.training.trainer import Trainer
 
 ASSETS = Path(__file__).parents[2] / "shared" / "assets"
 FEDAVG = strategies.load("fedavg")
 ALL = {"optimizer": "sgd", "learning_rate": 0.5, "batch_size": 10, "local_steps": 3}  # every row in every step
+READ: dict[str, list[object]] = {
+    "text": ["say cold", "hot night day not cold", "three", "one two"] * 4,
+    "label": ["a", "b"] * 8,
+}
 SAME = {"data.partitioner": "iid", "num-server-rounds": 2, "tuning": "bias", "wrappers": "example-privacy"}
 
 
@@ -89,9 +96,9 @@ def test_rows_are_drawn_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     inner = dp_sgd._gradients
 
-    def seen(model: Any, parameters: Any, batch: Any) -> Any:
-        sizes.append(len(batch["labels"]))
-        return inner(model, parameters, batch)
+    def seen(loss: Any, parameters: Any, batch: Any, rows: int) -> Any:
+        sizes.append(rows)
+        return inner(loss, parameters, batch, rows)
 
     monkeypatch.setattr(dp_sgd, "_gradients", seen)
     private_trainer(steps(clip=1e-9, rate=0.4), batch_size=4, local_steps=500).fit(toy_model(FEDAVG, 3, seed=2))
@@ -136,7 +143,8 @@ def _check_gradients(options: dict[str, Any], count: int) -> None:
         tensor.data.add_(torch.randn(tensor.shape, generator=generator) / 50)
     rows = prepare(task, base.folder, store).train
     parameters = [tensor for tensor in model.trained.values() if isinstance(tensor, nn.Parameter)]
-    samples = dp_sgd._gradients(model, parameters, rows.batch(torch.arange(count), "cpu"))
+    loss = BatchLoss(kinds.of(task), model.module)
+    samples = dp_sgd._gradients(loss, parameters, rows.batch(torch.arange(count), "cpu"), count)
     for row in range(count):
         loss = model.module(**rows.batch(torch.tensor([row]), "cpu")).loss
         gradients = torch.autograd.grad(loss, parameters)
@@ -159,6 +167,13 @@ def test_gradients_of_texts_of_different_lengths(tuning: str) -> None:
         pytest.skip("../shared/assets is not here")
     names = {"model.name": str(base), "data.name": str(news), "task.kind": "text-classification"}
     _check_gradients(names | {"tuning": tuning, "lora.targets": "query,value"}, 2)
+
+
+def test_gradients_of_texts_that_a_language_model_reads(tmp_path: Path) -> None:
+    """A token sees those before it, and none behind it."""
+    base, rows = language_base(tmp_path / "llama"), write_table(tmp_path / "rows.jsonl", READ)
+    names = {"model.name": str(base), "data.name": str(rows), "task.kind": "text-classification", "tuning": "full"}
+    _check_gradients(names | {"data.test-split": "", "data.max-length": 16, "data.partitioner": "iid"}, 3)
 
 
 # ---------------------------------------------------------------------- federations

@@ -18,6 +18,7 @@ import strategies
 from strategies.exchange.types import Assignment
 from task.config import TaskConfig
 from task.data.rows import IGNORED, Rows
+from task.kinds import registry
 from task.models.base import Base
 from task.models.model import build
 from task.training.batches import Unsuited, batches
@@ -97,9 +98,9 @@ def test_every_token_of_a_batch_counts_the_same(base: Base, rows: Rows) -> None:
 def test_a_part_without_labels_counts_nothing() -> None:
     toy = toy_model(FEDAVG, 3, seed=2).module
     parts = [trainer().rows.batch([0, 1]), trainer().rows.batch([2, 3])]
-    alone = float(mean_loss(toy, parts[:1]))
+    alone = float(mean_loss(registry.of(trainer().config), toy, parts[:1]))
     parts[1]["labels"] = torch.full((2,), IGNORED)
-    assert float(mean_loss(toy, parts)) == alone
+    assert float(mean_loss(registry.of(trainer().config), toy, parts)) == alone
 
 
 def test_penalties_are_added_once(base: Base, rows: Rows) -> None:

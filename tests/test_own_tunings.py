@@ -184,7 +184,7 @@ def test_a_classifier_that_looks_for_the_last_token_takes_no_soft_prompt(kinds: 
     config = Sample(kinds["llama"].base, kinds["bert"].flat).config("prompt")
     module, head, _ = loaded(kinds["llama"].base, config)
     with pytest.raises(TuningError, match="finds the last token of a row by the tokens"):
-        config.tuning.apply(module, head, load_kind(config.task.kind), 0)
+        config.tuning.apply(module, head, load_kind(config.task.kind.name), 0)
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ from client_app.public_errors import NodeFailed
 from strategies.exchange.types import Assignment, RunFailed
 from strategies.protocol.instructions import write
 from task.config import Data, Model, Task, TaskConfig
+from task.kinds import registry
 
 KINDS = ["query.profile", "query.base", "query.rehearsal", "query.trial", "train", "evaluate"]
 DIGITS: dict[str, Any] = {"data.partitioner": "none", "data.labels": "0|1|2|3|4|5|6|7|8|9", "tuning": "head"}
@@ -141,10 +142,10 @@ def reasons(policy: Policy, config: TaskConfig, *wrappers: str, **options: Any) 
     return refused_kinds(lambda: check_instructions(policy, order, config))
 
 
-TEXT = TaskConfig(Task("text-classification"), Model("some/model"), Data("some/data", labels=("x", "y")))
-CHAT = TaskConfig(Task("causal-lm"), Model("some/model"), Data("some/data", id_column="who"))
+TEXT = TaskConfig(Task(registry.load("text-classification")), Model("some/model"), Data("some/data", labels=("x", "y")))
+CHAT = TaskConfig(Task(registry.load("causal-lm")), Model("some/model"), Data("some/data", id_column="who"))
 
-TURNS = TaskConfig(Task("causal-lm"), Model("some/model"), Data("some/data", messages_column="talks"))
+TURNS = TaskConfig(Task(registry.load("causal-lm")), Model("some/model"), Data("some/data", messages_column="talks"))
 PAIRS = replace(TURNS, data=Data("some/data", prompt_column="asked", completion_column="answered"))
 
 

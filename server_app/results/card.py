@@ -39,14 +39,14 @@ def card(run: RunConfig, task: TaskConfig, base: Base, round: int, recorded: Rec
         library_name=_library(plain),
         pipeline_tag=kind.pipeline,
         tags=["thistledown", "federated-learning", run.strategy.name, task.tuning.name],
-        model_name=f"{task.task.kind} by {run.strategy.name}" if scores else None,
+        model_name=f"{task.task.kind.name} by {run.strategy.name}" if scores else None,
         eval_results=[_result(kind, metric, value) for metric, value in scores.items()] or None,
     )
     facts = "\n".join(f"| {key} | {value} |" for key, value in _facts(run, task, base, round, recorded, merged).items())
     private = not name and base.name != EMBEDDED_MODEL
     lines = "\n".join(usage(plain, base, HERE, ELSEWHERE if private else ""))
     return (
-        f"---\n{front.to_yaml()}\n---\n\n# {task.task.kind}, tuned by federated learning\n\n"
+        f"---\n{front.to_yaml()}\n---\n\n# {task.task.kind.name}, tuned by federated learning\n\n"
         f"Trained with thistledown: nodes kept their data, a server combined what they learned.\n\n"
         f"| | |\n|---|---|\n{facts}\n\n{_quality(kind, round, recorded)}"
         f"## Use\n\nIn this folder:\n\n```python\n{lines}\n```\n"
@@ -66,7 +66,7 @@ def _facts(
         "base": _hub_id(base)
         or ("the embedded one of thistledown" if base.name == EMBEDDED_MODEL else "a private one"),
         **({"base fingerprint": f"`{fingerprint}`"} if fingerprint else {}),
-        "task": task.task.kind,
+        "task": task.task.kind.name,
         "strategy": strategy.name + (f", with {wrappers}" if wrappers else ""),
         "tuning": task.tuning.name + (", merged into the base" if merged else ""),
         "settings": ", ".join(_settings(run)),

@@ -26,7 +26,7 @@ from strategies.exchange.types import (
 from strategies.exchange.wrapper import Wrapper
 from strategies.protocol import wire
 from strategies.protocol.replies import INSTALLED, PROOF, RECORDS
-from task.kinds.base import ACCURACY, LOSS, PERPLEXITY, Metric
+from task.metrics import ACCURACY, LOSS, PERPLEXITY, Metric
 from task.prediction.ratings import RATINGS
 
 GONE = (3, 4, 5, 8)  # Flower's codes for an unreachable message or node, and for a process that ended

@@ -44,8 +44,8 @@ class ExamplePrivacy(PrivateWrapper):
             found.append(f"strategy = '{strategy.name}' learns without gradients, which example-privacy would clip")
         if kinds.of(config).per_token:
             found.append(
-                f"example-privacy is for classifiers of rows: the loss of task.kind = '{config.task.kind}' is a mean "
-                "over the tokens of a batch, which rows share"
+                f"example-privacy is for losses of single rows: that of task.kind = '{config.task.kind.name}' is a "
+                "mean over the tokens of a batch, which rows share"
             )
         if config.model.quantized:
             found.append(

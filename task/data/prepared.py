@@ -123,7 +123,7 @@ def _index(
     data, label_column = config.data, config.data.label_column if has_labels(config) else ""
     columns = [*input_columns(config), label_column, data.id_column, data.labels]
     written = [data.delimiter, data.encoding, data.skip_empty]
-    key = recipe_hash([_EDITION, config.task.kind, source.stamp(), columns, written, choices])
+    key = recipe_hash([_EDITION, config.task.kind.name, source.stamp(), columns, written, choices])
     with store.made("indexes", key, source.name) as folder:
         if folder is not None:
             write_index(folder, parts())

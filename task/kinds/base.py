@@ -18,34 +18,19 @@ from task.data.encoding.texts import blank
 from task.data.guessing.guess import Guess, Sight
 from task.data.labels import Labels, category_names, check_few, label_names, labelled
 from task.data.raw import Raw
-from task.data.rows import Inputs, Rows
+from task.data.rows import IGNORED, Inputs, Rows
 from task.data.sources.base import Source
+from task.metrics import ACCURACY, LOSS, Metric
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from task.prediction.answer import Exchange, Prediction
 
 ASKED = "asked"  # the name of the part of rows that are predicted
 EVALUATION_ROWS = 256  # rows scored at a time
-LARGEST_EXPONENT = 100.0  # nats; a larger loss is cut to this, because its perplexity would overflow
-LARGEST_LOSS = 1e6  # nats: guessing gives the logarithm of the number of classes or words, a ruined model thousands
 Positions = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A number that an evaluation measures: its title, the range of its values, and whether lower is better."""
-
-    title: str
-    low: float = 0.0
-    high: float = 1.0
-    lowest: bool = False
-
-
-LOSS = Metric("loss", 0.0, LARGEST_LOSS, lowest=True)
-ACCURACY = Metric("accuracy")
-PERPLEXITY = Metric("perplexity", 1.0, math.exp(LARGEST_EXPONENT), lowest=True)
 
 
 class Encoder(Protocol):
@@ -79,6 +64,7 @@ class Kind(TaskKind, ABC):
     row_labels: ClassVar[bool] = True  # a row can have one class as its label, and data can be divided by it
     packs: ClassVar[bool] = False  # rows may be put behind one another: no token depends on one after it
     per_token: ClassVar[bool] = False  # tokens are learned and counted, not rows
+    needs_reference: ClassVar[bool] = False  # its loss compares with the base, which must stay as it was
     writes: ClassVar[bool] = False  # it writes texts as answers, so it has `exchanges`
     problem_type: ClassVar[str] = "single_label_classification"  # in transformers' settings; empty: none
     metrics: ClassVar[Mapping[str, Metric]] = {"accuracy": ACCURACY, "loss": LOSS}
@@ -216,6 +202,20 @@ class Kind(TaskKind, ABC):
 
     def check_model(self, module: Any, name: str) -> None:
         """Raise BaseError if the loaded model of base `name` cannot learn this task. The default never raises."""
+
+    # ------------------------------------------------------------------ learning
+    def loss(self, module: "nn.Module", batch: Mapping[str, Any]) -> "torch.Tensor":
+        """Return the loss of a batch: a mean over as many parts as `count` says. The default is the model's own."""
+        return module(**batch).loss  # type: ignore[no-any-return]
+
+    def count(self, batch: Mapping[str, Any]) -> "torch.Tensor":
+        """Return over how many parts the loss of a batch is a mean: its labels. Parts of batches count by it."""
+        import torch
+
+        labels: torch.Tensor = batch["labels"]
+        if labels.is_floating_point():  # numbers to learn, any of which may equal IGNORED
+            return torch.tensor(labels.numel(), device=labels.device)
+        return (labels != IGNORED).sum()
 
     # ------------------------------------------------------------------ quality
     def evaluate(self, module: "nn.Module", rows: Rows, device: str, at_once: int = 1) -> dict[str, float]:

@@ -22,7 +22,8 @@ from task.data.rows import IGNORED, Completions, LabelledTokens, Rows
 from task.data.settings import TEMPLATES, is_template, is_template_file
 from task.data.sources.base import Source
 from task.files.contents import BaseError
-from task.kinds.base import ACCURACY, LOSS, PERPLEXITY, Encoder, Kind, Metric, Positions
+from task.kinds.base import Encoder, Kind, Positions
+from task.metrics import ACCURACY, LOSS, PERPLEXITY, Metric
 
 if TYPE_CHECKING:
     from torch import nn

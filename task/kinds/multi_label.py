@@ -17,7 +17,8 @@ from task.data.raw import Raw
 from task.data.rows import Rows, Targets
 from task.data.sources.base import Source
 from task.data.tables.lists import check_separator, label_items
-from task.kinds.base import LOSS, Encoder, Kind, Metric, Positions, encoded, labels_in
+from task.kinds.base import Encoder, Kind, Positions, encoded, labels_in
+from task.metrics import LOSS, Metric
 
 if TYPE_CHECKING:
     from torch import nn

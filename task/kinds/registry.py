@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import cast
 
 from task import extensions
 from task.config import KINDS, TaskConfig
@@ -14,13 +15,13 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Kind:
-    """Return the task kind of a name. Raises ConfigError if there is none of this name."""
+    """Return the task kind of a name, with default options. Raises ConfigError if there is none of this name."""
     return _made(extensions.load(KINDS, name, Kind))  # type: ignore[type-abstract]
 
 
 def of(config: TaskConfig) -> Kind:
-    """Return the task kind that a configuration names. Raises ConfigError if there is none of this name."""
-    return load(config.task.kind)
+    """Return the task kind of a configuration, with its options."""
+    return cast(Kind, config.task.kind)
 
 
 def every() -> Iterator[Kind]:

@@ -17,7 +17,8 @@ from task.data.raw import Raw
 from task.data.rows import Rows, Targets
 from task.data.sources.base import Source
 from task.data.tables.numbers import numbers_of
-from task.kinds.base import LARGEST_LOSS, Encoder, Kind, Metric, Positions, encoded
+from task.kinds.base import Encoder, Kind, Positions, encoded
+from task.metrics import LARGEST_LOSS, Metric
 
 if TYPE_CHECKING:
     from torch import nn

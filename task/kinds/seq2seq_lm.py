@@ -14,7 +14,8 @@ from task.data.raw import Raw
 from task.data.rows import Rows, TextPairs
 from task.data.sources.base import Source
 from task.files.contents import BaseError
-from task.kinds.base import ACCURACY, LOSS, PERPLEXITY, Encoder, Kind, Metric, Positions
+from task.kinds.base import Encoder, Kind, Positions
+from task.metrics import ACCURACY, LOSS, PERPLEXITY, Metric
 
 if TYPE_CHECKING:
     from torch import nn

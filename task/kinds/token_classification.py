@@ -15,7 +15,8 @@ from task.data.raw import Raw
 from task.data.rows import Rows
 from task.data.sources.base import Source
 from task.data.tables.lists import items_of, lists_of, without_words
-from task.kinds.base import ACCURACY, LOSS, Encoder, Kind, Metric, Positions, encoded, labels_in
+from task.kinds.base import Encoder, Kind, Positions, encoded, labels_in
+from task.metrics import ACCURACY, LOSS, Metric
 
 if TYPE_CHECKING:
     from torch import nn

@@ -158,7 +158,7 @@ def _refusal(error: Exception, base: Base, config: TaskConfig) -> Exception:
     if isinstance(error, BaseError) or ran_out(error):
         return error
     if "Unrecognized configuration class" in str(error):
-        problem = f"is not a model for task.kind = '{config.task.kind}'"
+        problem = f"is not a model for task.kind = '{config.task.kind.name}'"
     else:
         problem = f"cannot be loaded: {type(error).__name__}"
         return BaseError(f"model.name = '{base.name}' {problem}: {error}", f"the base {problem}")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from statistics import fmean
 
-from task.kinds.base import Metric
+from task.metrics import Metric
 
 RATINGS: Mapping[str, Metric] = {
     "rouge-l": Metric("Rouge-L"),

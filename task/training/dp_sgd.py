@@ -16,10 +16,11 @@ from opacus.validators import ModuleValidator
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from task.kinds import registry as kinds
 from task.models.model import TunedModel
 from task.secure_random import normal, uniform
 from task.training.batches import Unsuited, steps_of
-from task.training.micro_batches import Penalty
+from task.training.micro_batches import BatchLoss, Penalty
 from task.training.trainer import Trainer
 
 TOGETHER = 16  # rows whose gradients are in memory at a time, unless micro-batch-size is smaller
@@ -103,36 +104,47 @@ def _step(optimizer: SecretOptimizer, model: TunedModel, trainer: Trainer, rate:
     together = min(TOGETHER, trainer.config.micro_batch_size or TOGETHER)
     optimizer.zero_grad(set_to_none=True)
     drawn = (uniform(len(rows)) <= rate).nonzero().flatten()
+    loss = BatchLoss(kinds.of(trainer.config), model.module)
     for positions in torch.split(drawn, together) if len(drawn) else (drawn,):
-        samples = _gradients(model, optimizer.params, rows.batch(positions, device)) if len(positions) else None
+        samples = _gradients(loss, optimizer.params, rows.batch(positions, device), len(positions))
         for number, parameter in enumerate(optimizer.params):
             empty = parameter.new_zeros((0, *parameter.shape))
-            parameter.grad_sample = empty if samples is None else samples[number].detach()
+            parameter.grad_sample = samples[number].detach() if samples else empty
         optimizer.clip_and_accumulate()
     optimizer.add_noise()
     optimizer.scale_grad()
 
 
 def _gradients(
-    model: TunedModel, parameters: list[torch.nn.Parameter], batch: Mapping[str, torch.Tensor]
+    loss: BatchLoss, parameters: list[torch.nn.Parameter], batch: Mapping[str, torch.Tensor], rows: int
 ) -> list[torch.Tensor]:
-    """Return, for every parameter, the gradients of each row's own loss, stacked."""
-    names = {id(parameter): name for name, parameter in model.module.named_parameters()}
+    """Return, for every parameter, the gradients of the own loss of each of `rows` rows, stacked; none without rows."""
+    if not rows:
+        return []
+    each = {name: tensor.reshape(rows, -1, *tensor.shape[1:]) for name, tensor in batch.items()}  # a batch a row
+    names = {id(parameter): name for name, parameter in loss.named_parameters()}
     live = {names[id(parameter)]: parameter.detach() for parameter in parameters}
-    rest = {name: p.detach() for name, p in model.module.named_parameters() if name not in live}
-    rest |= dict(model.module.named_buffers())
+    rest = {name: p.detach() for name, p in loss.named_parameters() if name not in live}
+    rest |= dict(loss.named_buffers())
+    causal = any(getattr(layer, "is_causal", False) for layer in loss.modules())
 
-    def loss(trained: dict[str, torch.Tensor], row: dict[str, torch.Tensor]) -> torch.Tensor:
-        inputs = {name: tensor.unsqueeze(0) for name, tensor in row.items()}
-        if MASK in inputs:  # the full mask: vmap does not allow transformers to branch on a token mask's values
-            length = inputs[MASK].shape[1]
-            inputs[MASK] = inputs[MASK].bool()[:, None, None, :].expand(1, 1, length, length)
-        found: torch.Tensor = functional_call(model.module, (trained, rest), (), inputs).loss
+    def of_row(trained: dict[str, torch.Tensor], row: dict[str, torch.Tensor]) -> torch.Tensor:
+        inputs = row | ({MASK: _whole(row[MASK], causal)} if MASK in row else {})
+        found: torch.Tensor = functional_call(loss, (trained, rest), (inputs,))
         return found
 
     with sdpa_kernel(SDPBackend.MATH):  # under vmap the fused kernels work on one row at a time
-        samples = vmap(grad(loss), in_dims=(None, 0), randomness="different")(live, dict(batch))
+        samples = vmap(grad(of_row), in_dims=(None, 0), randomness="different")(live, each)
     return [samples[names[id(parameter)]] for parameter in parameters]
+
+
+def _whole(mask: torch.Tensor, causal: bool) -> torch.Tensor:
+    """Return who sees whom (sequences, 1, tokens, tokens), of a mask (sequences, tokens): vmap does not allow
+    transformers to branch on its values, and transformers takes such a mask as it is, without making it causal.
+    A token sees itself, also one that fills up: whoever sees nobody would be no number."""
+    length = mask.shape[1]
+    whole = mask.bool()[:, None, None, :].expand(-1, 1, length, length)
+    return whole.tril() | torch.eye(length, dtype=torch.bool, device=mask.device) if causal else whole
 
 
 def _add_gradient(parameters: list[torch.nn.Parameter], penalty: torch.Tensor) -> None:

@@ -1,7 +1,7 @@
 """Micro-batches: the gradient of a batch, a few rows at a time.
 
-The loss of a batch is the mean over its labels: rows of a classifier, tokens of a language model, numbers. A
-micro-batch counts by its share of the batch's labels, so the gradients add up to that of the batch, up to rounding.
+The loss of a batch is the mean over its labels: rows of a classifier, tokens of a language model, numbers (`count` of
+the task kind). A micro-batch counts by its share of them, so the gradients add up to that of the batch, up to rounding.
 With equal shares a token of a short row would count more than one of a long row.
 """
 
@@ -12,12 +12,25 @@ import torch
 from torch import nn
 
 from task.config import TaskConfig
-from task.data.rows import IGNORED
+from task.kinds.base import Kind
 from task.training.batches import Unsuited, least_rows
 from task.training.mixed_precision import Masters
 
 Penalty = Callable[[], torch.Tensor]
 Inputs = dict[str, Any]  # keyword arguments of a model
+
+
+class BatchLoss(nn.Module):
+    """The loss of a task kind as a module around a model, for `torch.func.functional_call`: parameters that stand in
+    for the model's own (`module.<name>`) are those of the model wherever the loss calls it."""
+
+    def __init__(self, kind: Kind, module: nn.Module) -> None:
+        super().__init__()
+        self.kind, self.module = kind, module
+
+    def forward(self, batch: Inputs) -> torch.Tensor:
+        """Return the loss of a batch."""
+        return self.kind.loss(self.module, batch)
 
 
 def check_separable(module: Any, config: TaskConfig) -> None:
@@ -37,13 +50,13 @@ def check_separable(module: Any, config: TaskConfig) -> None:
 
 
 def backward(
-    module: nn.Module, parts: Sequence[Inputs], penalties: Sequence[Penalty | None], masters: Masters
+    kind: Kind, module: nn.Module, parts: Sequence[Inputs], penalties: Sequence[Penalty | None], masters: Masters
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Add the gradient of a batch, given as its micro-batches, with penalties added once. Return its loss without
-    penalties, and its number of labels."""
-    counts, losses = [_labels(part) for part in parts], []
+    penalties, and its count, both as the task kind has them."""
+    counts, losses = [kind.count(part) for part in parts], []
     for part, share in _weighted(parts, counts):
-        loss = _loss(module, part, share)
+        loss = _loss(kind, module, part, share)
         losses.append(loss.detach())
         for extra in penalties if len(losses) == 1 else ():
             loss = loss if extra is None else loss + extra()
@@ -52,17 +65,10 @@ def backward(
     return torch.stack(losses).sum(), torch.stack(counts).sum()
 
 
-def mean_loss(module: nn.Module, parts: Sequence[Inputs]) -> torch.Tensor:
+def mean_loss(kind: Kind, module: nn.Module, parts: Sequence[Inputs]) -> torch.Tensor:
     """Return the loss of a batch, given as its micro-batches."""
-    weighted = _weighted(parts, [_labels(part) for part in parts])
-    return torch.stack([_loss(module, part, share) for part, share in weighted]).sum()
-
-
-def _labels(part: Inputs) -> torch.Tensor:
-    labels: torch.Tensor = part["labels"]
-    if labels.is_floating_point():  # numbers to learn, any of which may equal IGNORED
-        return torch.tensor(labels.numel(), device=labels.device)
-    return (labels != IGNORED).sum()
+    weighted = _weighted(parts, [kind.count(part) for part in parts])
+    return torch.stack([_loss(kind, module, part, share) for part, share in weighted]).sum()
 
 
 def _weighted(parts: Sequence[Inputs], counts: list[torch.Tensor]) -> list[tuple[Inputs, float]]:
@@ -75,6 +81,6 @@ def _weighted(parts: Sequence[Inputs], counts: list[torch.Tensor]) -> list[tuple
     return pairs or [(parts[0], 1.0)]
 
 
-def _loss(module: nn.Module, part: Inputs, share: float) -> torch.Tensor:
-    loss: torch.Tensor = module(**part).loss
+def _loss(kind: Kind, module: nn.Module, part: Inputs, share: float) -> torch.Tensor:
+    loss = kind.loss(module, part)
     return loss if share == 1.0 else loss * share

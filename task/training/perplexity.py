@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from task.data.rows import IGNORED, Positions, Rows, TextPairs
-from task.kinds.base import LARGEST_EXPONENT
+from task.metrics import LARGEST_EXPONENT
 from task.training.parallel_evaluation import evaluate_in_parallel, portion
 
 LOGITS = 2**25  # logits at a time: 128 MiB in float32; a longer row is a batch of its own
@@ -37,11 +37,17 @@ def score_tokens(module: nn.Module, rows: Rows, device: str, at_once: int = 1) -
         loss = float(cross_entropy(logits, wanted, reduction="none").double().sum())
         return loss, int((logits.argmax(-1) == wanted).sum()), len(wanted)
 
-    vocabulary = module.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
-    scores = evaluate_in_parallel(score, _batches(rows.lengths, portion(LOGITS, device) // vocabulary), at_once)
+    scores = evaluate_in_parallel(score, batches_within(module, rows, device), at_once)
     losses, correct, tokens = zip(*scores, strict=True)
     mean = math.fsum(losses) / sum(tokens)
     return {"loss": mean, "perplexity": math.exp(min(mean, LARGEST_EXPONENT)), "accuracy": sum(correct) / sum(tokens)}
+
+
+def batches_within(module: nn.Module, rows: Rows, device: str, sequences: int = 1) -> Iterator[Positions]:
+    """Yield batches of rows of similar length, whose logits are at most a portion of `LOGITS`; a row is so many
+    sequences."""
+    vocabulary = module.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
+    return _batches(rows.lengths, portion(LOGITS, device) // (vocabulary * sequences))
 
 
 def _batches(lengths: Positions, budget: int) -> Iterator[Positions]:

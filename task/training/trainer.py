@@ -91,7 +91,7 @@ class Trainer:
             for positions in self._batches(least):
                 optimizer.zero_grad(set_to_none=True)
                 with autocast(config.precision, self.device):
-                    loss, count = backward(model.module, self._parts(positions), penalties, masters)
+                    loss, count = backward(kinds.of(config), model.module, self._parts(positions), penalties, masters)
                 steps += 1
                 losses.append(loss)
                 counts.append(count)
@@ -133,7 +133,7 @@ class Trainer:
 
     @torch.no_grad()
     def _loss(self, model: TunedModel, parts: list[Inputs], penalties: list[Penalty | None]) -> float:
-        loss = mean_loss(model.module, parts)
+        loss = mean_loss(kinds.of(self.config), model.module, parts)
         return float(loss + sum(extra() for extra in penalties if extra is not None))
 
     def rate_of(self, model: TunedModel, name: str) -> float:
