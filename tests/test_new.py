@@ -95,6 +95,11 @@ KINDS: dict[str, tuple[dict[str, list[Any]], str, dict[str, str]]] = {
         "causal-lm",
         {"prompt-column": "prompt", "completion-column": "completion"},
     ),
+    "preferences": (
+        {"prompt": LINES, "chosen": [TURNS] * 40, "rejected": [TURNS] * 40, "messages": [TURNS] * 40},
+        "preference",
+        {"chosen-column": "chosen", "rejected-column": "rejected", "prompt-column": ""},
+    ),
     "instructions": (
         {"instruction": LINES, "context": LINES, "response": LINES, "category": AB},
         "causal-lm",

@@ -11,6 +11,7 @@ from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import State, Update
 from strategies.exchange.wrapper import Wrapper
 from task.config import TaskConfig
+from task.kinds import registry as kinds
 from task.tunings import registry
 from task.tunings.base import Tuning
 
@@ -23,7 +24,7 @@ def problems(strategy: Strategy, config: TaskConfig, federation: Federation | No
     if (tuning := config.tuning.name) not in (fitting := fitting_tunings(strategy)):
         fits = " or ".join(f"'{name}'" for name in fitting)
         found.append(f"strategy = '{strategy.name}' needs tuning = {fits}, not '{tuning}'")
-    found += unquantizable(strategy, config)
+    found += unquantizable(strategy, config) + unreferenced(strategy, config)
     if config.tuning.moves_base and strategy.heterogeneous_ranks:
         found.append(
             f"lora.init = 'pissa' needs equal ranks: a node of a smaller rank would lack what the base gave up, and "
@@ -46,6 +47,16 @@ def unquantizable(strategy: Strategy, config: TaskConfig) -> list[str]:
     return [
         f"strategy = '{strategy.name}' writes into the base, whose weights model.quantization = "
         f"'{config.model.quantization}' rounds; set it to 'none', or use strategy = 'fedavg'"
+    ]
+
+
+def unreferenced(strategy: Strategy, config: TaskConfig) -> list[str]:
+    """Return why a strategy cannot run for a task whose loss compares with the base."""
+    if not kinds.of(config).needs_reference or not strategy.writes_base:
+        return []
+    return [
+        f"strategy = '{strategy.name}' writes into the base, with which task.kind = '{config.task.kind.name}' compares "
+        "every answer; use strategy = 'fedavg'"
     ]
 
 

@@ -199,6 +199,8 @@ USUAL = {
     "data.messages-column": ("messages", "conversations", "conversation", "dialog", "dialogue", "chat"),
     "data.prompt-column": ("prompt", "question", "instruction", "input"),
     "data.completion-column": ("completion", "response", "answer", "output"),
+    "data.chosen-column": ("chosen", "chosen_response", "preferred", "accepted"),
+    "data.rejected-column": ("rejected", "rejected_response", "dispreferred"),
 }
 OTHERWISE = ("data.instruction-column", "data.output-column")  # rows without these columns may be conversations
 

@@ -19,13 +19,16 @@ class Inputs(Protocol):
     """Model inputs of rows, mapped into memory."""
 
     def __len__(self) -> int: ...
-
     def batch(self, rows: Positions, device: "str | torch.device") -> "dict[str, torch.Tensor]":
         """Return the model's keyword arguments for these rows. If they have `labels`, these replace the rows' own."""
 
     @property
     def tokens(self) -> "Tokens | None":
-        """The tokens of the rows; None for images."""
+        """The tokens of all sequences of the rows; None for images."""
+
+    @property
+    def lengths(self) -> "NDArray[np.int64] | None":
+        """The tokens in the longest sequence of every row (N,); None for images."""
 
     def stretched(self, rows: Positions, length: int) -> "Inputs":
         """Return two rows: the first of `rows` with `length` tokens, those between its first and last repeated or left
@@ -52,7 +55,7 @@ class Pixels:
         mean, std = (self._by_channel(numbers, device) for numbers in (self.mean, self.std))
         return {"pixel_values": pixels.mul_(self.scale).sub_(mean).div_(std)}
 
-    tokens = None
+    tokens = lengths = None
 
     def stretched(self, rows: Positions, length: int) -> "Pixels":
         """Raise TypeError: all images have the model's size."""
@@ -121,16 +124,26 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Completions:
-    """Rows of tokens with a given start: the first `prompts[i]` tokens of row i, at least one and never all, are given,
-    and the others are learned. prompts (N,) int64.
-    """
+class OfTokens:
+    """Rows of a sequence each, with more than its tokens."""
 
     tokens: Tokens
-    prompts: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Return the number of tokens of every row (N,)."""
+        return self.tokens.lengths
+
+
+@dataclass(frozen=True)
+class Completions(OfTokens):
+    """Rows of tokens with a given start: the first `prompts[i]` tokens of row i, at least one and never all, are given,
+    and the others are learned. prompts (N,) int64."""
+
+    prompts: NDArray[np.int64]
 
     def batch(self, rows: Positions, device: "str | torch.device") -> "dict[str, torch.Tensor]":
         """Return the batch of `Tokens`, and `labels` of the same shape, int64: learned ids, else `IGNORED`."""
@@ -148,14 +161,10 @@ class Completions:
 
 
 @dataclass(frozen=True)
-class LabelledTokens:
+class LabelledTokens(OfTokens):
     """Rows of tokens with a label each: `values` int64, one per id in `tokens.ids`; `IGNORED`: a token without one."""
 
-    tokens: Tokens
     values: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
 
     def batch(self, rows: Positions, device: "str | torch.device") -> "dict[str, torch.Tensor]":
         """Return the batch of `Tokens`, and `labels` of the same shape, int64, `IGNORED` in padding."""
@@ -169,21 +178,22 @@ class LabelledTokens:
 
 
 @dataclass(frozen=True)
-class TextPairs:
+class TextPairs(OfTokens):
     """Texts to read (`tokens`) and texts to write (`targets`), which an encoder-decoder learns given the first; at most
     `longest` tokens of them."""
 
-    tokens: Tokens
     targets: Tokens
     longest: int
-
-    def __len__(self) -> int:
-        return len(self.tokens)
 
     def batch(self, rows: Positions, device: "str | torch.device") -> "dict[str, torch.Tensor]":
         """Return the batch of `tokens`, and `labels` (B, longest target of the batch) int64, `IGNORED` in padding."""
         labels = replace(self.targets, pad=IGNORED).batch(rows, device)["input_ids"]
         return self.tokens.batch(rows, device) | {"labels": labels}
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Return the number of tokens of every row (N,), read or written, whichever are more."""
+        return np.maximum(self.tokens.lengths, self.targets.lengths)
 
     def stretched(self, rows: Positions, length: int) -> "TextPairs":
         """Return two of these rows, the first of `length` tokens to read, and as many to write as there may be."""
@@ -192,14 +202,10 @@ class TextPairs:
 
 
 @dataclass(frozen=True)
-class Targets:
+class Targets(OfTokens):
     """Texts with numbers to learn: `values` (N,), or (N, K) for K outputs of the head."""
 
-    tokens: Tokens
     values: NDArray[Any]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
 
     def batch(self, rows: Positions, device: "str | torch.device") -> "dict[str, torch.Tensor]":
         """Return the batch of `Tokens`, and `labels` (B,) or (B, K) float32."""
@@ -239,19 +245,13 @@ class Rows:
     @property
     def ids(self) -> NDArray[np.int64] | None:
         """Return the number of every row's natural client (M,); None without `data.id-column`."""
-        if self.all_ids is None or self.indices is None:
-            return self.all_ids
-        return self.all_ids[self.indices]
+        return self.all_ids if self.all_ids is None or self.indices is None else self.all_ids[self.indices]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Return the number of tokens of every row (M,), read or written, whichever are more. Raises TypeError for
-        images."""
-        if (tokens := self.inputs.tokens) is None:
+        """Return the number of tokens of every row (M,), of the longest sequence of it. Raises TypeError for images."""
+        if (lengths := self.inputs.lengths) is None:
             raise TypeError("images have no tokens")
-        lengths = tokens.lengths
-        if isinstance(self.inputs, TextPairs):
-            lengths = np.maximum(lengths, self.inputs.targets.lengths)
         return lengths[self._rows(np.arange(len(self)))]
 
     def select(self, positions: "Sequence[int] | Positions | torch.Tensor") -> "Rows":

@@ -48,6 +48,8 @@ class Data:
         "", doc="language models: column with prompts, texts or lists of turns, in place of instructions and inputs"
     )
     completion_column: str = option("", doc="language models: column with their completions, texts or lists of turns")
+    chosen_column: str = option("chosen", doc="preference: column with the better answers, texts or lists of turns")
+    rejected_column: str = option("rejected", doc="preference: column with the worse answers")
     template: str = option(
         "auto",
         doc="causal-lm: the tokenizer's (chat), ours (plain), chat where there is one (auto), a name, or a Jinja file",

@@ -15,7 +15,6 @@ from task.data.encoding.packing import fill, packed
 from task.data.extremes import extremes, stretched
 from task.data.rows import IGNORED, TextPairs
 from task.device import ran_out
-from task.kinds import registry as kinds
 from task.model_settings import UNQUANTIZED
 from task.models.model import TunedModel, build
 from task.models.tuning import first_sentence
@@ -155,23 +154,22 @@ class _Once:
 
     def _apart(self) -> float:
         """Return how far a row's logits in a batch are from those alone, relative to the largest; 0 for rounding."""
-        together, found = self._logits([0, 1]), 0.0
-        for place in (0, 1):
-            alone = self._logits([place])[0]
-            largest = float(alone.abs().max())
-            apart = float((together[place][: len(alone)] - alone).abs().max())
+        found = 0.0
+        for own, alone in zip(self._logits([0, 1]), [*self._logits([0]), *self._logits([1])], strict=True):
+            apart = float((own[: len(alone)] - alone).abs().max())
             if apart > _tolerance(alone, self.model):
-                found = max(found, apart / largest)
+                found = max(found, apart / float(alone.abs().max()))
         return found
 
     def _logits(self, places: list[int]) -> list[torch.Tensor]:
-        """Return the logits of every row, in evaluation mode, without gradients; of its own tokens if it has any."""
+        """Return the logits of every sequence of rows, in evaluation mode, without gradients; of its own tokens if
+        tokens have logits."""
         module, rows = self.model.module.eval(), self.trainer.rows
         batch = rows.batch(places, self.trainer.device)
         labels = batch["labels"] if isinstance(rows.inputs, TextPairs) else batch.pop("labels")  # a decoder reads them
         with torch.no_grad():
             logits: torch.Tensor = module(**batch).logits
-        if not kinds.of(self.model.config).per_token:
+        if rows.inputs.tokens is None or logits.ndim < 3:
             return list(logits)
         masks = labels != IGNORED if "labels" in batch else batch["attention_mask"].bool()
         own = logits[:, -masks.shape[1] :]  # after the logits of soft prompts

@@ -8,6 +8,7 @@ from torch import nn
 
 from task.schema import option
 from task.tunings.base import OWN, Head, TaskKind, Tuning
+from task.tunings.parts.reference import SWITCH
 from task.tunings.parts.trainable import blocks, hidden_size, inside, set_trainable
 
 ADAPTER = "adapter"  # the module's name in its block
@@ -18,6 +19,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, features: int, width: int, like: torch.Tensor) -> None:
         super().__init__()
+        setattr(self, SWITCH, False)
         given: dict[str, Any] = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
         self.down = nn.Linear(features, width, **given)
         self.up = nn.Linear(width, features, **given)
@@ -57,6 +59,8 @@ class Adapter(Tuning):
 
 
 def _adapt(layer: Any, inputs: Any, output: Any) -> Any:
+    if getattr(layer.adapter, SWITCH):
+        return output
     hidden, *others = output if isinstance(output, tuple) else (output,)
     adapted = hidden + layer.adapter(hidden)
     return (adapted, *others) if isinstance(output, tuple) else adapted

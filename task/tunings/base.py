@@ -126,6 +126,12 @@ class Tuning(ABC):
         smaller rank would lack them."""
         return False
 
+    @property
+    def has_reference(self) -> bool:
+        """Return whether the base stays as it was inside the model, and computes its own answers if what the tuning
+        adds is switched off (`task.tunings.parts.reference`)."""
+        return self.adds and not self.moves_base
+
     def start(self, weights: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
         """Return the tensors, by their names on the wire, that a run starts from; called on the server only.
 

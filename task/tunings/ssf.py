@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from task.tunings.base import TRANSFORMERS, Head, TaskKind, Tuning, TuningError
+from task.tunings.parts.reference import SWITCH
 from task.tunings.parts.trainable import inside, is_linear, is_transposed, set_trainable
 
 SCALE, SHIFT = "ssf_scale", "ssf_shift"  # the parameters' names in their layer
@@ -41,6 +42,7 @@ class Ssf(Tuning):
             layer.register_parameter(SCALE, nn.Parameter(start))
             if getattr(layer, "bias", None) is not None:
                 layer.register_parameter(SHIFT, nn.Parameter(torch.zeros_like(start)))
+            setattr(layer, SWITCH, False)
             layer.register_forward_hook(_modulate)
         return set_trainable(module, lambda name: name.endswith((SCALE, SHIFT)) or inside(name, head.trained))
 
@@ -60,6 +62,8 @@ class Ssf(Tuning):
 
 
 def _modulate(layer: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    if getattr(layer, SWITCH):
+        return output
     scaled: torch.Tensor = output * layer.ssf_scale
     return (scaled + layer.ssf_shift if hasattr(layer, SHIFT) else scaled).to(output.dtype)
 

@@ -20,7 +20,11 @@ WHY = {
     "batch-size": "rows in a local step",
     "local-steps": "steps of a node in a round",
 }
-ROLES = {"data.messages-column": "conversations"}  # what is in a column, where its key does not say it
+ROLES = {  # what is in a column, where its key does not say it
+    "data.messages-column": "conversations",
+    "data.chosen-column": "chosen answers",
+    "data.rejected-column": "rejected answers",
+}
 LABELS = 100  # that are written down
 
 

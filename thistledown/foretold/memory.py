@@ -12,9 +12,11 @@ from client_app.trial import copies
 from server_app.callbacks.progress import human
 from task.config import TaskConfig
 from task.data.rows import Rows
+from task.kinds import registry as kinds
 from task.models.base import Base
 from task.models.model import TunedModel, build
 from task.training.checkpointing import checkpointed
+from task.training.micro_batches import BatchLoss
 from task.training.uncached import uncached
 from task.tunings.base import TuningError
 from task.tunings.parts.trainable import is_linear
@@ -53,14 +55,15 @@ def _built(base: Base, config: TaskConfig, rank: int) -> TunedModel:
 
 
 def kept_for_backward(model: TunedModel, config: TaskConfig, rows: Rows) -> int:
-    """Return the bytes that autograd keeps of one forward pass over `rows_at_once` rows as long as the last of `rows`,
+    """Return the bytes that autograd keeps of the loss of `rows_at_once` rows as long as the last of `rows`,
     without the model's own. With gradient checkpointing, a block needs more while it is made anew."""
     batch = rows.batch([len(rows) - 1] * config.rows_at_once)
     module: Any = model.module.train()
+    loss = BatchLoss(kinds.of(config), module)
     kept: dict[int, torch.Tensor] = {}
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         weights: dict[str, torch.Tensor]
-        weights = {n: mode.from_tensor(t) for n, t in (*module.named_parameters(), *module.named_buffers())}
+        weights = {n: mode.from_tensor(t) for n, t in (*loss.named_parameters(), *loss.named_buffers())}
         own = {tensor.untyped_storage()._cdata for tensor in weights.values()}
         inputs = {name: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for name, v in batch.items()}
 
@@ -70,7 +73,7 @@ def kept_for_backward(model: TunedModel, config: TaskConfig, rows: Rows) -> int:
 
         saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with uncached(module), checkpointed(module, config.gradient_checkpointing), saving:
-            torch.func.functional_call(module, weights, (), inputs)
+            torch.func.functional_call(loss, weights, (inputs,))
         return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)
 
 

@@ -6,6 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from task.data.encoding.preferences.pairs import AnswerPairs
 from task.data.encoding.texts import tokenizer_in
 from task.data.rows import IGNORED, Rows, TextPairs
 
@@ -32,10 +33,17 @@ def described(base: Path, rows: Rows, count: int, names: Sequence[str]) -> Itera
             yield f"  given    {_text(tokenizer, ids)}"
             yield f"  learned  {_text(tokenizer, labels)}"
             continue
-        learned = [label != IGNORED for label in labels]
-        yield f"row {row:<5} {len(ids)} tokens, {sum(learned)} of them learned"
-        for own, part in groupby(zip(ids, learned, strict=True), key=lambda pair: pair[1]):
-            yield f"  {'learned' if own else 'given':<8} {_text(tokenizer, [token for token, _ in part])}"
+        sides = ("chosen", "rejected") if isinstance(rows.inputs, AnswerPairs) else ("learned",)
+        for side, ids, labels, there in zip(sides, batch["input_ids"], batch["labels"], batch["attention_mask"].bool()):
+            yield from _marked(row, side, tokenizer, ids[there].tolist(), labels[there].tolist())
+
+
+def _marked(row: int, side: str, tokenizer: Any, ids: Sequence[int], labels: Sequence[int]) -> Iterator[str]:
+    """Yield a sequence of a row in parts, those that are given and those that are not, which are called `side`."""
+    learned = [label != IGNORED for label in labels]
+    yield f"row {row:<5} {len(ids)} tokens, {sum(learned)} of them {side}"
+    for own, part in groupby(zip(ids, learned, strict=True), key=lambda pair: pair[1]):
+        yield f"  {side if own else 'given':<8} {_text(tokenizer, [token for token, _ in part])}"
 
 
 def _label(batch: dict[str, Any], names: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ class Sure(IntEnum):
     LEFT = 1  # nothing else fits
     SHAPE = 2  # the values could be that
     NAMES = 3  # names or types of columns say it
+    SAID = 4  # several names do, that nothing else has together
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from task.data.guessing.guess import Guess, Sight, Sure, literally
 from task.data.guessing.seen import Column, Holds
 
 MESSAGES, PROMPT, COMPLETION = "data.messages-column", "data.prompt-column", "data.completion-column"
+CHOSEN, REJECTED = "data.chosen-column", "data.rejected-column"
 INSTRUCTION, INPUT, OUTPUT = "data.instruction-column", "data.input-column", "data.output-column"
 PLAIN = "text"  # a common name for outputs that have no instructions
 
@@ -12,6 +13,18 @@ def prompted(sight: Sight) -> Guess | None:
     """Return the columns of rows that a language model learns: conversations, else pairs of texts, else the column with
     the longest texts. None if there is no text."""
     return _pair(sight) or _conversation(sight) or _instruction(sight) or _plain(sight)
+
+
+def preferred(sight: Sight) -> Guess | None:
+    """Return the columns of chosen and rejected answers, which have common names, and of texts as prompts if answers
+    are texts. Conversations begin with their prompts, unless the column of prompts has turns too."""
+    chosen, rejected = (sight.named(key, Holds.TEXT, Holds.TURNS) for key in (CHOSEN, REJECTED))
+    if chosen is None or rejected is None or chosen is rejected or chosen.holds is not rejected.holds:
+        return None
+    prompt = sight.named(PROMPT, chosen.holds)
+    if prompt in (chosen, rejected) or (prompt is None and chosen.holds is Holds.TEXT):
+        return None
+    return Guess({PROMPT: prompt.name if prompt else "", CHOSEN: chosen.name, REJECTED: rejected.name}, Sure.SAID)
 
 
 def _conversation(sight: Sight) -> Guess | None:

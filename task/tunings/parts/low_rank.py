@@ -134,6 +134,10 @@ class LowRank(Tuning, ABC):
             )
         return found
 
+    @property
+    def has_reference(self) -> bool:
+        return super().has_reference and self.bias == "none"  # biases train in place
+
     def product_scale(self) -> float:
         if not self.alpha:
             return self.scaling

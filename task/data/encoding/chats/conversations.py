@@ -56,7 +56,10 @@ def conversations(raw: Raw, columns: Sequence[str], rows: NDArray[np.int64], mer
     conversation.
     """
     lists = [list(raw.values(column, rows)) for column in columns]
-    return [_conversation(raw, columns, int(row), parts, merged) for row, *parts in zip(rows, *lists, strict=True)]
+    return [
+        checked(raw, columns[-1], int(row), turns_of(raw, columns, int(row), parts), merged)
+        for row, *parts in zip(rows, *lists, strict=True)
+    ]
 
 
 def questions(raw: Raw, column: str, rows: NDArray[np.int64], merged: bool) -> list[Chat]:
@@ -64,7 +67,7 @@ def questions(raw: Raw, column: str, rows: NDArray[np.int64], merged: bool) -> l
     that is no conversation, and for one in which nobody but the assistant says anything."""
     found = []
     for row, part in zip(rows, raw.values(column, rows), strict=True):
-        said = _read(raw, [column], int(row), [part])
+        said = turns_of(raw, [column], int(row), [part])
         while said.turns and said.turns[-1]["role"] == ASSISTANT:
             said.turns.pop()
         if not said.turns:
@@ -84,20 +87,21 @@ def turn_fault(raw: Raw, row: int, place: Place, problem: str, seen: str = "") -
     )
 
 
-def _conversation(raw: Raw, columns: Sequence[str], row: int, parts: Sequence[Any], merged: bool) -> Conversation:
-    read = _read(raw, columns, row, parts)
+def checked(raw: Raw, column: str, row: int, read: Conversation, merged: bool) -> Conversation:
+    """Return a conversation that can be learned, with its system turn in its place. `column` has what is learned.
+    Raises DataError."""
     if not any(read.learned):
         problem = "no turn is the assistant's, so there is nothing to learn"
         roles = ", ".join(dict.fromkeys(one["role"] for one in read.turns))
-        raise raw.fault(row, columns[-1], problem, f"; the roles are {roles}")
+        raise raw.fault(row, column, problem, f"; the roles are {roles}")
     found = read.with_merged_system() if merged else read
     if found is None:
         raise turn_fault(raw, row, read.places[0], UNMERGED)
     return found
 
 
-def _read(raw: Raw, columns: Sequence[str], row: int, parts: Sequence[Any]) -> Conversation:
-    """Return the turns of a row, as they are. Raises DataError."""
+def turns_of(raw: Raw, columns: Sequence[str], row: int, parts: Sequence[Any]) -> Conversation:
+    """Return the turns of a row, as they are; `parts` are the values in `columns`. Raises DataError."""
     turns: Chat = []
     places: list[Place] = []
     learned: list[bool] = []

@@ -7,9 +7,11 @@ an answer. White space behind an end token is not part of such an answer. Tokens
 learned. A row ends with its last learned token: what follows changes nothing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from task.config import Data
 from task.data.encoding.chats.conversations import ASSISTANT, SYSTEM, Conversation, conversations, turn_fault
 from task.data.encoding.chats.named import PLAIN
 from task.data.encoding.chats.templates import Refused, Span, Template, filled_in, template_of
-from task.data.encoding.chats.tokens import Cut, Learned, fitted, token_range, without_space
+from task.data.encoding.chats.tokens import Cut, Learned, Range, fitted, token_range, without_space
 from task.data.encoding.completions import CompletionEncoder, called, dated, tells_date
 from task.data.encoding.texts import (
     CHUNK,
@@ -39,6 +41,7 @@ from task.data.rows import IGNORED, Completions, LabelledTokens, mapped
 from task.data.settings import MERGED
 
 EDITION = 1  # version of the stored format
+Spelled = Callable[[Raw, NDArray[np.int64], Sequence[Conversation]], Iterator[tuple[list[int], list[Range]]]]
 
 
 @dataclass(frozen=True)
@@ -105,19 +108,38 @@ class ChatEncoder:
 
     # --------------------------------------------------------------------------------------------- rows
     def _rows(self, tokenizer: Any, raw: Raw, rows: NDArray[np.int64]) -> Iterator[Learned]:
+        begin = tokenizer.bos_token_id
+        with self.rendering(tokenizer) as spelled:
+            for start in range(0, len(rows), CHUNK):
+                some = rows[start : start + CHUNK]
+                chats = conversations(raw, self.columns, some, self.merged)
+                for row, (ids, ranges) in zip(some, spelled(raw, some, chats), strict=True):
+                    found = fitted(ids, ranges, self.max_length, self.completion, begin)
+                    if not found.learned.any():
+                        raise self._unlearned(raw, int(row))
+                    yield found
+
+    @contextmanager
+    def rendering(self, tokenizer: Any) -> Iterator[Spelled]:
+        """Yield the function from conversations, those of some rows, to the token ids of each, of any length, and the
+        ranges of them that are learned, at least one. Raises DataError, and so does the function."""
         text = template_of(self.template, tokenizer, self.base)
         if not text and tokenizer.eos_token is None:
             problem = "has no end token, which an answer ends with"
             raise DataError(f"the tokenizer in {self.base} {problem}", f"the tokenizer {problem}")
         with filled_in(text or PLAIN, tokenizer, self.base, self.day) as template:
-            for start in range(0, len(rows), CHUNK):
-                yield from self._chunk(template, not text, tokenizer, raw, rows[start : start + CHUNK])
+            yield partial(self._spelled, template, not text, tokenizer)
 
-    def _chunk(
-        self, template: Template, leads: bool, tokenizer: Any, raw: Raw, rows: NDArray[np.int64]
-    ) -> Iterator[Learned]:
-        """Yield some rows. `leads`: the tokenizer adds the tokens that begin a text."""
-        chats = conversations(raw, self.columns, rows, self.merged)
+    def _spelled(
+        self,
+        template: Template,
+        leads: bool,
+        tokenizer: Any,
+        raw: Raw,
+        rows: NDArray[np.int64],
+        chats: Sequence[Conversation],
+    ) -> Iterator[tuple[list[int], list[Range]]]:
+        """Yield ids and ranges. `leads`: the tokenizer adds the tokens that begin a text."""
         rendered = self._rendered(template, raw, rows, chats)
         options = {"add_special_tokens": leads, "return_offsets_mapping": True, "verbose": False}
         tokens = encoded(tokenizer, [text for text, _ in rendered], **options)
@@ -127,11 +149,12 @@ class ChatEncoder:
             offsets = np.array(tokens["offset_mapping"][number], np.int64).reshape(-1, 2)
             ranges = [token_range(offsets, span) for span in self._learned(raw, int(row), chat, spans)]
             whole = [one for one in ranges if one is not None]
-            ids, begin = tokens["input_ids"][number], tokenizer.bos_token_id
-            found = fitted(ids, whole, self.max_length, self.completion, begin) if whole else None
-            if found is None or not found.learned.any():
-                raise raw.fault(int(row), self.columns[-1], "no token is the assistant's, by the chat template")
-            yield found
+            if not whole:
+                raise self._unlearned(raw, int(row))
+            yield tokens["input_ids"][number], whole
+
+    def _unlearned(self, raw: Raw, row: int) -> DataError:
+        return raw.fault(row, self.columns[-1], "no token is the assistant's, by the chat template")
 
     def _rendered(
         self, template: Template, raw: Raw, rows: NDArray[np.int64], chats: Sequence[Conversation]

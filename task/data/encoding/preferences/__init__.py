@@ -1,0 +1,1 @@
+"""Preferences: a prompt with a chosen and a rejected answer."""
