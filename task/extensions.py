@@ -5,9 +5,11 @@ the module's name in kebab-case is the extension's name. The module defines one 
 fields made by `task.schema.option` are the keys `<name>.<option>`.
 """
 
+import os
 import pkgutil
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from importlib import import_module
 from typing import TypeVar
 
@@ -20,8 +22,17 @@ T = TypeVar("T")
 
 def names(package: str) -> list[str]:
     """Return the names of a package's extensions, sorted. Imports none of them."""
-    found = [m.name for m in pkgutil.iter_modules(import_module(package).__path__) if not m.ispkg]
-    return sorted(name.replace("_", "-") for name in found if name not in NOT_EXTENSIONS and not name.startswith("_"))
+    folders = tuple(import_module(package).__path__)
+    return list(_names_in(folders, tuple(os.stat(folder).st_mtime_ns for folder in folders)))
+
+
+@lru_cache(maxsize=64)
+def _names_in(folders: tuple[str, ...], changed: tuple[int, ...]) -> tuple[str, ...]:
+    """Return the names of the extensions in folders that changed at these times: a message asks for them a hundred
+    times, and like Python's own import, it reads a folder again when its time says that a file came or went."""
+    found = [m.name for m in pkgutil.iter_modules(folders) if not m.ispkg]
+    chosen = [name for name in found if name not in NOT_EXTENSIONS and not name.startswith("_")]
+    return tuple(sorted(name.replace("_", "-") for name in chosen))
 
 
 def name_of(extension: type) -> str:

@@ -10,6 +10,7 @@ import dataclasses
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 from task.foreign import FOREIGN as FOREIGN
@@ -163,7 +164,7 @@ def key_of(name: str) -> str:
 
 def schema(cls: type, prefix: str = "") -> Schema:
     """Return every option of a dataclass, nested groups and extensions included, by run-config key."""
-    types = typing.get_type_hints(cls)
+    types = _types(cls)
     keys: Schema = {}
     for part in dataclasses.fields(cls):
         key = prefix + key_of(part.name)
@@ -178,6 +179,12 @@ def schema(cls: type, prefix: str = "") -> Schema:
             for name in names:
                 keys |= schema(axis.load(name), _table(axis, name))
     return keys
+
+
+@lru_cache(maxsize=256)
+def _types(cls: type) -> dict[str, Any]:
+    """Return the types of a dataclass's fields: the same as long as there is the class, and slow to read."""
+    return typing.get_type_hints(cls)
 
 
 def _table(axis: Axis, name: str) -> str:
