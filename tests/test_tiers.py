@@ -23,7 +23,7 @@ class Printed:
     def pytest_collection_finish(self, session):
         print(*(item.nodeid for item in session.items if not item.get_closest_marker("slow")), sep="\\n")
 
-sys.exit(pytest.main(["--collect-only", "-qq", "-n0", "-p", "no:cacheprovider"], plugins=[Printed()]))
+sys.exit(pytest.main(["--collect-only", "-qq", "-n0", "-p", "no:cacheprovider", *sys.argv[1:]], plugins=[Printed()]))
 """
 
 
@@ -36,7 +36,8 @@ def printed(*command: str) -> list[str]:
 
 @pytest.mark.slow
 def test_the_fast_tier_has_every_strategy_law_and_tuning() -> None:
-    fast = printed("-c", FAST)
+    files = [f"tests/test_{name}.py" for name in ("laws", "federation", "tuning_rounds", "command")]
+    fast = printed("-c", FAST, *files)
     laws = [test for test in fast if "::test_declared_laws_hold" in test]
     assert len(laws) == len(extensions("strategy")) * len(LAWS)
     tunings = "|".join(extensions("tuning"))

@@ -12,10 +12,13 @@ Marks of a test or a module:
   Tests by hypothesis have this mark without being given it.
 
 A table over strategies and tunings is thinned without a mark: each strategy keeps its first tuning, and fedavg all.
+
+Files that take long come first: a worker that gets one last works on while the others have nothing to do.
 """
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +27,7 @@ from hypothesis import settings
 
 FAST, FULL = "fast", "full"
 VARIABLE = "THISTLEDOWN_TESTS"
+SECONDS = {"flower": 60, "slow": 2}  # of a test with the mark, at a guess
 EXAMPLES = {FAST: 10, FULL: 100}  # of a test by hypothesis that does not say how many
 
 
@@ -31,6 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Choose the tier and the number of examples, before any test module is imported."""
     fast = config.option.markexpr == "not slow"
     tier = os.environ.setdefault(VARIABLE, FAST if fast else FULL)
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # peft imports bitsandbytes, which imports a compiler: 2 s
     if tier not in EXAMPLES:
         raise pytest.UsageError(f"{VARIABLE} = {tier}: the tiers are {' and '.join(EXAMPLES)}")
     for name, count in EXAMPLES.items():
@@ -59,6 +64,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
         if hasattr(getattr(item, "function", None), "hypothesis"):
             item.add_marker("fewer")
+    longest_files_first(items)
+
+
+def longest_files_first(items: list[pytest.Item]) -> None:
+    """Sort files by how long their tests take, roughly; the tests of a file keep their order."""
+    seconds: dict[Path, int] = {}
+    for item in items:
+        mark = next((mark for mark in SECONDS if item.get_closest_marker(mark)), "")
+        seconds[item.path] = seconds.get(item.path, 0) + SECONDS.get(mark, 0)
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 def _is_kept(item: pytest.Item, seen: set[str]) -> bool:
