@@ -22,6 +22,7 @@ from server_app.config import RunConfig
 from server_app.evaluation import Evaluator
 from server_app.outputs import GO_TO, output_folder
 from server_app.results.endings import hint, interrupted_in
+from server_app.results.split import write_split
 from server_app.resuming import alone, continued, given
 from strategies.exchange.bare_base import found_base
 from strategies.exchange.callback import Callback
@@ -63,6 +64,7 @@ def _run(grid: Grid, run: RunConfig, results: Results, others: Sequence[Callback
     nodes = wait_for_nodes(grid, federation)
     LOG.info("preparing data '%s'", run.task.data.name)
     task = resolve(run.task, server_store(), len(nodes))
+    write_split(results.folder, task, len(nodes), server_store())
     results.notice(_noticed(run, task, len(nodes), federation.device))
     evaluator = None
     if task.evaluate in ("server", "both"):

@@ -19,7 +19,7 @@ from server_app.callbacks import tracker
 from server_app.config import keys
 from server_app.results import started
 from server_app.results.endings import METRICS, at_work
-from server_app.results.started import CONFIG, FROM, RESUME
+from server_app.results.started import CONFIG, FROM, RESUME, flat
 from strategies.protocol import checkpoint
 from strategies.rounds.run_state import RunState
 from task.modes import as_the_folder
@@ -196,11 +196,3 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested tables as dotted keys."""
-    values: dict[str, Any] = {}
-    for key, value in tables.items():
-        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return values

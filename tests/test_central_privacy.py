@@ -260,7 +260,7 @@ def test_a_run_says_what_it_has_spent_and_nothing_of_training(tmp_path: Path) ->
     assert epsilons[0] == 0 < epsilons[1] < epsilons[2] <= 8
     assert outcome.summary["epsilon"] == epsilons[-1]
     assert {line["delta"] for line in outcome.rounds} == {0.01}
-    assert "<th>epsilon</th>" in (outcome.folder / "report.html").read_text()
+    assert '<th scope="col">epsilon</th>' in (outcome.folder / "report.html").read_text()
     for line in outcome.rounds:
         assert line["train-loss"] is None
         assert not line["aggregation-error"]

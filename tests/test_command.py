@@ -176,7 +176,16 @@ def test_run_leaves_results_and_nothing_else(temporary: Path) -> None:
     assert output.endswith(f"results in {folder}\n")
     assert "\x1b" not in output
     assert "Traceback" not in output
-    there = {"config.toml", "metrics.jsonl", "summary.json", "run.log", "report.html", "model", "checkpoints"}
+    there = {
+        "config.toml",
+        "metrics.jsonl",
+        "summary.json",
+        "run.log",
+        "report.html",
+        "model",
+        "checkpoints",
+        "split.json",
+    }
     assert {path.name for path in folder.iterdir()} == there
     assert {path.name for path in (temporary / "outputs").iterdir()} == {"latest", folder.name}
     assert json.loads((folder / "summary.json").read_text())["status"] == "completed"

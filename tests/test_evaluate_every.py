@@ -25,7 +25,7 @@ def test_the_first_the_last_and_every_so_many(tmp_path: Path, every: int, which:
     assert outcome.summary["best-round"] in which
     assert outcome.summary["final"] == outcome.rounds[-1]["accuracy"]
     table = (outcome.folder / "report.html").read_text().split("<h2>Rounds</h2>")[1].split("</table>")[0]
-    assert table.count("<tr><td>") == ROUNDS + 1  # rounds that were not measured too
+    assert table.count('<tr><th scope="row">') == ROUNDS + 1  # rounds that were not measured too
 
 
 @pytest.mark.slow

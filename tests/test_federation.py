@@ -102,7 +102,7 @@ def test_the_results_folder_is_complete(outcome: Outcome) -> None:
     assert outcome.summary["final"] == outcome.rounds[-1]["accuracy"]
     assert outcome.summary["base"] == outcome.rounds[0]["accuracy"]
     assert outcome.summary["best"] == outcome.rounds[outcome.summary["best-round"]]["accuracy"]
-    assert "<svg" in (folder / "report.html").read_text()
+    assert '<figure class="chart" id="quality">' in (folder / "report.html").read_text()
     tables = tomllib.loads((folder / "config.toml").read_text())
     flat = {key: value for key, value in tables.items() if not isinstance(value, dict)}
     flat |= {f"{table}.{key}": v for table, part in tables.items() if isinstance(part, dict) for key, v in part.items()}

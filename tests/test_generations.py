@@ -144,7 +144,7 @@ def test_samples_are_answered_before_training_and_at_the_end(run: Outcome) -> No
     assert not any(name in key for key in run.rounds[1] for name in RATINGS)
     page = (run.folder / "report.html").read_text()
     assert "<h2>Sample generations</h2>" in page
-    assert "<th>Rouge-L</th>" in page
+    assert '<th scope="col">Rouge-L</th>' in page
 
 
 @pytest.mark.slow

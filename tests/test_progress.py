@@ -2,7 +2,8 @@
 
 import pytest
 
-from server_app.callbacks.progress import clock, human, progress
+from server_app.callbacks.progress import progress
+from server_app.results.amounts import clock, human
 
 TITLES = {"accuracy": "accuracy", "loss": "loss"}
 

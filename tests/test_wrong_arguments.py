@@ -42,6 +42,10 @@ CASES: dict[str, list[list[str]]] = {  # by verb; `file` is text, `bytes.*` are 
     ],
     "purge": [["--store-path", "nowhere"], ["--older-than", "x"], ["--kind", "zz", "--store-path", "folder"]],
     "status": [["nowhere"], ["file"], ["folder"], ["a", "b"]],
+    "watch": [
+        ["nowhere"], ["file"], ["folder"], ["a", "b"], ["finished", "--port", "x"], ["finished", "--port", "-1"],
+        ["finished", "--port", "70000"],
+    ],
     "account": [["nowhere"], ["file"], ["--delta", "2"], ["--delta", "x"]],
     "app": [[], ["nosuch"], ["hash", "nowhere"], ["hash", "folder"]],
     "policy": [[], ["nosuch"], ["check"], ["check", "nowhere"], ["check", "folder"], ["check", "bytes.toml"]],
@@ -54,6 +58,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "results").mkdir()
+    (tmp_path / "finished").mkdir()
+    (tmp_path / "finished" / "summary.json").write_text("{}")
     (tmp_path / "file").write_text("a text")
     for name in ("bytes.toml", "bytes.csv", "bytes.parquet", "bytes.jsonl", "bytes.png", "results/config.toml"):
         (tmp_path / name).write_bytes(bytes(range(255, 0, -1)) * 2)

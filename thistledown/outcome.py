@@ -14,8 +14,8 @@ from server_app.results import started
 from server_app.results.endings import METRICS, summary_of, write_summary
 from server_app.results.lines import row_of
 from server_app.results.measure import measure_of
+from server_app.results.page.rounds import round_table
 from server_app.results.recorded import Recorded
-from server_app.results.report import round_table
 from server_app.results.tuned import write_tuned
 from server_app.resuming import settings_of
 from strategies.protocol import checkpoint

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from server_app.callbacks.progress import progress
-from server_app.results.endings import METRICS, RUNNING, summary_of
+from server_app.results.endings import METRICS, summary_of
+from server_app.results.report import RUNNING
 
 
 class Rounds:

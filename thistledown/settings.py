@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from server_app.config import RunConfig, Simulation, keys
-from server_app.results.started import RESUME
-from server_app.resuming import continued, flat
+from server_app.results.started import RESUME, flat
+from server_app.resuming import continued
 from task.config import EMBEDDED_MODEL
 from task.data.settings import is_template_file
 from task.data.sources.registry import of_keyword

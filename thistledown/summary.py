@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from server_app.callbacks.progress import human
 from server_app.config import RunConfig
+from server_app.results.amounts import counted, human
 
 WHEN = {"before": "before", "last": "at the end", "best": "by the best round"}
 
@@ -61,8 +61,3 @@ def _quality(summary: Mapping[str, Any]) -> Iterator[str]:
 
 def _said(value: float | None) -> str:
     return "void" if value is None else f"{value:.3f}"
-
-
-def counted(count: int, what: str) -> str:
-    """Return a count with its noun: `1 round`, `2 rounds`."""
-    return f"{count} {what}{'' if count == 1 else 's'}"

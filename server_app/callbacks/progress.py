@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from server_app.results.amounts import clock, human
 from server_app.results.lines import VOID, line_of
 from server_app.results.measure import measure_of, written
 from strategies.exchange.callback import Callback, RoundReport, RunFacts
@@ -60,17 +61,3 @@ def _pace(seconds: float, over: Sequence[float]) -> float:
     counted = over[1:] if len(over) > 2 else over
     steps = len(counted) - 1
     return (counted[-1] - counted[0]) / steps if steps > 0 else seconds
-
-
-def clock(seconds: float) -> str:
-    """Format seconds as minutes and seconds: 2:05."""
-    return f"{round(seconds) // 60}:{round(seconds) % 60:02}"
-
-
-def human(count: float) -> str:
-    """Format a number of bytes: 1.2 kB, 3.4 MB (powers of 1000)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError("unreachable")

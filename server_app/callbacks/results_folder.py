@@ -4,7 +4,8 @@ config.toml       the effective configuration; `thistledown run <this file>` rep
 metrics.jsonl     one line per round: quality, loss, bytes each way, seconds, every node
 summary.json      how it ended
 generations.jsonl sample prompts, references and answers, with evaluate-generations
-report.html       plots
+report.html       all of it as a page
+split.json        training rows of simulated nodes by class
 model/            last, best and, for an adapter, its base
 checkpoints/      the newest and the best state
 """
@@ -26,8 +27,6 @@ from server_app.results.endings import (
     FAILED,
     INTERRUPTED,
     METRICS,
-    REPORT,
-    RUNNING,
     can_resume,
     hint,
     summary_of,
@@ -38,7 +37,7 @@ from server_app.results.learning import not_falling
 from server_app.results.lines import line_of, written_json
 from server_app.results.measure import measure_of
 from server_app.results.recorded import Recorded
-from server_app.results.report import write_report
+from server_app.results.report import RUNNING, write_report
 from server_app.results.tuned import write_tuned
 from server_app.resuming import go_back, lines_until, rounds_done
 from strategies.exchange.callback import Callback, RoundReport, RunFacts
@@ -46,6 +45,7 @@ from strategies.exchange.types import RunFailed, State
 from strategies.protocol import checkpoint
 from task.schema import flatten
 from task.storage.room import append, is_full, sentence
+from task.versions import versions
 
 LOG = logging.getLogger("flwr")
 FILLED = ("data.labels", "data.date", "data.template")  # keys that a run fills in
@@ -174,7 +174,7 @@ class Results(Callback):
 
     def _write_end(self, status: str, error: str) -> None:
         summary = self._summarise(status, error)
-        write_report(self.folder / REPORT, summary, self.history.lines, self.measure.titles)
+        write_report(self.folder, summary, self.history.lines)
         if status == COMPLETED:
             LOG.info("finished in %.0f s, results in %s", summary["seconds"], self.folder)
             if self.usage:
@@ -197,6 +197,7 @@ class Results(Callback):
             **self.history.course(),
             "seconds": round(time.monotonic() - self.began, 3),
             "threads": torch.get_num_threads(),
+            "versions": versions(),
             "folder": str(self.folder),
             **({"notices": self.notices} if self.notices else {}),
             **({"usage": self.usage} if self.usage else {}),

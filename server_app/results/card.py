@@ -9,8 +9,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from server_app.callbacks.progress import human
 from server_app.config import RunConfig
+from server_app.results.amounts import human
 from server_app.results.measure import written
 from server_app.results.recorded import Recorded
 from strategies.exchange import compatibility

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from server_app.results.lines import written_json
-from server_app.results.measure import measure_named
-from server_app.results.report import write_report
+from server_app.results.report import RUNNING, write_report
 from strategies.protocol import checkpoint
 from task.modes import as_the_folder
 
 LOG = logging.getLogger("flwr")
-RUNNING, COMPLETED, FAILED, INTERRUPTED = "running", "completed", "failed", "interrupted"
-METRICS, SUMMARY, REPORT = "metrics.jsonl", "summary.json", "report.html"
+COMPLETED, FAILED, INTERRUPTED = "completed", "failed", "interrupted"  # and RUNNING
+METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
@@ -49,7 +48,7 @@ def interrupt(folder: Path) -> bool:
         return False
     summary = summary_of(folder) | {"status": INTERRUPTED}
     write_summary(folder, summary)
-    write_report(folder / REPORT, summary, lines_in(folder), measure_named(summary["metric"]).titles)
+    write_report(folder, summary, lines_in(folder))
     return True
 
 

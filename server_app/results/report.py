@@ -1,136 +1,163 @@
-"""The HTML report of a run: quality by round and by bytes sent, and the cost of every round."""
+"""The HTML report of a run: what it reached, how, at what cost, who took part, and what failed."""
 
-import html
-import io
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from server_app.results.measure import written
+from server_app.config import keys
+from server_app.results.amounts import counted, human, lasted
+from server_app.results.measure import Measure, measure_named, written
+from server_app.results.page.curves import curves
+from server_app.results.page.frame import cards, chart, page
+from server_app.results.page.markup import Html, element, folded, joined, section, table
+from server_app.results.page.nodes import node_sections
+from server_app.results.page.rounds import error_table, failures, round_table
+from server_app.results.page.settings import setting_tables
 from server_app.results.samples import sample_table
+from server_app.results.split import read_split
+from server_app.results.started import CONFIG, flat
+from task.modes import as_the_folder
 from task.prediction.ratings import RATINGS
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-td, th { padding: .15rem .8rem .15rem 0; text-align: right } td:first-child, th:first-child { text-align: left }
-svg { max-width: 100%; height: auto } .refused { color: #b00 }
-.texts td, .texts th { text-align: left; vertical-align: top; white-space: pre-wrap; padding-bottom: .6rem }
-"""
+Line = Mapping[str, Any]
+REPORT = "report.html"
+RUNNING = "running"
 
 
-def write_report(
-    path: Path, summary: dict[str, Any], rounds: Sequence[dict[str, Any]], titles: Mapping[str, str]
-) -> None:
-    """Write one self-contained HTML page from the summary and the lines of metrics.jsonl.
+def write_report(folder: Path, summary: Mapping[str, Any], lines: Sequence[Line]) -> None:
+    """Write the report of a run to its results folder; `summary` and `lines` are those of the folder."""
+    draft = folder / f".{REPORT}"
+    draft.write_text(report(folder, summary, lines), encoding="utf-8")
+    as_the_folder(draft)
+    draft.replace(folder / REPORT)
 
-    `titles` maps metrics to their display names.
-    """
-    rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(str(v))}</td></tr>" for k, v in summary.items())
+
+def report(folder: Path, summary: Mapping[str, Any], lines: Sequence[Line], version: str = "") -> str:
+    """Return one self-contained HTML page. `version`: of a page that is served while the run goes on."""
+    measure = measure_named(summary["metric"])
+    settings = _settings(folder)
     title = f"{summary['strategy']} with {summary['tuning']}"
-    ending = _ending(summary)
-    plots = _plots(summary["metric"], titles, rounds)
-    path.write_text(
-        f"<!doctype html><meta charset='utf-8'><title>{title}</title><style>{STYLE}</style>"
-        f"<h1>{title}</h1>{ending}{plots}<h2>Rounds</h2>{round_table(titles, rounds)}"
-        f"{_nodes(titles, rounds)}{ratings_table(summary.get('generations', {}))}{sample_table(path.parent)}"
-        f"{_refusals(rounds)}<h2>Summary</h2><table>{rows}</table>\n",
-        encoding="utf-8",
-    )
-
-
-def _ending(summary: Mapping[str, Any]) -> str:
-    """Return why a run did not complete, and its notices, as HTML."""
-    said = [f"The run was {summary['status']}." if summary["status"] == "interrupted" else ""]
-    said += [f"The run failed: {summary['error']}" if "error" in summary else "", *summary.get("notices", ())]
-    return "".join(f"<p class='refused'>{html.escape(text)}</p>" for text in said if text)
-
-
-def _plots(metric: str, titles: Mapping[str, str], rounds: Sequence[dict[str, Any]]) -> str:
-    """Return plots of quality by round and by bytes sent so far, as inline SVG."""
-    scored = [entry for entry in rounds if entry.get(metric) is not None]
-    if not scored:
-        return "<p>Nothing was measured.</p>"
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    moved, total = {}, 0
-    for entry in rounds:
-        total += entry["bytes_up"] + entry["bytes_down"]
-        moved[entry["round"]] = total / 1e6
-    with matplotlib.rc_context({"svg.hashsalt": "thistledown"}):
-        figure = Figure(figsize=(10, 3.6))  # a layout that is computed takes as long as the drawing
-        figure.subplots_adjust(left=0.1, right=0.98, bottom=0.15, top=0.96, wspace=0.06)
-        by_round, by_bytes = figure.subplots(1, 2, sharey=True)
-        values = [entry[metric] for entry in scored]
-        by_round.plot([entry["round"] for entry in scored], values, marker="o")
-        by_round.set(xlabel="round", ylabel=titles[metric])
-        by_bytes.plot([moved[entry["round"]] for entry in scored], values, marker="o")
-        by_bytes.set(xlabel="MB moved so far, up and down")
-        for axes in (by_round, by_bytes):
-            axes.grid(alpha=0.3)
-        drawing = io.StringIO()
-        figure.savefig(drawing, format="svg", metadata={"Date": None})
-    return drawing.getvalue()[drawing.getvalue().index("<svg") :]
-
-
-def round_table(titles: Mapping[str, str], rounds: Sequence[dict[str, Any]]) -> str:
-    """Return the rounds as an HTML table."""
-    account = {name: name for name in ("epsilon",) if any(name in entry for entry in rounds)}
-    titles = {**titles, **account}
-    head = "".join(f"<th>{name}</th>" for name in ("round", *titles.values(), "up", "down", "seconds", "nodes"))
-    lines = []
-    for entry in rounds:
-        good = sum(not node["refused"] for node in entry["nodes"])
-        cells = [entry["round"], *(_number(entry.get(name)) for name in titles)]
-        cells += [entry["bytes_up"], entry["bytes_down"], entry["seconds"], f"{good}/{len(entry['nodes'])}"]
-        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
-
-
-def _nodes(titles: Mapping[str, str], rounds: Sequence[dict[str, Any]]) -> str:
-    """Return what nodes scored first and last as an HTML table; empty if they did not evaluate."""
-    scored = [(entry["round"], entry["evaluations"]) for entry in rounds if entry.get("evaluations")]
-    if not scored:
-        return ""
-    ends = dict([scored[0], scored[-1]])
-    head = "".join(f"<th>{title}, round {number}</th>" for title in titles.values() for number in ends)
-    found = {number: {one["node"]: one["metrics"] for one in lines} for number, lines in ends.items()}
-    rows = []
-    for node in sorted({name for by_node in found.values() for name in by_node}):
-        cells = "".join(
-            f"<td>{_number(found[number].get(node, {}).get(name))}</td>" for name in titles for number in ends
-        )
-        rows.append(f"<tr><td>{html.escape(node)}</td>{cells}</tr>")
-    return f"<h2>Nodes</h2><table><tr><th>node</th>{head}</tr>{''.join(rows)}</table>"
-
-
-def _refusals(rounds: Sequence[dict[str, Any]]) -> str:
-    failed = [f"<li>round {entry['round']}: {html.escape(entry['failed'])}</li>" for entry in rounds if entry["failed"]]
-    said = [
-        f"<li>round {entry['round']}, node {html.escape(node['node'])}: {html.escape(node['refused'])}</li>"
-        for entry in rounds
-        for node in entry["nodes"]
-        if node["refused"]
+    content = [
+        element("h1", title),
+        element("p", headline(summary, measure), class_="lead"),
+        _remarks(summary),
+        cards(dict(_figures(summary, measure))),
+        _quality(summary, lines, measure),
+        node_sections(lines, measure, read_split(folder)),
+        section("Rounds", round_table(measure.titles, lines), error_table(lines)) if lines else Html(),
+        _ratings(summary.get("generations", {})),
+        sample_table(folder),
+        failures(lines),
+        _use(summary),
+        section("Configuration", setting_tables(settings, _defaults()), _versions(summary)),
     ]
-    return _list("Failed rounds", failed) + _list("Refused replies", said)
+    return page(title, content, version)
 
 
-def _list(title: str, items: list[str]) -> str:
-    return f"<h2>{title}</h2><ul class='refused'>{''.join(items)}</ul>" if items else ""
+def headline(summary: Mapping[str, Any], measure: Measure) -> str:
+    """Return in one sentence what the run reached and what it cost."""
+    rounds, nodes = counted(summary["rounds"], "round"), counted(len(summary["ranks"]), "node")
+    traffic = f"{human(summary['bytes_up'] + summary['bytes_down'])} crossed the wire"
+    course = f"{rounds} over {nodes}; {traffic}."
+    title, before, best = measure.titles[measure.metric], summary["base"], summary["best"]
+    title = title[:1].upper() + title[1:]
+    if best is None:
+        return (
+            f"{title} was not measured yet, in {course}"
+            if _running(summary)
+            else f"{title} was not measured, in {course}"
+        )
+    if before is None:
+        return f"{title} reached {written(best)} in {course}"
+    if not measure.better(best, before):
+        return f"{title} did not improve on the untrained {written(before)} in {course}"
+    verb = "fell" if measure.lowest else "rose"
+    return f"{title} {verb} from {written(before)} to {written(best)} in {course}"
 
 
-def ratings_table(generations: Mapping[str, Mapping[str, float]]) -> str:
-    """Return the ratings of generated answers, by state, as an HTML table; empty if there are none."""
+def _running(summary: Mapping[str, Any]) -> bool:
+    return bool(summary["status"] == RUNNING)
+
+
+def _remarks(summary: Mapping[str, Any]) -> Html:
+    """Return the status of a run that did not complete, why it ended, and its notices."""
+    said = []
+    if _running(summary):
+        said.append(element("p", "The run goes on.", class_="good"))
+    if summary["status"] == "interrupted":
+        said.append(element("p", "The run was interrupted.", class_="bad"))
+    if "error" in summary:
+        said.append(element("p", f"The run failed: {summary['error']}", class_="bad"))
+    if "stopped" in summary:
+        said.append(element("p", f"It ended before its last round: {summary['stopped']}"))
+    return joined([*said, *(element("p", f"Notice: {notice}", class_="bad") for notice in summary.get("notices", ()))])
+
+
+def _figures(summary: Mapping[str, Any], measure: Measure) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Yield the most important figures: title, value and remark."""
+    title = measure.titles[measure.metric]
+    if summary["best"] is not None:
+        yield f"best {title}", (written(summary["best"]), f"round {summary['best-round']}")
+    if summary["final"] is not None:
+        before = "" if summary["base"] is None else f"{written(summary['base'])} before training"
+        yield f"{title} at the end", (written(summary["final"]), before)
+    failed = f"{summary['failed-rounds']} failed" if summary["failed-rounds"] else ""
+    yield "rounds", (f"{summary['rounds']:,}", failed)
+    ranks = sorted(set(summary["ranks"].values()) - {0})
+    yield "nodes", (f"{len(summary['ranks']):,}", f"rank {', '.join(map(str, ranks))}" if ranks else "")
+    yield "sent up", (human(summary["bytes_up"]), "from nodes to the server")
+    base = f"and the base once: {human(summary['bytes_base'])}" if summary["bytes_base"] else ""
+    yield "sent down", (human(summary["bytes_down"]), base)
+    yield "time", (lasted(summary["seconds"]), "")
+    if summary.get("parameters"):
+        yield "exchanged numbers", (f"{summary['parameters']:,}", "")
+    if "epsilon" in summary:
+        spent = "unbounded" if summary["epsilon"] is None else f"{summary['epsilon']:.2f}"
+        how = f", by {summary['accountant']}" if "accountant" in summary else ""
+        yield "privacy spent, epsilon", (spent, f"at delta {summary['delta']:g}{how}")
+
+
+def _quality(summary: Mapping[str, Any], lines: Sequence[Line], measure: Measure) -> Html:
+    data = curves(lines, measure.titles, summary["best-round"])
+    if not data:
+        return section("Quality", element("p", "Nothing was measured."))
+    return section("Quality", chart("quality", f"Measured by {summary['metric-source']}.", data))
+
+
+def _ratings(generations: Mapping[str, Mapping[str, float]]) -> Html:
+    """Return the ratings of generated answers, by state; nothing without any."""
     if not generations:
-        return ""
-    head = "".join(f"<th>{metric.title}</th>" for metric in RATINGS.values())
-    rows = "".join(
-        f"<tr><td>{state}</td>{''.join(f'<td>{_number(own.get(name))}</td>' for name in RATINGS)}</tr>"
+        return Html()
+    head = ["state", *(metric.title for metric in RATINGS.values())]
+    rows = [
+        [state, *("" if own.get(name) is None else written(own[name], 4) for name in RATINGS)]
         for state, own in generations.items()
-    )
-    return f"<h2>Generations</h2><table><tr><th>state</th>{head}</tr>{rows}</table>"
+    ]
+    return section("Generations", table(head, rows, "ratings of generated answers"))
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else written(value, 4)
+def _use(summary: Mapping[str, Any]) -> Html:
+    """Return the lines of Python that load the model, with the folder's name in place of its path."""
+    folder = Path(summary["folder"])
+    lines = [line.replace(str(folder), folder.name) for line in summary.get("usage", ())]
+    return section("Use", element("pre", element("code", "\n".join(lines)), tabindex="0")) if lines else Html()
+
+
+def _versions(summary: Mapping[str, Any]) -> Html:
+    found = summary.get("versions")
+    rows = [[name, number or "none"] for name, number in (found or {}).items()]
+    return folded("Versions", table(["package", "version"], rows, "versions", "texts")) if rows else Html()
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    return flat(tomllib.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def _defaults() -> dict[str, Any]:
+    """Return the default of every key as config.toml has it: lists as texts."""
+    return {
+        key: option.separator.join(map(str, option.default)) if isinstance(option.default, tuple) else option.default
+        for key, option in keys().items()
+    }

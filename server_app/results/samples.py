@@ -1,12 +1,12 @@
 """Sample generations of a run in its results folder: prompts, references, and what the model wrote at what time."""
 
-import html
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server_app.results.page.markup import Html, element, section, table
 from task.modes import as_the_folder
 from task.prediction.answer import Exchange
 
@@ -47,17 +47,13 @@ class Samples:
         draft.replace(self.folder / SAMPLES)
 
 
-def sample_table(folder: Path) -> str:
-    """Return the samples of a results folder as HTML, all texts escaped; empty if there are none."""
+def sample_table(folder: Path) -> Html:
+    """Return the samples of a results folder as HTML; nothing if there are none."""
     lines = Samples(folder).read()
     if not lines:
-        return ""
+        return Html()
     heads = list(lines[0])
-    rows = "".join(f"<tr>{''.join(_cell(line.get(name, '')) for name in heads)}</tr>" for line in lines[:SHOWN])
-    more = f"<p>{len(lines) - SHOWN} more are in {SAMPLES}.</p>" if len(lines) > SHOWN else ""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
-    return f"<h2>Sample generations</h2><table class='texts'><tr>{head}</tr>{rows}</table>{more}"
-
-
-def _cell(text: str) -> str:
-    return f"<td>{html.escape(text)}</td>"
+    rows = [[line.get(name, "") for name in heads] for line in lines[:SHOWN]]
+    more = f"{len(lines) - SHOWN} more are in {SAMPLES}." if len(lines) > SHOWN else ""
+    shown = table(heads, rows, "sample generations", "texts")
+    return section("Sample generations", shown, element("p", more) if more else "")

@@ -41,6 +41,14 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tables
 
 
+def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested tables as dotted keys."""
+    values: dict[str, Any] = {}
+    for key, value in tables.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return values
+
+
 def _keep(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write the copy of the settings and its hash."""
     place = folder / PLACE

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 
 from server_app import noticed
-from server_app.callbacks.progress import human
 from server_app.config import RunConfig
+from server_app.results.amounts import human
 from strategies.exchange.bare_base import found_base
 from strategies.exchange.dry_run import rehearse
 from strategies.exchange.federation import evaluated

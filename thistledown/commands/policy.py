@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from client_app.policy import Policy
-from server_app.callbacks.progress import human
+from server_app.results.amounts import human
 from task.schema import flatten
 
 

@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from client_app.trial import copies
-from server_app.callbacks.progress import human
+from server_app.results.amounts import human
 from task.config import TaskConfig
 from task.data.rows import Rows
 from task.kinds import registry as kinds

@@ -1,4 +1,4 @@
-"""Commands about the results of runs: status, predict, export."""
+"""Commands about the results of runs: status, watch, predict, export."""
 
 import argparse
 import sys
@@ -10,6 +10,7 @@ from thistledown.verbs.flags import Commands, Say, add_overrides, add_results
 def add(commands: Commands) -> None:
     """Add these commands to the command line."""
     _add_status(commands)
+    _add_watch(commands)
     _add_predict(commands)
     _add_export(commands)
 
@@ -28,6 +29,22 @@ def _status(arguments: argparse.Namespace, say: Say) -> bool:
 
     for line in status(arguments.folder):
         say(line)
+    return True
+
+
+def _add_watch(commands: Commands) -> None:
+    watch = commands.add_parser("watch", help="show the report of a run in a browser, while it goes on")
+    watch.description = "Serve the report of a run on this machine alone. The page follows the run by itself."
+    shown = "a results folder, or outputs (default), of which the newest run is shown"
+    watch.add_argument("folder", type=Path, nargs="?", default=Path("outputs"), metavar="RESULTS", help=shown)
+    watch.add_argument("--port", type=int, default=8765, metavar="N", help="default: 8765; 0 for any that is free")
+    watch.set_defaults(do=_watch)
+
+
+def _watch(arguments: argparse.Namespace, say: Say) -> bool:
+    from thistledown.commands.results.watch import watch
+
+    watch(arguments.folder, arguments.port, say)
     return True
 
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from server_app.results.endings import COMPLETED, RUNNING, SUMMARY, hint, interrupt, summary_of
+from server_app.results.endings import COMPLETED, SUMMARY, hint, interrupt, summary_of
+from server_app.results.report import RUNNING
 from task.schema import ConfigError
 
 
