@@ -2,9 +2,10 @@
 
 import csv
 import importlib
+import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from in_process import federate, resumed
 
 from server_app.callbacks import tracker, trackers
 from server_app.config import RunConfig
+from server_app.results.lines import row_of
 from task.schema import ConfigError
 
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
@@ -135,43 +137,65 @@ def test_shipped_trackers_are_found() -> None:
     assert tuple(tracker.names()) == SHIPPED
 
 
-def from_tensorboard(folder: Path) -> dict[int, float]:
+Rounds = dict[int, dict[str, float]]  # metrics by round
+
+
+def from_tensorboard(folder: Path) -> Rounds:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
-    return {event.step: event.value for event in events.Scalars("loss")}
+    return by_round((event.step, tag, event.value) for tag in events.Tags()["scalars"] for event in events.Scalars(tag))
 
 
-def from_mlflow(folder: Path) -> dict[int, float]:
+def from_mlflow(folder: Path) -> Rounds:
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{folder.parent}/mlflow.db")
     [run] = client.search_runs([client.get_experiment_by_name("thistledown").experiment_id])
     assert run.info.run_name == folder.name
+    assert run.info.status == "FINISHED"
     assert run.data.params["strategy"] == "fedavg"
-    return {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, "loss")}
+    place = Path(run.info.artifact_uri.removeprefix("file://"))
+    assert (place / "report.html").read_text() == (folder / "report.html").read_text()
+    assert {p.name for p in (place / "model/best").iterdir()} == {p.name for p in (folder / "model/best").iterdir()}
+    history = (one for name in run.data.metrics for one in client.get_metric_history(run.info.run_id, name))
+    return by_round((metric.step, metric.key, metric.value) for metric in history)
 
 
-def from_trackio(folder: Path) -> dict[int, float]:
+def from_trackio(folder: Path) -> Rounds:
     from trackio.sqlite_storage import SQLiteStorage
 
+    kept = {one["name"] for one in SQLiteStorage.list_artifacts("thistledown")}
+    assert kept == {f"{folder.name}-{name}" for name in ("report", "config", "metrics", "best")}
+    manifest = SQLiteStorage.get_artifact_manifest("thistledown", f"{folder.name}-best", "latest")
+    assert all(path.name in str(manifest) for path in (folder / "model/best").iterdir())
     logs = SQLiteStorage.get_logs("thistledown", folder.name)
-    return {int(log["round"]): log["loss"] for log in logs}
+    return {int(log["round"]): log for log in logs}
 
 
-def from_wandb(folder: Path) -> dict[int, float]:
+def from_wandb(folder: Path) -> Rounds:
     from wandb.proto.wandb_internal_pb2 import Record
 
     [path] = folder.glob("wandb/offline-run-*/*.wandb")
-    losses = {}
+    found = {}
     for data in records(path.read_bytes()):
         record = Record()
         record.ParseFromString(data)
-        found = {(item.key or item.nested_key[0]): item.value_json for item in record.history.item}
-        if "loss" in found:
-            losses[int(found["round"])] = float(found["loss"])
-    return losses
+        row = {(item.key or item.nested_key[0]): json.loads(item.value_json) for item in record.history.item}
+        if "round" in row:
+            found[int(row["round"])] = row
+    assert all(
+        f"{folder.name}-{name}".encode() in path.read_bytes() for name in ("report", "config", "metrics", "best")
+    )
+    return found
+
+
+def by_round(values: Iterable[tuple[int, str, float]]) -> Rounds:
+    found: Rounds = {}
+    for number, name, value in values:
+        found.setdefault(number, {})[name] = value
+    return found
 
 
 def records(content: bytes, block: int = 32768) -> Iterator[bytes]:
@@ -189,7 +213,7 @@ def records(content: bytes, block: int = 32768) -> Iterator[bytes]:
             data = b""
 
 
-READ: dict[str, Callable[[Path], dict[int, float]]] = {
+READ: dict[str, Callable[[Path], Rounds]] = {
     "tensorboard": from_tensorboard,
     "mlflow": from_mlflow,
     "trackio": from_trackio,
@@ -198,14 +222,34 @@ READ: dict[str, Callable[[Path], dict[int, float]]] = {
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_tracker_has_every_round(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the real package, writing to this disk."""
-    pytest.importorskip(tracker.tracker_class(name).package)
+def test_a_shipped_tracker_has_every_metric_of_every_round(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the real package, writing to this disk: what is read back from its store is metrics.jsonl."""
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    options: dict[str, Any] = {"trackers": name, "num-server-rounds": 2}
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when trackio is imported
+    pytest.importorskip(tracker.tracker_class(name).package)
+    options: dict[str, Any] = {"trackers": name, "num-server-rounds": 2, f"{name}.nodes": True, "evaluate": "both"}
     if name == "mlflow":
         options["mlflow.tracking-uri"] = f"sqlite:///{tmp_path}/mlflow.db"
+    if name != "tensorboard":
+        options[f"{name}.artifacts"] = True
+    monkeypatch.chdir(tmp_path)
     outcome = federate(tmp_path, options)
     found = READ[name](outcome.folder)
-    assert found == pytest.approx({line["round"]: line["loss"] for line in outcome.rounds}, rel=1e-6)
+    assert found.keys() == {0, 1, 2}
+    for line in outcome.rounds:
+        told = row_of(line) | tracker.of_nodes(line)
+        expected = {key: value for key, value in told.items() if isinstance(value, int | float)}
+        assert {key: found[line["round"]].get(key) for key in expected} == pytest.approx(expected, rel=1e-6)
+    assert {"loss", "accuracy", "bytes_up", "node/1/accuracy", "node/1/train/train-loss"} <= found[2].keys()
+
+
+def test_metrics_of_nodes_are_told_on_request_and_those_of_refused_replies_never() -> None:
+    nodes = [
+        {"node": "north/1", "refused": "", "metrics": {"train-loss": 1.0, "server-round": 3}},
+        {"node": "south", "refused": "too long", "metrics": {"train-loss": 9.0}},
+    ]
+    evaluations = [{"node": "north/1", "refused": "", "metrics": {"accuracy": 0.5}}]
+    expected = {"node/north_1/train/train-loss": 1.0, "node/north_1/accuracy": 0.5}
+    assert tracker.of_nodes({"nodes": nodes, "evaluations": evaluations}) == expected

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from server_app.callbacks.tracker import Log, Tracker
+from server_app.callbacks.tracker import ARTIFACTS, Log, Tracker, artifacts
 from task.schema import Flat, option
 
 
@@ -16,6 +16,7 @@ class MLflow(Tracker):
     package = "mlflow"
     experiment: str = option("thistledown", doc="experiment that the run is logged to")
     tracking_uri: str = option("", doc="address of the server, or a database file; empty: MLFLOW_TRACKING_URI")
+    artifacts: bool = option(False, doc=ARTIFACTS)
 
     @contextmanager
     def opened(self, folder: Path, settings: Flat) -> Iterator[Log]:
@@ -28,3 +29,8 @@ class MLflow(Tracker):
         with mlflow.start_run(run_name=folder.name):
             mlflow.log_params(settings)
             yield lambda row: mlflow.log_metrics(row, step=int(row["round"]))
+            for path in artifacts(folder) if self.artifacts else ():
+                if path.is_dir():
+                    mlflow.log_artifacts(str(path), path.relative_to(folder).as_posix())
+                else:
+                    mlflow.log_artifact(str(path))

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from server_app.callbacks.tracker import Log, Tracker
+from server_app.callbacks.tracker import ARTIFACTS, Log, Tracker, artifacts
 from task.schema import Flat, option
 
 
@@ -15,6 +15,7 @@ class WandB(Tracker):
 
     package = "wandb"
     project: str = option("thistledown", doc="project that the run is logged to")
+    artifacts: bool = option(False, doc=ARTIFACTS)
 
     @contextmanager
     def opened(self, folder: Path, settings: Flat) -> Iterator[Log]:
@@ -23,3 +24,6 @@ class WandB(Tracker):
 
         with wandb.init(project=self.project, name=folder.name, dir=folder, config=dict(settings)) as run:
             yield lambda row: run.log(row, step=int(row["round"]))
+            for path in artifacts(folder) if self.artifacts else ():
+                kind = "model" if path.is_dir() else "run"
+                run.log_artifact(str(path), name=f"{folder.name}-{path.stem}", type=kind)
