@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from server_app.callbacks import trackers
-from server_app.results.endings import METRICS
 from server_app.results.lines import line_of, row_of
 from server_app.results.measure import measure_of
-from server_app.results.report import REPORT
-from server_app.results.started import CONFIG
 from strategies.exchange.callback import Callback, RoundReport, RunFacts
 from strategies.exchange.types import State
 from task import extensions
@@ -22,7 +19,7 @@ from task.schema import Flat, Schema, option, schema
 
 Log = Callable[[dict[str, float]], None]  # takes the metrics of a round, including "round"
 ARTIFACTS = "log the report, the settings, the rounds and the best model at the end, too"  # of options that ask for it
-KEPT = (REPORT, CONFIG, METRICS, "model/best")  # artifacts, in the results folder
+KEPT = ("report.html", "config.toml", "metrics.jsonl", "model/best")  # in a results folder, whose modules import this
 REPORTED = "server-round"  # in the metrics of a node: no measurement
 PACKAGE = trackers.__name__
 STRANGE = re.compile(r"[^\w .:-]", re.ASCII)  # signs that not every tracker takes in a name
