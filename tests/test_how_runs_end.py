@@ -17,6 +17,7 @@ from server_app import noticed
 from server_app.callbacks.progress import progress
 from server_app.config import RunConfig
 from server_app.results import endings
+from server_app.results.amounts import human
 from server_app.results.learning import not_falling
 from server_app.results.lines import line_of, written_json
 from server_app.results.measure import measure_named
@@ -28,6 +29,7 @@ from task.data.partition import partition
 from task.data.prepared import data_index
 from task.storage.store import server_store
 from task.training.rates import unusual
+from thistledown.commands.results.runs import HEADS
 from thistledown.main import DONE, WRONG, main
 from thistledown.settings import Settings
 from thistledown.summary import summary_lines
@@ -75,10 +77,35 @@ def test_what_is_damaged_or_old_does_not_keep_the_next_run_from_starting(
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.json").write_text(content)
     assert federate(tmp_path).summary["status"] == "completed"
-    assert main(["status", str(tmp_path)]) == DONE
-    said = capsys.readouterr().out
-    assert said.count("its summary.json cannot be read: ") == 3
-    assert "completed after round 1" in said
+    capsys.readouterr()
+    for verb, shown in (
+        ("status", "completed after round 1"),
+        ("runs", "completed  fedavg    lora         1  accuracy"),
+    ):
+        assert main([verb, str(tmp_path)]) == WRONG
+        said = capsys.readouterr()
+        assert said.err.count("summary.json cannot be read: ") == 3
+        assert len(said.err.splitlines()) == 1
+        assert shown in said.out
+
+
+def test_a_table_of_runs_has_their_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (federate(tmp_path / "outputs", {"strategy": name}) for name in ("fedavg", "rbla"))
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert main(["runs"]) == DONE
+    heads, *rows = capsys.readouterr().out.splitlines()
+    assert heads.split() == list(HEADS)
+    for outcome, row in zip((first, second), rows, strict=True):
+        name, status, strategy, _, rounds, metric, before, _, last, *_ = row.split()
+        assert (name, status, strategy) == (outcome.folder.name, "completed", outcome.summary["strategy"])
+        assert (int(rounds), metric) == (1, "accuracy")
+        assert (float(before), float(last)) == pytest.approx(
+            (outcome.summary["base"], outcome.summary["final"]), abs=5e-4
+        )
+        assert f"  {human(sum(outcome.summary[f'bytes_{way}'] for way in ('up', 'down', 'base')))}  " in row
 
 
 def test_a_run_at_work_is_running(killed: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 from thistledown.arguments import parser
 from thistledown.main import WRONG, main
 
-CASES: dict[str, list[list[str]]] = {  # by verb; `file` is text, `bytes.*` are random, `folder` is empty
+# by verb; `file` is text, `bytes.*` are random, `folder` is empty, `damaged` has half a summary
+CASES: dict[str, list[list[str]]] = {
     "": [[], ["simulate"], ["--nosuch"]],
     "run": [
         ["nosuch"], ["folder"], ["bytes.toml"], ["-c", "nosuch=1"], ["-c", "a="], ["-c", "seed=x"], ["--app", "folder"],
@@ -41,7 +42,9 @@ CASES: dict[str, list[list[str]]] = {  # by verb; `file` is text, `bytes.*` are 
         ["new", "--names", "a", "--nodes", "../x"], ["new", "--days", "x"],
     ],
     "purge": [["--store-path", "nowhere"], ["--older-than", "x"], ["--kind", "zz", "--store-path", "folder"]],
-    "status": [["nowhere"], ["file"], ["folder"], ["a", "b"]],
+    "status": [["nowhere"], ["file"], ["folder"], ["a", "b"], ["damaged"]],
+    "runs": [["nowhere"], ["file"], ["folder"], ["a", "b"], ["damaged"]],
+    "completion": [[], ["nosuch"], ["bash", "more"]],
     "watch": [
         ["nowhere"], ["file"], ["folder"], ["a", "b"], ["finished", "--port", "x"], ["finished", "--port", "-1"],
         ["finished", "--port", "70000"],
@@ -58,6 +61,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "results").mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "summary.json").write_text('{"status": "completed"}')
     (tmp_path / "finished").mkdir()
     (tmp_path / "finished" / "summary.json").write_text("{}")
     (tmp_path / "file").write_text("a text")

@@ -1,4 +1,4 @@
-"""Commands about the results of runs: status, watch, predict, export."""
+"""Commands about the results of runs: status, runs, watch, predict, export."""
 
 import argparse
 import sys
@@ -10,6 +10,7 @@ from thistledown.verbs.flags import Commands, Say, add_overrides, add_results
 def add(commands: Commands) -> None:
     """Add these commands to the command line."""
     _add_status(commands)
+    _add_runs(commands)
     _add_watch(commands)
     _add_predict(commands)
     _add_export(commands)
@@ -28,6 +29,20 @@ def _status(arguments: argparse.Namespace, say: Say) -> bool:
     from thistledown.commands.results.status import status
 
     for line in status(arguments.folder):
+        say(line)
+    return True
+
+
+def _add_runs(commands: Commands) -> None:
+    runs = commands.add_parser("runs", help="show a table of the runs in outputs/: scores, bytes, time")
+    runs.add_argument("folder", type=Path, nargs="?", default=Path("outputs"), metavar="DIR", help="default: outputs")
+    runs.set_defaults(do=_runs)
+
+
+def _runs(arguments: argparse.Namespace, say: Say) -> bool:
+    from thistledown.commands.results.runs import runs
+
+    for line in runs(arguments.folder):
         say(line)
     return True
 

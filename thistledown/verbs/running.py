@@ -1,4 +1,4 @@
-"""Commands that prepare a run and start it: new, check, keys, presets, run."""
+"""Commands that prepare a run and start it: new, check, keys, presets, run; and completion."""
 
 import argparse
 from pathlib import Path
@@ -36,6 +36,10 @@ def add(commands: Commands) -> None:
     presets = commands.add_parser("presets", help="show the presets, and what each is for")
     presets.add_argument("--app", type=Path, metavar="DIR", help="a clone; default: the installed one")
     presets.set_defaults(do=_presets)
+    completion = commands.add_parser("completion", help="print a script that completes commands in your shell")
+    completion.description = "Print a script for a shell: source <(thistledown completion bash)"
+    completion.add_argument("shell", choices=("bash", "zsh"))
+    completion.set_defaults(do=_completion)
 
 
 def _add_new(commands: Commands) -> None:
@@ -94,6 +98,16 @@ def _presets(arguments: argparse.Namespace, say: Say) -> bool:
 
     for line in presets(app_folder(arguments.app)):
         say(line)
+    return True
+
+
+def _completion(arguments: argparse.Namespace, say: Say) -> bool:
+    from thistledown.arguments import parser
+    from thistledown.commands.completion import completion
+    from thistledown.settings import app_folder
+
+    presets = sorted(path.stem for path in (app_folder(None) / "presets").glob("*.toml"))
+    say(completion(arguments.shell, parser(), presets))
     return True
 
 

@@ -1,0 +1,39 @@
+"""`thistledown completion`: bash completes commands, options, presets and files."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from thistledown.arguments import parser
+from thistledown.commands.completion import commands_of, completion
+
+
+def completed(line: str, folder: Path) -> set[str]:
+    """What bash offers behind these words."""
+    words = line.split(" ")
+    script = completion("bash", parser(), ["noniid", "quickstart"])
+    asked = f'{script}\nCOMP_WORDS=({" ".join(words)} ""); COMP_CWORD={len(words) - 1}; _thistledown; '
+    asked += 'printf "%s\\n" "${COMPREPLY[@]}"'
+    done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, cwd=folder, check=True)
+    assert done.stderr == ""
+    return set(done.stdout.split())
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_what_there_is(tmp_path: Path) -> None:
+    (tmp_path / "notes.csv").touch()
+    assert completed("thistledown ex", tmp_path) == {"export"}
+    assert completed("thistledown export --m", tmp_path) == {"--merge"}
+    assert completed("thistledown run n", tmp_path) == {"noniid", "notes.csv"}
+    assert completed("thistledown new n", tmp_path) == {"notes.csv"}
+    assert completed("thistledown policy c", tmp_path) == {"check"}
+    assert completed("thistledown app --", tmp_path) == {"--help"}
+    assert set(commands_of(parser())) <= completed("thistledown ''", tmp_path)
+
+
+def test_zsh_reads_the_script_as_bash_does() -> None:
+    first, *rest = completion("zsh", parser(), []).splitlines()
+    assert "bashcompinit" in first
+    assert "\n".join(rest) == completion("bash", parser(), [])
