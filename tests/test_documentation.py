@@ -10,15 +10,17 @@ What happens to a block is decided by its language, or by an HTML comment in the
                                         {writer} and {vision} are small models of that kind
     <!-- with: this = that -->          it is run with that in place of this
 
+All blocks are run in this process, and so is the federation of `thistledown run`: a process for each command, with a
+SuperLink and Ray, would take ten times as long. test_command.py, test_default_run.py and test_new_user.py have those.
+
 A comment that starts with `<!-- blocks:` at the top of a page is that of all blocks without one.
 """
 
 import inspect
-import os
 import re
+import shlex
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from in_process import InProcessGrid
 from PIL import Image
 
 import client_app
+import thistledown
 from server_app.config import keys
 from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.wrapper import Wrapper
@@ -47,10 +50,7 @@ OTHER = ("text", "csv", "json")  # what is shown, or written to a file
 FENCE = re.compile(r"^```(\S*)$")
 MARK = re.compile(r"^<!-- (blocks: )?(not run|run by|run in process|file|sizes|with):? (.*) -->$")
 COPIES = 300  # of the rows that a page shows, in the file that its blocks read
-SHIM = """#!/bin/sh
-case "$1" in new | run | check) [ -n "$SIZES" ] && exec {command} "$@" -c "$SIZES" ;; esac
-exec {command} "$@"
-"""
+SIZED = ("new", "run", "check")  # commands that take keys by -c
 
 
 @dataclass(frozen=True)
@@ -180,12 +180,7 @@ def models(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder with scans and the files that pages show, beside an empty home and a `thistledown` that adds $SIZES."""
-    for folder in ("home", "bin", "work"):
-        (tmp_path / folder).mkdir()
-    shim = tmp_path / "bin" / "thistledown"
-    shim.write_text(SHIM.format(command=Path(sys.executable).with_name("thistledown")))
-    shim.chmod(0o755)
+    """A folder with scans and the files that pages show."""
     random = np.random.default_rng(0)
     for label in ("healthy", "ill"):
         scans = tmp_path / "work" / "scans" / label
@@ -199,30 +194,52 @@ def place(tmp_path: Path) -> Path:
     return tmp_path / "work"
 
 
+def in_this_process(settings: Settings, say: Callable[[str], None], *, verbose: bool = False) -> bool:
+    """What `thistledown run` does, without Ray and SuperLink."""
+    values = dict(settings.config.flat)
+    strategy, wrappers, outputs = (str(values.pop(key, "")) for key in ("strategy", "wrappers", "output-dir"))
+    outcome = thistledown.simulate(strategy, wrappers=wrappers, output_dir=outputs, **values)
+    return outcome.summary["status"] == "completed"
+
+
 @pytest.mark.slow
-@pytest.mark.flower
 @pytest.mark.parametrize("page", sorted({block.page for block in OURS}), ids=lambda page: page.stem)
-def test_the_blocks_of_a_page_run_in_their_order(page: Path, place: Path, models: dict[str, str]) -> None:
+def test_the_blocks_of_a_page_run_in_their_order(
+    page: Path, place: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("thistledown.commands.run.run", in_this_process)
     for block in [block for block in OURS if block.page == page]:
-        done = executed(block, place, models)
-        assert done.returncode == 0, f"{block}\n{block.text}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        print(block, block.text)  # what a failure shows
+        execute(block, models)
+        capfd.readouterr()
 
 
-def executed(block: Block, place: Path, models: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    """Run a block in `place`, in a process of its own."""
+def execute(block: Block, models: dict[str, str]) -> None:
+    """Run a block in the current folder. Raises if it fails, or is more than commands with their arguments."""
     value = block.value.format(**models)
-    sizes, text = (value, block.text) if block.kind == "sizes" else ("", block.text)
-    if block.kind == "with":
-        text = text.replace(*value.split(" = "))
-    paths = [str(place.parent / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
-    own = {"HOME": str(place.parent / "home"), "PATH": ":".join(paths), "SIZES": sizes, "HF_HUB_OFFLINE": "1"}
-    if block.language == "toml":
-        (place / "preset.toml").write_text(text, encoding="utf-8")
-    command = {
-        "python": [sys.executable, "-c", text],
-        "toml": ["bash", "-c", "thistledown check preset.toml"],
-    }.get(block.language, ["bash", "-euo", "pipefail", "-c", text])
-    return subprocess.run(command, cwd=place, env=os.environ | own, capture_output=True, encoding="utf-8", timeout=540)
+    text = block.text.replace(*value.split(" = ")) if block.kind == "with" else block.text
+    if block.language == "python":
+        exec(compile(text, str(block), "exec"), {"__name__": "__main__"})
+    elif block.language == "toml":
+        Path("preset.toml").write_text(text, encoding="utf-8")
+        assert main(["check", "preset.toml"]) == 0
+    else:
+        for command in commands(text):
+            sized = ["-c", value] if block.kind == "sizes" and command[1] in SIZED else []
+            if command[0] == "thistledown":
+                assert main([*command[1:], *sized]) == 0
+            else:
+                subprocess.run(command, check=True)
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """Yield the words of each command of a shell block, which must leave nothing else to a shell."""
+    for line in text.replace("\\\n", "").splitlines():
+        words = list(shlex.shlex(line, posix=True, punctuation_chars=True))
+        assert not {"|", "||", "&", "&&", ";", "<", ">", ">>", "(", ")"} & set(words), line
+        if words := shlex.split(line, comments=True):
+            yield words
 
 
 # ------------------------------------------------------------------------------- links
