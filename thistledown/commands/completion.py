@@ -2,7 +2,7 @@
 
 import argparse
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 SHELLS = ("bash", "zsh")
 BASH = """\
@@ -21,22 +21,15 @@ complete -o filenames -F _thistledown thistledown"""
 ZSH = "autoload -U +X bashcompinit && bashcompinit"  # with which zsh takes what bash takes
 
 
-def completion(shell: str, parser: argparse.ArgumentParser, presets: Sequence[str]) -> str:
+def completion(shell: str, commands: Mapping[str, argparse.ArgumentParser], presets: Sequence[str]) -> str:
     """Return the script for a shell, to be read by it: `source <(thistledown completion bash)`. Commands that take a
-    preset complete the names of `presets`, and all of them files."""
-    commands = commands_of(parser)
+    preset complete the names of `presets`, and all of them files. `commands` are the parsers of commands by name."""
     cases = [
         f"        {name}) words={shlex.quote(' '.join([*options(command), *_presets(command, presets)]))} ;;"
         for name, command in commands.items()
     ]
     script = BASH.format(cases="\n".join(cases), commands=shlex.quote(" ".join([*commands, "--help", "--version"])))
     return f"{ZSH}\n{script}" if shell == "zsh" else script
-
-
-def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """Return the subparsers of a parser by name."""
-    actions = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    return {name: command for action in actions for name, command in action.choices.items()}
 
 
 def options(command: argparse.ArgumentParser) -> Iterator[str]:

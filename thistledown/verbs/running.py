@@ -1,6 +1,8 @@
 """Commands that prepare a run and start it: new, check, keys, presets, run; and completion."""
 
 import argparse
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +41,7 @@ def add(commands: Commands) -> None:
     completion = commands.add_parser("completion", help="print a script that completes commands in your shell")
     completion.description = "Print a script for a shell: source <(thistledown completion bash)"
     completion.add_argument("shell", choices=("bash", "zsh"))
-    completion.set_defaults(do=_completion)
+    completion.set_defaults(do=partial(_completion, commands.choices))
 
 
 def _add_new(commands: Commands) -> None:
@@ -101,13 +103,12 @@ def _presets(arguments: argparse.Namespace, say: Say) -> bool:
     return True
 
 
-def _completion(arguments: argparse.Namespace, say: Say) -> bool:
-    from thistledown.arguments import parser
+def _completion(commands: Mapping[str, argparse.ArgumentParser], arguments: argparse.Namespace, say: Say) -> bool:
     from thistledown.commands.completion import completion
     from thistledown.settings import app_folder
 
     presets = sorted(path.stem for path in (app_folder(None) / "presets").glob("*.toml"))
-    say(completion(arguments.shell, parser(), presets))
+    say(completion(arguments.shell, commands, presets))
     return True
 
 
