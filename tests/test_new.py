@@ -112,6 +112,26 @@ KINDS: dict[str, tuple[dict[str, list[Any]], str, dict[str, str]]] = {
     ),
     "plain": ({"story": LINES}, "causal-lm", {"instruction-column": "", "output-column": "story"}),
     "numbers": ({"text": LINES, "label": [0, 1] * 20}, "text-classification", {"label-column": "label"}),
+    "fractions": (
+        {"text": LINES, "score": [0.5, 1.25] * 20},
+        "regression",
+        {"text-column": "text", "label-column": "score"},
+    ),
+    "classes with fractions": (
+        {"text": LINES, "category": AB, "score": [0.5, 1.25] * 20},
+        "text-classification",
+        {"label-column": "category"},
+    ),
+    "lists of labels": (
+        {"text": LINES, "topics": [["a"], ["a", "b"]] * 20},
+        "multi-label",
+        {"label-column": "topics", "labels": "a|b"},
+    ),
+    "words": (
+        {"id": LINES, "tokens": [["a", "film"]] * 40, "pos_tags": [["D", "N"]] * 40, "ner_tags": [["O", "B"]] * 40},
+        "token-classification",
+        {"text-column": "tokens", "label-column": "ner_tags", "labels": "B|O"},
+    ),
     "unnamed": ({"x": AB, "z": LINES}, "text-classification", {"text-column": "z", "label-column": "x"}),
 }
 

@@ -185,6 +185,17 @@ def test_instructions_are_refused_by_kind(policy: Policy, config: TaskConfig, re
     assert reasons(policy, config) == refused
 
 
+@pytest.mark.parametrize("kind", registry.names())
+def test_every_kind_asks_for_its_columns(kind: str) -> None:
+    own = registry.load(kind)
+    data = Data("some/data", labels=("x", "y"), prompt_column="asked", completion_column="answered")
+    config = TaskConfig(Task(own), Model("some/model"), data)
+    first, *others = own.columns(data)
+    assert reasons(Policy(tasks=(kind,), columns=Columns(inputs=(first, *others))), config) == ""
+    assert reasons(Policy(columns=Columns(inputs=(*others, "other"))), config) == "columns"
+    assert reasons(Policy(tasks=tuple({*registry.names()} - {kind})), config) == "tasks"
+
+
 def test_a_fingerprint_is_no_reason_before_it_is_known() -> None:
     order = write(ORDER, strategies.load("fedavg"), "")
     check_instructions(Policy(models=("1" * 32,)), order, ORDER)

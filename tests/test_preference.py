@@ -200,6 +200,27 @@ def test_gradients_of_single_pairs(base: Path, rows: Rows) -> None:
             torch.testing.assert_close(sample[number], gradient, rtol=1e-3, atol=1e-5)
 
 
+def test_a_private_step_without_noise_is_a_plain_step(base: Path, rows: Rows) -> None:
+    config = {"batch-size": len(rows)}
+    plain, private = tuned(base, **config), tuned(base, **config)
+    Trainer(plain[1], rows, 3).fit(plain[0])
+    steps = dp_sgd.PrivateSteps(noise=0.0, clip=1e6, rate=1.0, steps=1)
+    Trainer(private[1], rows, 3, private=steps).fit(private[0])
+    for name, tensor in plain[0].trained.items():
+        torch.testing.assert_close(private[0].trained[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_a_quantised_base_is_its_own_reference(bits: str, base: Path, rows: Rows) -> None:
+    pytest.importorskip("bitsandbytes")
+    options = {"model.quantization": bits, "local-steps": 4, "learning-rate": 0.02}
+    config = TaskConfig.read(flat(base) | TEXTS | options)
+    model = build(server_base(config.model, server_store()), config, 2, "cpu")
+    assert evaluate(model, rows, "cpu")["margin"] == 0.0
+    Trainer(config, rows, 3).fit(model)
+    assert evaluate(model, rows, "cpu")["margin"] > 0.01
+
+
 def test_memory_is_that_of_two_sequences_a_row(base: Path, rows: Rows) -> None:
     kept = {}
     for size in (1, 2):

@@ -1,5 +1,7 @@
 """What leaves a node with an error, and what is left of secrets: nothing that its rows hold, and no token."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +11,20 @@ import pytest
 from deployed_node import SECRET, asked, context, refusal, settings
 from flwr.app import ConfigRecord, Message
 from in_process import InProcessGrid, federate
-from samples import png, vision_base, write_table
+from samples import language_base, png, vision_base, write_table
 
 import client_app
 from client_app.public_errors import HIDDEN, NodeError, NodeFailed, public_message
+from task.config import TaskConfig
 from task.data.encoding.images import ImageEncoder
 from task.data.encoding.texts import read_texts
+from task.data.prepared import prepare_file
 from task.data.raw import DataError, Table
 from task.data.request import Reading
 from task.data.sources.registry import open_source
+from task.kinds import registry as kinds
 from task.schema import ConfigError
+from task.storage.store import Store
 
 
 def texts(path: object) -> ConfigRecord:
@@ -82,6 +88,41 @@ def test_errors_of_data_quote_nothing_in_public(case: str, tmp_path: Path) -> No
     assert SECRET not in said
     assert str(tmp_path) not in said
     assert said
+
+
+SAID = {"role": "user", "content": SECRET}
+MALFORMED: dict[str, list[dict[str, Any]]] = {  # cells that a row of the kind cannot have
+    "text-classification": [{"text": [SECRET]}, {"label": SECRET}, {"label": [SECRET]}],
+    "multi-label": [{"text": [SECRET]}, {"label": [SECRET]}, {"label": {SECRET: SECRET}}],
+    "regression": [{"text": [SECRET]}, {"label": SECRET}, {"label": [SECRET]}],
+    "token-classification": [{"text": SECRET}, {"text": ["a", "b"]}, {"label": [SECRET]}, {"label": SECRET}],
+    "causal-lm": [{"prompt": [SAID]}, {"completion": [SECRET]}, {"completion": {SECRET: SECRET}}],
+    "seq2seq-lm": [{"prompt": [SECRET]}, {"completion": [SECRET]}, {"prompt": {SECRET: SECRET}}],
+    "preference": [
+        {"chosen": [SAID]}, {"rejected": [SECRET]}, {"prompt": [SAID]},
+        {"prompt": [SAID], "chosen": [SAID], "rejected": [SAID]},
+        {"prompt": [SAID], "chosen": [{"role": SECRET, "content": "a"}], "rejected": [SAID]},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted({*kinds.names()} - {"image-classification"}))
+def test_a_malformed_row_of_any_kind_is_quoted_on_the_node_alone(kind: str, tmp_path: Path) -> None:
+    base, own = language_base(tmp_path / "base"), kinds.load(kind)
+    flat: dict[str, Any] = {"task.kind": kind, "model.name": "given", "data.name": "given", "data.partitioner": "iid"}
+    flat |= {"data.max-length": 16, "data.prompt-column": "prompt"}
+    flat |= {"data.completion-column": "completion"} if kind in ("causal-lm", "seq2seq-lm") else {}
+    labels = ("x", "y") if own.drawn_head and own.name != "regression" else ()
+    config = TaskConfig.read(flat)
+    (row, *_) = [dict(zip(good, cells, strict=True)) for good in [own.stand_in(replace(config.data, labels=("x", "y")))]
+                 for cells in zip(*good.values(), strict=True)]  # fmt: skip
+    for number, bad in enumerate(MALFORMED[kind]):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text(json.dumps(row | bad) + "\n")
+        with pytest.raises(DataError) as error:
+            prepare_file(config, base, Store(tmp_path / f"store-{number}"), path, labels)
+        for part in (SECRET, str(tmp_path), "row 0"):
+            assert part not in public_message(error.value)
 
 
 def test_a_label_is_named_by_its_column(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from task.config import Data
 from task.data.encoding.targets import TargetEncoder
 from task.data.encoding.texts import TextEncoder
+from task.data.guessing.guess import Guess, Sight, by_values
+from task.data.guessing.seen import Holds
 from task.data.labels import SEPARATOR, Labels, label_codes
 from task.data.raw import Raw
 from task.data.rows import Rows, Targets
@@ -49,6 +51,10 @@ class MultiLabel(Kind):
     def columns(self, data: Data) -> dict[str, str]:
         """Return the column of texts."""
         return {data.text_column: "data.text-column"}
+
+    def recognise(self, sight: Sight) -> Guess | None:
+        """Return the columns of texts and of lists, whose name is one for labels."""
+        return by_values(sight, sight.text(), Holds.LIST)
 
     def labels_of(
         self, raw: Raw, column: str, given: Sequence[str], rows: Positions, by_position: bool | None, most: int = 0

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from task.config import Data, TaskConfig
 from task.data.encoding.targets import TargetEncoder
 from task.data.encoding.texts import TextEncoder
+from task.data.guessing.guess import Guess, Sight, by_values
+from task.data.guessing.seen import Holds
 from task.data.labels import SEPARATOR, Labels
 from task.data.raw import Raw
 from task.data.rows import Rows, Targets
@@ -67,6 +69,10 @@ class Regression(Kind):
     def columns(self, data: Data) -> dict[str, str]:
         """Return the column of texts."""
         return {data.text_column: "data.text-column"}
+
+    def recognise(self, sight: Sight) -> Guess | None:
+        """Return the columns of texts and of numbers with a fraction, whose name is one for labels."""
+        return by_values(sight, sight.text(), Holds.NUMBER)
 
     def labels_of(
         self, raw: Raw, column: str, given: Sequence[str], rows: Positions, by_position: bool | None, most: int = 0

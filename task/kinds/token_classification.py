@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from task.config import Data
 from task.data.encoding.labelled_tokens import LabelledTokenEncoder, Pieces, word_pieces
+from task.data.guessing.guess import TEXT, Guess, Sight, Sure, by_values
+from task.data.guessing.seen import Holds
 from task.data.labels import Labels, label_codes
 from task.data.raw import Raw
 from task.data.rows import Rows
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from task.prediction.answer import Prediction
+
+WORD_LISTS = ("tokens", "words")  # names of columns of words
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,12 @@ class TokenClassification(Kind):
     def columns(self, data: Data) -> dict[str, str]:
         """Return the column of words."""
         return {data.text_column: "data.text-column"}
+
+    def recognise(self, sight: Sight) -> Guess | None:
+        """Return the columns of lists of words, which are called so, and of lists of labels."""
+        lists = [one for one in sight.columns if one.holds is Holds.LIST and one.called(WORD_LISTS)]
+        words = sight.named(TEXT, Holds.LIST) or next(iter(lists), None)
+        return by_values(sight, words, Holds.LIST, Sure.NAMES)
 
     def missing(self, raw: Raw, column: str) -> NDArray[np.bool_]:
         """Return which rows (N,) have no word."""

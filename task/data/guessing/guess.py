@@ -13,6 +13,9 @@ LABEL_WORDS = (  # in names of columns that tell rows apart
     "sentiment", "emotion", "outcome", "severity", "priority", "rating", "stars", "spam", "toxic", "type", "kind",
 )  # fmt: skip
 
+ENTITIES = ("ner", "entity", "entities")  # of labels of words, before others
+VALUE_WORDS = ("score", "scores", "tags", "topics", "genres", "similarity", "toxicity")  # of numbers, and of lists
+
 
 class Sure(IntEnum):
     """How sure a guess is. The kind with the surest guess gets the data."""
@@ -79,9 +82,27 @@ def by_label(kind_of: Callable[[Sight], Column | None], key: str, sight: Sight) 
     return Guess({key: column.name, LABEL: label.name}, Sure.NAMES if said else Sure.SHAPE, more)
 
 
+def by_values(sight: Sight, text: Column | None, held: Holds, sure: Sure = Sure.SHAPE) -> Guess | None:
+    """Return the guess of a kind whose rows are an input and such values in place of a label. Their column must be
+    given, or have a name for labels."""
+    if LABEL in sight.given:
+        found = [one for one in sight.columns if one.name == sight.given[LABEL] and one.holds is held]
+    else:
+        found = [one for one in sight.columns if one.holds is held and one is not text and _named_for_labels(one)]
+        found.sort(key=lambda one: not one.called(ENTITIES))
+    if text is None or not found:
+        return None
+    others = tuple(one.name for one in found[1:])
+    return Guess({TEXT: text.name, LABEL: found[0].name}, sure, {LABEL: others} if others else {})
+
+
 def literally(columns: Sequence[Column | None], *names: str) -> bool:
     """Return whether the columns have exactly these names, in any case."""
     return [column and fold(column.name) for column in columns] == list(names)
+
+
+def _named_for_labels(column: Column) -> bool:
+    return bool(usual([column], LABEL)) or column.called(LABEL_WORDS + VALUE_WORDS)
 
 
 def _tells_apart(column: Column) -> bool:
