@@ -6,6 +6,8 @@ given the message. An app that says nothing, fails, or has answered the last mes
 The next message then has a fresh process.
 """
 
+import ctypes
+import gc
 import hashlib
 import importlib
 import logging
@@ -68,6 +70,7 @@ def serve(spec: "ExecutionSpec", channel: Connection, pins: Pins, stays: bool, s
         )
         parent = None  # Flower watches it since the first message
         forget_handlers()
+        return_memory()
 
 
 def forget_handlers() -> None:
@@ -77,6 +80,15 @@ def forget_handlers() -> None:
     exit_handler.registered_exit_handlers.clear()
     for number in exit_handler.SIGNAL_TO_EXIT_CODE:
         signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+
+
+def return_memory() -> None:
+    """Return to the system what a message has freed: allocators keep it otherwise, such as room for activations."""
+    gc.collect()
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # of glibc
+        trim(0)
 
 
 def _next(channel: Connection, seconds: float) -> str | None:
