@@ -122,7 +122,7 @@ class SuperNode:
         self.send(run, fab, **asked)
         return self.answer()
 
-    def until(self, count: int, seconds: float = 20.0) -> list[int]:
+    def until(self, count: int, seconds: float = 60.0) -> list[int]:
         """Wait until so many processes serve messages or wait for one, and return them."""
         deadline = time.monotonic() + seconds
         while len(found := self.processes()) != count:
