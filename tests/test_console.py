@@ -1,12 +1,17 @@
 """What the command shows of a run: of its log, and of metrics.jsonl as it grows."""
 
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from server_app.results.measure import measure_of
 from task.config import TaskConfig
-from thistledown.console import Console
+from thistledown.bar import bar, sparkline
+from thistledown.console import ANSI, Console
 from thistledown.rounds import Rounds
 
 GOOD = """\
@@ -161,6 +166,53 @@ def test_rounds_are_said_as_their_lines_come(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text('{"status": "completed"}')
     [said] = rounds.new(tmp_path, ended=True)
     assert said.endswith("ETA 0:00")
+
+
+# ------------------------------------------------------------------------------- the line at the bottom
+class Terminal(io.TextIOWrapper):
+    """A terminal that remembers what it gets."""
+
+    def __init__(self, encoding: str = "utf-8") -> None:
+        self.got = io.BytesIO()
+        super().__init__(self.got, encoding=encoding, write_through=True)
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_has_a_bar_below_the_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    nodes = [{"node": "north", "refused": ""}, {"node": "south", "refused": "too late"}]
+    lines = [json.loads(line(number, nodes=nodes, resting=["west"])) for number in range(3)]
+    with bar(3) as below:
+        for number in range(3):
+            print(f"line {number}")
+            below.show(lines[: number + 1], "accuracy", 65.0)
+    said = ANSI.sub("", terminal.got.getvalue().decode())
+    assert all(f"line {number}\n" in said for number in range(3))
+    assert "round 2/3" in said
+    assert "▁▄█ accuracy 0.300  90 B  ETA 1:05  missing: south, west" in said
+
+
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb"), ("", "")])
+def test_plain_lines_where_they_are_wanted(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a variable, or because the terminal has no such signs."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if name:
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal("utf-8" if name else "ascii"))
+    with bar(3) as below:
+        print("line")
+        below.show([json.loads(line(1))], "accuracy", 0.0)
+    assert terminal.got.getvalue() == b"line\n"
+
+
+def test_a_sparkline_goes_from_the_lowest_to_the_highest() -> None:
+    assert sparkline([0.0, 0.5, 1.0, 0.25]) == "▁▅█▃"
+    assert sparkline([2.0, 2.0]) == "▅▅"
 
 
 def test_rounds_of_an_earlier_process_are_not_said(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from server_app.callbacks.progress import progress
+from server_app.callbacks.progress import progress, remaining
 from server_app.results.endings import METRICS, summary_of
 from server_app.results.report import RUNNING
 
@@ -20,6 +21,7 @@ class Rounds:
     def __init__(self, titles: Mapping[str, str], total: int, first: int = 0) -> None:
         self._titles, self._total, self._next = titles, total, first
         self._over: list[float] = []
+        self.lines: list[dict[str, Any]] = []  # of metrics.jsonl, of this process
         self._size, self._at_work = 0, False
 
     def new(self, folder: Path, *, ended: bool = False) -> Iterator[str]:
@@ -35,7 +37,13 @@ class Rounds:
             if text.endswith("\n"):  # else it is being written
                 self._next += 1
                 self._over.append(time.monotonic())
-                yield progress(json.loads(text), self._titles, self._total, self._over)
+                self.lines.append(json.loads(text))
+                yield progress(self.lines[-1], self._titles, self._total, self._over)
+
+    @property
+    def left(self) -> float:
+        """Return the seconds that the other rounds will take."""
+        return remaining(self.lines[-1], self._total, self._over) if self.lines else 0.0
 
     def _starts(self, folder: Path, ended: bool) -> bool:
         """Return whether the process has started. Before that, the file may have a line of a round to be repeated."""

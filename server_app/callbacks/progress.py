@@ -49,8 +49,13 @@ def progress(line: Mapping[str, Any], titles: Mapping[str, str], total: int, ove
     if "epsilon" in line:
         quality += f"  epsilon {'unbounded' if line['epsilon'] is None else written(line['epsilon'], 2)}"
     traffic = f"up {human(line['bytes_up'])}  down {human(line['bytes_down'])}"
-    left = _pace(line["seconds"], over) * (total - done)
+    left = remaining(line, total, over)
     return f"round {done}/{total}  {quality}  {traffic}  {line['seconds']:.1f} s  ETA {clock(left)}"
+
+
+def remaining(line: Mapping[str, Any], total: int, over: Sequence[float]) -> float:
+    """Return the seconds that the rounds after this one will take; arguments as of `progress`."""
+    return _pace(line["seconds"], over) * (total - int(line["round"]))
 
 
 def _pace(seconds: float, over: Sequence[float]) -> float:

@@ -20,6 +20,7 @@ from server_app.results.started import nested
 from server_app.resuming import rounds_done
 from task.schema import ConfigError
 from task.storage.room import append, room
+from thistledown.bar import bar
 from thistledown.console import ANSI, Console
 from thistledown.processes.client import SuperLinkError
 from thistledown.processes.superlink import SuperLink
@@ -28,6 +29,7 @@ from thistledown.settings import Settings, check_simulated
 from thistledown.summary import headline, summary_lines
 
 Say = Callable[[str], None]
+Update = Callable[[float], None]  # shows the rounds so far, and the seconds that are left
 FINISHED = "finished:completed"
 STRAY = 20  # lines of Flower's own output that are shown
 
@@ -88,10 +90,13 @@ def followed(
     """Start a SuperLink, submit the run to it, show its rounds from `done` + 1 on, and return whether it completed."""
     log = Log(Path(settings.config.server.output_dir))
     console = Console(verbose=verbose)
-    rounds = Rounds(measure_of(settings.config.task).titles, settings.config.server.num_server_rounds, done + 1)
+    measure, total = measure_of(settings.config.task), settings.config.server.num_server_rounds
+    rounds = Rounds(measure.titles, total, done + 1)
     try:
         with log, start() as superlink:  # which makes a folder, so that nothing may come between
-            code = _follow(submit(superlink), console, rounds, log, say)
+            with bar(0 if verbose else total) as below:
+                update = partial(below.show, rounds.lines, measure.metric)
+                code = _follow(submit(superlink), console, rounds, log, say, update)
             superlink.check()
             status, details = superlink.status(console.run_id) if console.run_id else ("", "")
             if status != FINISHED:
@@ -157,7 +162,9 @@ def _submitted(settings: Settings, superlink: SuperLink) -> "subprocess.Popen[st
     return superlink.submit(settings.app, values, simulation.num_supernodes, simulation.num_cpus, simulation.num_gpus)
 
 
-def _follow(process: "subprocess.Popen[str]", console: Console, rounds: Rounds, log: Log, say: Say) -> int:
+def _follow(
+    process: "subprocess.Popen[str]", console: Console, rounds: Rounds, log: Log, say: Say, update: Update
+) -> int:
     """Read the log to its end and return the exit code of `flwr run`, which does not depend on the run's success."""
     assert process.stdout is not None
     found = False
@@ -169,6 +176,7 @@ def _follow(process: "subprocess.Popen[str]", console: Console, rounds: Rounds, 
             found = True
             log.move(Path(console.folder))
         _say_rounds(console, rounds, say)
+        update(rounds.left)
     _say_rounds(console, rounds, say, ended=True)
     for shown in console.end():
         say(shown)
