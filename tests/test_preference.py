@@ -150,6 +150,13 @@ def test_a_model_that_is_the_base_scores_as_a_guess(base: Path, rows: Rows) -> N
     assert evaluate(model, rows, "cpu") == pytest.approx(registry.of(config).guessing(()))
 
 
+def test_pairs_are_counted_where_they_are() -> None:
+    """An accelerator's losses are weighted by counts that it has too."""
+    count = Preference().count({"labels": torch.empty(6, 4, dtype=torch.int64, device="meta")})
+    assert count.device.type == "meta"
+    assert int(Preference().count({"labels": torch.zeros(6, 4)})) == 3
+
+
 # ------------------------------------------------------------------------------------------- the reference
 @pytest.mark.parametrize("tuning", BASED)
 def test_the_reference_is_the_plain_base(tuning: str, base: Path, rows: Rows) -> None:

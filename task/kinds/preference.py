@@ -134,7 +134,7 @@ class Preference(CausalLM):
         """Return the number of pairs."""
         import torch
 
-        return torch.tensor(len(batch["labels"]) // 2)
+        return torch.tensor(len(batch["labels"]) // 2, device=batch["labels"].device)
 
     def _rewards(self, own: "torch.Tensor", reference: "torch.Tensor") -> "torch.Tensor":
         """Return the implicit rewards (pairs, 2) of chosen and rejected answers, from the log-probabilities of their
@@ -163,7 +163,7 @@ class Preference(CausalLM):
 
         def probabilities(asked: "nn.Module") -> list[Any]:
             def score(positions: Positions) -> tuple[Any, ...]:
-                return (_log_probabilities(asked, rows.batch(positions, device)).double(),)
+                return (_log_probabilities(asked, rows.batch(positions, device)).cpu().double(),)
 
             return evaluate_in_parallel(score, batches, at_once)
 
