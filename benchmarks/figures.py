@@ -5,13 +5,8 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from scipy import stats
-
 from benchmarks.derived import Content
 from benchmarks.study import LOSS, mean_of_last
-
-LEVEL = 0.05  # a smaller p value separates two methods
-AHEAD, BEHIND, EQUAL, ONE_SEED = "ahead", "behind", "not separable", "one seed"
 
 
 @dataclass(frozen=True)
@@ -33,6 +28,11 @@ class Outcome:
     def metric(self) -> str:
         """What the setting goes by."""
         return str(self.setting["metric"])
+
+    @property
+    def lowest(self) -> bool:
+        """Whether less of it is better."""
+        return self.metric == LOSS
 
     def lists(self, name: str) -> list[list[Any]]:
         """What was measured round by round, the state before training left out, by seed; None where nothing was."""
@@ -72,32 +72,3 @@ def paired(one: Outcome, other: Outcome, name: str = "last-5") -> list[float]:
     """Return the differences of a value, one for each seed with which both completed."""
     theirs = {run["seed"]: run[name] for run in other.runs}
     return [run[name] - theirs[run["seed"]] for run in one.runs if run["seed"] in theirs]
-
-
-def error_of_mean(values: list[float]) -> float:
-    """Return the standard error; not a number for a single value."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-
-
-def chance(differences: list[float]) -> float:
-    """Return the two-sided p value of a paired t test: how likely so large a mean difference is between equals.
-
-    Not a number for fewer than two differences.
-    """
-    if len(differences) < 2:
-        return math.nan
-    mean, error = statistics.mean(differences), error_of_mean(differences)
-    if error == 0.0:
-        return 0.0 if mean else 1.0
-    return float(2 * stats.t.sf(abs(mean / error), len(differences) - 1))
-
-
-def verdict(differences: list[float], metric: str) -> str:
-    """Return what paired differences of a metric say, at a level of 5 %."""
-    p = chance(differences)
-    if math.isnan(p):
-        return ONE_SEED
-    if p >= LEVEL:
-        return EQUAL
-    better = statistics.mean(differences) * (-1 if metric == LOSS else 1) > 0
-    return AHEAD if better else BEHIND

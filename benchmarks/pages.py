@@ -8,11 +8,12 @@ from pathlib import Path
 from benchmarks import records
 from benchmarks.cells import bold, share, signed, spread, table
 from benchmarks.derived import Content, derive
-from benchmarks.figures import BEHIND, EQUAL, ONE_SEED, Outcome, chance, error_of_mean, outcomes, paired, verdict
+from benchmarks.figures import Outcome, outcomes, paired
 from benchmarks.generations import generations
 from benchmarks.plots import draw
 from benchmarks.savings import INITIATING, savings
 from benchmarks.study import LOSS
+from thistledown.comparison.significance import BEHIND, EQUAL, ONE_SEED, chance, error_of_mean, verdict
 
 
 def write(path: Path) -> None:
@@ -154,7 +155,7 @@ def _comparison(ran: list[Outcome], reference: Outcome) -> str:
         said = [
             f"{signed(statistics.mean(gaps))} ± {share(error_of_mean(gaps))}" if gaps else "",
             "" if math.isnan(p) else "< .001" if p < 0.001 else share(p),
-            verdict(gaps, outcome.metric),
+            verdict(gaps, outcome.lowest),
         ]
         rows.append([outcome.method, *said, rounds, _ratio(outcome, reference)])
     heads = [
@@ -175,7 +176,7 @@ def _floor(ran: list[Outcome], name: str) -> str:
         return ""
     found: dict[str, list[str]] = {BEHIND: [], EQUAL: [], ONE_SEED: []}
     for outcome in ran:
-        if outcome is not floor and (said := verdict(paired(outcome, floor), outcome.metric)) in found:
+        if outcome is not floor and (said := verdict(paired(outcome, floor), outcome.lowest)) in found:
             found[said].append(outcome.method)
     listed = "; ".join(f"{', '.join(names)} ({said})" for said, names in found.items() if names)
     return f"Not ahead of {name}: {listed}." if listed else f"All others are ahead of {name}."

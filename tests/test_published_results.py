@@ -9,7 +9,8 @@ from flwr.supercore.constant import MAX_FILE_BYTES
 
 from benchmarks import pages, records
 from benchmarks.derived import derive
-from benchmarks.figures import Outcome, outcomes, paired, verdict
+from benchmarks.figures import Outcome, outcomes, paired
+from thistledown.comparison.significance import verdict
 
 FILES = sorted(records.RESULTS.glob("*.json"))
 PLOT = re.compile(r"!\[[^]]*]\(([^)]+)\)")
@@ -86,7 +87,7 @@ def test_every_figure_with_a_spread_is_on_a_page_of_results() -> None:
 @pytest.mark.parametrize(("study", "setting", "method", "other", "said"), CLAIMS)
 def test_a_claim_is_what_a_paired_test_carries(study: str, setting: str, method: str, other: str, said: str) -> None:
     found = results_of(study, setting)
-    assert verdict(paired(found[method], found[other]), found[method].metric) == said
+    assert verdict(paired(found[method], found[other]), found[method].lowest) == said
 
 
 def sizes_of(path: Path) -> list[dict[str, str]]:

@@ -15,9 +15,10 @@ from studies import HEAD, HERE, OURS, STUDY, TINY, completed, measured
 
 from benchmarks import pages, records
 from benchmarks.derived import derive
-from benchmarks.figures import Outcome, chance, paired, verdict
+from benchmarks.figures import Outcome, paired
 from benchmarks.savings import INITIATING
 from benchmarks.study import Measured, Run, Study
+from thistledown.comparison.significance import chance, verdict
 
 
 def content(study: Study, result: Callable[[Run], Measured], folder: Path) -> dict[str, Any]:
@@ -97,18 +98,18 @@ def test_a_verdict_is_that_of_a_paired_t_test() -> None:
     clear, wide, even = [0.10, 0.12, 0.11], [0.30, 0.02, 0.05], [0.0, 0.0, 0.0]
     for differences in (clear, wide):
         assert chance(differences) == pytest.approx(ttest_1samp(differences, 0.0).pvalue, rel=1e-9)
-    assert [verdict(d, "accuracy") for d in (clear, wide, even, [0.1])] == [
+    assert [verdict(d, lowest=False) for d in (clear, wide, even, [0.1])] == [
         "ahead", "not separable", "not separable", "one seed",
     ]  # fmt: skip
-    assert verdict([-d for d in clear], "accuracy") == "behind"
-    assert verdict(clear, "loss") == "behind"
-    assert verdict([0.1, 0.1, 0.1], "accuracy") == "ahead"
+    assert verdict([-d for d in clear], lowest=False) == "behind"
+    assert verdict(clear, lowest=True) == "behind"
+    assert verdict([0.1, 0.1, 0.1], lowest=False) == "ahead"
 
 
 def test_equals_are_separated_in_one_of_twenty_comparisons() -> None:
     """What a level of 5 % promises; the rule of one pooled standard error separated 37 %."""
     drawn = np.random.default_rng(0).normal(size=(2000, 3))
-    separated = sum(verdict(list(row), "accuracy") != "not separable" for row in drawn)
+    separated = sum(verdict(list(row), lowest=False) != "not separable" for row in drawn)
     assert 0.035 < separated / 2000 < 0.065
 
 

@@ -15,6 +15,14 @@ CASES: dict[str, list[list[str]]] = {
         ["nosuch"], ["folder"], ["bytes.toml"], ["-c", "nosuch=1"], ["-c", "a="], ["-c", "seed=x"], ["--app", "folder"],
         ["-c", "resume='folder'"], ["-c", "resume='latest'"], ["-c", "output-dir='file/x'"], ["--nosuch"], ["a", "b"],
     ],
+    "compare": [
+        [], ["nosuch", "strategy=rbla"], ["folder", "strategy=rbla"], ["results", "strategy=rbla"], ["strategy=rbla"],
+        ["strategy=rbla", "strategy=rbla"], ["strategy=nosuch", "strategy=rbla"], ["strategy=", "strategy=rbla"],
+        ["strategy=rbla", "strategy=fedavg", "--seeds", "0"], ["strategy=rbla", "strategy=fedavg", "--jobs", "1000"],
+        ["strategy=rbla", "strategy=fedavg", "--to", "file/x"], ["strategy=rbla", "data.holdout=0.3"],
+        ["evaluate=nodes", "--baselines"], ["strategy=rbla", "strategy=fedavg", "--target", "x"],
+        ["finished", "strategy=rbla"],
+    ],
     "check": [
         ["nosuch"], ["--rows", "x"], ["--rows", "-1"], ["-c", "task.kind='poetry'"], ["-c", "data.name='no.csv'"],
     ],

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _done(arguments: argparse.Namespace) -> int:
     """Run the chosen command and return the exit code."""
-    if arguments.command in ("run", "check", "export", "up"):
+    if arguments.command in ("run", "compare", "check", "export", "up"):
         say("checking the configuration")
     from task.schema import ConfigError
     from task.storage.room import NoRoom, is_full, sentence

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def simulate(
         inputs = _Inputs(outputs, temporary is not None)
         named = {"data": data_settings(data, inputs.folder), "model": model_settings(model, inputs.folder)}
         values = run_config(strategy, wrappers, named, {"output-dir": outputs}, settings)
-        folder = _run(_checked(values), list(callbacks))
+        folder = run_in_process(_checked(values), _say, callbacks)
     except BaseException:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -102,14 +102,22 @@ def _checked(values: Mapping[str, object]) -> RunConfig:
     return run
 
 
-def _run(run: RunConfig, callbacks: list[Callback]) -> Path:
-    """Run the federation, and restore the state of the process afterwards."""
-    _say(headline(run))
+def run_in_process(
+    run: RunConfig,
+    say: Callable[[str], None],
+    callbacks: Iterable[Callback] = (),
+    node_configs: Mapping[int, Mapping[str, Any]] | None = None,
+) -> Path:
+    """Run a checked federation in this process and return its results folder; `say` prints its progress and warnings.
+
+    `node_configs` adds to the node configs of nodes, by number. The state of the process is restored afterwards.
+    """
+    say(headline(run))
     threads = torch.get_num_threads()
-    grid = InProcessGrid(client_app.app, run.server.simulation.num_supernodes)
+    grid = InProcessGrid(client_app.app, run.server.simulation.num_supernodes, node_configs)
     try:
-        with identity(), warnings_alone(_say), torch.random.fork_rng(devices=[]):
-            return federate(grid, run, [Progress(_say), *callbacks])
+        with identity(), warnings_alone(say), torch.random.fork_rng(devices=[]):
+            return federate(grid, run, [Progress(say), *callbacks])
     finally:
         torch.set_num_threads(threads)
         kept_model.cache_clear()

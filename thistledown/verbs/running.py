@@ -1,4 +1,4 @@
-"""Commands that prepare a run and start it: new, check, keys, presets, run; and completion."""
+"""Commands that prepare runs and start them: new, check, keys, presets, run, compare; and completion."""
 
 import argparse
 from collections.abc import Mapping
@@ -30,6 +30,7 @@ def add(commands: Commands) -> None:
     )
     check.description = "Check a configuration and show what each node would do and send, without running it."
     check.set_defaults(do=_check)
+    _add_compare(commands)
     _add_new(commands)
     keys = commands.add_parser("keys", help="search the run-config keys: defaults, accepted values, meanings")
     keys.description = "Show the keys whose name or meaning has WORD, or that another tool calls by it."
@@ -63,10 +64,51 @@ def _add_new(commands: Commands) -> None:
     new.set_defaults(do=_new)
 
 
+def _add_compare(commands: Commands) -> None:
+    compare = commands.add_parser(
+        "compare", help="run several settings over the same split, and show them side by side"
+    )
+    compare.description = (
+        "Compare presets, overrides such as \"strategy='rbla'\", and finished results folders: quality, bytes and "
+        "seconds over several seeds. What was run before is kept; Ctrl-C loses nothing."
+    )
+    compare.add_argument("entries", nargs="+", metavar="ENTRY", help="a preset, overrides, or a results folder")
+    compare.add_argument(
+        "--seeds", type=int, default=3, metavar="N", help="runs of each, with other seeds (default: 3)"
+    )
+    compare.add_argument(
+        "--baselines", action="store_true", help="also train every node alone, and one model on all rows"
+    )
+    compare.add_argument("--jobs", type=int, default=0, metavar="N", help="runs at a time; default: as cores allow")
+    compare.add_argument("--target", type=float, metavar="Q", help="quality to reach; default: most of the best gain")
+    compare.add_argument(
+        "--to", type=Path, default=Path("outputs", "compare"), metavar="DIR", help="default: outputs/compare"
+    )
+    add_overrides(compare, "keys for all entries but results folders")
+    add_app(compare)
+    compare.set_defaults(do=_compare)
+
+
 def _run(arguments: argparse.Namespace, say: Say) -> bool:
     from thistledown.commands.run import run
 
     return run(_settings(arguments, say), say, verbose=arguments.verbose)
+
+
+def _compare(arguments: argparse.Namespace, say: Say) -> bool:
+    from thistledown.comparison.compare import Asked, compare
+
+    asked = Asked(
+        arguments.entries,
+        arguments.seeds,
+        arguments.baselines,
+        arguments.jobs,
+        arguments.target,
+        arguments.to.absolute(),
+        arguments.app,
+        arguments.overrides,
+    )
+    return compare(asked, say)
 
 
 def _check(arguments: argparse.Namespace, say: Say) -> bool:
