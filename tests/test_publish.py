@@ -63,10 +63,10 @@ def test_the_hub_takes_a_clone(published: Published) -> None:
 
 @pytest.mark.slow
 def test_there_is_room_for_more(published: Published) -> None:
-    """Half of what Flower takes is left, so that the next strategy does not end it."""
+    """A hundred files and a quarter of the bytes that Flower takes are left, so that the next strategy ends neither."""
     sizes = [len(content) for content in published.hub.files.values()]
-    assert len(sizes) < 0.75 * MAX_FILE_COUNT
-    assert sum(sizes) < 0.5 * MAX_TOTAL_BYTES
+    assert len(sizes) < MAX_FILE_COUNT - 100
+    assert sum(sizes) < 0.75 * MAX_TOTAL_BYTES
     assert max(sizes) < MAX_FILE_BYTES
 
 
