@@ -1,6 +1,7 @@
 """From the files of a base to a plain transformers model and its head."""
 
 import importlib
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -13,6 +14,7 @@ from task.models import heads
 from task.models.base import Base, BaseError
 from task.models.lacking import counted
 from task.models.reading import Read, own_settings, read
+from task.process_memory import dropping_file_pages
 from task.tunings.base import Head
 from task.tunings.parts.trainable import inside
 
@@ -44,8 +46,7 @@ def loaded(base: Base, config: TaskConfig) -> Loaded:
 
 def _pretrained(base: Base, config: TaskConfig) -> Loaded:
     model = read(base, config, {})
-    if not base.bare:  # a check may run the model
-        kinds.of(config).check_model(model.module, base.name)
+    _check(model.module, base, config)
     check_fit(tokenizer_in(base.folder), model.module, base.folder)
     return Loaded(model.module, Head(_output_embedding(model.module), along=False), tuple(model.said))
 
@@ -61,13 +62,19 @@ def _with_head(base: Base, config: TaskConfig) -> Loaded:
         theirs = f"the base's problem_type is '{own.problem_type!s:.40}'"
         notices.append(f"{theirs}; for this task it is set to '{kind.problem_type}'")
     model = read(base, config, options)
-    if not base.bare:
-        kind.check_model(model.module, base.name)
+    _check(model.module, base, config)
     if not kind.images:
         check_fit(tokenizer, model.module, base.folder)
         _check_positions(base, own.pad_token_id, model.module)
     head, said = _head(model, own.id2label, config.data.labels)
     return Loaded(model.module, head, (*notices, *said, *model.said))
+
+
+def _check(module: nn.Module, base: Base, config: TaskConfig) -> None:
+    """Raise BaseError if the model cannot learn the task. A check may run the model, so a bare one is left out."""
+    if not base.bare:
+        with dropping_file_pages(module) if config.model.quantized else nullcontext():
+            kinds.of(config).check_model(module, base.name)
 
 
 def _special_ids(tokenizer: Any, base: Base, own: Any) -> dict[str, Any]:

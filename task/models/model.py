@@ -14,6 +14,7 @@ from task.models.base import Base
 from task.models.loading import loaded
 from task.models.quantization import quantize
 from task.models.tuning import stacked, tuned
+from task.process_memory import trim_heaps
 from task.seeds import derive
 from task.tunings.parts.trainable import inside
 
@@ -110,6 +111,8 @@ def _master(tensor: torch.Tensor, device: str) -> torch.Tensor:
 
 def build(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
     """Return a new model. Weights that the base lacks are drawn from the run's seed: the same on every machine."""
+    if config.model.quantized:
+        trim_heaps()  # an earlier one's, such as a dry run's
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "init"))
         found = loaded(base, config)

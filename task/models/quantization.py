@@ -15,10 +15,12 @@ from task.config import TaskConfig
 from task.model_settings import MISSING, Model
 from task.models.bare import absent, is_absent
 from task.models.base import BaseError
+from task.process_memory import drop_file_pages, give_back_large_blocks, trim_heaps
 from task.tunings.base import Head
 from task.tunings.parts.trainable import adaptable, ends, is_transposed
 
 WIDE = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")  # transformers' lists of layers to keep in 32 bits
+TRIMMED_EVERY = 2**28  # bytes of weights; after each layer it costs a sixth of the time
 OUTLIERS = 6.0  # size from which features are multiplied in 16 bits
 
 
@@ -38,8 +40,18 @@ def quantize(module: Any, head: Head, config: TaskConfig, device: str) -> None:
         problem = f"{key} is for linear layers, and this model has none outside its head; set it to 'none'"
         raise BaseError(problem, problem)
     made = _in_8_bits if config.model.quantization == "8bit" else _in_4_bits
+    if device == "cpu":
+        give_back_large_blocks()
+    read = 0
     for name in names:
+        weight = module.get_submodule(name).weight
         module.set_submodule(name, made(layers, module.get_submodule(name), config.model, device))
+        drop_file_pages(weight)
+        read += weight.nbytes
+        if read >= TRIMMED_EVERY:
+            trim_heaps()
+            read = 0
+    trim_heaps()
     setattr(module, f"is_loaded_in_{config.model.quantization}", True)  # by which peft knows
 
 
