@@ -18,6 +18,7 @@ TEN: dict[str, Any] = {
     "local-steps": 8,
     "learning-rate": 0.02,
 }
+TRIED = [kind for kind in ATTACKS if kind not in ("scale 20", "flip 10")]  # refused as "scale 1e6" is, by their length
 SLOWED = ("rows", "flip 1")  # of plausible length: who does harm is found after rounds of it
 
 
@@ -33,7 +34,7 @@ def gained(outcome: Outcome, honest: Outcome) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ATTACKS)
+@pytest.mark.parametrize("kind", TRIED)
 def test_two_liars_of_ten_do_not_take_the_run(tmp_path: Path, honest: Outcome, kind: str) -> None:
     options = TEN | ({"evaluate": "both"} if kind == "scores" else {})
     outcome = federate(tmp_path, options, spoil=attack(kind, "fedavg", LIARS, ROUNDS))

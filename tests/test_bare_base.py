@@ -66,8 +66,18 @@ def without_weights(base: Base, folder: Path) -> Base:
 
 
 # ------------------------------------------------------------------------------------------- the same bits
-@pytest.mark.parametrize("bits", ["none", "4bit", "8bit"])
-@pytest.mark.parametrize("tuning", ["lora", "ia3", "prompt", "prefix", "adapter"])
+@pytest.mark.parametrize(
+    ("tuning", "bits"),
+    [(tuning, "none") for tuning in ("lora", "ia3", "prompt", "prefix", "adapter")]
+    + [
+        ("lora", "4bit"),
+        ("prefix", "4bit"),
+        ("adapter", "4bit"),
+        ("lora", "8bit"),
+        ("ia3", "8bit"),
+        ("prompt", "8bit"),
+    ],
+)
 def test_what_a_tuning_adds_has_the_bits_that_it_has_with_weights(
     base: Base, tuning: str, bits: str, tmp_path: Path
 ) -> None:

@@ -14,7 +14,15 @@ from strategies.algebra.tensors import Tensors
 from task.config import TaskConfig
 
 REFUSED = {("scaffold", "quantize"), ("scaffold", "top-k"), ("fedrot-lora", "top-k")}
-COMPRESSED = [(n, w) for n in strategies.names() for w in ("quantize", "top-k") if (n, w) not in REFUSED]
+WAYS = ("quantize", "top-k")
+# Each strategy with one of them in turn, fedavg with both; test_fuzz_replies.py has all strategies with all chains.
+TURNS = {name: WAYS[number % 2] for number, name in enumerate(strategies.names())}
+COMPRESSED = [
+    (name, way)
+    for name, turn in TURNS.items()
+    for way in WAYS
+    if (name, way) not in REFUSED and (way == turn or name == "fedavg" or (name, turn) in REFUSED)
+]
 
 
 # ---------------------------------------------------------------------- federations

@@ -62,7 +62,10 @@ def transformers_reads(config: TaskConfig) -> bool:
 @pytest.mark.each_value
 @pytest.mark.parametrize(("kind", "tuning"), FITTING)
 def test_a_folder_loads_by_one_line(kinds: dict[str, Sample], kind: str, tuning: str, tmp_path: Path) -> None:
-    """By transformers, where it can; by peft, where peft made the adapter; else by ours. Same logits and labels."""
+    """By transformers, where it can; by peft, where peft made the adapter; else by ours. Same logits and labels.
+
+    The lines that the end of a run prints are such ones, and run as they are.
+    """
     model = kinds[kind].build(tuning, **(OTHER if kind == "bert" else {}))
     folder = saved(model, tmp_path)
     expected = kinds[kind].logits(model.module)
@@ -77,6 +80,9 @@ def test_a_folder_loads_by_one_line(kinds: dict[str, Sample], kind: str, tuning:
             assert found.config.id2label == dict(enumerate(model.config.data.labels))
             assert found.config.num_labels == len(model.config.data.labels)
     assert {path.name for path in folder.iterdir()} >= REPLAY_STATE[kind]
+    lines = usage(model.config, model.base, folder, own)
+    assert len(lines) == 3
+    exec("\n".join(lines), {})
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora", "dora", "head", "ssf"])
@@ -106,18 +112,6 @@ def test_a_base_that_its_name_leads_to_is_not_copied(kinds: dict[str, Sample], t
         place = tmp_path / kind / tuning
         saved(model, place)
         assert (place / "base").is_dir() == copied
-
-
-@pytest.mark.each_value
-@pytest.mark.parametrize(("kind", "tuning"), FITTING)
-def test_the_lines_that_load_it_run_as_they_are(
-    kinds: dict[str, Sample], kind: str, tuning: str, tmp_path: Path
-) -> None:
-    model = kinds[kind].build(tuning)
-    own = str(model.base.folder) if model.base.name != "embedded" else ""
-    lines = usage(model.config, model.base, saved(model, tmp_path), own)
-    assert len(lines) == 3
-    exec("\n".join(lines), {})
 
 
 # ------------------------------------------------------------------------------- what a run leaves
