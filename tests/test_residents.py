@@ -138,8 +138,10 @@ def test_a_message_that_fails_ends_its_process(node: SuperNode, fabs: dict[str, 
 
 @pytest.mark.slow
 def test_a_process_killed_between_messages_is_replaced(node: SuperNode, fabs: dict[str, Path]) -> None:
-    before = node.ask(6, fabs["ours"], say="a")
-    os.kill(before["pid"], signal.SIGKILL)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        before = node.ask(6, fabs["ours"], say="a")
+        os.kill(before["pid"], number)
+        until(lambda: not psutil.pid_exists(before["pid"]))  # noqa: B023
     after = node.ask(6, fabs["ours"], say="b")
     assert (after["seen"], after["left"], after["files"]) == ("b", "", "")
     assert len(list(node.temporary.iterdir())) == 1

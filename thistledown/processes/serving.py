@@ -16,7 +16,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from thistledown.processes.pins import Pins, enforce
 
@@ -79,7 +80,12 @@ def forget_handlers() -> None:
 
     exit_handler.registered_exit_handlers.clear()
     for number in exit_handler.SIGNAL_TO_EXIT_CODE:
-        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+        signal.signal(number, _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """End this process in the regular way, so that its temporary files go with it."""
+    raise SystemExit(128 + number)
 
 
 def return_memory() -> None:

@@ -200,7 +200,7 @@ def _work(pipe: Connection, spec: "ExecutionSpec", options: Options) -> int:
 
 
 def _as_if_started() -> None:
-    """Put a fork into the state of a new process: no exit handlers, default signal handlers, its own random seed."""
+    """Put a fork into the state of a new process: no exit handlers, no other's signal handlers, its own random seed."""
     import numpy as np
 
     forget_handlers()
