@@ -22,9 +22,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that live outside docs/, and the example files that pages link to."""
     for page, source in OUTSIDE.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
-    folder = ROOT / "deploy"
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        files.append(File.generated(config, f"files/{path.relative_to(folder)}", abs_src_path=str(path)))
+    for folder in (ROOT / "deploy", ROOT / "examples"):
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            files.append(File.generated(config, f"files/{path.relative_to(folder)}", abs_src_path=str(path)))
     return files
 
 
@@ -32,7 +32,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Return the page with links of the clone turned into links of the site, and with the table of keys."""
     if page.file.src_uri in OUTSIDE:
         return markdown.replace("](docs/", "](")
-    markdown = markdown.replace("](../deploy/", "](files/")
+    markdown = markdown.replace("](../deploy/", "](files/").replace("](../examples/", "](files/")
     for name, source in OUTSIDE.items():
         markdown = markdown.replace(f"](../{source}", f"]({name}")
     return markdown.replace(MARKER, key_tables(keys()))
