@@ -169,6 +169,8 @@ def test_a_run_without_weights_on_the_server_ends_with_the_same_bits(
     adapter = load_file(outcome.folder / "model" / "last" / "adapter_model.safetensors")
     assert grid.log.count((0, "query.rehearsal")) == 1, "a node runs the model once in place of the server"
     assert not [partition for partition, kind in grid.log if kind == "query.rehearsal" and partition]
+    card = (outcome.folder / "model" / "last" / "README.md").read_text()
+    assert f"| base fingerprint | `{base.fingerprint}` |" in card
     monkeypatch.setattr(RunContext, "_found", property(lambda context: base))
     whole = federate(tmp_path / "whole", options_of(base, tmp_path))
     assert equal(outcome.state().tensors, whole.state().tensors)

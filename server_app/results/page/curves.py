@@ -28,8 +28,8 @@ def curves(lines: Sequence[Line], titles: Mapping[str, str], best: int | None) -
     ]
     if not y:
         return {}
-    marks = [{"title": f"best: round {best}", "round": best, **_at(axes, lines, best)}] if best is not None else []
-    return {"x": X, "y": y, "series": [one | axes for one in series], "marks": marks}
+    named = [{"title": f"best: round {best}", "round": best, **_at(axes, lines, best)}] if best is not None else []
+    return {"x": X, "y": y, "series": [one | axes for one in series], "marks": named}
 
 
 def positions(lines: Sequence[Line]) -> dict[str, list[float]]:
