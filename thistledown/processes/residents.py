@@ -34,7 +34,7 @@ class Process:
     @classmethod
     def fork(cls, work: Work, others: Sequence["Process"]) -> "Process":
         """Return a process that does `work` with its end of a pipe. Raises OSError if there can be none."""
-        folder = tempfile.mkdtemp(prefix="thistledown-")
+        folder = tempfile.mkdtemp(prefix="thistledown-node-")
         ours, theirs = Pipe()
         try:
             pid = os.fork()
