@@ -10,7 +10,7 @@ import pytest
 
 from server_app.results.measure import measure_of
 from task.config import TaskConfig
-from thistledown.bar import bar, sparkline
+from thistledown.bar import bar, sparkline, state
 from thistledown.console import ANSI, Console
 from thistledown.rounds import Rounds
 
@@ -208,6 +208,12 @@ def test_plain_lines_where_they_are_wanted(name: str, value: str, monkeypatch: p
         print("line")
         below.show([json.loads(line(1))], "accuracy", 0.0)
     assert terminal.got.getvalue() == b"line\n"
+
+
+def test_nobody_knows_how_long_rounds_take_before_the_first() -> None:
+    lines = [json.loads(line(number, nodes=[], resting=[])) for number in range(2)]
+    assert state(lines[:1], "accuracy", 0.0) == "▅ accuracy 0.100  30 B"
+    assert state(lines, "accuracy", 5.0) == "▁█ accuracy 0.200  60 B  ETA 0:05"
 
 
 def test_a_sparkline_goes_from_the_lowest_to_the_highest() -> None:

@@ -63,7 +63,8 @@ def state(lines: Sequence[Line], metric: str, left: float) -> str:
     scores = [line[metric] for line in lines if line.get(metric) is not None]
     moved = sum(line["bytes_up"] + line["bytes_down"] for line in lines)
     quality = [f"{sparkline(scores[-SPARKS:])} {metric} {written(scores[-1])}"] if scores else []
-    return "  ".join([*quality, human(moved), f"ETA {clock(left)}", *_missing(lines[-1])])
+    eta = [f"ETA {clock(left)}"] if lines[-1]["round"] else []  # nothing is known of it before the first round
+    return "  ".join([*quality, human(moved), *eta, *_missing(lines[-1])])
 
 
 def sparkline(values: Sequence[float]) -> str:
