@@ -122,7 +122,7 @@ def test_an_outcome_says_what_it_is(digits: "thistledown.Outcome") -> None:
     assert repr(digits).endswith("results in a temporary folder: save(folder) keeps them")
     html = digits._repr_html_()
     assert html.count("<tr>") == 3
-    assert "<th>accuracy</th>" in html
+    assert '<th scope="col">accuracy</th>' in html
 
 
 @pytest.mark.slow
