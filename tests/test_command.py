@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from task.device import cores
 from task.schema import ConfigError
 from thistledown.processes.client import SuperLinkError
 from thistledown.processes.superlink import SuperLink
@@ -23,6 +24,7 @@ from thistledown.summary import summary_lines
 
 APP = Path(__file__).parent.parent
 COMMAND = str(Path(sys.executable).parent / "thistledown")
+ALONE = f"simulation.num-cpus={cores()}"  # one process for all nodes: a second takes 10 s to start
 PRESETS = sorted((APP / "presets").glob("*.toml"))
 
 
@@ -164,7 +166,7 @@ HOSTILE = {  # what other programs, or many CI services, have in an environment
 def test_run_leaves_results_and_nothing_else(temporary: Path) -> None:
     (temporary / "theirs" / "task").mkdir(parents=True)
     (temporary / "theirs" / "task" / "__init__.py").write_text("raise SystemExit('this is another task')")
-    options = "num-server-rounds=1 simulation.num-supernodes=2 local-epochs=1 strategy=fedavg"
+    options = f"num-server-rounds=1 simulation.num-supernodes=2 {ALONE} local-epochs=1 strategy=fedavg"
     process = command(temporary, "run", "-c", options, **HOSTILE)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
@@ -196,7 +198,7 @@ def test_run_leaves_results_and_nothing_else(temporary: Path) -> None:
 
 @pytest.mark.flower
 def test_run_whose_nodes_all_fail_says_why(temporary: Path) -> None:
-    divergent = "optimizer='sgd' learning-rate=1e30 num-server-rounds=1 simulation.num-supernodes=2"
+    divergent = f"optimizer='sgd' learning-rate=1e30 num-server-rounds=1 simulation.num-supernodes=2 {ALONE}"
     process = command(temporary, "run", "-c", divergent)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 3, output
@@ -215,7 +217,7 @@ def test_run_whose_nodes_all_fail_says_why(temporary: Path) -> None:
     [("starting Flower's SuperLink", signal.SIGTERM, 143), ("round 0/", signal.SIGINT, 130)],
 )
 def test_interrupted_run_leaves_no_process(temporary: Path, line: str, number: int, code: int) -> None:
-    process = command(temporary, "run", "-c", "num-server-rounds=1000 simulation.num-supernodes=2")
+    process = command(temporary, "run", "-c", f"num-server-rounds=1000 simulation.num-supernodes=2 {ALONE}")
     assert process.stdout is not None
     for said in process.stdout:
         if said.startswith(line):

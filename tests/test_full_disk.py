@@ -19,6 +19,7 @@ from server_app.callbacks.results_folder import Results
 from strategies.exchange.callback import RoundReport
 from strategies.exchange.types import State
 from strategies.protocol import checkpoint
+from task.device import cores
 from task.storage.room import NoRoom, room
 from task.storage.store import Store, StoreError
 
@@ -99,10 +100,10 @@ def test_what_is_no_full_disk_is_not_called_so(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 200 kB."""
+    """A file system of 100 kB."""
     place = tmp_path / "small"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(place)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "none", str(place)], capture_output=True)
     if mounted.returncode:
         pytest.skip("file systems may not be mounted here")
     try:
@@ -113,7 +114,10 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.flower
 def test_the_command_ends_as_for_other_failures(small: Path, tmp_path: Path) -> None:
-    config = f"num-server-rounds=1000 simulation.num-supernodes=2 local-steps=1 tuning='head' output-dir='{small}'"
+    config = (
+        f"num-server-rounds=1000 simulation.num-supernodes=2 simulation.num-cpus={cores()} local-steps=1 "
+        f"tuning='head' output-dir='{small}'"
+    )
     ran = subprocess.run(
         [COMMAND, "run", "-c", config], cwd=tmp_path, capture_output=True, text=True, timeout=500, env=os.environ
     )

@@ -21,6 +21,7 @@ import pytest
 from clones import ROOT, clone
 from flwr.cli.utils import collect_files, filter_paths_for_publish
 
+from task.device import cores
 from thistledown.processes.bundle import app_hash
 
 pytestmark = pytest.mark.slow
@@ -119,7 +120,8 @@ def test_it_sends_the_bundle_of_the_clone(installed: Installed) -> None:
 
 @pytest.mark.flower
 def test_it_runs(installed: Installed) -> None:
-    options = "num-server-rounds=1 local-steps=2 simulation.num-supernodes=2 data.train-rows=100"
+    nodes = f"simulation.num-supernodes=2 simulation.num-cpus={cores()} data.train-rows=100"
+    options = f"num-server-rounds=1 local-steps=2 {nodes}"
     said = installed.run("thistledown", "run", "mixed-ranks", "-c", options)
     (outputs,) = installed.work.iterdir()
     found = json.loads((outputs / "latest" / "summary.json").read_text())

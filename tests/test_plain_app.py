@@ -13,6 +13,7 @@ import client_app
 import strategies
 from strategies.exchange.federation import Federation
 from strategies.protocol import wire
+from task.device import cores
 from task.schema import ConfigError
 from thistledown.processes.superlink import SuperLink
 
@@ -159,7 +160,7 @@ def plain(tmp_path: Path) -> Path:
 @pytest.mark.flower
 def test_a_plain_app_runs(plain: Path) -> None:
     with SuperLink() as superlink:
-        run = superlink.submit(plain, "", nodes=NODES, cpus=1, gpus=0.0)
+        run = superlink.submit(plain, "", nodes=NODES, cpus=cores(), gpus=0.0)
         log, _ = run.communicate(timeout=300)
         started = re.search(r"started run (\d+)", log)
         assert started is not None, log

@@ -87,7 +87,7 @@ def sees(folder: Path, port: int, own: dict[str, str]) -> str:
 
 
 @pytest.mark.flower
-def test_nobody_else_reaches_it(temporary: Path) -> None:
+def test_nobody_else_reaches_it_and_nothing_is_left_of_it_when_it_is_killed(temporary: Path) -> None:
     process = started(temporary)
     until(process, "round 1/1000")
     (folder,) = (temporary / "t").glob("ts-*")
@@ -131,8 +131,19 @@ def test_nobody_else_reaches_it(temporary: Path) -> None:
     stolen.communicate(timeout=60)  # it would work on for ever
     assert "SuperExec authentication failed" in (folder / "superlink.log").read_text()
 
-    process.terminate()
-    process.communicate(timeout=60)
+    # What it leaves when it is killed ends and is swept, which nothing is that is at work.
+    live = SuperLink()
+    try:
+        assert folder.exists(), "a live run was swept"
+    finally:
+        shutil.rmtree(live.folder)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while left := processes_in(folder):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.5)
+    assert sweep(temporary / "t") == [folder]
     assert not list((temporary / "t").glob("ts-*"))
 
 
@@ -158,26 +169,6 @@ def test_a_worker_that_dies_is_replaced(temporary: Path) -> None:
     rounds = [json.loads(line) for line in (temporary / "outputs/latest/metrics.jsonl").read_text().splitlines()]
     assert [len(entry["nodes"]) for entry in rounds[1:]] == [3] * 60
     assert not [line["refused"] for entry in rounds for line in entry["nodes"] if line["refused"]]
-    assert not list((temporary / "t").glob("ts-*"))
-
-
-@pytest.mark.flower
-def test_what_a_killed_command_leaves_ends_and_is_swept(temporary: Path) -> None:
-    process = started(temporary)
-    until(process, "round 1/1000")
-    (folder,) = (temporary / "t").glob("ts-*")
-    live = SuperLink()
-    try:
-        assert folder.exists(), "a live run was swept"
-    finally:
-        shutil.rmtree(live.folder)
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 60
-    while there := processes_in(folder):
-        assert time.monotonic() < deadline, there
-        time.sleep(0.5)
-    assert sweep(temporary / "t") == [folder]
     assert not list((temporary / "t").glob("ts-*"))
 
 

@@ -281,12 +281,12 @@ def state_of(folder: Path) -> State:
 
 @pytest.mark.slow
 @pytest.mark.flower
-@pytest.mark.parametrize("name", ["rbla", "ferret"])
-def test_bits_are_those_of_the_command(name: str, tmp_path: Path) -> None:
+def test_bits_are_those_of_the_command(tmp_path: Path) -> None:
+    """Of a strategy with a journal; test_survival.py has one with tensors, whose run is killed too."""
     settings: dict[str, Any] = {"num_server_rounds": 2, "simulation": {"num_supernodes": 3}, "local_steps": 3}
-    settings |= {"rbla": {"lora": {"ranks": "2,4"}}, "ferret": {"tuning": "bias"}}[name]
-    ours = thistledown.simulate(name, output_dir=tmp_path / "ours", **settings)
-    flat = run_config(name, (), settings)
+    settings |= {"tuning": "bias"}
+    ours = thistledown.simulate("ferret", output_dir=tmp_path / "ours", **settings)
+    flat = run_config("ferret", (), settings)
     pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in flat.items())
     ran = subprocess.run([COMMAND, "run", "-c", pairs], cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert ran.returncode == 0, ran.stdout + ran.stderr

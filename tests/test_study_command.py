@@ -60,12 +60,12 @@ def test_what_does_not_begin_is_not_held_against_a_method(tmp_path: Path) -> Non
         federation.measured()
 
 
-@pytest.mark.flower
+@pytest.mark.slow
 def test_a_study_records_a_failure_and_runs_nothing_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two federations: one learns, the head of the other explodes."""
     setting = replace(TINY, rates={"lora": (0.01,), "head": (3e37,)})
     study, path = replace(STUDY, settings=(setting,), seeds=(0,)), tmp_path / "some.json"
-    progress = Progress(study, study, path, "ray")
+    progress = Progress(study, study, path, "local")
     progress.run(min(2, cores()), tmp_path / "outputs", keep=True)
     assert progress.ran == 2
     said = capsys.readouterr().out
@@ -84,7 +84,7 @@ def test_a_study_records_a_failure_and_runs_nothing_twice(tmp_path: Path, capsys
     assert not list((tmp_path / "outputs").glob("*/*/model"))
     assert list((tmp_path / "outputs").glob("*/*/metrics.jsonl"))
 
-    again = Progress(study, study, path, "ray")
+    again = Progress(study, study, path, "local")
     again.run(1, tmp_path / "outputs", keep=True)
     assert again.ran == 0
     assert again.done == progress.done
