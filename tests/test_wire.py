@@ -74,6 +74,13 @@ def test_arrays_of_a_state_are_the_state(state):
     assert_same(wire.from_arrays(wire.to_arrays(state)), state)
 
 
+def test_names_that_look_like_the_journals_are_told_from_them():
+    near = State({"journal/": torch.ones(1), "journal/1/x": torch.ones(2)}, (Entry(2, 9, {"k": torch.ones(4)}),))
+    assert_same(wire.from_arrays(wire.to_arrays(near)), near)
+    with pytest.raises(ValueError, match="'journal/0/1/2/k', as those of the journal are; rename it"):
+        wire.to_arrays(State({"journal/0/1/2/k": torch.ones(1)}))
+
+
 def test_arrays_survive_flowers_encoding():
     state = State({"a.weight": torch.randn(3, 2), "b": torch.randn(3).bfloat16()}, (Entry(2, 9, {"k": torch.ones(4)}),))
     back = delivered(RecordDict({"arrays": wire.to_arrays(state)})).array_records["arrays"]

@@ -29,6 +29,7 @@ INDEX_LIMIT = 16 * 2**20  # bytes an index may take when decompressed
 INDEX_SLACK = 2**14  # beyond the expected index, so that an error can name the wrong tensor
 MAX_AXES, MAX_EXTENT = 16, 2**48  # of a tensor; torch's own errors for larger ones are slow and long
 POSITION = re.compile(r"[0-9a-f]{32}")
+IN_JOURNAL = re.compile(r"journal/([0-9]+)/([0-9]+)/([0-9]+)/(.*)", re.DOTALL)  # names of an entry's tensors
 SHOWN = 200  # characters of an error that a reason repeats
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -93,8 +94,11 @@ def head(names: tuple[str, ...]) -> int:
 
 def to_arrays(state: State) -> ArrayRecord:
     """Return a state as Flower's `Result.arrays` carries it: tensors by name, and tensors of the journal as
-    `journal/<number>/<round>/<seed>/<name>`. Tensors that only the server has are left out."""
+    `journal/<number>/<round>/<seed>/<name>`. Tensors that only the server has are left out. Raises ValueError for a
+    tensor that has such a name itself."""
     named = dict(state.tensors)
+    if taken := [name for name in named if IN_JOURNAL.fullmatch(name)]:
+        raise ValueError(f"a tensor is named {taken[0]!r:.80}, as those of the journal are; rename it")
     for number, entry in enumerate(state.journal):
         named |= {f"journal/{number}/{entry.round}/{entry.seed}/{n}": t for n, t in entry.tensors.items()}
     return ArrayRecord({name: _array(tensor) for name, tensor in named.items()})
@@ -106,8 +110,8 @@ def from_arrays(arrays: ArrayRecord) -> State:
     entries: dict[int, tuple[int, int, Tensors]] = {}
     for name, array in arrays.items():
         tensor = _tensor(array)
-        if name.startswith("journal/"):
-            _, number, round_, seed, own = name.split("/", 4)
+        if found := IN_JOURNAL.fullmatch(name):
+            number, round_, seed, own = found.groups()
             entries.setdefault(int(number), (int(round_), int(seed), {}))[2][own] = tensor
         else:
             tensors[name] = tensor

@@ -45,7 +45,7 @@ def compare(asked: Asked, say: Say) -> bool:
     waiting = [job for job in jobs if not job.over]
     done = f", {len(jobs) - len(waiting)} of them done before" if len(waiting) < len(jobs) else ""
     say(f"{len(jobs)} runs{done}; {at_once} at a time, results in {asked.to}")
-    problems = run_all(waiting, at_once, Progress(waiting, at_once, lambda job: _told(job, measure), say))
+    problems = run_all(waiting, at_once, Progress(waiting, at_once, lambda job: _scored(job, measure), say))
     findings = _findings(asked, sides, jobs, measure)
     path = asked.to / PAGE
     asked.to.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def _at_once(jobs: int, sides: Sequence[Entry]) -> int:
     return jobs or max(1, cores() // max(int(side.values["threads"]) for side in sides))
 
 
-def _told(job: Job, measure: Measure) -> str:
+def _scored(job: Job, measure: Measure) -> str:
     """Return the quality that a run ended with, or why it failed."""
     curve = Curve.read(job.results, job.seed)
     if curve.quality is None:

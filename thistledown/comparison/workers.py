@@ -50,9 +50,9 @@ class Progress:
     """What is done, and how long the rest will take at the pace of runs of its kind."""
 
     def __init__(
-        self, jobs: Sequence[Job], at_once: int, told: Callable[[Job], str], say: Callable[[str], None]
+        self, jobs: Sequence[Job], at_once: int, scored: Callable[[Job], str], say: Callable[[str], None]
     ) -> None:
-        self._left, self._at_once, self._told, self._say = list(jobs), at_once, told, say
+        self._left, self._at_once, self._scored, self._say = list(jobs), at_once, scored, say
         self._total, self._seconds = len(jobs), dict[str, list[float]]()
 
     def over(self, job: Job, seconds: float, problem: str) -> None:
@@ -61,7 +61,7 @@ class Progress:
         self._seconds.setdefault(job.kind, []).append(seconds)
         done = self._total - len(self._left)
         left = f", ETA {clock(self._eta())}" if self._left else ""
-        self._say(f"[{done}/{self._total}] {job.title}: {problem or self._told(job)}, {seconds:.0f} s{left}")
+        self._say(f"[{done}/{self._total}] {job.title}: {problem or self._scored(job)}, {seconds:.0f} s{left}")
 
     def _eta(self) -> float:
         every = statistics.mean(second for own in self._seconds.values() for second in own)
