@@ -28,8 +28,7 @@ def curves(lines: Sequence[Line], titles: Mapping[str, str], best: int | None) -
     ]
     if not y:
         return {}
-    named = [{"title": f"best: round {best}", "round": best, **_at(axes, lines, best)}] if best is not None else []
-    return {"x": X, "y": y, "series": [one | axes for one in series], "marks": named}
+    return {"x": X, "y": y, "series": [one | axes for one in series], "marks": _marks(axes, lines, best)}
 
 
 def positions(lines: Sequence[Line]) -> dict[str, list[float]]:
@@ -89,6 +88,8 @@ def _filled(columns: Mapping[str, list[float | None]]) -> dict[str, list[float |
     return {key: values for key, values in columns.items() if any(value is not None for value in values)}
 
 
-def _at(axes: Mapping[str, list[float]], lines: Sequence[Line], number: int) -> dict[str, float]:
-    index = next(index for index, line in enumerate(lines) if line["round"] == number)
-    return {key: values[index] for key, values in axes.items()}
+def _marks(axes: Mapping[str, list[float]], lines: Sequence[Line], best: int | None) -> list[dict[str, Any]]:
+    """Return the mark of the best round; none where its line was lost with a process that wrote it."""
+    found = [index for index, line in enumerate(lines) if line["round"] == best]
+    at = ({key: values[index] for key, values in axes.items()} for index in found[:1])
+    return [{"title": f"best: round {best}", "round": best, **place} for place in at]
