@@ -26,11 +26,12 @@ class EarlyStoppingOptions:
 
     def problems(self, config: TaskConfig) -> list[str]:
         """Return what is wrong with the options for a task."""
-        metrics = kinds.of(config).metrics
+        kind = kinds.of(config)
+        metrics = kind.metrics
         if self.metric and self.metric not in metrics:
-            own = f"task.kind = '{config.task.kind}' has {', '.join(metrics)}"
+            own = f"task.kind = '{kind.name}' has {', '.join(metrics)}"
             return [f"early-stopping.metric = '{self.metric}' is not measured: {own}"]
-        metric = metrics[self.metric or kinds.of(config).chosen_by]
+        metric = metrics[self.metric or kind.chosen_by]
         if self.target and not metric.low <= self.target <= metric.high:
             range = f"{metric.title} is from {metric.low:g} to {metric.high:g}"
             return [f"early-stopping.target = {self.target:g} can never be reached: {range}"]
