@@ -26,8 +26,10 @@ def drop_file_pages(tensor: torch.Tensor) -> None:
     quantised stays resident. Whoever reads the tensor again gets the same numbers from the file. A tensor in memory of
     its own is left alone, as it would lose them.
     """
+    if _C is None or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return
     begin, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
-    if _C is None or not begin or not tensor.is_contiguous() or not _maps_file(begin, begin + size):
+    if not begin or not _maps_file(begin, begin + size):
         return
     first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, (begin + size) // mmap.PAGESIZE * mmap.PAGESIZE
     if first < last and _C.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED):

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from task.process_memory import drop_file_pages, trim_heaps
+from task.process_memory import drop_file_pages, give_back_large_blocks, trim_heaps
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems are not asked to give memory back")
 MILLION = 1_000_000
@@ -49,6 +49,7 @@ def test_memory_of_its_own_is_left_alone() -> None:
 
 
 def test_the_heap_of_a_thread_gives_back_what_is_free() -> None:
+    give_back_large_blocks()  # the limit above which a block is not on the heap, whatever was freed before
     kept: list[torch.Tensor] = []
 
     def fragment() -> None:
@@ -64,7 +65,7 @@ def test_the_heap_of_a_thread_gives_back_what_is_free() -> None:
     before = private()
     trim_heaps()
     assert all(part.sum().item() == 10 for part in kept)
-    assert private() <= before
+    assert private() < before - 40 * MILLION
 
 
 def private() -> int:
