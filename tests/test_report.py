@@ -15,6 +15,7 @@ from in_process import Outcome, federate
 
 from server_app.results.amounts import lasted, ranges
 from server_app.results.endings import lines_in, summary_of
+from server_app.results.measure import measure_named
 from server_app.results.page.settings import shown
 from server_app.results.report import report
 from thistledown.commands.results import watch as watching
@@ -170,6 +171,21 @@ def test_a_run_before_its_first_round_has_a_page(run: Outcome, tmp_path: Path) -
     page = report(tmp_path, run.summary | nothing | {"status": "running"}, [], version="1")
     assert "The run goes on." in page
     assert "Nothing was measured." in page
+
+
+def test_metrics_are_those_of_the_task_kind(run: Outcome, tmp_path: Path) -> None:
+    """Preferences and language models both choose by the loss, and measure other things beside it."""
+    (tmp_path / "config.toml").write_text("[task]\nkind = 'preference'\n")
+    line = run.rounds[1] | {"loss": 0.5, "accuracy": 0.75, "margin": 1.5}
+    page = report(tmp_path, run.summary | {"metric": "loss"}, [line | {"round": run.summary["best-round"]}])
+    assert "reward accuracy" in page
+    assert "reward margin" in page
+    assert "perplexity" not in page
+
+
+def test_an_unknown_metric_is_said() -> None:
+    with pytest.raises(ValueError, match="no task kind chooses by 'beauty'"):
+        measure_named("beauty")
 
 
 # ------------------------------------------------------------------------------- in a browser

@@ -36,9 +36,13 @@ def measure_of(config: TaskConfig) -> Measure:
     return _measure(kinds.of(config))
 
 
-def measure_named(metric: str) -> Measure:
-    """Return the measure that chooses by this metric."""
-    return _measure(next(kind for kind in kinds.every() if kind.chosen_by == metric))
+def measure_named(metric: str, kind: str = "") -> Measure:
+    """Return the measure of the task kind of this name that chooses by this metric; without a name, of the first kind
+    that does. Raises ValueError if there is none."""
+    for one in kinds.every():
+        if one.chosen_by == metric and kind in ("", one.name):
+            return _measure(one)
+    raise ValueError(f"no task kind{f' {kind!r}' if kind else ''} chooses by '{metric}'")
 
 
 def _measure(kind: Kind) -> Measure:

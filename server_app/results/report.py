@@ -35,8 +35,8 @@ def write_report(folder: Path, summary: Mapping[str, Any], lines: Sequence[Line]
 
 def report(folder: Path, summary: Mapping[str, Any], lines: Sequence[Line], version: str = "") -> str:
     """Return one self-contained HTML page. `version`: of a page that is served while the run goes on."""
-    measure = measure_named(summary["metric"])
     settings = _settings(folder)
+    measure = measure_named(summary["metric"], settings.get("task.kind", ""))
     title = f"{summary['strategy']} with {summary['tuning']}"
     content = [
         element("h1", title),

@@ -85,7 +85,7 @@ def _at_once(jobs: int, sides: Sequence[Entry]) -> int:
 
 def _scored(job: Job, measure: Measure) -> str:
     """Return the quality that a run ended with, or why it failed."""
-    curve = Curve.read(job.results, job.seed)
+    curve = Curve.read(job.results, job.seed, measure)
     if curve.quality is None:
         return f"failed: {curve.error or 'nothing was measured'}"
     return f"{measure.titles[measure.metric]} {written(curve.quality)}"
@@ -96,8 +96,8 @@ def _findings(asked: Asked, entries: Sequence[Entry], jobs: Sequence[Job], measu
     over: dict[tuple[str, str], list[Curve]] = {}
     for job in jobs:
         if job.over:
-            over.setdefault((job.kind, job.name), []).append(Curve.read(job.results, job.seed))
-    sides = [_side(entry, over.get((FEDERATED, entry.name), [])) for entry in entries]
+            over.setdefault((job.kind, job.name), []).append(Curve.read(job.results, job.seed, measure))
+    sides = [_side(entry, over.get((FEDERATED, entry.name), []), measure) for entry in entries]
     alone = {name: own for (kind, name), own in over.items() if kind == ALONE}
     central = over.get((CENTRAL, CENTRAL))
     target = asked.target if asked.target is not None else target_of(sides, measure)
@@ -106,8 +106,8 @@ def _findings(asked: Asked, entries: Sequence[Entry], jobs: Sequence[Job], measu
     return Findings(sides, measure, target, named, Side(CENTRAL, central) if central else None)
 
 
-def _side(entry: Entry, curves: Sequence[Curve]) -> Side:
-    finished = [Curve.read(folder, seed) for seed, folder in entry.finished.items()]
+def _side(entry: Entry, curves: Sequence[Curve], measure: Measure) -> Side:
+    finished = [Curve.read(folder, seed, measure) for seed, folder in entry.finished.items()]
     return Side(entry.name, sorted([*finished, *curves], key=lambda curve: curve.seed))
 
 

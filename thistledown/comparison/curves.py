@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from server_app.results.endings import COMPLETED, lines_in, summary_of
-from server_app.results.measure import Measure, measure_named
+from server_app.results.measure import Measure
 from server_app.results.page.curves import positions
 from server_app.results.split import read_split
 
@@ -28,13 +28,12 @@ class Curve:
     split: Mapping[str, Any]
 
     @classmethod
-    def read(cls, folder: Path, seed: int) -> "Curve":
-        """Read a results folder."""
+    def read(cls, folder: Path, seed: int, measure: Measure) -> "Curve":
+        """Read a results folder. `measure` is that of its task kind."""
         summary, lines = summary_of(folder), lines_in(folder)
-        metric = summary["metric"]
         error = "" if summary["status"] == COMPLETED else str(summary.get("error", summary["status"]))
-        scores = {name: [line.get(name) for line in lines] for name in measure_named(metric).titles}
-        return cls(seed, metric, error, positions(lines), scores, read_split(folder))
+        scores = {name: [line.get(name) for line in lines] for name in measure.titles}
+        return cls(seed, measure.metric, error, positions(lines), scores, read_split(folder))
 
     @property
     def base(self) -> float | None:
