@@ -13,13 +13,16 @@ from in_process import Outcome, federate
 
 from server_app.results.endings import lines_in, summary_of
 from server_app.results.measure import measure_named
+from server_app.results.split import read_split
+from server_app.resuming import alone
 from task.schema import ConfigError
 from thistledown.comparison import work
-from thistledown.comparison.compare import PAGE, Asked, compare
+from thistledown.comparison.compare import PAGE, Asked, _findings, compare
 from thistledown.comparison.curves import Curve, Side, order, paired, target_of
 from thistledown.comparison.entries import Entry, differing, entries
 from thistledown.comparison.findings import Findings, markdown, spread
 from thistledown.comparison.jobs import ALONE, CENTRAL, FEDERATED, Job, baselines, federated
+from thistledown.comparison.page import comparison_page
 from thistledown.comparison.workers import Worker
 
 ACCURACY, LOSS = measure_named("accuracy"), measure_named("loss")
@@ -95,6 +98,24 @@ def test_a_run_that_failed_counts_as_failed() -> None:
     assert [one.name for one in order([Side("gone", []), broken], ACCURACY)] == ["broken", "gone"]
 
 
+def test_a_side_of_which_no_run_began_has_no_costs() -> None:
+    sides = [side("first", 0.50, 0.52), Side("gone", [])]
+    row = dict(zip(*(Findings(sides, ACCURACY, 0.4, {}).table()[i] for i in (0, 2)), strict=True))
+    assert (row[""], row["accuracy"], row["to target"]) == ("gone", "failed", "reached in 0 of 0 runs")
+
+
+def test_a_side_that_scores_like_the_reference_is_not_separable() -> None:
+    sides = [side("first", 0.50, 0.52), side("same", 0.50, 0.52)]
+    row = dict(zip(*(Findings(sides, ACCURACY, None, {}).table()[i] for i in (0, 2)), strict=True))
+    assert (row[""], row["less first"], row["p"], row["verdict"]) == ("same", "+0.000", "1.000", "not separable")
+
+
+def test_a_page_names_baselines_that_failed() -> None:
+    alone = {"a": Side("node 0 alone", [curve(0, 0.1, error="it broke")])}
+    page = comparison_page(Findings([side("fed", 0.5)], ACCURACY, None, alone), {}, [])
+    assert "node 0 alone, seed 0: it broke" in page
+
+
 def test_joining_is_told_node_by_node() -> None:
     alone = {"a": side("a", 0.30, 0.32, 0.31), "b": side("b", 0.70, 0.72, 0.73)}
     found = Findings([side("fed", 0.50, 0.52, 0.51)], ACCURACY, None, alone)
@@ -124,7 +145,7 @@ def test_a_table_can_be_pasted() -> None:
 
 # ------------------------------------------------------------------------------- entries
 def read(*texts: str, overrides: str = TINY) -> list[Entry]:
-    return entries(texts, None, [overrides], Path.cwd())
+    return entries(texts, [overrides], Path.cwd())
 
 
 def test_entries_are_presets_and_overrides() -> None:
@@ -138,6 +159,12 @@ def test_entries_share_their_split() -> None:
     with pytest.raises(ConfigError, match=r"only runs over the same split are comparable") as error:
         read("strategy=fedavg", "simulation.num-supernodes=3")
     assert "simulation.num-supernodes = 2, and 'simulation.num-supernodes=3' 3" in str(error.value)
+
+
+@pytest.mark.parametrize("other", ["local-steps=1", "num-server-rounds=1 seed=5"])
+def test_entries_with_the_same_settings_are_refused(other: str) -> None:
+    with pytest.raises(ConfigError, match=rf"'fedavg' and '{other}' have the same settings"):
+        read("strategy=fedavg", other)
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +224,28 @@ def test_a_run_that_cannot_begin_says_why(tmp_path: Path, finished: dict[int, Ou
     assert not one.over  # the file may be there next time
 
 
+def test_a_run_that_another_process_is_at_is_left_alone(tmp_path: Path, finished: dict[int, Outcome]) -> None:
+    one = job(tmp_path, dict(finished[0].run.flat))
+    theirs = one.folder / "theirs"
+    theirs.mkdir(parents=True)
+    one.results.symlink_to(theirs)
+    with alone(theirs):
+        assert "another process is at work in" in work.run(one)
+    assert theirs.is_dir()
+
+
+def test_nodes_keep_their_names_if_one_could_not_train_alone(tmp_path: Path, finished: dict[int, Outcome]) -> None:
+    """Node 0 has no run; node 1 is still the second of the split."""
+    [entry] = read(str(finished[0].folder))
+    jobs = list(baselines(Entry("one", entry.values), (0,), tmp_path))
+    second = next(one for one in jobs if one.node == 1)
+    second.folder.mkdir(parents=True)
+    second.results.symlink_to(finished[0].folder)
+    asked = Asked([], 1, True, 1, None, tmp_path, [])
+    found = _findings(asked, [entry], jobs, ACCURACY)
+    assert list(found.alone) == [list(read_split(finished[0].folder)["nodes"])[1]]
+
+
 def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
     worker = Worker()
     worker.process.kill()
@@ -209,7 +258,7 @@ def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Asked, list[str]]:
     """Two strategies with baselines, and what was printed."""
     to, said = tmp_path_factory.mktemp("compared") / "to", list[str]()
-    asked = Asked(["strategy=fedavg", "strategy=fedprox"], 2, True, 1, None, to, None, [TINY])
+    asked = Asked(["strategy=fedavg", "strategy=fedprox"], 2, True, 1, None, to, [TINY])
     assert compare(asked, said.append)
     return asked, said
 
@@ -239,7 +288,7 @@ def test_what_was_run_is_not_run_again(compared: tuple[Asked, list[str]]) -> Non
 @pytest.mark.slow
 def test_a_run_of_a_comparison_has_the_bits_of_a_run(compared: tuple[Asked, list[str]], tmp_path: Path) -> None:
     asked, _ = compared
-    [entry] = entries(["strategy=fedprox"], None, [TINY], Path.cwd())
+    [entry] = entries(["strategy=fedprox"], [TINY], Path.cwd())
     [one] = federated([entry], (1,), asked.to)
     alone = federate(tmp_path, {key: value for key, value in entry.values_of(1).items() if key != "output-dir"})
     assert one.kind == FEDERATED
@@ -252,7 +301,7 @@ def test_a_run_of_a_comparison_has_the_bits_of_a_run(compared: tuple[Asked, list
 def test_a_node_alone_learns_from_its_own_rows(compared: tuple[Asked, list[str]]) -> None:
     """In one round of one step from one start, the mean of the nodes' models is that of the federation."""
     asked, _ = compared
-    [first] = entries(["strategy=fedavg"], None, [TINY], Path.cwd())
+    [first] = entries(["strategy=fedavg"], [TINY], Path.cwd())
     jobs = list(baselines(first, (0,), asked.to))
     told = [lines_in(one.results)[1]["nodes"][0]["metrics"] for one in jobs if one.kind == ALONE]
     [own] = federated([first], (0,), asked.to)

@@ -21,6 +21,7 @@ CASES: dict[str, list[list[str]]] = {
         ["strategy=rbla", "strategy=fedavg", "--seeds", "0"], ["strategy=rbla", "strategy=fedavg", "--jobs", "1000"],
         ["strategy=rbla", "strategy=fedavg", "--to", "file/x"], ["strategy=rbla", "data.holdout=0.3"],
         ["evaluate=nodes", "--baselines"], ["strategy=rbla", "strategy=fedavg", "--target", "x"],
+        ["strategy=rbla", "strategy=fedavg", "--target", "nan"], ["strategy=rbla", "strategy=rbla seed=5"],
         ["finished", "strategy=rbla"],
     ],
     "check": [

@@ -30,7 +30,6 @@ class Asked:
     jobs: int
     target: float | None
     to: Path
-    app: Path | None
     overrides: Sequence[str]
 
 
@@ -65,7 +64,7 @@ def _planned(asked: Asked) -> tuple[list[Entry], list[Job]]:
     problems += [problem] if (problem := problem_of(asked.to)) else []
     if problems:
         raise ConfigError(problems)
-    found = entries(asked.texts, asked.app, asked.overrides, Path.cwd())
+    found = entries(asked.texts, asked.overrides, Path.cwd())
     first = int(found[0].values["seed"])
     seeds = range(first, first + asked.seeds)
     jobs = list(federated(found, seeds, asked.to))
@@ -98,11 +97,11 @@ def _findings(asked: Asked, entries: Sequence[Entry], jobs: Sequence[Job], measu
         if job.over:
             over.setdefault((job.kind, job.name), []).append(Curve.read(job.results, job.seed, measure))
     sides = [_side(entry, over.get((FEDERATED, entry.name), []), measure) for entry in entries]
-    alone = {name: own for (kind, name), own in over.items() if kind == ALONE}
+    nodes = sorted({(job.node, job.name) for job in jobs if job.node is not None})
     central = over.get((CENTRAL, CENTRAL))
     target = asked.target if asked.target is not None else target_of(sides, measure)
-    names = _names(sides, len(alone))
-    named = {names[number]: Side(name, own) for number, (name, own) in enumerate(alone.items())}
+    names = _names(sides, len(nodes))
+    named = {names[node]: Side(name, over[ALONE, name]) for node, name in nodes if (ALONE, name) in over}
     return Findings(sides, measure, target, named, Side(CENTRAL, central) if central else None)
 
 

@@ -4,7 +4,7 @@ An entry is the settings of a federation without its seed. Results folders whose
 one entry.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class Entry:
         return RunConfig.read(self.values)
 
 
-def entries(texts: Sequence[str], app: Path | None, overrides: Sequence[str], here: Path) -> list[Entry]:
+def entries(texts: Sequence[str], overrides: Sequence[str], here: Path) -> list[Entry]:
     """Return the entries that these texts name; `overrides` go for all of them but finished runs.
 
     Raises ConfigError for texts that name nothing, and for entries that do not share their split.
@@ -48,7 +48,7 @@ def entries(texts: Sequence[str], app: Path | None, overrides: Sequence[str], he
     problems: list[str] = []
     for text in texts:
         try:
-            found.append(_entry(text, app, overrides, here))
+            found.append(_entry(text, overrides, here))
         except ConfigError as error:
             problems += [f"{text}: {problem}" for problem in error.problems]
     if problems:
@@ -59,6 +59,8 @@ def entries(texts: Sequence[str], app: Path | None, overrides: Sequence[str], he
     names = [entry.name for entry in whole]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError([f"'{name}' is compared with itself; name each entry once" for name in twice])
+    if problems := list(_equal([entry for entry in whole if not entry.finished])):
+        raise ConfigError(problems)
     return whole
 
 
@@ -69,12 +71,12 @@ def differing(found: Sequence[Entry]) -> dict[str, list[Any]]:
     return {key: own for key, own in values.items() if any(value != own[0] for value in own)}
 
 
-def _entry(text: str, app: Path | None, overrides: Sequence[str], here: Path) -> Entry:
+def _entry(text: str, overrides: Sequence[str], here: Path) -> Entry:
     folder = here / Path(text).expanduser()
     if folder.is_dir():
         return _finished(text, folder)
     override = "=" in text and not folder.is_file()
-    settings = Settings.read(app, None if override else text, [*overrides, *([text] if override else [])], here)
+    settings = Settings.read(None, None if override else text, [*overrides, *([text] if override else [])], here)
     check_simulated(settings.config)
     if settings.config.server.resume:
         raise ConfigError(["resume is for a single run; name its results folder to compare it"])
@@ -99,8 +101,7 @@ def _merged(found: Sequence[Entry]) -> list[Entry]:
     """Return the entries, with finished runs that differ only in their seed as one."""
     whole: dict[object, Entry] = {}
     for number, entry in enumerate(found):
-        kept = {key: value for key, value in entry.values.items() if key not in (*OF_A_MACHINE, *FILLED, SEED)}
-        key: object = repr(sorted(kept.items())) if entry.finished else number
+        key: object = _kept(entry) if entry.finished else number
         before = whole.get(key)
         if before is None or before.finished.keys() & entry.finished.keys():
             whole[key if before is None else (key, number)] = entry
@@ -109,9 +110,26 @@ def _merged(found: Sequence[Entry]) -> list[Entry]:
     return list(whole.values())
 
 
+def _equal(waiting: Sequence[Entry]) -> Iterator[str]:
+    """Yield a problem for each entry to run that has the settings of one before it: both would have one folder."""
+    names: dict[str, str] = {}
+    for entry in waiting:
+        before = names.setdefault(_kept(entry), entry.name)
+        if before != entry.name:
+            yield f"'{before}' and '{entry.name}' have the same settings, but for their seed; name one of them"
+
+
+def _kept(entry: Entry) -> str:
+    """Return the settings of an entry as far as they are its own."""
+    kept = {key: value for key, value in entry.values.items() if key not in (*OF_A_MACHINE, *FILLED, SEED)}
+    return repr(sorted(kept.items()))
+
+
 def _differences(first: Entry, other: Entry) -> list[str]:
     """Return a problem for each key that makes two entries incomparable."""
-    keys = {key for key in {**first.values, **other.values} if key.startswith("data.") or key in SHARED}
+    partitioner = first.config.task.data.partitioner
+    tables = ("data.", f"{partitioner.table or partitioner.name}.")
+    keys = {key for key in {**first.values, **other.values} if key.startswith(tables) or key in SHARED}
     return [
         f"'{first.name}' has {key} = {first.values.get(key)!r}, and '{other.name}' {other.values.get(key)!r}: only "
         "runs over the same split are comparable; give both the same by -c"

@@ -40,12 +40,13 @@ class Findings:
     def _row(self, side: Side) -> list[str]:
         reached = [self._to_target(side)] if self.target is not None else []
         costs = [_total(side, "bytes"), _total(side, "seconds")]
-        return [side.name, spread(side.qualities), *self._against(side.qualities), *costs, *reached, _runs(side)]
+        against = ["", "", ""] if side is self.sides[0] else self._against(side.qualities)
+        return [side.name, spread(side.qualities), *against, *costs, *reached, _runs(side)]
 
     def _against(self, qualities: Mapping[int, float]) -> list[str]:
         """Return the difference to the reference, its p value and what it says."""
         differences = paired(qualities, self.sides[0].qualities)
-        if qualities == self.sides[0].qualities or not differences:
+        if not differences:
             return ["", "", ""]
         p = chance(differences)
         said = verdict(differences, self.measure.lowest)
@@ -56,7 +57,7 @@ class Findings:
         assert self.target is not None
         found = [curve.reached(self.target, self.measure) for curve in side.good]
         there = [one for one in found if one is not None]
-        if len(there) < len(side.curves):
+        if not there or len(there) < len(side.curves):
             return f"reached in {len(there)} of {len(side.curves)} runs"
         return ", ".join(FORMATS[axis](statistics.mean(one[axis] for one in there)) for axis in AXES)
 

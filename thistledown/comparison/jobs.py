@@ -1,6 +1,6 @@
 """The runs of a comparison: its entries with every seed, and the baselines.
 
-`alone`: one node trains on its own rows, as many passes as in the federation. `all rows`: one node holds the rows of
+`alone`: one node trains on its own rows, for as many rounds as the federation. `all rows`: one node holds the rows of
 all. Both train the first entry's tuning with FedAvg over a single node, which is plain training, and are scored on the
 same test part.
 """

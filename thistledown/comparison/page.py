@@ -20,7 +20,7 @@ def comparison_page(findings: Findings, differing: Differing, problems: Sequence
     names = [side.name for side in findings.sides]
     failed = [
         f"{side.name}, seed {curve.seed}: {curve.error}"
-        for side in findings.sides
+        for side in (*findings.sides, *filter(None, [findings.central]), *findings.alone.values())
         for curve in side.curves
         if curve.error
     ]
@@ -75,7 +75,7 @@ def _notes(findings: Findings) -> list[Html]:
 
 def _of_joining() -> Html:
     said = (
-        "Alone: the node trains on its own rows only, as many passes, and is scored on everyone's test rows. "
+        "Alone: the node trains on its own rows only, for as many rounds, and is scored on everyone's test rows. "
         "A gain is the quality of the federation less that, the mean over seeds. Where rows are split at random, a "
         "node has other rows with each seed."
     )

@@ -42,10 +42,14 @@ def run(job: Job) -> str:
 
 def _federate(job: Job, say: Callable[[str], None]) -> None:
     from server_app.config import RunConfig
+    from server_app.results.endings import at_work, locked
+    from task.schema import ConfigError
     from thistledown.simulation.simulate import run_in_process
 
     config = _resumed(job, say)
     if config is None:
+        if job.results.exists() and locked(job.results):
+            raise ConfigError([at_work(job.results)])
         for before in [path for path in job.folder.iterdir() if path.is_dir() and not path.is_symlink()]:
             shutil.rmtree(before)
         job.results.unlink(missing_ok=True)

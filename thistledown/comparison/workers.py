@@ -35,7 +35,7 @@ class Worker:
         """Return what the process answered; why it died, if it did."""
         try:
             return str(self.connection.recv())
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # the latter if it had not read its job
             self.process.join()
             return f"its process ended with exit code {self.process.exitcode}; if it was killed, memory ran out"
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thistledown.verbs.flags import Commands, Say, add_app, add_overrides, count
+from thistledown.verbs.flags import Commands, Say, add_app, add_overrides, count, finite
 
 if TYPE_CHECKING:
     from thistledown.settings import Settings
@@ -80,12 +80,11 @@ def _add_compare(commands: Commands) -> None:
         "--baselines", action="store_true", help="also train every node alone, and one model on all rows"
     )
     compare.add_argument("--jobs", type=int, default=0, metavar="N", help="runs at a time; default: as cores allow")
-    compare.add_argument("--target", type=float, metavar="Q", help="quality to reach; default: most of the best gain")
+    compare.add_argument("--target", type=finite, metavar="Q", help="quality to reach; default: most of the best gain")
     compare.add_argument(
         "--to", type=Path, default=Path("outputs", "compare"), metavar="DIR", help="default: outputs/compare"
     )
     add_overrides(compare, "keys for all entries but results folders")
-    add_app(compare)
     compare.set_defaults(do=_compare)
 
 
@@ -105,7 +104,6 @@ def _compare(arguments: argparse.Namespace, say: Say) -> bool:
         arguments.jobs,
         arguments.target,
         arguments.to.absolute(),
-        arguments.app,
         arguments.overrides,
     )
     return compare(asked, say)
