@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
+from http.client import HTTP_PORT
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -54,7 +55,8 @@ class Handler(BaseHTTPRequestHandler):
         """Answer a request for the page or its version."""
         port = self.connection.getsockname()[1]
         own = {f"{name}:{port}" for name in (LOOPBACK, "localhost")}
-        if self.headers.get("Host") not in own:  # a site elsewhere that had its name lead here
+        host = self.headers.get("Host", "")
+        if (host if ":" in host else f"{host}:{HTTP_PORT}") not in own:  # a site elsewhere that had its name lead here
             return self._answer(HTTPStatus.FORBIDDEN, "text/plain", "this page is for this machine alone")
         folder = self._place.resolve()  # `latest` may lead to another run by now
         try:
@@ -78,8 +80,11 @@ class Handler(BaseHTTPRequestHandler):
             "X-Content-Type-Options": "nosniff",
         }.items():
             self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
+        try:
+            self.end_headers()
+            self.wfile.write(content)
+        except ConnectionError:
+            self.close_connection = True  # the browser has left
 
     def log_message(self, format: str, *values: object) -> None:
         """Say nothing: the page asks every two seconds."""
