@@ -147,6 +147,10 @@ def test_the_split_is_that_of_the_nodes(run: Outcome) -> None:
 def test_a_page_names_nothing_of_this_machine(page: str, run: Outcome) -> None:
     assert str(run.folder.parent) not in page
     assert run.folder.name in page
+    own = run.summary | {"usage": [f"model = restored('{run.summary['folder']}/model/best', '/home/anna/bases/tiny')"]}
+    page = report(run.folder, own, run.rounds)
+    assert "anna" not in page
+    assert f"restored(&#x27;{run.folder.name}/model/best&#x27;, &#x27;tiny&#x27;)" in page
 
 
 @pytest.mark.parametrize(

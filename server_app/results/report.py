@@ -1,5 +1,6 @@
 """The HTML report of a run: what it reached, how, at what cost, who took part, and what failed."""
 
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from task.prediction.ratings import RATINGS
 Line = Mapping[str, Any]
 REPORT = "report.html"
 RUNNING = "running"
+BEFORE = re.compile(r"'/[^']*/(?=[^'/]+')")  # what is left out of a path in Python
 
 
 def write_report(folder: Path, summary: Mapping[str, Any], lines: Sequence[Line]) -> None:
@@ -138,9 +140,9 @@ def _ratings(generations: Mapping[str, Mapping[str, float]]) -> Html:
 
 
 def _use(summary: Mapping[str, Any]) -> Html:
-    """Return the lines of Python that load the model, with the folder's name in place of its path."""
+    """Return the lines of Python that load the model, with names of folders in place of paths on this machine."""
     folder = Path(summary["folder"])
-    lines = [line.replace(str(folder), folder.name) for line in summary.get("usage", ())]
+    lines = [BEFORE.sub("'", line.replace(str(folder), folder.name)) for line in summary.get("usage", ())]
     return section("Use", element("pre", element("code", "\n".join(lines)), tabindex="0")) if lines else Html()
 
 
