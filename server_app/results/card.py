@@ -1,6 +1,6 @@
 """The model card of a tuned model: the Hub's metadata, and how the model was trained.
 
-It reveals nothing about rows or nodes and names no path of this machine.
+It names no data, no node and no path of this machine. Its scores are the only numbers that depend on held-out rows.
 """
 
 from collections.abc import Iterator
@@ -84,7 +84,7 @@ def _settings(run: RunConfig) -> Iterator[str]:
     chosen = (run.strategy.name, run.task.tuning.name, *(wrapper.strip() for wrapper in run.server.wrappers))
     for key, value in run.flat.items():
         if key in STEPS or key.partition(".")[0] in chosen:
-            yield f"`{key} = {value}`"
+            yield f"`{key} = {value}`".replace("|", "\\|")  # in a cell of a table
 
 
 def _quality(kind: Kind, round: int, recorded: Recorded) -> str:
