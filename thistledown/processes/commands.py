@@ -69,4 +69,9 @@ def clientapps(program: Sequence[str], port: str | int, *pins: str) -> Command:
 
 def node_config(config: Mapping[str, object]) -> str:
     """Return a node config as `flower-supernode` reads it: TOML values, separated by spaces."""
-    return " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in config.items())
+    return " ".join(f"{key}={_toml(value)}" for key, value in config.items())
+
+
+def _toml(value: object) -> str:
+    """Return a value in TOML. Flower ends a text at its next quotation mark, escaped or not."""
+    return json.dumps(value, ensure_ascii=False).replace('\\"', "\\u0022").replace("\x7f", "\\u007f")
