@@ -2,13 +2,13 @@
 
 import re
 import shlex
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from flwr.common.config import parse_config_args
 
 from thistledown.processes import commands
 from thistledown.processes.commands import HERE
@@ -35,8 +35,14 @@ def told(command: Iterable[str]) -> Told:
 
 
 def node_config(text: str) -> dict[str, Any]:
-    """A node config as a SuperNode reads it: a line of TOML for each key."""
-    return tomllib.loads(re.sub(r" (?=[a-z-]+=)", "\n", text))
+    """A node config as a SuperNode reads it."""
+    return parse_config_args([text])
+
+
+@pytest.mark.parametrize("path", ["a b", 'a"b', "a'b", "a\\b", 'a\\"', 'a" rank=1', "a=1 b=2", "ä", "a\tb", "a\x7fb"])
+def test_a_node_reads_the_path_that_it_is_given(path: str) -> None:
+    own: dict[str, object] = {"name": "a", "data-path": path, "rank": 4, "follow-paths": True}
+    assert node_config(commands.node_config(own)) == own
 
 
 def server(state: str = STATE) -> commands.Server:
@@ -143,6 +149,16 @@ def test_pods_are_as_restricted_as_can_be() -> None:
             assert "keys" not in volumes or container["name"] != "clientapp"  # it runs code of the server
     service = manifests("server.yaml")["Service", "server"]["spec"]["ports"]
     assert [port["port"] for port in service] == [int(FLEET_PORT)]
+
+
+def test_flwr_can_write_beside_its_settings() -> None:
+    """It keeps credentials there, and fails where it cannot."""
+    client, home = COMPOSE["flwr"], "/etc/thistledown/flwr"
+    assert client["environment"]["FLWR_HOME"] == home
+    assert home in client["tmpfs"]
+    serverapp = containers("server.yaml", "server", {})["serverapp"]
+    assert {mount["mountPath"]: mount["name"] for mount in serverapp["volumeMounts"]}[home] == "scratch"
+    assert f"FLWR_HOME={home} flwr" in (ROOT / "docs" / "deploy.md").read_text()
 
 
 # ------------------------------------------------------------------------------- systemd, and the page
