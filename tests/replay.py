@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from flwr.app import Context, Error, Message, RecordDict
 
 import client_app
@@ -122,6 +123,11 @@ def _of_node(line: Mapping[str, Any]) -> tuple[Any, ...]:
     return line["node"], line["rank"], bool(line["refused"]), metrics
 
 
+def bits(state: State) -> dict[str, torch.Tensor]:
+    """Return the tensors of a state, the server's own among them."""
+    return {**state.tensors, **{f"server: {name}": tensor for name, tensor in state.server.items()}}
+
+
 def replay(record: Record, node_configs: Mapping[str, Mapping[str, Any]], folder: Path, *, follow: bool = True) -> None:
     """Replay a run, and raise Differs unless every round and the last state are the same, bit for bit.
 
@@ -134,5 +140,8 @@ def replay(record: Record, node_configs: Mapping[str, Mapping[str, Any]], folder
     with grid.identity():
         left = server_app.main.federate(there, run, [Follower(there, measure_of(run.task), follow)])
     state = checkpoint.load(left / "checkpoints" / checkpoint.LAST)[0]
-    if differing := [name for name, tensor in record.state.tensors.items() if not tensor.equal(state.tensors[name])]:
+    wanted, found = bits(record.state), bits(state)
+    if wanted.keys() != found.keys() or record.state.positions[-1] != state.positions[-1]:
+        raise Differs("the last state has other tensors or another journal")
+    if differing := [name for name, tensor in wanted.items() if not tensor.equal(found[name])]:
         raise Differs(f"{len(differing)} tensors have other bits, the first is '{differing[0]}'")
