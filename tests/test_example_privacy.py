@@ -1,6 +1,7 @@
 """DP-SGD on nodes: against a slow reference that clips the gradient of every row by itself, in float64."""
 
 import copy
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import made
 from in_process import SMALL, equal, federate
 from laws import toy_model, trainer
 from samples import language_base, write_table
@@ -18,10 +20,12 @@ from server_app.config import RunConfig
 from strategies.algebra.accountant import Release
 from strategies.exchange.types import Assignment
 from strategies.rounds.handshake.resolve import resolve
+from task.config import TaskConfig
 from task.data.prepared import prepare
+from task.data.rows import Rows
 from task.kinds import registry as kinds
 from task.models.finding import server_base
-from task.models.model import tuned_model
+from task.models.model import TunedModel, tuned_model
 from task.storage.store import server_store
 from task.training import dp_sgd
 from task.training.micro_batches import BatchLoss
@@ -174,6 +178,42 @@ def test_gradients_of_texts_that_a_language_model_reads(tmp_path: Path) -> None:
     base, rows = language_base(tmp_path / "llama"), write_table(tmp_path / "rows.jsonl", READ)
     names = {"model.name": str(base), "data.name": str(rows), "task.kind": "text-classification", "tuning": "full"}
     _check_gradients(names | {"data.test-split": "", "data.max-length": 16, "data.partitioner": "iid"}, 3)
+
+
+LONG = {"text": ["say " * 20, "one two", "hot night day not cold"] * 4, "label": ["a", "b", "a"] * 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "fits"),
+    [
+        ("bert", {}, True),
+        ("gpt2-classifier", {}, True),
+        ("mpnet", {}, False),  # adds the mask to scores
+        ("modernbert", {}, True),
+        ("modernbert", {"local_attention": 8}, False),  # rows are longer than what its layers see
+    ],
+)
+def test_models_whose_gradients_of_rows_would_be_others_are_refused(
+    name: str, settings: dict[str, object], fits: bool, tmp_path: Path
+) -> None:
+    base = made(name, tmp_path / "base")
+    about = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(about | settings))
+    model, given, rows = _model_of(base, write_table(tmp_path / "rows.jsonl", LONG))
+    private = Trainer(given, rows, 0, private=steps(rate=0.5))
+    if fits:
+        assert private.fit(model) == {"steps": 2}
+    else:
+        with pytest.raises(ValueError, match="its attention needs masks that gradients of single rows do not allow"):
+            private.fit(model)
+
+
+def _model_of(base: Path, table: Path) -> tuple[TunedModel, TaskConfig, Rows]:
+    names = {"model.name": str(base), "data.name": str(table), "task.kind": "text-classification", "tuning": "full"}
+    names |= {"data.test-split": "", "data.max-length": 32, "local-steps": 2, "batch-size": 4}
+    run, store = RunConfig.read(SMALL | names | {"data.partitioner": "iid"}), server_store()
+    task, found = resolve(run.task, store, 3), server_base(run.task.model, store)
+    return tuned_model(found, task, 4, "cpu"), task, prepare(task, found.folder, store).train
 
 
 # ---------------------------------------------------------------------- federations

@@ -7,8 +7,10 @@ privacy cost of steps is not counted here. Per-row gradients come from torch's v
 whose rows do not affect each other. Batches and noise come from secure randomness.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from weakref import WeakSet
 
 import torch
 from opacus.optimizers import DPOptimizer
@@ -16,6 +18,7 @@ from opacus.validators import ModuleValidator
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from task.device import ran_out
 from task.kinds import registry as kinds
 from task.models.model import TunedModel
 from task.secure_random import normal, uniform
@@ -25,6 +28,8 @@ from task.training.trainer import Trainer
 
 TOGETHER = 16  # rows whose gradients are in memory at a time, unless micro-batch-size is smaller
 MASK = "attention_mask"
+MOST_APART = 0.3  # of a gradient, which rounding in 16 bits may reach
+_exact: WeakSet[torch.nn.Module] = WeakSet()  # models whose gradients of rows have been compared
 
 
 class Unpaid(ValueError):
@@ -59,6 +64,7 @@ class PrivateSteps:
             raise Unpaid(f"{steps} private steps are asked for, and {self.steps} of those paid for are left")
         self.steps -= steps
         parameters = _parameters(model, live)
+        _check_gradients(model, trainer, parameters)
         optimizer = SecretOptimizer(
             plain,
             noise_multiplier=self.noise,
@@ -136,6 +142,61 @@ def _gradients(
     with sdpa_kernel(SDPBackend.MATH):  # under vmap the fused kernels work on one row at a time
         samples = vmap(grad(of_row), in_dims=(None, 0), randomness="different")(live, each)
     return [samples[names[id(parameter)]] for parameter in parameters]
+
+
+def _check_gradients(model: TunedModel, trainer: Trainer, parameters: list[torch.nn.Parameter]) -> None:
+    """Compare the gradients of the longest and the shortest row with those that each has alone, once for a model.
+
+    What a mask of who sees whom means depends on the model: some take it for scores to add, some see only tokens
+    nearby, some have no use for it. Raises Unsuited if the gradients are others, as training would go wrong unseen.
+    """
+    module, rows, device = model.module, trainer.rows, trainer.device
+    if module in _exact or not len(rows) or MASK not in rows.batch(torch.tensor([0]), device):
+        return
+    loss = BatchLoss(kinds.of(trainer.config), module)
+    ends = torch.tensor([int(rows.lengths.argmax()), int(rows.lengths.argmin())])
+    with _evaluating(module):
+        losses = (loss(rows.batch(ends[n : n + 1], device)) for n in range(2))
+        alone = [torch.autograd.grad(one, parameters, materialize_grads=True) for one in losses]
+        try:
+            samples = _gradients(loss, parameters, rows.batch(ends, device), 2)
+        except Exception as error:  # libraries raise many for a mask of a form that they do not expect
+            if ran_out(error):
+                raise
+            raise Unsuited(_UNSUITED) from error
+    for number, own in enumerate(alone):
+        if not _near([sample[number] for sample in samples], own):
+            raise Unsuited(_UNSUITED)
+    _exact.add(module)
+
+
+_UNSUITED = (
+    "example-privacy cannot train this model: its attention needs masks that gradients of single rows do not allow; "
+    "use another base, or a smaller data.max-length if it has layers that see only tokens nearby"
+)
+
+
+def _near(found: list[torch.Tensor], right: tuple[torch.Tensor, ...]) -> bool:
+    """Return whether every gradient is within rounding of the right one."""
+    rounding = max(torch.finfo(gradient.dtype).eps for gradient in right)
+    share, floor = min(MOST_APART, 10 * rounding**0.5), min(MOST_APART, 100 * rounding)
+    largest = max(float(gradient.norm()) for gradient in right)
+    return all(
+        float((one - other).norm()) <= share * float(other.norm()) + floor * largest
+        for one, other in zip(found, right, strict=True)
+    )
+
+
+@contextmanager
+def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Within this, nothing is dropped at random."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
 
 def _whole(mask: torch.Tensor, causal: bool) -> torch.Tensor:
