@@ -84,7 +84,7 @@ def test_what_a_round_would_fail_with(
 
 @pytest.mark.first(1)
 @pytest.mark.parametrize(
-    ("name", "tuning"), [("deberta-v2", "lora"), ("t5", "lora"), ("bart", "head"), ("xlnet", "norm")]
+    ("name", "tuning"), [("deberta-v2", "lora"), ("t5", "lora"), ("bart", "head"), ("xlnet", "norm"), ("mpnet", "lora")]
 )
 def test_models_that_privacy_of_rows_cannot_train(case: Callable[..., Case], name: str, tuning: str) -> None:
     private = strategies.load("fedavg", [strategies.load_wrapper("example-privacy")])

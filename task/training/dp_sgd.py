@@ -18,7 +18,6 @@ from opacus.validators import ModuleValidator
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from task.device import ran_out
 from task.kinds import registry as kinds
 from task.models.model import TunedModel
 from task.secure_random import normal, uniform
@@ -148,7 +147,8 @@ def _check_gradients(model: TunedModel, trainer: Trainer, parameters: list[torch
     """Compare the gradients of the longest and the shortest row with those that each has alone, once for a model.
 
     What a mask of who sees whom means depends on the model: some take it for scores to add, some see only tokens
-    nearby, some have no use for it. Raises Unsuited if the gradients are others, as training would go wrong unseen.
+    nearby. Raises Unsuited if the gradients are others, as training would go wrong unseen, and whatever a library
+    raises for a mask of this form.
     """
     module, rows, device = model.module, trainer.rows, trainer.device
     if module in _exact or not len(rows) or MASK not in rows.batch(torch.tensor([0]), device):
@@ -158,22 +158,15 @@ def _check_gradients(model: TunedModel, trainer: Trainer, parameters: list[torch
     with _evaluating(module):
         losses = (loss(rows.batch(ends[n : n + 1], device)) for n in range(2))
         alone = [torch.autograd.grad(one, parameters, materialize_grads=True) for one in losses]
-        try:
-            samples = _gradients(loss, parameters, rows.batch(ends, device), 2)
-        except Exception as error:  # libraries raise many for a mask of a form that they do not expect
-            if ran_out(error):
-                raise
-            raise Unsuited(_UNSUITED) from error
+        samples = _gradients(loss, parameters, rows.batch(ends, device), 2)
     for number, own in enumerate(alone):
         if not _near([sample[number] for sample in samples], own):
-            raise Unsuited(_UNSUITED)
+            raise Unsuited(
+                "example-privacy cannot train this model: its attention needs masks that gradients of single rows do "
+                "not allow; use local-privacy or central-privacy, or another base, or a smaller data.max-length if "
+                "layers see only tokens nearby"
+            )
     _exact.add(module)
-
-
-_UNSUITED = (
-    "example-privacy cannot train this model: its attention needs masks that gradients of single rows do not allow; "
-    "use another base, or a smaller data.max-length if it has layers that see only tokens nearby"
-)
 
 
 def _near(found: list[torch.Tensor], right: tuple[torch.Tensor, ...]) -> bool:

@@ -28,7 +28,7 @@ def curves(lines: Sequence[Line], titles: Mapping[str, str], best: int | None) -
     ]
     if not y:
         return {}
-    return {"x": X, "y": y, "series": [one | axes for one in series], "marks": _marks(axes, lines, best)}
+    return {"x": X, "y": y, "series": [one | axes for one in series], "marks": _best_round(axes, lines, best)}
 
 
 def positions(lines: Sequence[Line]) -> dict[str, list[float]]:
@@ -88,8 +88,8 @@ def _filled(columns: Mapping[str, list[float | None]]) -> dict[str, list[float |
     return {key: values for key, values in columns.items() if any(value is not None for value in values)}
 
 
-def _marks(axes: Mapping[str, list[float]], lines: Sequence[Line], best: int | None) -> list[dict[str, Any]]:
-    """Return the mark of the best round; none where its line was lost with a process that wrote it."""
+def _best_round(axes: Mapping[str, list[float]], lines: Sequence[Line], best: int | None) -> list[dict[str, Any]]:
+    """Return where the best round stands, to be named; nothing where its line was lost with a process that wrote it."""
     found = [index for index, line in enumerate(lines) if line["round"] == best]
     at = ({key: values[index] for key, values in axes.items()} for index in found[:1])
     return [{"title": f"best: round {best}", "round": best, **place} for place in at]
