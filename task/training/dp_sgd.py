@@ -7,8 +7,7 @@ privacy cost of steps is not counted here. Per-row gradients come from torch's v
 whose rows do not affect each other. Batches and noise come from secure randomness.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from weakref import WeakSet
 
@@ -24,6 +23,7 @@ from task.secure_random import normal, uniform
 from task.training.batches import Unsuited, steps_of
 from task.training.micro_batches import BatchLoss, Penalty
 from task.training.trainer import Trainer
+from task.tunings.parts.evaluating import evaluating
 
 TOGETHER = 16  # rows whose gradients are in memory at a time, unless micro-batch-size is smaller
 MASK = "attention_mask"
@@ -155,7 +155,7 @@ def _check_gradients(model: TunedModel, trainer: Trainer, parameters: list[torch
         return
     loss = BatchLoss(kinds.of(trainer.config), module)
     ends = torch.tensor([int(rows.lengths.argmax()), int(rows.lengths.argmin())])
-    with _evaluating(module):
+    with evaluating(module):
         losses = (loss(rows.batch(ends[n : n + 1], device)) for n in range(2))
         alone = [torch.autograd.grad(one, parameters, materialize_grads=True) for one in losses]
         samples = _gradients(loss, parameters, rows.batch(ends, device), 2)
@@ -178,18 +178,6 @@ def _near(found: list[torch.Tensor], right: tuple[torch.Tensor, ...]) -> bool:
         float((one - other).norm()) <= share * float(other.norm()) + floor * largest
         for one, other in zip(found, right, strict=True)
     )
-
-
-@contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Within this, nothing is dropped at random."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
 
 
 def _whole(mask: torch.Tensor, causal: bool) -> torch.Tensor:

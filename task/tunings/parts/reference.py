@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from task.tunings.parts.evaluating import evaluating
+
 SWITCH = "_disable_adapters"
 
 
@@ -17,18 +19,15 @@ SWITCH = "_disable_adapters"
 def as_base(module: nn.Module) -> Iterator[nn.Module]:
     """Yield the module that computes what the base does, in evaluation mode. Within this block the tuned module has no
     other function: nothing else may run it meanwhile."""
-    modes = [(part, part.training) for part in module.modules()]
     switched = [part for part in module.modules() if getattr(part, SWITCH, None) is False]
-    try:
-        module.eval()
-        for part in switched:
-            setattr(part, SWITCH, True)
-        yield _without_prompts(module)
-    finally:
-        for part in switched:
-            setattr(part, SWITCH, False)
-        for part, mode in modes:
-            part.training = mode
+    with evaluating(module):
+        try:
+            for part in switched:
+                setattr(part, SWITCH, True)
+            yield _without_prompts(module)
+        finally:
+            for part in switched:
+                setattr(part, SWITCH, False)
 
 
 def _without_prompts(module: Any) -> nn.Module:
