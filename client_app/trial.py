@@ -35,7 +35,7 @@ from task.device import kind
 from task.models.model import TunedModel, tuned_model
 from task.seeds import derive
 from task.training.batches import steps_of
-from task.training.trainer import Trainer
+from task.training.trainer import Trainer, steps_early
 
 TIMED = 2  # steps, after one to warm up
 COPIES = 3  # of all that trains: itself, a gradient, and what an update is the difference to
@@ -132,4 +132,5 @@ def _resident() -> int:
 
 def copies(config: TaskConfig) -> int:
     """Return how many tensors like each one that trains are in memory, with the moments that the optimiser keeps."""
-    return COPIES + (int(config.momentum > 0) if config.optimizer == "sgd" else 2)  # of small tensors also in 8 bits
+    moments = int(config.momentum > 0) if config.optimizer == "sgd" else 2  # of small tensors also in 8 bits
+    return COPIES - int(steps_early(config)) + moments

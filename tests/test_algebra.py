@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from strategies.algebra.lowrank import rank_axis, truncated
 from strategies.algebra.mean import WeightedSum
-from strategies.algebra.tensors import Tensors, added, corner, difference, snapshot
+from strategies.algebra.tensors import Tensors, added, change_since, corner, difference, snapshot
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = st.lists(st.integers(1, 4), max_size=3).map(tuple)
@@ -119,6 +119,17 @@ def test_difference_rounds_once(shape, dtype, seed):
     assert change["x"].dtype == dtype
     for place in places(shape):
         assert change["x"][place].item() == rounded(after["x"][place].item() - before["x"][place].item(), dtype)
+
+
+@given(SHAPES, st.sampled_from(DTYPES), SEEDS)
+def test_a_change_is_the_difference_and_keeps_nothing_of_before(shape, dtype, seed):
+    before = {"x": values(shape, dtype, seed), "y": values((2,), dtype, seed)}
+    after = {name: values(tuple(tensor.shape), torch.float32, seed + 1) for name, tensor in before.items()}
+    expected = difference(after, before)
+    change = change_since(before, after)
+    assert not before
+    assert list(change) == list(expected)
+    assert all(torch.equal(change[name], expected[name]) for name in expected)
 
 
 @given(SHAPES, st.sampled_from(DTYPES), SEEDS)

@@ -26,6 +26,12 @@ def difference(after: Mapping[str, torch.Tensor], before: Mapping[str, torch.Ten
     return {name: (after[name].detach().cpu() - tensor).to(tensor.dtype) for name, tensor in before.items()}
 
 
+def change_since(before: Tensors, after: Mapping[str, torch.Tensor]) -> Tensors:
+    """Return after - before as `difference` does, and empty `before` on the way: of a whole model, its values before
+    and the change would both be in memory."""
+    return {name: difference(after, {name: before.pop(name)})[name] for name in list(before)}
+
+
 def proximal(live: Mapping[str, torch.Tensor], mu: float) -> Callable[[], torch.Tensor]:
     """Return a function for (mu / 2) ||w - w'||^2 over all of `live`, a number with gradients; w' are the values at
     this call.

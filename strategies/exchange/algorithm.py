@@ -12,7 +12,7 @@ import torch
 from strategies.algebra.lowrank import truncated, zero_ranks_above
 from strategies.algebra.mean import WeightedSum
 from strategies.algebra.robust import Settle
-from strategies.algebra.tensors import Tensors, added, corner, difference, norm, snapshot
+from strategies.algebra.tensors import Tensors, added, change_since, corner, norm, snapshot
 from strategies.exchange.types import Assignment, Entry, Metrics, Profile, State, Update
 from task import extensions
 from task.config import TaskConfig
@@ -212,7 +212,7 @@ class Algorithm:
         live = self.live(model, assignment)
         before = snapshot(live)
         metrics = trainer.fit(model, live)
-        return difference(live, before), metrics
+        return change_since(before, live), metrics
 
     def live(self, model: TunedModel, assignment: Assignment) -> dict[str, torch.Tensor]:
         """Return the tensors of the model that change in the assignment's round."""

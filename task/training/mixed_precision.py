@@ -55,9 +55,9 @@ class Masters:
 
     @torch.no_grad()
     def write_back(self) -> None:
-        """Round the copies into the model."""
+        """Round the copies that had a gradient into the model."""
         for own, wide in self._pairs:
-            if own is not wide:
+            if own is not wide and wide.grad is not None:
                 own.copy_(wide)
 
 

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.hooks import RemovableHandle
 
 from task.config import IN_8_BITS, TaskConfig
 from task.data.encoding.packing import packed
@@ -24,6 +25,7 @@ from task.training.mixed_precision import Masters, autocast
 from task.training.uncached import uncached
 
 Regulariser = Callable[[Mapping[str, torch.Tensor]], Penalty | None]
+LARGE = 2**26  # bytes of gradients that may wait for a step that need not wait for the others
 
 
 class PrivateSteps(Protocol):
@@ -84,7 +86,8 @@ class Trainer:
         last = per_epoch(config, rows, least)
         steps, losses, counts = 0, deque[torch.Tensor](maxlen=last), deque[torch.Tensor](maxlen=last)
         recomputing = checkpointed(model.module, config.gradient_checkpointing)
-        with _only(model, parameters), uncached(model.module), recomputing:
+        early = _early_steps(parameters, optimizer, masters) if steps_early(config) else nullcontext()
+        with _only(model, parameters), uncached(model.module), recomputing, early:
             if self.private is not None:
                 self._check_drawn_alone()
                 return self.private.fit(self, model, chosen, optimizer, penalties)
@@ -97,8 +100,7 @@ class Trainer:
                 counts.append(count)
                 if config.max_grad_norm:
                     torch.nn.utils.clip_grad_norm_(masters.parameters, config.max_grad_norm)
-                optimizer.step()
-                masters.write_back()
+                _step(optimizer, masters)
         return {"train-loss": _mean(losses, counts), "steps": steps}
 
     def _batches(self, least: int = 1) -> Iterator[torch.Tensor]:
@@ -157,6 +159,46 @@ class Trainer:
             return cast(torch.optim.Optimizer, made(groups, **options))
         fused = kind(self.device) in ("cpu", "cuda")  # one kernel for all of an adapter's small tensors
         return torch.optim.AdamW(groups, fused=fused, **options)
+
+
+def steps_early(config: TaskConfig) -> bool:
+    """Return whether a tensor's step may be made as soon as its gradient is there: the weights of the base train, which
+    are large, and the gradients of a batch are neither added up from parts nor clipped together."""
+    return not config.tuning.adds and not config.max_grad_norm and config.rows_at_once >= config.batch_size
+
+
+@contextmanager
+def _early_steps(
+    parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, masters: Masters
+) -> Iterator[None]:
+    """Within this block, the optimizer steps in the middle of a backward pass whenever `LARGE` bytes of gradients wait
+    for it, and frees them. No number changes: autograd has then used these tensors for the last time, and the steps of
+    tensors do not depend on each other."""
+    waiting = 0
+
+    def arrived(parameter: torch.Tensor) -> None:
+        nonlocal waiting
+        assert parameter.grad is not None
+        waiting += parameter.grad.nbytes
+        if waiting >= LARGE:
+            masters.take_gradients()
+            _step(optimizer, masters)
+            optimizer.zero_grad(set_to_none=True)
+            waiting = 0
+
+    hooks: list[RemovableHandle] = []
+    for parameter in parameters:
+        hooks.append(parameter.register_post_accumulate_grad_hook(arrived))  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _step(optimizer: torch.optim.Optimizer, masters: Masters) -> None:
+    optimizer.step()
+    masters.write_back()
 
 
 def _mean(losses: Iterable[torch.Tensor], counts: Iterable[torch.Tensor]) -> float:
