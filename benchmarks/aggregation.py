@@ -3,7 +3,7 @@
 Rank-8 adapters on query and value of a 22.7 M-parameter encoder (12 layers of 384 x 384, and a head). Both sides start
 from encoded replies, which are made one at a time, so what grows with their number is the rule's own memory.
 Prints one JSON line: the time of every rule over Flower's, in turn in one process, and by how many MB peak memory grows
-from 100 updates to all of them.
+from 100 updates to all of them. `aggregation_error` is what measuring it adds to fedavg's checks and sum.
 
     .venv/bin/python benchmarks/aggregation.py [--updates 1000] [--rules fedavg,rbla,...]
 """
@@ -23,6 +23,7 @@ import strategies
 from strategies.algebra.tensors import Tensors
 from strategies.exchange.types import Assignment, State, Update
 from strategies.protocol import wire
+from strategies.rounds.aggregation_error import ErrorMeasurement
 from strategies.rounds.validation import validate_update
 
 LAYERS, WIDTH, RANK, LABELS = 12, 384, 8, 4
@@ -40,16 +41,20 @@ def adapter(seed: int) -> Tensors:
     return {name: torch.randn(shape, generator=generator) / 10 for name, shape in shapes.items()}
 
 
-def ours(name: str, messages: Iterator[Message]) -> None:
-    """Check and combine as the round loop does."""
+def ours(name: str, messages: Iterator[Message], measured: bool = False) -> None:
+    """Check and combine as the round loop does, on request with the aggregation error."""
     strategy = strategies.load(name)
-    state = State(adapter(0))
+    state, error = State(adapter(0)), ErrorMeasurement()
 
     def admitted() -> Iterator[Update]:
         for message in messages:
-            yield validate_update(strategy, message, "0", ASSIGNMENT, state)
+            update = validate_update(strategy, message, "0", ASSIGNMENT, state)
+            if measured:
+                error.see(strategy.trained(state, update), update.weight)
+            yield update
 
-    strategy.apply(state, strategy.combine(state, admitted()), 1)
+    new = strategy.apply(state, strategy.combine(state, admitted()), 1)
+    error.read(new.tensors)
 
 
 def replies(count: int) -> Iterator[Message]:
@@ -110,6 +115,18 @@ def main() -> None:
 
         ratio = paired(mine, lambda: aggregate_arrayrecords(records, "num-examples"))
         line[name] = {"time_over_flower": round(ratio, 2), "peak_growth_MB": round(growth, 1)}
+    few = peak()
+    line["aggregation_error"] = {
+        "time_over_fedavg": round(
+            paired(
+                lambda: ours("fedavg", replies(arguments.updates), measured=True),
+                lambda: ours("fedavg", replies(arguments.updates)),
+            )
+            - 1,
+            2,
+        ),
+        "peak_growth_MB": round(peak() - few, 1),
+    }
     print(json.dumps(line))
 
 

@@ -1,4 +1,4 @@
-"""The meter of inexactness against dense matrices, by hand, and in what a run writes down."""
+"""The aggregation error against dense matrices, by hand, as an estimate, and in what a run writes down."""
 
 import math
 from collections.abc import Iterable
@@ -18,10 +18,11 @@ from tiers import examples
 
 import strategies
 from strategies.algebra.lowrank import factor_names, modules
+from strategies.algebra.philox import words
 from strategies.algebra.tensors import Tensors, added
 from strategies.exchange.strategy import EXACT
 from strategies.exchange.types import Assignment, State, Update
-from strategies.rounds.aggregation_error import ErrorMeasurement
+from strategies.rounds.aggregation_error import PROBES, ErrorMeasurement, _probes
 
 CLOSE = 1e-5  # float32 factors of size 1
 EXAMPLES = examples(60)
@@ -161,6 +162,87 @@ def test_nothing_learned_reads_as_nothing_said():
     idle = {FACTORS[0]: torch.zeros(OUTPUTS, 2), FACTORS[1]: torch.ones(2, INPUTS)}
     meter.see(idle, 3.0)
     assert meter.read(idle) == {}
+
+
+# ---------------------------------------------------------------------- estimates
+
+
+def drawn_factors(rank: int, seed: int, size: tuple[int, int] = (300, 200), count: int = 1) -> Tensors:
+    """Return B and A of `count` modules of this size (outputs, inputs)."""
+    numbers, tensors = torch.Generator().manual_seed(seed), {}
+    for i in range(count):
+        b, a = factor_names(f"m{i}")
+        tensors |= {b: torch.randn(size[0], rank, generator=numbers), a: torch.randn(rank, size[1], generator=numbers)}
+    return tensors
+
+
+def estimated(nodes: list[Tensors], state: Tensors) -> dict[str, float]:
+    meter = ErrorMeasurement()
+    for number, trained in enumerate(nodes, 1):
+        meter.see(trained, number)
+    return meter.read(state)
+
+
+def exact(nodes: list[Tensors], state: Tensors) -> dict[str, float]:
+    """Return the same numbers from dense float64 matrices."""
+    weight, offs, means, read = sum(range(1, len(nodes) + 1)), 0.0, 0.0, {}
+    for module in modules(state):
+        b, a = factor_names(module)
+        mean = dense((number / weight, t[b], t[a]) for number, t in enumerate(nodes, 1))
+        off = dense([(1.0, state[b], state[a])]) - mean
+        read[module] = relative(off, mean)
+        offs, means = offs + float((off**2).sum()), means + float((mean**2).sum())
+    return read | {"overall": math.sqrt(offs / means)}
+
+
+@pytest.mark.parametrize(("rank", "nodes", "bound"), [(1, 1, 0.18), (1, 8, 0.15), (8, 8, 0.07)])
+def test_estimates_spread_as_the_docstring_says(rank: int, nodes: int, bound: float) -> None:
+    """Both norms of the ratio are estimated: 1 / sqrt(64) = .125 each at rank one, the second far less at rank 64."""
+    off = []
+    for seed in range(60):
+        trained = [drawn_factors(rank, 100 * seed + n) for n in range(nodes)]
+        state = drawn_factors(rank, 100 * seed + 99)
+        off.append(estimated(trained, state)["m0"] / exact(trained, state)["m0"] - 1)
+    assert float(np.std(off)) < bound
+    assert abs(float(np.mean(off))) < 4 * bound / math.sqrt(len(off))
+
+
+@pytest.mark.parametrize("size", [(300, 200), (300, 20), (20, 300)])
+def test_overall_of_many_modules_is_close(size: tuple[int, int]) -> None:
+    nodes = [drawn_factors(4, seed, size, 36) for seed in range(5)]
+    assert estimated(nodes, nodes[0]) == pytest.approx(exact(nodes, nodes[0]), rel=0.25)
+    assert estimated(nodes, nodes[0])["overall"] == pytest.approx(exact(nodes, nodes[0])["overall"], rel=0.05)
+
+
+@pytest.mark.parametrize("size", [(PROBES, PROBES), (PROBES, 3), (5, PROBES)])
+def test_sides_no_longer_than_the_probes_are_exact(size: tuple[int, int]) -> None:
+    nodes = [drawn_factors(4, seed, size) for seed in range(5)]
+    assert estimated(nodes, nodes[0]) == pytest.approx(exact(nodes, nodes[0]), rel=1e-9)
+
+
+def test_an_estimate_of_nothing_is_nothing() -> None:
+    """Every node has the product of the state, in factors of its own."""
+    state = drawn_factors(8, 0)
+    nodes = [{name: t * (n if ".lora_A." in name else 1 / n) for name, t in state.items()} for n in (1, 3, 7)]
+    assert estimated(nodes, state)["overall"] < 1e-6
+    assert estimated(nodes, {name: 1.01 * t for name, t in state.items()})["overall"] == pytest.approx(0.0201, rel=1e-3)
+
+
+def test_memory_and_results_do_not_depend_on_how_many_nodes_there_are_or_in_which_order() -> None:
+    nodes = [drawn_factors(1 + seed % 8, seed) for seed in range(50)]
+    pairs, meters = list(enumerate(nodes, 1)), []
+    for order in (pairs[:1], pairs, pairs[::-1]):
+        meters.append(ErrorMeasurement())
+        for weight, trained in order:
+            meters[-1].see(trained, weight)
+    assert [sum(t.numel() for t in meter._sums.values()) for meter in meters] == [PROBES**2] * 3
+    assert meters[1].read(nodes[0]) == pytest.approx(meters[2].read(nodes[0]), rel=1e-9)
+
+
+def test_probes_are_the_bits_of_words_which_are_the_same_everywhere() -> None:
+    probes, own = _probes(70, 1), words(0, 1, 0, 70)
+    signs = [[1 if int(word) >> column & 1 else -1 for column in range(PROBES)] for word in own]
+    assert torch.equal(probes * math.sqrt(PROBES), torch.tensor(signs, dtype=torch.float32))
 
 
 # ---------------------------------------------------------------------- what is written down

@@ -15,11 +15,8 @@ from typing import Any
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from flwr.supercore.inflatable.inflatable_object import (
-    InflatableObject,
-    get_all_nested_objects,
-    no_object_id_recompute,
-)
+from flwr.app.message.arraychunk import ArrayChunk
+from flwr.supercore.inflatable.inflatable_object import InflatableObject, no_object_id_recompute
 
 from strategies.algebra.tensors import Tensors, raw
 from strategies.exchange.types import BASE_POSITION, Entry, Refused, State
@@ -81,9 +78,28 @@ def index_limit(expected: Mapping[str, torch.Tensor]) -> int:
 
 
 def size(record: InflatableObject) -> int:
-    """Return the bytes of a record as Flower encodes it for the wire, including nested objects and headers."""
+    """Return the bytes of a record as Flower encodes it for the wire, including nested objects and headers.
+
+    The bytes of arrays are hashed for Flower's names of objects, once for each array, and not encoded.
+    """
     with no_object_id_recompute():
-        return sum(len(part.deflate()) for part in get_all_nested_objects(record).values())
+        return sum(_length(part) for part in _parts(record.object_id, record).values())
+
+
+def _parts(name: str, record: InflatableObject) -> dict[str, InflatableObject]:
+    """Return a record and its nested objects by Flower's names for them; objects that are equal count once."""
+    parts = {name: record}
+    for own, child in (record.children or {}).items():
+        parts |= _parts(own, child)
+    return parts
+
+
+def _length(part: InflatableObject) -> int:
+    """Return the bytes of one object. Those of a chunk follow a header that ends with their number."""
+    if not isinstance(part, ArrayChunk):
+        return len(part.deflate())
+    count = len(part.data)
+    return len(ArrayChunk(memoryview(b"")).deflate()) - len("0") + len(str(count)) + count
 
 
 @lru_cache
