@@ -3,6 +3,7 @@
 import gc
 import logging
 from collections.abc import Callable, Hashable
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ import psutil
 import torch
 
 from strategies.exchange.types import OutOfMemory
+from task.container import bounded, memory_left
 from task.device import kind, ran_out
 from task.models.model import kept_model
 from task.training.batches import Unsuited
@@ -22,14 +24,13 @@ _fitting: dict[Hashable, int] = {}  # rows of a step that were in memory at a ti
 
 
 def free_memory(device: str) -> int:
-    """Return the bytes that are free for training: the accelerator's own, else the machine's available RAM.
-
-    A container's limit below the machine's is not seen.
-    """
+    """Return the bytes that are free for training: the accelerator's own, else the machine's available RAM, or what the
+    container leaves of it."""
     if kind(device) in OWN_MEMORY:
         torch.get_device_module(kind(device)).empty_cache()  # memory that torch caches is free too
         return int(torch.get_device_module(kind(device)).mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    machine, container = int(psutil.virtual_memory().available), memory_left()
+    return machine if container is None else min(machine, container)
 
 
 def dtypes(device: str) -> list[str]:
@@ -38,12 +39,13 @@ def dtypes(device: str) -> list[str]:
 
 
 def within_memory(device: str, work: Callable[[], T]) -> T:
-    """Return what `work` returns. Raises OutOfMemory if memory runs out.
+    """Return what `work` returns. Raises OutOfMemory if memory runs out, a container's memory included.
 
     Then nothing that it allocated stays, nor does the process's model, which may be half trained or half built.
     """
     try:
-        return work()
+        with bounded() if kind(device) == "cpu" else nullcontext():
+            return work()
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise

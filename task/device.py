@@ -1,9 +1,14 @@
-"""Devices by name, as in torch and run configs: cpu, cuda, cuda:1, xpu, mps."""
+"""Devices by names, as in torch and run configs: cpu, cuda, cuda:1, xpu, mps."""
+
+import math
+import os
+
+from task.container import cores_allowed
 
 ACCELERATORS = ("cuda", "xpu", "mps")  # in the order that `auto` tries them
 DEVICES = ("auto", "cpu", *ACCELERATORS)
-# In RuntimeErrors of torch's CPU allocator; of mps and drivers; of cuBLAS. CUDA's allocator has its own class.
-RAN_OUT = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
+# In RuntimeErrors of torch's CPU allocator; of mps and drivers; of cuBLAS; of C++. CUDA's allocator has its own class.
+RAN_OUT = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED", "bad_alloc")
 
 
 class DeviceError(ValueError):
@@ -26,9 +31,9 @@ def found(wanted: str) -> str:
 
 def cores() -> int:
     """Return the number of CPU cores that this process may use, by its affinity and its container's quota."""
-    from joblib import cpu_count  # slow to import; configurations are read without it
-
-    return int(cpu_count())
+    bound = hasattr(os, "sched_getaffinity")
+    there = len(os.sched_getaffinity(0)) if bound else os.cpu_count() or 1
+    return max(1, min(there, math.ceil(cores_allowed() or there)))
 
 
 def kind(device: str) -> str:
