@@ -35,6 +35,7 @@ from task.training.dry_run import DryRunError
 from task.training.rates import of_head, to_start_from, unusual
 from task.tunings.base import TuningError
 from thistledown.foretold.choices import choices
+from thistledown.foretold.machine import machine
 from thistledown.foretold.memory import memory
 from thistledown.foretold.rows import described
 from thistledown.foretold.traffic import Leg, Traffic
@@ -76,6 +77,7 @@ def quiet() -> Iterator[None]:
 def _explained(run: RunConfig, store: Store, shown: int) -> Iterator[str]:
     torch.set_num_threads(run.task.threads)
     yield from _devices(run)
+    yield from machine(run)
     base, task = _base_and_task(run, store)
     here = f"fingerprint {base.fingerprint}" if base.fingerprint else "whose weights are not needed here"
     yield f"base      {base.name}, {here}"

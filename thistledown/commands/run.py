@@ -22,6 +22,7 @@ from task.schema import ConfigError
 from task.storage.room import append, room
 from thistledown.bar import bar
 from thistledown.console import ANSI, Console
+from thistledown.foretold.machine import machine
 from thistledown.processes.client import SuperLinkError
 from thistledown.processes.superlink import SuperLink
 from thistledown.rounds import Rounds
@@ -58,6 +59,8 @@ def run(settings: Settings, say: Say, *, verbose: bool = False) -> bool:
     server = settings.config.server
     check_simulated(settings.config)
     say(headline(settings.config))
+    for line in machine(settings.config):
+        say(line)
     done = resumed_after(settings, say)
     for dead in interrupted_in(Path(server.output_dir)):
         say(f"the run in {dead} was interrupted; {hint(dead) or 'it has no checkpoint to resume from'}")
