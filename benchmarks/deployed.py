@@ -94,7 +94,8 @@ class Deployment:
         return self.nodes[name]
 
     def restart(self, name: str, tries: int = 12) -> None:
-        """Start a node again, as a supervisor does: until the SuperLink takes it back."""
+        """Start a node again, as a supervisor does, until the SuperLink takes it back: it refuses a node that it has
+        heard of in the last 60 seconds."""
         for program in (self.nodes[name], self.executors.get(name)):
             if program is not None:
                 program.start()
@@ -234,6 +235,14 @@ class Run:
     def until_refused(self, node: str, seconds: float = 900.0) -> None:
         """Wait until a round is over in which a node's reply did not count. Raises DeploymentError."""
         self._wait(lambda: any(node in refused for refused in self.refused), f"refused {node}", seconds)
+
+    def until_trained(self, node: str, seconds: float = 900.0) -> None:
+        """Wait until a round is over in which a node was asked to train. Raises DeploymentError."""
+        self._wait(
+            lambda: any(node == line["node"] for entry in self.rounds for line in entry["nodes"]),
+            f"asked {node} to train",
+            seconds,
+        )
 
     @property
     def refused(self) -> list[dict[str, str]]:

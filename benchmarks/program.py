@@ -1,6 +1,7 @@
 """Programs that work in their own folders, by which they and the processes they started are found."""
 
 import os
+import random
 import re
 import signal
 import socket
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import psutil
 from thistledown.processes.leftovers import processes_in
 
 BIN = Path(sys.executable).parent
+PORTS = range(20_000, 32_000)  # above those of Ray's workers
 START = 180.0  # seconds that a process may take to answer
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -106,6 +108,10 @@ def _gone() -> Iterator[None]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nothing listens on, below those that Linux gives to outgoing connections: nobody takes it
+    before a program listens there, nor while the program is started again."""
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise DeploymentError(f"no port from {PORTS[0]} to {PORTS[-1]} is free")

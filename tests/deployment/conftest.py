@@ -1,30 +1,29 @@
 """What the tests of a deployment share: where nodes work, and the digits as files."""
 
 import signal
+import warnings
 from collections.abc import Iterator
 
 import pytest
-from three import NODES, SPLIT
 
 from benchmarks.machines import namespaces_allowed
 from benchmarks.shares import Shares
+from deployment.three import NODES, SPLIT
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def orderly() -> Iterator[None]:
-    """SIGTERM ends a session as Ctrl-C does: nothing that was started stays."""
+    """SIGTERM ends these tests as Ctrl-C does: nothing that was started stays."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     yield
     signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="session")
-def apart(pytestconfig: pytest.Config) -> bool:
+def apart() -> bool:
     """Have nodes network namespaces of their own? Where these are not allowed they are all on the loopback."""
-    allowed = namespaces_allowed()
-    where = "in network namespaces of their own" if allowed else "on the loopback: network namespaces are not allowed"
-    with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():  # type: ignore[union-attr]
-        print(f"\nnodes are {where}")
+    if not (allowed := namespaces_allowed()):
+        warnings.warn("nodes were all on the loopback: network namespaces need root and the program ip", stacklevel=1)
     return allowed
 
 

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from three import NODES, RANKS, SETTINGS, deployed, node_config
 
 from benchmarks.deployed import Deployment
 from benchmarks.program import Program, free_port
 from benchmarks.shares import Shares
+from deployment.three import NODES, RANKS, SETTINGS, deployed, node_config
 from strategies.exchange.types import State
 from strategies.protocol import checkpoint
 from strategies.protocol.checkpoint import LAST
 from thistledown.commands.certs import Keys
+
+pytestmark = pytest.mark.flower
 
 # Flower's, which a SuperNode starts itself; ours, with processes that stay or that serve one message
 EXECUTORS = ["", "thistledown-superexec", "thistledown-superexec --resident-runs 0"]

@@ -13,6 +13,8 @@ from benchmarks.program import Program, free_port
 from thistledown.processes.bundle import app_hash
 from thistledown.processes.pins import REFUSED
 
+pytestmark = pytest.mark.flower
+
 SECRET = "patient 4711 has it"
 PINNED, UNPINNED, TRUSTING = ["clinic-1", "clinic-2"], "clinic-3", "clinic-4"
 PROJECT = """

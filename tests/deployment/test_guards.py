@@ -17,13 +17,13 @@ from benchmarks.machines import Machine, machines
 from benchmarks.program import BIN, QUIET, Program, free_port
 from thistledown.commands.certs import Keys
 
+pytestmark = pytest.mark.flower
+
 NODES = ["0"]
 
 
 @pytest.fixture
 def deployment(apart: bool) -> Iterator[Deployment]:
-    if not apart:
-        pytest.skip("network namespaces are not allowed here")
     with Deployment(NODES, apart) as running:
         yield running
 
@@ -62,7 +62,7 @@ def proxied(deployment: Deployment) -> Iterator[int]:
     """The port of nginx with the file in deploy/, in front of a SuperLink."""
     nginx = shutil.which("nginx") or "/usr/sbin/nginx"
     if not Path(nginx).exists():
-        pytest.skip("there is no nginx")
+        pytest.skip("nginx is not installed, which deploy/nginx.conf is for")
     port, folder = free_port(), deployment.folder / "nginx"
     folder.mkdir()
     text = (APP / "deploy" / "nginx.conf").read_text()
@@ -118,8 +118,10 @@ def test_behind_the_proxy_a_node_is_a_node_and_no_more(deployment: Deployment, t
 def test_the_firewall_lets_in_whom_it_names(apart: bool, tmp_path: Path) -> None:
     """In a namespace of its own, with a listener at the port; another namespace knocks before and after it is named."""
     nft = shutil.which("nft") or "/usr/sbin/nft"
-    if not apart or not Path(nft).exists():
-        pytest.skip("there are no network namespaces, or no nft")
+    if not apart:
+        pytest.skip("a firewall is tried in a network namespace only, which needs root and the program ip")
+    if not Path(nft).exists():
+        pytest.skip("nft is not installed, which deploy/nftables.conf is for")
     with machines(1, apart=True) as (server,):
         name = server.prefix[-1]
         near, far = server.address, server.address.removesuffix("1") + "2"

@@ -7,22 +7,21 @@ while a file is there. Nothing of it is in the app.
 
 import re
 import signal
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from replay import Record, replay
-from three import NODES, SPLIT, deployed, node_config
 
 from benchmarks.deployed import Deployment, Run
 from benchmarks.shares import Shares
+from deployment.three import NODES, SPLIT, deployed, node_config
+
+pytestmark = pytest.mark.flower
 
 ROUNDS = 10
 DEADLINE = 45.0  # seconds: before the 60 after which Flower itself gives up a process that says nothing
-BACK = 62.0  # seconds after which Flower lets an authenticated node come back
 SETTINGS = {"num-server-rounds": ROUNDS, "round-timeout": DEADLINE, "min-success-fraction": 0.3}
 CRASHES, SLOW, BROKEN = NODES
 
@@ -78,32 +77,21 @@ def deployed_with_faults(apart: bool, shares: Shares, folder: Path) -> Iterator[
         yield running
 
 
-def supervise(deployment: Deployment) -> None:
-    """What systemd does for the node that crashed."""
-    time.sleep(BACK)
-    deployment.restart(CRASHES)
-
-
 def disturbed(deployment: Deployment, shares: Shares, folder: Path) -> tuple[Run, str]:
     """A run in which all three have their misfortune, one after another, and its log; it has ended."""
     slow = deployment.executors[SLOW]
     run = deployment.submit(deployed(shares) | SETTINGS)
-    fourth = "(?s)(Start `flwr-clientapp` process.*?){4}"  # message: after profile, base and rehearsal, round 1
-    deployment.executors[CRASHES].until(fourth, seconds=600)
-    time.sleep(0.5)
+    deployment.nodes[CRASHES].until("Receiving: train message", seconds=600)
     deployment.nodes[CRASHES].kill()
-    supervisor = threading.Thread(target=supervise, args=(deployment,))
-    supervisor.start()
-
     run.until_refused(CRASHES)
     slow.send(signal.SIGSTOP)
+    deployment.restart(CRASHES)  # while the round waits for the slow one
     run.until_refused(SLOW)
     slow.send(signal.SIGCONT)
     (folder / "broken").touch()
     run.until_refused(BROKEN)
     (folder / "broken").unlink()
 
-    supervisor.join(300)
     assert run.end() == "finished:completed", run.log
     return run, run.log
 

@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 from replay import Record, replay
-from three import NODES, deployed, node_config
 
 from benchmarks.deployed import Deployment
 from benchmarks.shares import Shares
+from deployment.three import NODES, deployed, node_config
+
+pytestmark = pytest.mark.flower
 
 LOST = NODES[2]
 SETTINGS: dict[str, Any] = {

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 from replay import Record, replay
-from three import NODES, deployed, node_config
 
 from benchmarks.deployed import Deployment
 from benchmarks.shares import Shares
+from deployment.three import NODES, deployed, node_config
+
+pytestmark = pytest.mark.flower
 
 AWAY = 5.0  # seconds that the SuperLink is gone
 

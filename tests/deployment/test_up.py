@@ -9,8 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks.shares import Shares
 from thistledown.processes.leftovers import processes_in
+
+pytestmark = pytest.mark.flower
 
 COMMAND = str(Path(sys.executable).with_name("thistledown"))
 QUICK = "strategy='rbla' lora.ranks='2,4,8' num-server-rounds=2 local-steps=2 round-timeout=600.0"
