@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.deployed import APP, Deployment
 from benchmarks.machines import Machine, machines
-from benchmarks.program import BIN, QUIET, Program, free_port
+from benchmarks.program import BIN, QUIET, START, Program, free_port
 from thistledown.commands.certs import Keys
 
 pytestmark = pytest.mark.flower
@@ -87,7 +87,7 @@ def proxied(deployment: Deployment) -> Iterator[int]:
         "daemon off;",
     )
     Program(folder, command).start()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + START
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
