@@ -64,13 +64,16 @@ def arrived(grid: Grid, item: Sent) -> Message | None:
 
 
 def _wait(grid: Grid, message_id: str, deadline: float) -> Message | None:
-    """Poll until the reply has arrived; poll once more after the deadline, because it may have waited."""
-    pause = FIRST_WAIT
+    """Poll until the reply has arrived; poll once more after the deadline, because it may have waited.
+
+    A grid that has `wait` returns from it as soon as the reply is there.
+    """
+    pause, wait = FIRST_WAIT, getattr(grid, "wait", time.sleep)
     while True:
         late = time.monotonic() >= deadline
         for message in grid.pull_messages([message_id]):
             return message
         if late:
             return None
-        time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+        wait(min(pause, max(0.0, deadline - time.monotonic())))
         pause = min(pause * 1.5, LONGEST_WAIT)

@@ -7,7 +7,7 @@ They work one after another, because they share the model of the process.
 import itertools
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -54,11 +54,15 @@ class InProcessGrid(Grid):
         """Deliver every message to its node and store the reply. Returns the ids of the messages."""
         ids = []
         for message in messages:
-            message_id = f"message-{next(self._numbers)}"
-            message.metadata.__dict__["_message_id"] = message_id
-            self.waiting[message_id] = self.delivered(message)
-            ids.append(message_id)
+            ids.append(self.numbered(message))
+            self.waiting[ids[-1]] = self.delivered(message)
         return ids
+
+    def numbered(self, message: Message) -> str:
+        """Give the message an id and return it."""
+        message_id = f"message-{next(self._numbers)}"
+        message.metadata.__dict__["_message_id"] = message_id
+        return message_id
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies to these messages. Each reply is returned once."""
@@ -96,22 +100,39 @@ class InProcessGrid(Grid):
 
     def delivered(self, message: Message) -> Message | None:
         """Return a node's reply as the server reads it, or an error reply if the node raises, as a SuperNode does."""
-        node_id = message.metadata.dst_node_id
-        if node_id not in self.contexts:
-            return Message(Error(code=UNAVAILABLE, reason="Node Unavailable"), reply_to=message)
-        before, TaskIdentity.node_id = TaskIdentity.node_id, node_id
-        try:
-            reply = self.answer(through_wire(message), self.contexts[node_id])
-            return reply and through_wire(reply)
-        except Exception as error:  # noqa: BLE001 - a SuperNode makes an error reply of any error
-            return Message(Error(code=FAILED, reason=f"{type(error)}:<{str(error)!r}>"), reply_to=message)
-        finally:
-            TaskIdentity.node_id = before
+        if (context := self.contexts.get(message.metadata.dst_node_id)) is None:
+            return unavailable(message)
+        return answered(self._through, message, context)
+
+    def _through(self, message: Message, context: Context) -> Message | None:
+        reply = self.answer(through_wire(message), context)
+        return reply and through_wire(reply)
 
     def answer(self, message: Message, context: Context) -> Message | None:
         """Return the node's reply. Like those of simulated nodes, its messages may name files of this machine."""
         with in_process():
             return self.app(message, context)
+
+
+def answered(app: Callable[[Message, Context], Message | None], message: Message, context: Context) -> Message | None:
+    """Return the reply of a node's app, or an error reply if it raises, as a SuperNode does."""
+    before, TaskIdentity.node_id = TaskIdentity.node_id, context.node_id
+    try:
+        return app(message, context)
+    except Exception as error:  # noqa: BLE001 - a SuperNode makes an error reply of any error
+        return error_reply(message, f"{type(error)}:<{str(error)!r}>")
+    finally:
+        TaskIdentity.node_id = before
+
+
+def error_reply(message: Message, reason: str) -> Message:
+    """Return Flower's reply for a node whose app failed."""
+    return Message(Error(code=FAILED, reason=reason), reply_to=message)
+
+
+def unavailable(message: Message) -> Message:
+    """Return Flower's reply for a node that is not connected."""
+    return Message(Error(code=UNAVAILABLE, reason="Node Unavailable"), reply_to=message)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from server_app.outputs import problem_of
 from strategies.exchange.callback import Callback
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.wrapper import Wrapper
+from task.device import cores
 from task.models.model import kept_model
 from task.schema import ConfigError
 from thistledown.outcome import INPUTS, Outcome
@@ -24,6 +26,7 @@ from thistledown.simulation.grid import InProcessGrid, identity
 from thistledown.simulation.inputs import data_settings, model_settings
 from thistledown.simulation.keywords import run_config
 from thistledown.simulation.log import warnings_alone
+from thistledown.simulation.worker_grid import WorkerGrid
 from thistledown.summary import headline
 
 
@@ -35,9 +38,10 @@ def simulate(
     wrappers: str | Iterable[str | Wrapper] = (),
     callbacks: Iterable[Callback] = (),
     output_dir: Path | str | None = None,
+    workers: int = 1,
     **settings: object,
 ) -> Outcome:
-    """Run a federation in this process and return its outcome. It starts no server and no other process.
+    """Run a federation and return its outcome. It starts no server, and no other process unless `workers` says so.
 
     ```python
     outcome = thistledown.simulate("rbla", num_server_rounds=5, lora={"ranks": "2,4,8"})
@@ -54,10 +58,12 @@ def simulate(
         callbacks: further callbacks of the run.
         output_dir: where to write results, in a folder per run as `thistledown run` does; objects given as data or
             model are written there too. None: a temporary folder that lives as long as the outcome.
+        workers: processes that nodes work in, at most one per core. 1: nodes work in this process, one after another.
+            Results are the same for any number.
         settings: every other run-config key. `num_server_rounds=5` is the key `num-server-rounds`, a group is a
             mapping (`simulation={"num_supernodes": 4}`), and a full key is given by `**{"lora.ranks": "2,4,8"}`.
 
-    Progress is printed, one line per round. The nodes share this process, so they work one after another.
+    Progress is printed, one line per round.
 
     Raises ConfigError with all problems of the settings. Raises RunFailed, or an error of data or model, if the run
     fails. The messages are those of the command.
@@ -68,7 +74,7 @@ def simulate(
         inputs = _Inputs(outputs, temporary is not None)
         named = {"data": data_settings(data, inputs.folder), "model": model_settings(model, inputs.folder)}
         values = run_config(strategy, wrappers, named, {"output-dir": outputs}, settings)
-        folder = run_in_process(_checked(values), _say, callbacks)
+        folder = run_in_process(_checked(values, workers), _say, callbacks, workers=workers)
     except BaseException:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -92,14 +98,22 @@ class _Inputs:
         return self._made
 
 
-def _checked(values: Mapping[str, object]) -> RunConfig:
+def _checked(values: Mapping[str, object], workers: int) -> RunConfig:
     """Return the checked configuration. Relative paths start at the working directory. Raises ConfigError."""
     here = Path.cwd()
     run = RunConfig.read(continued_in(placed(dict(values), here), here))
     check_simulated(run)
-    if problem := problem_of(Path(run.server.output_dir)):
-        raise ConfigError([problem])
+    problems = [problem_of(Path(run.server.output_dir)), _problem_of(workers)]
+    if any(problems):
+        raise ConfigError([problem for problem in problems if problem])
     return run
+
+
+def _problem_of(workers: int) -> str:
+    """Return why there cannot be so many workers, or "" if there can."""
+    if isinstance(workers, int) and 1 <= workers <= cores():
+        return ""
+    return f"workers = {workers!r}: must be a whole number from 1 to {cores()}, the cores that this process may use"
 
 
 def run_in_process(
@@ -107,20 +121,36 @@ def run_in_process(
     say: Callable[[str], None],
     callbacks: Iterable[Callback] = (),
     node_configs: Mapping[int, Mapping[str, Any]] | None = None,
+    workers: int = 1,
 ) -> Path:
     """Run a checked federation in this process and return its results folder; `say` prints its progress and warnings.
 
-    `node_configs` adds to the node configs of nodes, by number. The state of the process is restored afterwards.
+    `node_configs` adds to the node configs of nodes, by number. Nodes work in this process, or in several `workers`.
+    The state of the process is restored afterwards.
     """
     say(headline(run))
     threads = torch.get_num_threads()
-    grid = InProcessGrid(client_app.app, run.server.simulation.num_supernodes, node_configs)
     try:
-        with identity(), warnings_alone(say), torch.random.fork_rng(devices=[]):
+        with (
+            _grid(run, node_configs, workers) as grid,
+            identity(),
+            warnings_alone(say),
+            torch.random.fork_rng(devices=[]),
+        ):
             return federate(grid, run, [Progress(say), *callbacks])
     finally:
         torch.set_num_threads(threads)
         kept_model.cache_clear()
+
+
+def _grid(
+    run: RunConfig, node_configs: Mapping[int, Mapping[str, Any]] | None, workers: int
+) -> AbstractContextManager[InProcessGrid]:
+    """Return a grid of the run's nodes. Workers are started here, before the run starts a thread."""
+    nodes = run.server.simulation.num_supernodes
+    if workers > 1:
+        return WorkerGrid(run.task, workers, nodes, node_configs)
+    return nullcontext(InProcessGrid(client_app.app, nodes, node_configs))
 
 
 def _say(line: str) -> None:

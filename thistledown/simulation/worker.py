@@ -1,0 +1,76 @@
+"""What a worker process does: it answers messages for one simulated node after another."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from multiprocessing.connection import Connection
+
+from task.config import TaskConfig
+from task.kinds import registry as kinds
+from task.tunings.base import PEFT
+from thistledown.simulation.frames import Record
+
+LIBRARIES = ("client_app.training", "transformers.modeling_utils")  # that a node needs; the imports take seconds
+
+
+def needed(config: TaskConfig) -> list[str]:
+    """Return the modules that nodes need, to be imported once for all workers."""
+    adapter = config.tuning.adds and config.tuning.saved_as(kinds.of(config)) == PEFT
+    return [*LIBRARIES, *(["peft"] if adapter else [])]
+
+
+def load(modules: list[str]) -> None:
+    """Import modules."""
+    for name in modules:
+        import_module(name)
+
+
+def serve(connection: Connection) -> None:
+    """Answer the messages that arrive until the connection is closed.
+
+    A reply carries the node's context, as the next message of the node may go to another worker.
+    """
+    import torch
+
+    import client_app
+    from client_app.public_errors import in_process
+    from thistledown.simulation import frames
+    from thistledown.simulation.grid import answered, identity
+
+    torch.set_num_threads(1)  # until a message says how many
+    warnings.simplefilter("ignore", FutureWarning)
+    with identity(), in_process():
+        while True:
+            try:
+                message, context, _ = frames.receive(connection)
+            except (EOFError, OSError):  # the run is over
+                return
+            with _logged() as records:
+                reply = answered(client_app.app, message, context)
+            assert reply is not None  # a ClientApp answers every message
+            frames.send(connection, reply, context, records)
+
+
+class _Kept(logging.Handler):
+    """Keeps records for the process of the server, which logs them."""
+
+    def __init__(self, records: list[Record]) -> None:
+        super().__init__(logging.INFO)
+        self._records = records
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._records.append((record.levelno, record.getMessage()))
+
+
+@contextmanager
+def _logged() -> Iterator[list[Record]]:
+    """Yield the list that records of Flower's logger go to within this block."""
+    logger, records = logging.getLogger("flwr"), list[Record]()
+    logger.setLevel(logging.INFO)
+    logger.handlers[:] = [_Kept(records)]
+    try:
+        yield records
+    finally:
+        logger.handlers[:] = []
