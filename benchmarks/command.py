@@ -175,7 +175,7 @@ def _parser(study: Study) -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", type=lambda text: text.split(","), default=[], help="settings or methods to run, separated by commas"
     )
-    parser.add_argument("--engine", choices=sorted(ENGINES), default="ray", help="local: no Ray, one process a run")
+    parser.add_argument("--engine", choices=ENGINES, default="ray", help="of `thistledown run`")
     parser.add_argument("--outputs", type=Path, help="keep the results folders of the runs here, without their models")
     return parser
 

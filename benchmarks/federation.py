@@ -24,10 +24,8 @@ BY_ROUND = (
     "parameters_up",
     "parameters_down",
 )
-ENGINES = {  # commands that take the arguments of `thistledown run`, and give the same bits
-    "ray": [str(Path(sys.executable).with_name("thistledown")), "run"],
-    "local": [sys.executable, "-m", "benchmarks.local"],
-}
+COMMAND = str(Path(sys.executable).with_name("thistledown"))
+ENGINES = ("ray", "local")  # of `thistledown run`; they give the same bits
 DIGITS = 6  # decimals that are kept
 BULKY = ("model", "checkpoints")
 
@@ -37,8 +35,8 @@ class NotMeasured(RuntimeError):
 
 
 class Federation:
-    """A running federation with `cpus` CPUs per node, so that parallel jobs have cores too. `engine` runs its nodes: in
-    Ray's processes, or one after another in a single process."""
+    """A running federation with `cpus` CPUs per node, so that parallel jobs have cores too, on an engine of
+    `thistledown run`."""
 
     def __init__(self, run: Run, outputs: Path, cpus: int, engine: str = "ray") -> None:
         self.run, self.folder = run, outputs
@@ -48,7 +46,7 @@ class Federation:
         self._said, self._results = outputs / "said.txt", outputs / "latest"
         with self._said.open("wb") as said:
             self._process = subprocess.Popen(
-                [*ENGINES[engine], *run.arguments, *place],
+                [COMMAND, "run", "--engine", engine, *run.arguments, *place],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=said,

@@ -17,10 +17,14 @@ from in_process import SMALL, Outcome, Watcher, equal, federate, left
 
 import client_app
 import thistledown
-from server_app.config import RunConfig
+from server_app.config import RunConfig, Simulation
 from server_app.resuming import continued
 from strategies.exchange.types import RunFailed
+from task.device import cores
 from task.schema import ConfigError
+from thistledown.commands import run_local
+from thistledown.main import DONE, FAILED, WRONG, main
+from thistledown.settings import app_folder
 from thistledown.simulation.grid import InProcessGrid, identity
 from thistledown.simulation.simulate import run_in_process
 from thistledown.simulation.worker_grid import AHEAD, WorkerGrid
@@ -155,3 +159,65 @@ def test_a_signal_ends_all_processes_of_a_script(number: signal.Signals, tmp_pat
     script.communicate(timeout=60)
     _, alive = psutil.wait_procs(started, timeout=60)
     assert not alive
+
+
+# ------------------------------------------------------------------------------- the command
+@pytest.mark.slow
+def test_the_command_has_the_results_of_other_engines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = options("top-k")
+    assert main(["run", "--engine", "local", "-c", written(settings)]) == DONE
+    said = capsys.readouterr().out
+    assert "round 3/3  accuracy 0." in said
+    assert "results in " in said
+    folder = (tmp_path / "outputs" / "latest").resolve()
+    assert "INFO :      [ROUND 3/3]" in (folder / "run.log").read_text()
+    run = RunConfig.read({**SMALL, **settings})
+    ours = Outcome(InProcessGrid(client_app.app, 1), run, folder)
+    assert_same_run(ours, federate(tmp_path / "one", settings))
+    assert main(["run", "--engine", "local", "-c", "resume='latest' num-server-rounds=4"]) == DONE
+    assert "INFO :      [ROUND 4/4]" in (folder / "run-2.log").read_text()
+
+
+def test_the_command_says_why_a_run_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wild = {"tuning": "full", "optimizer": "sgd", "learning-rate": 1e30, "max-failed-rounds": 1}
+    wild |= {"simulation.num-cpus": cores()}  # a single node at a time
+    assert main(["run", "--engine", "local", "-c", written(wild)]) == FAILED
+    said = capsys.readouterr().out
+    assert "the run failed: 1 failed rounds in a row, the last because 0 of 3 replies were good" in said
+    assert "resume it: thistledown run -c" in said
+    log = next(line for line in said.splitlines() if line.startswith("the whole log is in "))
+    assert "Traceback" in Path(log.removeprefix("the whole log is in ")).read_text()
+
+
+def test_another_clone_has_another_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pyproject.toml").write_bytes((app_folder(None) / "pyproject.toml").read_bytes())
+    assert main(["run", "--engine", "local", "--app", str(tmp_path)]) == WRONG
+    assert f"not {tmp_path}; use --engine ray with --app" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "count"),
+    [
+        (Simulation(num_supernodes=100), 8),
+        (Simulation(num_supernodes=3), 3),
+        (Simulation(num_cpus=3), 2),
+        (Simulation(num_cpus=9), 1),
+        (Simulation(num_gpus=0.5), 4),
+    ],
+)
+def test_nodes_at_once_are_those_that_cores_and_gpus_serve(
+    settings: Simulation, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_local, "cores", lambda: 8)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert run_local.nodes_at_once(settings) == count
+
+
+def written(settings: dict[str, Any]) -> str:
+    return " ".join(f"{key}={value!r}" for key, value in {**SMALL, **settings}.items())

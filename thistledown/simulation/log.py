@@ -1,11 +1,13 @@
-"""The log of a run in the user's own process: only the warnings and errors of Flower's log."""
+"""The log of a run in the user's own process: warnings and errors alone, or all lines as Flower prints them."""
 
 import logging
 import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+
+from thistledown.console import TEXT
 
 RAISED = "the run failed: "  # the rest of the line is raised as an exception
 LIMIT = 5  # warnings that differ only in numbers are shown this often
@@ -25,16 +27,35 @@ class _Shown(logging.Handler):
             self._say(f"{record.levelname.lower()}: {text}")
 
 
-@contextmanager
-def warnings_alone(say: Callable[[str], None]) -> Iterator[None]:
-    """Pass only warnings and errors of Flower's logger to `say` within this block.
+class _Lines(logging.Handler):
+    def __init__(self, read: Callable[[str], None]) -> None:
+        super().__init__(logging.INFO)
+        self._read = read
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for line in (f"{record.levelname} :".ljust(TEXT) + record.getMessage()).splitlines():
+            self._read(f"{line}\n")
+
+
+def warnings_alone(say: Callable[[str], None]) -> AbstractContextManager[None]:
+    """Pass only warnings and errors of Flower's logger to `say` within the context.
 
     Warnings of libraries about future changes are suppressed.
     """
+    return _handled(_Shown(say))
+
+
+def all_lines(read: Callable[[str], None]) -> AbstractContextManager[None]:
+    """Pass the records of Flower's logger to `read` within the context, line by line, as Flower prints them."""
+    return _handled(_Lines(read))
+
+
+@contextmanager
+def _handled(handler: logging.Handler) -> Iterator[None]:
     logger = logging.getLogger("flwr")
     handlers, level = list(logger.handlers), logger.level
-    logger.handlers[:] = [_Shown(say)]
-    logger.setLevel(logging.WARNING)
+    logger.handlers[:] = [handler]
+    logger.setLevel(handler.level)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)

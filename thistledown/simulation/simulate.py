@@ -2,8 +2,8 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -129,15 +129,22 @@ def run_in_process(
     The state of the process is restored afterwards.
     """
     say(headline(run))
+    with nodes_here(run, node_configs, workers) as grid, warnings_alone(say):
+        return federate(grid, run, [Progress(say), *callbacks])
+
+
+@contextmanager
+def nodes_here(
+    run: RunConfig, node_configs: Mapping[int, Mapping[str, Any]] | None = None, workers: int = 1
+) -> Iterator[InProcessGrid]:
+    """Yield a grid of the run's nodes, which are in this process or in `workers`. These start before anything else.
+
+    The state of this process is restored afterwards.
+    """
     threads = torch.get_num_threads()
     try:
-        with (
-            _grid(run, node_configs, workers) as grid,
-            identity(),
-            warnings_alone(say),
-            torch.random.fork_rng(devices=[]),
-        ):
-            return federate(grid, run, [Progress(say), *callbacks])
+        with _grid(run, node_configs, workers) as grid, identity(), torch.random.fork_rng(devices=[]):
+            yield grid
     finally:
         torch.set_num_threads(threads)
         kept_model.cache_clear()
@@ -146,7 +153,6 @@ def run_in_process(
 def _grid(
     run: RunConfig, node_configs: Mapping[int, Mapping[str, Any]] | None, workers: int
 ) -> AbstractContextManager[InProcessGrid]:
-    """Return a grid of the run's nodes. Workers are started here, before the run starts a thread."""
     nodes = run.server.simulation.num_supernodes
     if workers > 1:
         return WorkerGrid(run.task, workers, nodes, node_configs)

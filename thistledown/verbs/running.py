@@ -16,6 +16,13 @@ def add(commands: Commands) -> None:
     """Add these commands to the command line."""
     run = commands.add_parser("run", help="simulate a federation and leave its results in outputs/")
     run.add_argument("--verbose", action="store_true", help="show the whole log, Flower's and Ray's too")
+    run.add_argument(
+        "--engine",
+        choices=("ray", "local"),
+        default="ray",
+        help="what simulates: Ray below Flower's SuperLink, or processes of this command, which start sooner (default: "
+        "ray); results are the same",
+    )
     run.description = "Simulate a federation on this machine; results go to outputs/ in the current directory."
     run.set_defaults(do=_run)
     check = commands.add_parser("check", help="show what a run would do, without running it")
@@ -89,8 +96,10 @@ def _add_compare(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace, say: Say) -> bool:
-    from thistledown.commands.run import run
-
+    if arguments.engine == "local":
+        from thistledown.commands.run_local import run
+    else:
+        from thistledown.commands.run import run
     return run(_settings(arguments, say), say, verbose=arguments.verbose)
 
 
