@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -60,6 +61,7 @@ def federate(grid: Grid, run: RunConfig, callbacks: Sequence[Callback] = ()) -> 
 
 def _run(grid: Grid, run: RunConfig, results: Results, others: Sequence[Callback]) -> None:
     """Prepare the task and the evaluator, then run the rounds."""
+    torch.set_num_threads(run.task.threads)
     federation = run.federation()
     nodes = wait_for_nodes(grid, federation)
     LOG.info("preparing data '%s'", run.task.data.name)

@@ -33,17 +33,21 @@ def model_settings(model: Any, folder: Callable[[], Path]) -> dict[str, object]:
 
 def _settings(given: Any, write: Callable[[Any], dict[str, object]]) -> dict[str, object]:
     """Return the keys of a mapping, or the key `name` for anything else; objects are replaced by their written name."""
-    import datasets
-
     if given is None:
         return {}
-    if not isinstance(given, Mapping) or isinstance(given, datasets.DatasetDict):
+    if not isinstance(given, Mapping) or _is_dataset_dict(given):
         return _settings({"name": given}, write)
     name = given.get("name")
     if name is None or isinstance(name, str | Path):
         return dict(given)
     written = write(name)
     return {**written, **given, "name": written["name"]}
+
+
+def _is_dataset_dict(given: Any) -> bool:
+    """Return whether a mapping is a DatasetDict. Whoever has one has imported its library, which takes a second."""
+    datasets = sys.modules.get("datasets")
+    return datasets is not None and isinstance(given, datasets.DatasetDict)
 
 
 def _written_data(data: Any, folder: Callable[[], Path]) -> dict[str, object]:

@@ -27,6 +27,7 @@ from thistledown.simulation.worker import load, serve
 SIZE = 8  # bytes of a number on the control socket
 Started = tuple[int, Callable[[], object]]
 TASKS = Path("/proc/self/task")  # a folder for every thread
+ALLOCATOR = "jemalloc_bg_thd\n"  # the name of its thread
 PROGRAM = "import sys; from thistledown.simulation.template import begin; begin(int(sys.argv[1]), sys.argv[2:])"
 
 
@@ -73,13 +74,14 @@ class Template:
 
 def can_fork() -> bool:
     """Return whether a fork of this process works: it has no thread that may hold a lock, and no team of OpenMP that a
-    child would wait for. Threads of OpenBLAS stop for a fork."""
+    child would wait for. Those of OpenBLAS and of Arrow's allocator, which importing them starts, stop for a fork."""
     from threadpoolctl import threadpool_info
 
     if not TASKS.exists() or threading.active_count() > 1:
         return False
     blas = sum(pool["num_threads"] - 1 for pool in threadpool_info() if pool["internal_api"] == "openblas")
-    return len(list(TASKS.iterdir())) <= 1 + int(blas)
+    others = [task for task in TASKS.iterdir() if (task / "comm").read_text() != ALLOCATOR]
+    return len(others) <= 1 + int(blas)
 
 
 def _forked(ours: socket.socket, theirs: socket.socket, modules: list[str]) -> Started:
