@@ -17,12 +17,11 @@ from in_process import SMALL, Outcome, Watcher, equal, federate, left
 
 import client_app
 import thistledown
-from server_app.config import RunConfig, Simulation
+from server_app.config import RunConfig
 from server_app.resuming import continued
 from strategies.exchange.types import RunFailed
 from task.device import cores
 from task.schema import ConfigError
-from thistledown.commands import run_local
 from thistledown.main import DONE, FAILED, WRONG, main
 from thistledown.settings import app_folder
 from thistledown.simulation.grid import InProcessGrid, identity
@@ -199,24 +198,6 @@ def test_another_clone_has_another_engine(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "pyproject.toml").write_bytes((app_folder(None) / "pyproject.toml").read_bytes())
     assert main(["run", "--engine", "local", "--app", str(tmp_path)]) == WRONG
     assert f"not {tmp_path}; use --engine ray with --app" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("settings", "count"),
-    [
-        (Simulation(num_supernodes=100), 8),
-        (Simulation(num_supernodes=3), 3),
-        (Simulation(num_cpus=3), 2),
-        (Simulation(num_cpus=9), 1),
-        (Simulation(num_gpus=0.5), 4),
-    ],
-)
-def test_nodes_at_once_are_those_that_cores_and_gpus_serve(
-    settings: Simulation, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run_local, "cores", lambda: 8)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert run_local.nodes_at_once(settings) == count
 
 
 def written(settings: dict[str, Any]) -> str:

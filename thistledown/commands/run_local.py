@@ -2,14 +2,11 @@
 
 import traceback
 
-import torch
-
-from server_app.config import Simulation
 from server_app.main import federate
-from task.device import cores
 from task.schema import ConfigError
 from thistledown.commands.following import Follower, Say
 from thistledown.commands.run import begun
+from thistledown.foretold.machine import at_once
 from thistledown.settings import Settings, app_folder
 from thistledown.simulation.log import all_lines
 from thistledown.simulation.simulate import nodes_here
@@ -27,7 +24,7 @@ def run(settings: Settings, say: Say, *, verbose: bool = False) -> bool:
     with (
         follower.interruptions(),
         follower.log,
-        nodes_here(settings.config, workers=nodes_at_once(settings.config.server.simulation)) as grid,
+        nodes_here(settings.config, workers=at_once(settings.config)[0]) as grid,
         follower.bar(),  # after the workers, as it starts a thread
         all_lines(follower.read),
     ):
@@ -38,11 +35,3 @@ def run(settings: Settings, say: Say, *, verbose: bool = False) -> bool:
             follower.log.write(traceback.format_exc())
         follower.end()
     return follower.concluded(problem)
-
-
-def nodes_at_once(simulation: Simulation) -> int:
-    """Return how many nodes the CPUs and GPUs of this machine serve at a time, as Ray would count."""
-    by_cores = cores() // simulation.num_cpus
-    gpus = torch.cuda.device_count() or torch.xpu.device_count()
-    by_gpus = int(gpus / simulation.num_gpus) if simulation.num_gpus else by_cores
-    return max(1, min(by_cores, by_gpus, simulation.num_supernodes))
