@@ -1,6 +1,7 @@
 """Tunings and models: what trains and what it is called, a process's one model, real text models."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -251,3 +252,21 @@ def test_a_text_model_federates(tmp_path: Path) -> None:
     assert tuple(state["classifier.weight"].shape) == (4, 384)
     assert outcome.summary["bytes_base"] == 0  # a node that has the folder is not sent it
     assert (outcome.folder / "model" / "last" / "adapter_config.json").exists()
+
+
+def test_server_and_nodes_of_a_process_share_a_model_though_their_files_lie_apart(base: Base, tmp_path: Path) -> None:
+    """Building it anew whenever the other one asks takes as long as a round of a small node."""
+    kept_model.cache_clear()
+    one = tuned_model(base, config(), 8, "cpu")
+    elsewhere = replace(base, folder=tmp_path)
+    assert tuned_model(elsewhere, config(), 8, "cpu") is one
+    assert one.base.folder == tmp_path
+    assert replace(base, fingerprint="") != replace(elsewhere, fingerprint="")
+    kept_model.cache_clear()
+
+
+def test_a_federation_in_one_process_builds_its_model_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[int] = []
+    monkeypatch.setattr("task.models.model.build", lambda *given: built.append(1) or build(*given))
+    federate(tmp_path, {"num-server-rounds": 2, "simulation.num-supernodes": 2, "local-steps": 1})
+    assert built == [1]

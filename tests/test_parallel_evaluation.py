@@ -65,3 +65,8 @@ def test_cores_are_shared_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("task.training.parallel_evaluation.cores", lambda: 64)
     assert batches_at_once("cpu", 1) == MOST
     assert (portion(256, "cpu"), portion(256, "cuda")) == (256 // MOST, 256)
+
+
+def test_a_single_batch_is_scored_without_another_thread() -> None:
+    assert evaluate_in_parallel(lambda _: (threading.get_ident(),), [0], 4) == [(threading.get_ident(),)]
+    assert evaluate_in_parallel(lambda _: (threading.get_ident(),), (), 4) == []

@@ -47,15 +47,28 @@ FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 EDITION = 2  # of what is checked before a fingerprint is remembered
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Base:
     """A pretrained model on this machine's disk. If it is `bare`, nothing reads its weights, which may be missing: a
-    model of it holds what is drawn at random, and NaN in place of weights (`task.models.bare`)."""
+    model of it holds what is drawn at random, and NaN in place of weights (`task.models.bare`).
+
+    Bases with one fingerprint are equal, wherever their files are.
+    """
 
     name: str
     folder: Path
     fingerprint: str  # empty: not known, as its weights are not here
     bare: bool = False
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Base) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[object, ...]:
+        return self.name, self.fingerprint or self.folder, self.bare
 
 
 def named_folder(model: Model, paths: bool = True) -> Path:

@@ -156,9 +156,11 @@ def _narrow(dtype: torch.dtype, module: nn.Module, given: tuple[Any, ...], named
 
 
 def tuned_model(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
-    """Return the model of this process: built once, then reused for every node and round. The caller must first bring
-    it to the wanted journal position (`strategies.protocol.journal`)."""
-    return kept_model(base, config.shaping(), rank, device)
+    """Return the model of this process: built once, then reused for the server, every node and every round. The caller
+    must first bring it to the wanted journal position (`strategies.protocol.journal`)."""
+    model = kept_model(base, config.shaping(), rank, device)
+    model.base = base  # equal to the one that it was built from, with files in a place of the caller's own
+    return model
 
 
 @lru_cache(maxsize=1)

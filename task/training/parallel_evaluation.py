@@ -19,10 +19,12 @@ def evaluate_in_parallel(score: Callable[[Batch], Score], batches: Iterable[Batc
     Each batch uses as many torch threads as it would alone, so its bits are the same.
     """
     scored = torch.no_grad()(score)  # applied in each worker thread: torch stores this setting per thread
-    if at_once == 1:
-        return [scored(batch) for batch in batches]
-    with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(scored, batches))
+    every = list(batches)
+    threads = min(at_once, len(every))
+    if threads <= 1:  # starting a thread takes longer than scoring a few rows of a small model
+        return [scored(batch) for batch in every]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(scored, every))
 
 
 def batches_at_once(device: str, threads: int) -> int:
