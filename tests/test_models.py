@@ -20,6 +20,7 @@ from strategies.protocol import wire
 from task.config import Model, TaskConfig
 from task.models.base import Base
 from task.models.finding import server_base
+from task.models.loading import loaded
 from task.models.model import TunedModel, build, kept_model, tuned_model
 from task.storage.store import server_store
 
@@ -265,8 +266,14 @@ def test_server_and_nodes_of_a_process_share_a_model_though_their_files_lie_apar
     kept_model.cache_clear()
 
 
-def test_a_federation_in_one_process_builds_its_model_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    built: list[int] = []
-    monkeypatch.setattr("task.models.model.build", lambda *given: built.append(1) or build(*given))
-    federate(tmp_path, {"num-server-rounds": 2, "simulation.num-supernodes": 2, "local-steps": 1})
-    assert built == [1]
+def test_more_rounds_in_one_process_build_no_more_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Base] = []
+    monkeypatch.setattr("task.models.model.loaded", lambda base, config: read.append(base) or loaded(base, config))
+
+    def count(rounds: int) -> int:
+        kept_model.cache_clear()
+        read.clear()
+        federate(tmp_path, {"num-server-rounds": rounds, "simulation.num-supernodes": 2, "local-steps": 1})
+        return len(read)
+
+    assert count(1) == count(2)
