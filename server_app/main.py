@@ -48,13 +48,14 @@ def main(grid: Grid, context: Context) -> None:
     federate(grid, RunConfig.read(continued(given(context.run_config))))
 
 
-def federate(grid: Grid, run: RunConfig, callbacks: Sequence[Callback] = ()) -> Path:
-    """Run or resume a federation and return its results folder; `callbacks` are called in addition to its own."""
+def federate(grid: Grid, run: RunConfig, callbacks: Sequence[Callback] = (), *, writes_model: bool = True) -> Path:
+    """Run or resume a federation and return its results folder; `callbacks` are called in addition to its own. Without
+    `writes_model` the folder gets numbers alone, and no tuned model."""
     folder = output_folder(run)
     for dead in interrupted_in(folder.parent):
         LOG.info("the run in %s was interrupted; %s", dead, hint(dead) or "it has no checkpoint to resume from")
     LOG.info("%s%s", GO_TO, folder)
-    with room(folder), alone(folder), Results(folder, run) as results, room(folder):
+    with room(folder), alone(folder), Results(folder, run, writes_model) as results, room(folder):
         _run(grid, run, results, callbacks)
     return folder
 

@@ -11,6 +11,7 @@ from server_app.config import RunConfig
 from task.schema import ConfigError
 from task.storage.room import is_full
 
+OUTPUTS = "output-dir ="  # before the folder in messages
 GO_TO = "results go to "  # followed by the folder in the log; the command parses it
 
 
@@ -52,16 +53,17 @@ def writable(outputs: Path) -> Iterator[None]:
         raise ConfigError([unwritable(outputs, error)]) from error
 
 
-def unwritable(outputs: Path, error: OSError) -> str:
-    """Return the error message for outputs that cannot be written."""
-    return f"output-dir = '{outputs}' cannot be written: {error.strerror}; name a folder that this user may write"
+def unwritable(outputs: Path, error: OSError, setting: str = OUTPUTS) -> str:
+    """Return the error message for outputs that cannot be written, which `setting` names."""
+    return f"{setting} '{outputs}' cannot be written: {error.strerror}; name a folder that this user may write"
 
 
-def problem_of(outputs: Path) -> str:
-    """Return why results cannot be written to `outputs`, or "" if they can. A temporary file tests it."""
+def problem_of(outputs: Path, setting: str = OUTPUTS) -> str:
+    """Return why results cannot be written to `outputs`, which `setting` names, or "" if they can. A temporary file
+    tests it."""
     place = next(path for path in (outputs, *outputs.parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=place):
             return ""
     except OSError as error:
-        return "" if is_full(error) else unwritable(outputs, error)
+        return "" if is_full(error) else unwritable(outputs, error, setting)

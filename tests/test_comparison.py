@@ -224,6 +224,27 @@ def test_a_run_that_cannot_begin_says_why(tmp_path: Path, finished: dict[int, Ou
     assert not one.over  # the file may be there next time
 
 
+def test_a_run_that_failed_in_a_round_is_not_run_again_and_how_to_is_said(
+    tmp_path: Path, finished: dict[int, Outcome]
+) -> None:
+    asked = Asked(["strategy=fedavg", "strategy=fedprox"], 1, False, 1, None, tmp_path, [TINY])
+    jobs = list(federated(entries(asked.texts, asked.overrides, Path.cwd()), (0,), tmp_path))
+    for one, more in zip(jobs, ({}, {"status": "failed", "error": "3 failed rounds in a row"}), strict=True):
+        shutil.copytree(finished[0].folder, one.results)
+        (one.results / "summary.json").write_text(json.dumps(finished[0].summary | more))
+    said: list[str] = []
+    assert not compare(asked, said.append)
+    assert said[0].startswith("2 runs, 2 of them done before;")
+    assert f"fedprox, seed 0 failed: 3 failed rounds in a row; remove {jobs[1].folder} to run it again" in said
+
+
+def test_a_folder_that_cannot_be_written_is_named_by_its_option(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ConfigError, match=f"--to '{file}' cannot be written: Not a directory"):
+        compare(Asked(["strategy=fedavg", "strategy=fedprox"], 1, False, 1, None, file, [TINY]), print)
+
+
 def test_a_run_that_another_process_is_at_is_left_alone(tmp_path: Path, finished: dict[int, Outcome]) -> None:
     one = job(tmp_path, dict(finished[0].run.flat))
     theirs = one.folder / "theirs"
@@ -267,6 +288,8 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Asked, list[str]
 def test_a_comparison_runs_all_and_tells(compared: tuple[Asked, list[str]]) -> None:
     asked, said = compared
     assert said[0] == f"10 runs; 1 at a time, results in {asked.to}"
+    kinds = ["alone" in line or 2 * ("all rows" not in line) for line in said[1:11]]
+    assert kinds == sorted(kinds, key=[2, 0, 1].index)  # the longest first
     assert [line.split("]")[0] for line in said[1:11]] == [f"[{number}/10" for number in range(1, 11)]
     assert sum(line.startswith("| fed") for line in said) == 2
     assert any(line.startswith("| *all rows in one place*") for line in said)
@@ -292,6 +315,7 @@ def test_a_run_of_a_comparison_has_the_bits_of_a_run(compared: tuple[Asked, list
     [one] = federated([entry], (1,), asked.to)
     alone = federate(tmp_path, {key: value for key, value in entry.values_of(1).items() if key != "output-dir"})
     assert one.kind == FEDERATED
+    assert not (one.results / "model").exists()
     for ours, theirs in zip(lines_in(one.results), alone.rounds, strict=True):
         assert ours["loss"] == theirs["loss"]
         assert ours["bytes_up"] == theirs["bytes_up"]

@@ -59,7 +59,7 @@ class Results(Callback):
 
     essential = True
 
-    def __init__(self, folder: Path, run: RunConfig) -> None:
+    def __init__(self, folder: Path, run: RunConfig, writes_model: bool = True) -> None:
         self.folder, self.run = folder, run
         self.checkpoints = folder / "checkpoints"
         self.measure = measure_of(run.task)
@@ -68,7 +68,7 @@ class Results(Callback):
         self.stopped = ""  # why the run ended before its last round; empty if it did not
         self.notices: list[str] = []  # warnings about the run
         self.usage: list[str] = []  # lines of Python that load the best model
-        self._task = run.task
+        self._task, self._writes_model = run.task, writes_model
         self._last: State | None = None
         self._slow = False  # whether the warning about the training loss was given
         self._over = False
@@ -216,8 +216,8 @@ class Results(Callback):
         return f"{source}, by the {self.measure.rule}" if self.measure.lowest else source
 
     def _export(self) -> None:
-        """Write the tuned model, last and best."""
-        if self._last is None:
+        """Write the tuned model, last and best, if it is wanted."""
+        if self._last is None or not self._writes_model:
             return
         history = self.history
         last = (history.lines[-1]["round"], self._last)

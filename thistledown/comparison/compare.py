@@ -11,7 +11,7 @@ from task.schema import ConfigError
 from thistledown.comparison.curves import Curve, Side, target_of
 from thistledown.comparison.entries import Entry, differing, entries
 from thistledown.comparison.findings import Findings, markdown
-from thistledown.comparison.jobs import ALONE, CENTRAL, FEDERATED, Job, baselines, federated
+from thistledown.comparison.jobs import ALONE, CENTRAL, FEDERATED, LONGEST_FIRST, Job, baselines, federated
 from thistledown.comparison.page import comparison_page
 from thistledown.comparison.workers import Progress, run_all
 
@@ -54,6 +54,9 @@ def compare(asked: Asked, say: Say) -> bool:
         say(line)
     for problem in said:
         say(f"not run: {problem}")
+    for job in jobs:
+        if job.failure:
+            say(f"{job.title} failed: {job.failure}; remove {job.folder} to run it again")
     say(f"the page is {path}")
     return not problems and all(side.good for side in findings.sides)
 
@@ -61,7 +64,7 @@ def compare(asked: Asked, say: Say) -> bool:
 def _planned(asked: Asked) -> tuple[list[Entry], list[Job]]:
     """Return the entries and all jobs. Raises ConfigError."""
     problems = [f"--seeds {asked.seeds}: give a number from 1 to {MOST_SEEDS}"] * (not 1 <= asked.seeds <= MOST_SEEDS)
-    problems += [problem] if (problem := problem_of(asked.to)) else []
+    problems += [problem] if (problem := problem_of(asked.to, "--to")) else []
     if problems:
         raise ConfigError(problems)
     found = entries(asked.texts, asked.overrides, Path.cwd())
@@ -72,7 +75,7 @@ def _planned(asked: Asked) -> tuple[list[Entry], list[Job]]:
         jobs += baselines(found[0], seeds, asked.to)
     if len(found) == 1 and not asked.with_baselines:
         raise ConfigError(["there is nothing to compare: name two or more, or add --baselines"])
-    return found, jobs
+    return found, sorted(jobs, key=lambda job: LONGEST_FIRST.index(job.kind))
 
 
 def _at_once(jobs: int, sides: Sequence[Entry]) -> int:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server_app.results.endings import COMPLETED, FAILED, SUMMARY, summary_of
+from server_app.results.endings import COMPLETED, FAILED, summary_of
 from task.schema import ConfigError
 from thistledown.comparison.entries import OF_A_MACHINE, SEED, Entry
 
 FEDERATED, ALONE, CENTRAL = "federated", "alone", "all rows"
+LONGEST_FIRST = (FEDERATED, CENTRAL, ALONE)  # so that no core is idle while the last run works
 LATEST = "latest"
 # A single node has nobody to be compared with, and takes part in every round.
 PLAIN: dict[str, Any] = {
@@ -47,8 +48,17 @@ class Job:
     def over(self) -> bool:
         """Return whether the run has completed, or has failed in one of its rounds. One that failed before may have
         lacked something, and is tried again."""
-        summary = summary_of(self.results) if (self.results / SUMMARY).exists() else {}
-        return summary.get("status") == COMPLETED or (summary.get("status") == FAILED and summary.get("rounds", 0) > 0)
+        return self._summary.get("status") == COMPLETED or bool(self.failure)
+
+    @property
+    def failure(self) -> str:
+        """Return why the run failed in one of its rounds; empty if it did not."""
+        begun = self._summary.get("status") == FAILED and self._summary.get("rounds", 0) > 0
+        return str(self._summary["error"]) if begun else ""
+
+    @property
+    def _summary(self) -> Mapping[str, Any]:
+        return summary_of(self.results)
 
     @property
     def title(self) -> str:

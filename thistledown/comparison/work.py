@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from server_app.config import RunConfig
 
 ROUNDS = "num-server-rounds"
-BULKY = ("model", "checkpoints")  # of a run that is over: a comparison needs numbers alone
+CHECKPOINTS = "checkpoints"
 OF_THE_SPLIT = ("split.json", "report.html")  # of a node alone: they would show the rows of one node as all there are
 
 
@@ -54,7 +54,7 @@ def _federate(job: Job, say: Callable[[str], None]) -> None:
             shutil.rmtree(before)
         job.results.unlink(missing_ok=True)
         config = RunConfig.read({**job.values, "output-dir": str(job.folder)})
-    run_in_process(config, say, node_configs=job.node_configs)
+    run_in_process(config, say, node_configs=job.node_configs, writes_model=False)
 
 
 def _resumed(job: Job, say: Callable[[str], None]) -> "RunConfig | None":
@@ -74,11 +74,10 @@ def _resumed(job: Job, say: Callable[[str], None]) -> "RunConfig | None":
 
 
 def _clear(job: Job) -> None:
-    """Remove what is large, if the run is over."""
+    """Remove what only a run that goes on needs, if it is over."""
     if not job.over:
         return
-    for name in BULKY:
-        shutil.rmtree(job.results / name, ignore_errors=True)  # a run that failed early has none
+    shutil.rmtree(job.results / CHECKPOINTS, ignore_errors=True)  # a run that failed early has none
     for name in OF_THE_SPLIT if job.kind == ALONE else ():
         (job.results / name).unlink(missing_ok=True)
 

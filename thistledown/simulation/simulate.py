@@ -122,15 +122,18 @@ def run_in_process(
     callbacks: Iterable[Callback] = (),
     node_configs: Mapping[int, Mapping[str, Any]] | None = None,
     workers: int = 1,
+    *,
+    writes_model: bool = True,
 ) -> Path:
     """Run a checked federation in this process and return its results folder; `say` prints its progress and warnings.
 
     `node_configs` adds to the node configs of nodes, by number. Nodes work in this process, or in several `workers`.
+    Without `writes_model` the folder gets no tuned model.
     The state of the process is restored afterwards.
     """
     say(headline(run))
     with nodes_here(run, node_configs, workers) as grid, warnings_alone(say):
-        return federate(grid, run, [Progress(say), *callbacks])
+        return federate(grid, run, [Progress(say), *callbacks], writes_model=writes_model)
 
 
 @contextmanager
