@@ -6,7 +6,6 @@ The model runs on rows that stand in for the node's own, so the server learns no
 
 import logging
 
-import torch
 from flwr.app import MetricRecord, RecordDict
 
 from client_app.device import within_memory
@@ -15,6 +14,7 @@ from client_app.permission import check_rows
 from strategies.exchange.dry_run import rehearse
 from strategies.exchange.types import OutOfMemory
 from strategies.protocol.instructions import strategy_of
+from task.arithmetic import set_arithmetic
 from task.data.stand_in import stand_in
 
 LOG = logging.getLogger("flwr")
@@ -25,7 +25,7 @@ def rehearsed(local: Local) -> RecordDict:
 
     Too little memory is no error yet: a round may find a rank that fits.
     """
-    torch.set_num_threads(local.config.threads)
+    set_arithmetic(local.config, local.device)
     rows, kept = local.rows()
     check_rows(local.policy, len(rows) + len(kept))
     config, base, device = local.config, local.base, local.device

@@ -4,7 +4,6 @@ import logging
 import time
 from dataclasses import dataclass, replace
 
-import torch
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from client_app import public_errors
@@ -24,6 +23,7 @@ from strategies.protocol import journal, wire
 from strategies.protocol.install_hash import install_hash_of
 from strategies.protocol.instructions import PROVE, cohort_of, rank_of, read_assignment, record_of, strategy_of
 from strategies.protocol.replies import INSTALLED, PROOF
+from task.arithmetic import set_arithmetic
 from task.data.rows import Rows
 from task.models.finding import BaseMissing
 from task.models.model import TunedModel, tuned_model
@@ -165,7 +165,7 @@ class _Stand:
     @classmethod
     def of(cls, local: Local, content: RecordDict, *, after: bool = False) -> "_Stand":
         """Install the state for a round's training, or for whatever comes `after` it."""
-        torch.set_num_threads(local.config.threads)
+        set_arithmetic(local.config, local.device)
         strategy, asked = strategy_of(local.instructions), record_of(content, "assignment")
         assignment = read_assignment(asked)
         check_assignment(local.policy, assignment, cohort_of(asked))

@@ -30,6 +30,7 @@ from strategies.algebra.tensors import Tensors
 from strategies.exchange.types import OutOfMemory
 from strategies.protocol.instructions import strategy_of
 from strategies.protocol.trial import Trial
+from task.arithmetic import set_arithmetic
 from task.config import TaskConfig
 from task.device import kind
 from task.models.model import TunedModel, tuned_model
@@ -45,7 +46,7 @@ def run_trial(local: Local) -> Trial:
     """Run the trial of this node. As in a round, only trained tensors change in the process's model."""
     check_trial(local.policy)
     check_uncovered(local, "trial")
-    torch.set_num_threads(local.config.threads)
+    set_arithmetic(local.config, local.device)
     rows, _ = local.rows()
     check_rows(local.policy, len(rows))
     steps = steps_of(local.config, local.policy.reports.counted(len(rows)))

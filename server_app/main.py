@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -30,6 +29,7 @@ from strategies.exchange.callback import Callback
 from strategies.exchange.dry_run import rehearse
 from strategies.rounds.handshake.resolve import needs_no_data, resolve
 from strategies.rounds.handshake.start import wait_for_nodes
+from task.arithmetic import set_arithmetic
 from task.config import TaskConfig
 from task.data.partition import partition
 from task.data.prepared import data_index, prepare
@@ -62,8 +62,8 @@ def federate(grid: Grid, run: RunConfig, callbacks: Sequence[Callback] = (), *, 
 
 def _run(grid: Grid, run: RunConfig, results: Results, others: Sequence[Callback]) -> None:
     """Prepare the task and the evaluator, then run the rounds."""
-    torch.set_num_threads(run.task.threads)
     federation = run.federation()
+    set_arithmetic(run.task, federation.device)
     nodes = wait_for_nodes(grid, federation)
     LOG.info("preparing data '%s'", run.task.data.name)
     task = resolve(run.task, server_store(), len(nodes))

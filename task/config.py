@@ -90,6 +90,10 @@ class TaskConfig:
     tuning: Tuning = chosen(tunings, "lora", doc="what trains: the name of a file in task/tunings/")
     seed: int = option(0, low=0, doc="everything random that is public follows from it")
     threads: int = option(1, low=1, high=1024, doc="torch threads of every process; equal counts give equal bits")
+    portable: bool = option(
+        False,
+        doc="the same bits on every x86-64 processor, by slow kernels that all have; needs device = 'cpu'",
+    )
     device: str = option(
         "auto", choices=DEVICES, doc="auto, cpu, cuda, mps or xpu; a node's own `device` in its node config goes first"
     )
@@ -245,6 +249,8 @@ class TaskConfig:
             found.append(f"optimizer = '{self.optimizer}' {MISSING}")
         if self.evaluate_generations and self.evaluate != "server":  # a node needs no package for what it does not do
             found += lacks_rouge(self.evaluate_generations)
+        if self.portable and self.device != "cpu":
+            found.append(f"portable = true is for processors, and device = '{self.device}'; set device = 'cpu'")
         if self.optimizer != "sgd" and self.momentum:
             found.append("momentum is an option of optimizer = 'sgd'; adamw has its own")
         if self.nesterov and not (self.optimizer == "sgd" and self.momentum):

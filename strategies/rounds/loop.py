@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
-import torch
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
@@ -28,6 +27,7 @@ from strategies.rounds.handshake.start import start
 from strategies.rounds.run import Run
 from strategies.rounds.run_state import RunState, identity, resumed
 from strategies.rounds.training import train
+from task.arithmetic import set_arithmetic
 from task.config import TaskConfig
 from task.models.model import build
 from task.schema import ConfigError, flatten
@@ -55,7 +55,7 @@ def run_federation(
         raise ConfigError(problems)
     if problems := incompatibilities(strategy, config, federation) + head_rounds.too_few(config, num_rounds):
         raise ConfigError(problems)
-    torch.set_num_threads(config.threads)
+    set_arithmetic(config, federation.device)
     strategy.summary()
     if federation.resume and initial_arrays is not None:
         raise RunFailed("initial_arrays were given to a resumed run, which continues from its own state")

@@ -12,6 +12,7 @@ import tomli_w
 from server_app.results.endings import at_work, hint, interrupted_in, locked
 from server_app.results.started import nested
 from server_app.resuming import rounds_done
+from task.arithmetic import environment_of
 from task.schema import ConfigError
 from thistledown.commands.following import Follower, Say
 from thistledown.foretold.machine import machine
@@ -47,7 +48,8 @@ def run(settings: Settings, say: Say, *, verbose: bool = False) -> bool:
     """
     done = begun(settings, say)
     say("starting Flower's SuperLink")
-    return followed(settings, SuperLink, partial(_submitted, settings), say, verbose=verbose, done=done)
+    start = partial(SuperLink, environment_of(settings.config.task))
+    return followed(settings, start, partial(_submitted, settings), say, verbose=verbose, done=done)
 
 
 def begun(settings: Settings, say: Say) -> int:

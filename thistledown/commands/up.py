@@ -12,6 +12,7 @@ import tomli_w
 
 from server_app.results.started import nested
 from strategies.rounds.handshake.resolve import resolve
+from task.arithmetic import environment_of
 from task.config import TaskConfig
 from task.data.labels import SEPARATOR
 from task.data.prepared import DataError
@@ -37,7 +38,7 @@ def up(
     """
     nodes = named(files)
     settings = settings_for(nodes, app, preset, overrides)
-    start = partial(Deployment, settings.app, nodes)
+    start = partial(Deployment, settings.app, nodes, environment_of(settings.config.task))
     done = resumed_after(settings, say)
     count = "a node" if len(nodes) == 1 else f"{len(nodes)} nodes"
     say(f"starting a SuperLink with TLS, and {count}: {', '.join(nodes)}")

@@ -29,10 +29,11 @@ ONLINE = "SuperNode ID"  # what a SuperNode's log says once the SuperLink knows 
 
 
 class Deployment:
-    """A running deployment, as a context manager that stops it. `nodes` are the nodes' files by name."""
+    """A running deployment, as a context manager that stops it. `nodes` are the nodes' files by name,
+    `environment` has variables for the processes of its runs."""
 
-    def __init__(self, app: Path, nodes: Mapping[str, Path]) -> None:
-        self.app, self.nodes = app, nodes
+    def __init__(self, app: Path, nodes: Mapping[str, Path], environment: Mapping[str, str] = NOTHING) -> None:
+        self.app, self.nodes, self._environment = app, nodes, environment
         self._place = Workplace()
         self.folder = self._place.folder
         self.home = self.folder / "home"
@@ -114,7 +115,8 @@ class Deployment:
         """Start a program in a folder of its own, which has its log and its Flower home."""
         folder.mkdir(parents=True)
         log = folder / "log"
-        process = self._place.begin(command, log, {"FLWR_HOME": str(folder / "flwr"), **own}, folder)
+        environment = {**self._environment, "FLWR_HOME": str(folder / "flwr"), **own}
+        process = self._place.begin(command, log, environment, folder)
         self._running[name] = (process, log)
 
     def _await(self, ready: Callable[[], bool], name: str) -> None:

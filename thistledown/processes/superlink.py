@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -21,13 +22,16 @@ from thistledown.processes.workplace import Workplace
 
 NAME = "simulation"  # of the connection, in config.toml
 LOOK_EVERY, GRACE = 0.2, 3.0  # seconds
+NOTHING: Mapping[str, str] = {}
 START = 60.0  # seconds that the SuperLink has to answer
 
 
 class SuperLink:
-    """A running SuperLink, as a context manager that stops it and everything it started."""
+    """A running SuperLink, as a context manager that stops it and everything it started. `environment` has variables
+    for the processes of its runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str] = NOTHING) -> None:
+        self._environment = environment
         self._place = Workplace()
         self.folder, self.work = self._place.folder, self._place.work
         self.port = free_port()
@@ -113,6 +117,7 @@ class SuperLink:
 
     def _own(self) -> dict[str, str]:
         return {
+            **self._environment,
             "FLWR_HOME": str(self.folder / "home"),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_DEDUP_LOGS": "0",

@@ -144,12 +144,13 @@ def nodes_here(
 
     The state of this process is restored afterwards.
     """
-    threads = torch.get_num_threads()
+    threads, onednn = torch.get_num_threads(), torch.backends.mkldnn.enabled
     try:
         with _grid(run, node_configs, workers) as grid, identity(), torch.random.fork_rng(devices=[]):
             yield grid
     finally:
         torch.set_num_threads(threads)
+        torch.backends.mkldnn.enabled = onednn
         kept_model.cache_clear()
 
 
