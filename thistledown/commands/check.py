@@ -39,6 +39,7 @@ from thistledown.foretold.machine import machine
 from thistledown.foretold.memory import memory
 from thistledown.foretold.rows import described
 from thistledown.foretold.traffic import Leg, Traffic
+from thistledown.foretold.weaknesses import weak
 from thistledown.settings import Settings
 
 Say = Callable[[str], None]
@@ -139,8 +140,10 @@ def _notices(
     """Run the model once, and return notices about learning rate, data and base."""
     rows = parts.train if parts else stand_in(task, base.folder)
     said = (UNTRIED,) if base.bare else rehearse(run.strategy, task, base, rows, run.federation().device)
-    seen = noticed.of_run(task, data_index(task, server_store()), split) if parts else filter(None, [unusual(task)])
-    for sentence in (*(parts.notices if parts else ()), *said, *seen):
+    index = data_index(task, server_store()) if parts else None
+    seen = noticed.of_run(task, index, split) if index else filter(None, [unusual(task)])
+    known = weak(run, index, split) if index and split else ()
+    for sentence in (*(parts.notices if parts else ()), *said, *seen, *known):
         yield f"notice    {sentence}"
 
 
