@@ -1,11 +1,12 @@
 """Memory of a federation on a model that is large: of the server, and of every worker.
 
-A Llama of about half a billion parameters, written here with random weights: memory and time do not depend on what a
-model has learned. Two simulated nodes train LoRA of rank 8 in a run of one round, in the real processes:
-server, and one worker a node. Every process is watched by /proc. The same run on a model of 24 million parameters shows
-what libraries take; what a process has beyond that is given as a share of the base's bytes. `Rss` has every page of a
-process once, `Pss` a shared page in parts, `Private` none. `--bits 4bit` quantises; `--dtype
-bfloat16` halves the base, and takes an hour on a processor without instructions for it. The last line is JSON.
+A Llama of about half a billion parameters, or of 127 million (`--model 125m`), written here with random weights: memory
+and time do not depend on what a model has learned. Two simulated nodes train by `--strategy`, LoRA of rank 8 if not
+given, in a run of one round, in the real processes: server, and one worker a node. Every process is watched by /proc.
+The same run on a model of 24 million parameters shows what libraries take; what a process has beyond that is given as a
+share of the base's bytes. `Rss` has every page of a process once, `Pss` a shared page in parts, `Private` none.
+`--bits 4bit` quantises; `--dtype bfloat16` halves the base, and takes an hour on a processor without instructions for
+it. The last line is JSON.
 """
 
 import argparse
@@ -24,19 +25,30 @@ import psutil
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 EVERY = 0.2  # seconds between looks
-SIZES = {False: (1024, 4096, 26, 32_000), True: (256, 1024, 8, 32_000)}  # width, width inside, layers, vocabulary
+SIZES = {  # width, width inside, layers, vocabulary
+    "24m": (256, 1024, 8, 32_000),
+    "125m": (768, 2048, 12, 32_000),
+    "0.5b": (1024, 4096, 26, 32_000),
+}
+SMALL, LARGE = "24m", "0.5b"
+STRATEGIES: dict[str, dict[str, object]] = {
+    "lora": {"tuning": "lora", "lora.ranks": "8"},
+    "full": {"tuning": "full", "optimizer": "sgd"},
+    "ferret": {"strategy": "ferret", "tuning": "full", "optimizer": "sgd"},
+}
 ROWS, WORDS = 48, 20
+STEPS, BATCH, LENGTH = 2, 2, 32
 FIELDS = ("Rss", "Pss", "Private_Clean", "Private_Dirty")
 
 
-def write_base(folder: Path, small: bool, dtype: str) -> int:
+def write_base(folder: Path, size: str, dtype: str) -> int:
     """Write a Llama with random weights and a tokenizer of whole words; return how many bytes its weights have."""
     import torch
     from safetensors.torch import save_file
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    width, inside, layers, words = SIZES[small]
+    width, inside, layers, words = SIZES[size]
     heads = {"num_attention_heads": width // 64, "num_key_value_heads": width // 128}
     sizes = {"hidden_size": width, "intermediate_size": inside, "num_hidden_layers": layers, "vocab_size": words}
     settings = LlamaConfig(**sizes, **heads, max_position_embeddings=512, tie_word_embeddings=False)
@@ -65,37 +77,40 @@ def write_rows(path: Path) -> None:
     path.write_text("".join(json.dumps({"instruction": text, "output": "w5 w6 w7"}) + "\n" for text in texts))
 
 
-def settings_of(folder: Path, bits: str, dtype: str) -> str:
-    """Return the settings of the run, as `thistledown run -c` takes them."""
-    values = {
+def settings_of(folder: Path, strategy: str, bits: str, dtype: str) -> dict[str, object]:
+    """Return the settings of the run, by their keys."""
+    return {
         "task.kind": "causal-lm", "model.name": str(folder / "base"), "model.dtype": dtype,
         "model.quantization": bits, "data.name": str(folder / "rows.jsonl"),
-        "data.max-length": 32, "data.test-split": "", "data.validation-fraction": 0.0, "data.test-fraction": 0.0,
-        "data.partitioner": "iid", "tuning": "lora", "lora.ranks": "8", "evaluate": "nodes", "num-server-rounds": 1,
-        "local-steps": 2, "batch-size": 2, "threads": 1, "simulation.num-supernodes": 2,
-        "output-dir": str(folder / "outputs"),
+        "data.max-length": LENGTH, "data.test-split": "", "data.validation-fraction": 0.0, "data.test-fraction": 0.0,
+        "data.partitioner": "iid", "evaluate": "nodes", "num-server-rounds": 1,
+        "local-steps": STEPS, "batch-size": BATCH, "threads": 1, "simulation.num-supernodes": 2,
+        "output-dir": str(folder / "outputs"), **STRATEGIES[strategy],
     }  # fmt: skip
-    return " ".join(f"{key}={value!r}" for key, value in values.items())
 
 
 @dataclass
 class Peaks:
-    """The most that every process of a kind has had, in bytes, by field of /proc."""
+    """The most that every process of a kind has had, in bytes, by field of /proc, and all processes at one time."""
 
     server: dict[int, dict[str, int]] = field(default_factory=dict)
     worker: dict[int, dict[str, int]] = field(default_factory=dict)
+    together: int = 0  # Pss
 
     def look(self, parent: psutil.Process) -> None:
         """Look at all processes below `parent` once."""
-        for process in parent.children(recursive=True):
+        together = 0
+        for process in [parent, *parent.children(recursive=True)]:
             with suppress(psutil.Error, OSError):
-                line = " ".join(process.cmdline())
+                line, found = " ".join(process.cmdline()), memory(process.pid)
+                together += found["Pss"]
                 kind = self.worker if "ClientAppActor" in line else None
                 kind = self.server if "programs.py simulation" in line else kind
                 if kind is not None:
                     peaks = kind.setdefault(process.pid, {})
-                    for name, now in memory(process.pid).items():
+                    for name, now in found.items():
                         peaks[name] = max(now, peaks.get(name, 0))
+        self.together = max(self.together, together)
 
 
 def memory(pid: int) -> dict[str, int]:
@@ -107,11 +122,12 @@ def memory(pid: int) -> dict[str, int]:
     return {"Rss": found["Rss"], "Pss": found["Pss"], "Private": found["Private_Clean"] + found["Private_Dirty"]}
 
 
-def run(folder: Path, bits: str, dtype: str) -> tuple[Peaks, float]:
+def run(folder: Path, strategy: str, bits: str, dtype: str) -> tuple[Peaks, float]:
     """Run the federation; return the peaks and the seconds. Raises RuntimeError if it fails."""
     peaks, began = Peaks(), time.monotonic()
     environment = os.environ | {"THISTLEDOWN_CACHE": str(folder / "cache")}
-    command = [str(BIN / "thistledown"), "run", "-c", settings_of(folder, bits, dtype)]
+    settings = " ".join(f"{key}={value!r}" for key, value in settings_of(folder, strategy, bits, dtype).items())
+    command = [str(BIN / "thistledown"), "run", "-c", settings]
     with (
         (folder / "log").open("w") as log,
         subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log) as running,
@@ -125,14 +141,14 @@ def run(folder: Path, bits: str, dtype: str) -> tuple[Peaks, float]:
     return peaks, time.monotonic() - began
 
 
-def measured(small: bool, bits: str, dtype: str) -> tuple[int, Peaks, float]:
+def measured(size: str, strategy: str, bits: str, dtype: str) -> tuple[int, Peaks, float]:
     """Write a base and run the federation on it; return the bytes of its weights, the peaks, and the seconds."""
     with tempfile.TemporaryDirectory(prefix="large-") as scratch:
         folder = Path(scratch)
-        base = write_base(folder / "base", small, dtype)
+        base = write_base(folder / "base", size, dtype)
         write_rows(folder / "rows.jsonl")
         print(f"a Llama with random weights, {base / 1e6:,.0f} MB in {dtype}", flush=True)
-        return base, *run(folder, bits, dtype)
+        return base, *run(folder, strategy, bits, dtype)
 
 
 def largest(found: dict[int, dict[str, int]]) -> dict[str, int]:
@@ -145,17 +161,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bits", default="none", choices=("none", "8bit", "4bit"), help="model.quantization")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the base")
+    parser.add_argument(
+        "--model", default=LARGE, choices=[size for size in SIZES if size != SMALL], help="its parameters"
+    )
+    parser.add_argument("--strategy", default="lora", choices=tuple(STRATEGIES), help="what nodes train and send")
     own = parser.parse_args()
-    bits, dtype = own.bits, own.dtype
-    idle, before, _ = measured(True, bits, dtype)
-    base, after, seconds = measured(False, bits, dtype)
-    found: dict[str, object] = {"bits": bits, "dtype": dtype, "base-bytes": base, "seconds": round(seconds, 1)}
+    idle, before, _ = measured(SMALL, own.strategy, own.bits, own.dtype)
+    base, after, seconds = measured(own.model, own.strategy, own.bits, own.dtype)
+    found: dict[str, object] = {"base-bytes": base, "seconds": round(seconds, 1), **vars(own)}
     for kind in ("server", "worker"):
         most, least = largest(getattr(after, kind)), largest(getattr(before, kind))
         for name, peak in most.items():
             growth = (peak - least[name]) / (base - idle)
             print(f"{kind}: {name} {peak / 1e6:,.0f} MB, {growth:.2f} of the base more than with the small one")
             found[f"{kind}-{name.lower()}-bytes"], found[f"{kind}-{name.lower()}-of-base"] = peak, round(growth, 3)
+    together = after.together / base
+    print(f"all processes at one time: Pss {after.together / 1e6:,.0f} MB, {together:.1f} times the base")
+    found["together-pss-bytes"], found["together-pss-of-base"] = after.together, round(together, 2)
     print(json.dumps(found))
 
 
