@@ -118,8 +118,13 @@ class WorkerGrid(InProcessGrid):
             return self._queue.pop(next(iter(self._queue)))
 
     def _due(self) -> bool:
-        """Return whether a message may be answered now: replies must not pile up, but the awaited one must come."""
-        return bool(self._queue) and (len(self.waiting) < self._most_waiting or self._wanted in self._queue)
+        """Return whether the next message may be answered now: what the server waits for may, and what it will ask for
+        later, unless replies pile up. Replies that it has given up waiting for do not count."""
+        if not self._queue:
+            return False
+        wanted = _number(self._wanted)
+        early = sum(_number(message_id) > wanted for message_id in self.waiting)
+        return early < self._most_waiting or _number(next(iter(self._queue))) <= wanted
 
     def _answered(self, message: Message, reply: Message, context: Context, records: list[frames.Record]) -> None:
         for level, text in records:
@@ -152,6 +157,11 @@ class _Worker:
         code = self._template.status(self._pid)
         self._connection, self._pid = self._template.worker()
         return f"its process ended with exit code {code}" if code >= 0 else _killed(-code)
+
+
+def _number(message_id: str) -> int:
+    """Return the place of a message in the order sent; -1 for none."""
+    return int(message_id.rpartition("-")[2] or -1)
 
 
 def _killed(number: int) -> str:
