@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,33 @@ def sizes_of(path: Path) -> list[dict[str, str]]:
         elif line.startswith("|") and tables and len(cells) > column and cells[column].startswith("1/"):
             found[cells[0].strip("`").split(",")[0].lower()] = cells[column]
     return [table for table in tables if table]
+
+
+SITUATION = re.compile(r"\[`benchmarks\.(\w+) --only ([\w-]+)`\]\(results/([\w-]+)\.md#([\w-]+)\)")
+
+
+def situations() -> list[list[str]]:
+    """Return the rows of the table of situations: its head first."""
+    section = (DOCS / "choose.md").read_text().split("### By situation\n")[1].split("\n#")[0]
+    lines = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line] for line in lines]
+    return [rows[0], *rows[2:]]
+
+
+@pytest.mark.parametrize("row", situations()[1:], ids=lambda row: row[0])
+def test_a_situation_has_what_was_measured_in_it_and_no_more(row: list[str]) -> None:
+    found = SITUATION.fullmatch(row[-1])
+    assert found
+    study, setting, page, section = found.groups()
+    assert (study, setting) == (page.replace("-", "_"), section)
+    [declared] = [one for one in records.read(records.RESULTS / f"{page}.json")[0].settings if one.name == setting]
+    measured = results_of(page, setting)
+    for pair, cell in zip(situations()[0][1:-1], row[1:-1], strict=True):
+        wanted = pair.replace("`", "").split(", ")
+        own = [one.name for one in declared.methods if [one.options["strategy"], one.options["tuning"]] == wanted]
+        scores = [measured[name].values("last-5") for name in own if len(measured[name].runs) > 1]
+        there = {f"{statistics.mean(one):.3f} ± {statistics.stdev(one):.3f}".replace("0.", ".") for one in scores}
+        assert cell in (there or {"not measured"}), (row[0], pair)
 
 
 SPELT = {
