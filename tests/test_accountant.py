@@ -1,7 +1,6 @@
 """Epsilons agree with dp-accounting's own, asked directly; noise that is looked for is the least; clips hold."""
 
 import math
-import time
 from collections import Counter
 
 import dp_accounting
@@ -93,11 +92,10 @@ def test_what_has_no_bound_or_no_cost() -> None:
 
 @pytest.mark.first(1)
 @pytest.mark.parametrize("noise", [1e-4, 0.05, 1e4])
-def test_noise_that_nobody_would_choose_is_priced_at_once(noise: float) -> None:
-    """An order may say anything. Where there is hardly any noise sampling is not counted, which errs upwards."""
-    began = time.monotonic()
+def test_noise_that_nobody_would_choose_is_priced(noise: float) -> None:
+    """An order may say anything. Where there is hardly any noise sampling is not counted, which errs upwards: the
+    distribution of such a loss would not fit into memory."""
     epsilon = epsilon_of({Release(noise, 0.5): 10**6}, 1e-5)
-    assert time.monotonic() - began < 30
     assert epsilon >= (1 / (8 * noise**2) if noise < 1 else 0)
 
 
@@ -118,11 +116,14 @@ def test_the_noise_of_the_setting_that_is_measured() -> None:
     assert least_noise(Release(0.0, nodes=256, size=32), 50, 8.0, 1e-3) == pytest.approx(1.13, abs=1e-2)
 
 
-def test_noise_is_found_in_about_a_second() -> None:
-    least_noise(Release(0.0, 0.3), 5, 8.0, 1e-5)  # imports
-    began = time.monotonic()
-    least_noise(Release(0.0, 0.04), 3000, 3.0, 1e-6)
-    assert time.monotonic() - began < 10  # 0.3 s on an idle core
+def test_noise_is_found_by_a_few_prices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes some hundredths of a second."""
+    prices: list[float] = []
+    monkeypatch.setattr(
+        "strategies.algebra.accountant.epsilon_of", lambda *asked: prices.append(epsilon_of(*asked)) or prices[-1]
+    )
+    assert least_noise(Release(0.0, 0.04), 3000, 3.0, 1e-6) > 0
+    assert 3 < len(prices) < 20
 
 
 def test_what_is_left_of_a_budget_is_what_is_calibrated_for() -> None:

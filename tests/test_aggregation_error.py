@@ -263,6 +263,7 @@ def measured(exchanges: Iterable[Exchange], state: Tensors) -> dict[str, float]:
     return read | {"overall": math.sqrt(offs / means)}
 
 
+@pytest.mark.judged
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedavg", "rbla", "zero-pad", "flex-lora"])
 def test_a_runs_readings_are_those_of_its_messages(name: str, tmp_path: Path) -> None:
@@ -291,6 +292,7 @@ def not_a_number(reply: Message) -> Message:
     return retold(reply, lambda tensors: {name: torch.full_like(t, float("nan")) for name, t in tensors.items()})
 
 
+@pytest.mark.judged
 @pytest.mark.slow
 def test_a_refused_node_does_not_count(tmp_path: Path) -> None:
     def spoil(partition: int, kind: str, reply: Message) -> Message:
@@ -304,6 +306,7 @@ def test_a_refused_node_does_not_count(tmp_path: Path) -> None:
     assert line["aggregation-error"]["overall"] > 1e-4
 
 
+@pytest.mark.judged
 def test_a_failed_round_has_no_readings(tmp_path: Path) -> None:
     seen: list[int] = []
 

@@ -33,6 +33,7 @@ def gained(outcome: Outcome, honest: Outcome) -> float:
     return float((outcome.summary["final"] - base) / (honest.summary["final"] - base))
 
 
+@pytest.mark.judged
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", TRIED)
 def test_two_liars_of_ten_do_not_take_the_run(tmp_path: Path, honest: Outcome, kind: str) -> None:
@@ -45,6 +46,7 @@ def test_two_liars_of_ten_do_not_take_the_run(tmp_path: Path, honest: Outcome, k
         assert all(0 <= entry["nodes-accuracy"] <= 1 for entry in outcome.rounds)
 
 
+@pytest.mark.judged
 @pytest.mark.slow
 def test_without_rows_of_the_servers_colluders_take_a_mean_and_no_trimmed_one(tmp_path: Path, honest: Outcome) -> None:
     """What docs/threats.md says is not covered, and by what it is."""

@@ -222,6 +222,7 @@ def test_what_is_no_causal_model_is_refused(tmp_path: Path) -> None:
         build(based(tmp_path / "vit"), config(), 0, "cpu")
 
 
+@pytest.mark.judged
 @pytest.mark.parametrize("tuning", ["full", "lora", "head"])
 def test_training_lowers_the_loss(tuning: str, base: Base, tmp_path: Path) -> None:
     rows = prepared(tmp_path, base.folder)
@@ -248,6 +249,7 @@ def test_categories_are_read_for_splits_that_go_by_them(tmp_path: Path, store: S
     assert data_index(config(alike, partitioner="dirichlet", label_column="category"), store).labels == ("same",)
 
 
+@pytest.mark.judged
 def test_a_federation_names_its_metrics_and_takes_the_lowest_loss(base: Base, tmp_path: Path) -> None:
     file = write_table(tmp_path / "rows.jsonl", ROWS)
     settings = flat(file, partitioner="dirichlet", label_column="category", min_partition_size=1, train_rows=0)
@@ -279,6 +281,7 @@ def test_check_says_what_is_learned(base: Base, tmp_path: Path) -> None:
         check(Settings.read(app, None, [*said, "data.partitioner='shards'"], tmp_path), lines.append)
 
 
+@pytest.mark.judged
 @pytest.mark.slow
 def test_real_instructions_on_a_real_model(store: Store) -> None:
     for name in ("stories260k-llama", "natural_instructions"):

@@ -36,6 +36,7 @@ def run_of(base: Path, file: Path, **options: object) -> dict[str, Any]:
     return flat | {"num-server-rounds": 2, "local-steps": 2, "simulation.num-supernodes": 2, "batch-size": 4}
 
 
+@pytest.mark.judged
 @pytest.mark.slow
 def test_a_federation_learns_from_conversations_by_a_file_of_the_users(base: Base, tmp_path: Path) -> None:
     file = write_rows(tmp_path / "rows.jsonl", [{"messages": [SYSTEM, *chat]} for chat in ALTERNATING] * 8)
@@ -101,6 +102,7 @@ def test_check_shows_texts_and_images_with_their_labels(tmp_path: Path) -> None:
     assert "label '" in line
 
 
+@pytest.mark.judged
 @pytest.mark.slow
 @pytest.mark.parametrize(("preset", "less"), [("chat-small", 0.1), ("chat-0.5b", 0.01)])
 def test_presets_run_on_a_real_small_model(tmp_path: Path, preset: str, less: float) -> None:

@@ -177,6 +177,7 @@ def test_most_strategies_take_class_means() -> None:
     assert refusing <= {"fedkseed", "ferret", "fedsa-lora", "scaffold"}
 
 
+@pytest.mark.judged
 @pytest.mark.first(2)
 @pytest.mark.parametrize("name", TAKING)
 def test_round_1_makes_the_head_in_every_strategy(name: str, tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return federate(tmp_path_factory.mktemp("attacked"), HEAD, spoil=flipped(9))
 
 
+@pytest.mark.judged
 @pytest.mark.slow
 def test_a_collapsed_run_goes_back_without_those_who_led_it(attacked: Outcome) -> None:
     back = next(line for line in attacked.rounds if "rolled-back" in line)
@@ -77,6 +78,7 @@ def test_who_was_left_out_gets_a_second_chance_by_a_resume(attacked: Outcome, tm
     assert len(more.rounds[-1]["nodes"]) == 5
 
 
+@pytest.mark.judged
 @pytest.mark.slow
 def test_a_run_that_collapses_again_has_failed(tmp_path: Path) -> None:
     """Others take it up once the first two are out."""
@@ -138,6 +140,7 @@ def test_states_are_kept_and_swept(attacked: Outcome) -> None:
     assert kept == ["round-11.safetensors", "round-12.safetensors"]
 
 
+@pytest.mark.judged
 @pytest.mark.slow
 def test_nothing_is_kept_or_undone_where_nobody_wants_it(tmp_path: Path) -> None:
     outcome = federate(tmp_path, HEAD | {"collapse-factor": 0.0}, spoil=flipped(9))
@@ -228,6 +231,7 @@ def test_a_run_resumes_from_a_saved_round(tmp_path: Path) -> None:
         RunConfig.read({"resume-from": "worst"})
 
 
+@pytest.mark.judged
 @pytest.mark.slow
 def test_the_best_state_is_one_of_the_rounds_that_stay(tmp_path: Path) -> None:
     run = federate(tmp_path, HEAD | {"num-server-rounds": 3, "keep-checkpoints": 4})

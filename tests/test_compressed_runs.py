@@ -51,6 +51,7 @@ def test_what_cannot_be_compressed_is_refused() -> None:
             assert bool(strategies.load(name, [wrapper]).problems(sgd)) == ((name, wrapper) in REFUSED), (name, wrapper)
 
 
+@pytest.mark.judged
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "options", "share"),

@@ -31,6 +31,7 @@ def summary(folder: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.judged
 def test_it_learns(default: Path) -> None:
     found = summary(default)
     assert found["status"] == "completed"

@@ -235,6 +235,7 @@ def test_a_factor_may_train_again_after_training_failed() -> None:
     assert all(tensor.requires_grad for tensor in model.trained.values())
 
 
+@pytest.mark.judged
 @pytest.mark.parametrize("which", ["ffa", "rolora"])
 def test_a_run_of_an_exact_rule_reads_as_nothing(which: str, request: pytest.FixtureRequest) -> None:
     outcome: Outcome = request.getfixturevalue(which)

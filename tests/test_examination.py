@@ -55,6 +55,7 @@ def foreseeable(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------------- runs
 
 
+@pytest.mark.judged
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", OF)
 def test_two_that_collude_are_left_out_of_every_strategy(strategy: str, tmp_path: Path) -> None:
@@ -78,6 +79,7 @@ def test_the_opposite_of_what_was_learned_is_left_out_from_the_first_round_on(tm
         assert {own["node"] for own in line["nodes"] if own["refused"]} == {str(node) for node in LIARS}
 
 
+@pytest.mark.judged
 @pytest.mark.slow
 def test_a_late_poisoning_is_left_out_of_its_own_rounds(tmp_path: Path) -> None:
     """Who did good for rounds is not harmful, but a round that is clearly worse is combined without it. The first of
@@ -100,6 +102,7 @@ def test_honest_nodes_of_the_default_split_leave_the_bits_that_they_left(tmp_pat
     assert [line["loss"] for line in outcome.rounds] == [line["loss"] for line in plain.rounds]
 
 
+@pytest.mark.judged
 @pytest.mark.slow
 def test_honest_nodes_of_one_class_each_are_missed_by_nobody(tmp_path: Path) -> None:
     """What a round has too much of may be left out of it, but no class is lost to the run."""

@@ -153,6 +153,7 @@ def test_at_strength_zero_it_is_fedavg_bit_for_bit() -> None:
     assert equal(trained("fedrot-lora", 1, strength=0.0)[1], trained("fedavg", 1)[1])
 
 
+@pytest.mark.judged
 @pytest.mark.slow
 def test_in_a_run_the_combined_product_is_nearer_to_the_mean_than_fedavgs(tmp_path: Path) -> None:
     options = QV | {"num-server-rounds": 2, "local-steps": 20, "learning-rate": 0.02}

@@ -117,6 +117,7 @@ def by_axis(tensors: Tensors, axis: int) -> Tensors:
     return {name: tensor for name, tensor in tensors.items() if rank_axis(name) == axis}
 
 
+@pytest.mark.judged
 @pytest.mark.slow
 def test_as_a_federation(tmp_path: Path) -> None:
     """B alone goes up, A follows what was learned; without the SVD it is FFA-LoRA bit for bit."""

@@ -166,6 +166,7 @@ def assert_untold(answer: Answer, hidden: list[str]) -> None:
             assert text[start : start + 6].encode() not in told, (text, told[:300])
 
 
+@pytest.mark.judged
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_a_damaged_message_is_refused_or_obeyed_within_the_policy(

@@ -161,6 +161,7 @@ def test_an_honest_server_is_answered(scene: Scene) -> None:
             assert bool(arrays) == (kind == "train")
 
 
+@pytest.mark.judged
 @pytest.mark.first(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_instructions_reveal_a_secret(scene: Scene, kind: str, capsys: pytest.CaptureFixture[str]) -> None:

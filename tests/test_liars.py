@@ -97,6 +97,7 @@ def along(outcome: Outcome, honest: Outcome) -> float:
     return float(torch.nn.functional.cosine_similarity(*moved, dim=0))
 
 
+@pytest.mark.judged
 @pytest.mark.slow
 def test_scores_weigh_no_more_than_updates(tmp_path: Path) -> None:
     def spoil(partition: int, kind: str, answer: Message) -> Message:
@@ -136,6 +137,7 @@ def test_scores_that_cannot_be_are_refused(
     assert any("node 1 did not evaluate" in record.message and words in record.message for record in caplog.records)
 
 
+@pytest.mark.judged
 def test_a_loss_of_training_that_cannot_be_is_refused(tmp_path: Path) -> None:
     def spoil(partition: int, kind: str, answer: Message) -> Message:
         return changed(train_loss=1e30)(answer) if (partition, kind) == (1, "train") else answer
@@ -230,6 +232,7 @@ def scaled(by: float, first: int = 1) -> Any:
 LATER = ("fedavg/full", "flora", "hetlora", "ferret")
 
 
+@pytest.mark.judged
 @pytest.mark.first(1)
 @pytest.mark.parametrize(("name", "first"), [(name, 1) for name in EVERY] + [(name, 2) for name in LATER])
 def test_an_update_that_is_far_too_long_is_refused(tmp_path: Path, name: str, first: int) -> None:

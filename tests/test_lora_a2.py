@@ -71,6 +71,7 @@ def test_a_node_sends_no_more_than_its_budget_and_forgets_the_rest(round: int) -
         torch.testing.assert_close(tensor.detach(), before[key] + delta.get(key, torch.zeros(())), rtol=0.0, atol=0.0)
 
 
+@pytest.mark.judged
 @pytest.mark.slow
 def test_as_a_federation(tmp_path: Path) -> None:
     """With the whole budget it is RoLoRA bit for bit; with less, zeros travel unless `top-k` leaves them out."""

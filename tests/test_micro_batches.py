@@ -68,6 +68,7 @@ def test_gradients_of_parts_add_up(size: int, tuning: str, base: Base, rows: Row
     assert equal(found, whole) == (size == 100)
 
 
+@pytest.mark.judged
 def test_every_token_of_a_batch_counts_the_same(base: Base, rows: Rows) -> None:
     """Against a slow reference in float64: sums over tokens, divided by the tokens of the batch. A mean of the means of
     rows, as in trainers that divide the loss by the number of parts, is another gradient."""

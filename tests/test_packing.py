@@ -169,6 +169,7 @@ def test_rows_of_similar_length_share_a_step(rows: int, size: int) -> None:
         assert filled[1] < 0.2 * filled[0]
 
 
+@pytest.mark.judged
 @pytest.mark.slow
 def test_a_run_may_group_and_pack(base: Base, tmp_path: Path) -> None:
     rows = prepared(tmp_path, base.folder)

@@ -39,6 +39,7 @@ def trained(base: Base, rows: Rows, **options: object) -> tuple[TunedModel, floa
 
 
 # ------------------------------------------------------------------------------------------- bfloat16
+@pytest.mark.judged
 def test_products_are_in_bfloat16_and_everything_else_as_it_was(base: Base, rows: Rows) -> None:
     plain, loss = trained(base, rows, optimizer="sgd")
     mixed, also = trained(base, rows, optimizer="sgd", precision="bfloat16")

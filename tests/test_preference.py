@@ -359,6 +359,7 @@ def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return federate(folder / "outputs", flat(base) | more)
 
 
+@pytest.mark.judged
 def test_a_federation_learns_what_is_preferred(run: Outcome) -> None:
     first, last = run.rounds[0], run.rounds[-1]
     assert first["server-test-accuracy"] == 0.5

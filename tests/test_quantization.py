@@ -93,6 +93,7 @@ def test_only_frozen_linear_layers_are_quantised(bits: str, base: Base) -> None:
     assert counts[0] == counts[1]
 
 
+@pytest.mark.judged
 @pytest.mark.each_value
 @pytest.mark.parametrize("tuning", FITTING)
 @pytest.mark.parametrize("bits", BITS)
@@ -163,6 +164,7 @@ def test_a_dry_run_tries_other_tunings_on_the_base_as_it_was(base: Base, rows: R
 
 
 # ------------------------------------------------------------------------------------------- federations
+@pytest.mark.judged
 @pytest.mark.slow
 def test_federations_on_them_end_within_the_spread_of_float32(tmp_path: Path, base: Base) -> None:
     file = write_table(tmp_path / "rows.jsonl", ROWS)

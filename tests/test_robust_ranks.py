@@ -345,6 +345,7 @@ MIXED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.judged
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "more"), MIXED, ids=str)
 def test_a_liar_ruins_a_run_but_not_one_of_a_robust_rule(name: str, more: dict[str, Any], tmp_path: Path) -> None:

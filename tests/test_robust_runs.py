@@ -41,12 +41,14 @@ def after(folder: Path, wrappers: str = "", **options: Any) -> tuple[float, floa
     return max(float(tensor.abs().max()) for tensor in outcome.state().tensors.values()), outcome.rounds[-1]["loss"]
 
 
+@pytest.mark.judged
 def test_a_liar_ruins_the_mean(tmp_path: Path) -> None:
     largest, loss = after(tmp_path)
     assert largest > 1e5
     assert loss > 1e3
 
 
+@pytest.mark.judged
 @pytest.mark.first(1)
 @pytest.mark.parametrize(
     "wrappers", ["median", "trimmed-mean", "norm-bound", "norm-bound,median,half", "median,quantize"]

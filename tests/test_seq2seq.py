@@ -157,6 +157,7 @@ def test_it_writes_what_plain_peft_writes(run: Outcome, t5: Path) -> None:
         assert one.answer == tokenizer.decode(found[0], skip_special_tokens=True).strip()
 
 
+@pytest.mark.judged
 def test_held_out_rows_are_answered_as_predict_answers(run: Outcome) -> None:
     outcome, base = thistledown.Outcome(run.folder), server_base(run.task.model, server_store()).folder
     rows = prepare(run.task, base, server_store()).test

@@ -98,6 +98,7 @@ def digits() -> "thistledown.Outcome":
     return thistledown.simulate("rbla", data=DIGITS, **SMALL | {"tuning": "lora", "lora": {"ranks": "2,4"}})
 
 
+@pytest.mark.judged
 def test_metrics_are_rows_that_pandas_takes(digits: "thistledown.Outcome") -> None:
     frame = pandas.DataFrame(digits.metrics)
     assert list(frame["round"]) == [0, 1]

@@ -79,6 +79,7 @@ def test_other_frozen_weights_stay(outcome: Outcome) -> None:
     assert moved == {f"{module}.weight" for module in modules(outcome.state().tensors)}
 
 
+@pytest.mark.judged
 def test_the_aggregation_error_is_zero_in_every_round(outcome: Outcome) -> None:
     assert outcome.rounds[0]["aggregation-error"] == {}
     for line in outcome.rounds[1:]:

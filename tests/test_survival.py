@@ -62,6 +62,7 @@ def kill_all(command: int) -> None:
             continue
 
 
+@pytest.mark.judged
 def test_all_processes_are_killed_and_the_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     """Of a run that nobody interrupted, and that had no processes of its own."""
     whole = federate(tmp_path / "whole", OPTIONS).folder

@@ -274,6 +274,7 @@ def numbers_run(tmp_path_factory: pytest.TempPathFactory, flat: dict[str, Any]) 
     return federate(folder / "run", flat | REGRESSION | more | {"simulation.num-supernodes": 2, "evaluate": "both"})
 
 
+@pytest.mark.judged
 def test_numbers_are_learned(numbers_run: Outcome) -> None:
     first, last = numbers_run.rounds[0], numbers_run.rounds[-1]
     assert numbers_run.task.data.labels == ("stars",)

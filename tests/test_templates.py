@@ -1,7 +1,6 @@
 """Chat templates come with a base: they say what transformers makes of them, and end when they run away."""
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -68,11 +67,9 @@ def test_a_template_says_what_transformers_makes_of_it(tmp_path: Path, template:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", RUNAWAY)
-def test_a_template_that_runs_away_is_refused_within_seconds(tmp_path: Path, kind: str) -> None:
-    began = time.monotonic()
+def test_a_template_that_runs_away_is_refused(tmp_path: Path, kind: str) -> None:
     with pytest.raises(DataError, match=r"chat template (does not end|does not take)") as refused:
         texts(tmp_path, RUNAWAY[kind])
-    assert time.monotonic() - began < 12
     assert str(tmp_path) not in refused.value.public
 
 

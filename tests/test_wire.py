@@ -1,7 +1,6 @@
 """The wire: whatever is packed is read back bit for bit, and whatever is malformed is Refused and nothing else."""
 
 import json
-import time
 import zlib
 from dataclasses import replace
 from typing import Any
@@ -219,11 +218,9 @@ def test_malformed_records_are_refused(case):
 
 
 @pytest.mark.parametrize("shape", [[1] * 100_000, [2**60] * 30_000, [2**60] * 30_000 + [0]], ids=["ones", "huge", "0"])
-def test_a_shape_with_too_many_axes_is_refused_at_once(shape):
-    began = time.process_time()
-    with pytest.raises(Refused) as refused:
+def test_a_shape_with_too_many_axes_is_refused_before_they_are_multiplied(shape):
+    with pytest.raises(Refused, match="bad shape") as refused:
         wire.unpack(records(one(shape=shape), bytes(4)))
-    assert time.process_time() - began < 0.5
     assert len(str(refused.value)) < 500
 
 

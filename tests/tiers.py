@@ -10,6 +10,8 @@ Marks of a test or a module:
 - `each_value`: a table of which `make test` runs enough cases to see each value of each parameter once.
 - `fewer`: it tries fewer examples in `make test`, so that the rest (`make test-rest`) runs it again with all of them.
   Tests by hypothesis have this mark without being given it.
+- `judged`: it compares a score, a loss or a time with a bound. `make test-everywhere` tries it with other arithmetic;
+  `test_judged.py` finds tests that lack the mark.
 
 A table over strategies and tunings is thinned without a mark: each strategy keeps its first tuning, and fedavg all.
 

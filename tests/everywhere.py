@@ -1,0 +1,139 @@
+"""Run the tests that are marked `judged` with other arithmetic, other seeds and on a busy machine, which is `make
+test-everywhere`.
+
+Kernels of other processors give other bits, and so do other numbers of threads; a test must hold with all of them. It
+prints a Markdown table, and which tests failed where. The exit code is 1 if any did.
+
+.venv/bin/python tests/everywhere.py --only busy
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).parents[1]
+LIBRARIES = {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}  # at most these instructions
+KERNELS = {
+    "native": {},
+    "avx2": LIBRARIES | {"ATEN_CPU_CAPABILITY": "avx2"},
+    "default": LIBRARIES | {"ATEN_CPU_CAPABILITY": "default"},
+}
+BUSY = 2  # loops beside the tests
+SEEDS = range(1, 6)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How tests are run: with variables of the environment, arguments of pytest, and busy loops beside them."""
+
+    name: str
+    environment: dict[str, str] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ("-m", "judged")
+    loops: int = 0
+
+
+SETTINGS = [
+    *(
+        Setting(f"{name}, {threads} thread{'s' * (threads > 1)}", kernels | {"TEST_THREADS": str(threads)})
+        for name, kernels in KERNELS.items()
+        for threads in (1, 2)
+    ),
+    Setting(f"{BUSY} busy loops", loops=BUSY),
+    *(
+        Setting(
+            f"seed {seed}",
+            {"THISTLEDOWN_TESTS": "fast"},
+            ("-m", "fewer and not slow", f"--hypothesis-seed={seed}"),
+        )
+        for seed in SEEDS
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What pytest said: how many tests held, which failed, which were skipped, and how long it took."""
+
+    setting: Setting
+    held: int
+    failed: tuple[str, ...]
+    skipped: int
+    seconds: float
+
+    @property
+    def line(self) -> str:
+        """Return a row of the table."""
+        numbers = (self.held, len(self.failed), self.skipped, f"{self.seconds / 60:.0f}")
+        return f"| {self.setting.name} | {' | '.join(map(str, numbers))} |"
+
+
+@contextmanager
+def busy(loops: int) -> Iterator[None]:
+    """Keep as many cores busy."""
+    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)]
+    try:
+        yield
+    finally:
+        for loop in running:
+            loop.kill()
+            loop.wait()
+
+
+def run(setting: Setting, jobs: int) -> Verdict:
+    """Run the tests of a setting. Raises SystemExit if pytest did not get so far."""
+    with tempfile.TemporaryDirectory() as folder, busy(setting.loops):
+        report, began = Path(folder) / "report.xml", time.monotonic()
+        own = {name: value for name, value in os.environ.items() if name != "CI"}  # which fixes hypothesis' examples
+        pytest = [sys.executable, "-m", "pytest", "--numprocesses", str(jobs), "--dist", "loadfile"]
+        options = ["--no-loadscope-reorder", "-p", "no:cacheprovider", f"--junitxml={report}", *setting.arguments]
+        done = subprocess.run(
+            [*pytest, *options], cwd=ROOT, env=own | setting.environment, capture_output=True, text=True
+        )
+        if done.returncode not in (0, 1):
+            raise SystemExit(f"{setting.name}: pytest ended with {done.returncode}\n{done.stdout}{done.stderr}")
+        if done.returncode:
+            print(done.stdout, file=sys.stderr)
+        return verdict(setting, report, time.monotonic() - began)
+
+
+def verdict(setting: Setting, report: Path, seconds: float) -> Verdict:
+    """Return what a report of pytest says."""
+    cases = list(ElementTree.parse(report).iter("testcase"))
+    failed = tuple(
+        f"{case.get('classname')}::{case.get('name')}" for case in cases if {"failure", "error"} & tags(case)
+    )
+    skipped = sum("skipped" in tags(case) for case in cases)
+    return Verdict(setting, len(cases) - len(failed) - skipped, failed, skipped, seconds)
+
+
+def tags(case: ElementTree.Element) -> set[str]:
+    return {part.tag for part in case}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", metavar="TEXT", help="settings whose names contain it")
+    parser.add_argument("--jobs", type=int, default=2, help="files at a time")
+    arguments = parser.parse_args()
+    verdicts = []
+    print("| setting | held | failed | skipped | minutes |\n|---|---|---|---|---|", flush=True)
+    for setting in SETTINGS:
+        if arguments.only in setting.name:
+            verdicts.append(run(setting, arguments.jobs))
+            print(verdicts[-1].line, flush=True)
+    failures = {test for one in verdicts for test in one.failed}
+    for test in sorted(failures):
+        print(f"{test} failed with {', '.join(one.setting.name for one in verdicts if test in one.failed)}")
+    raise SystemExit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()
