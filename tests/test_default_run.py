@@ -20,7 +20,7 @@ def default(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results folder of the default run."""
     place = tmp_path_factory.mktemp("default")
     done = subprocess.run(
-        [COMMAND, "run"], cwd=place, env=os.environ, capture_output=True, encoding="utf-8", timeout=540
+        [COMMAND, "run"], cwd=place, env=os.environ, capture_output=True, encoding="utf-8", timeout=1800
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return (place / "outputs" / "latest").resolve()

@@ -119,7 +119,7 @@ def test_the_command_ends_as_for_other_failures(small: Path, tmp_path: Path) -> 
         f"tuning='head' output-dir='{small}'"
     )
     ran = subprocess.run(
-        [COMMAND, "run", "-c", config], cwd=tmp_path, capture_output=True, text=True, timeout=500, env=os.environ
+        [COMMAND, "run", "-c", config], cwd=tmp_path, capture_output=True, text=True, timeout=1800, env=os.environ
     )
     said = ran.stdout + ran.stderr
     assert ran.returncode == 3, said

@@ -49,7 +49,7 @@ def test_from_a_file_to_answers_and_a_report_in_four_commands(place: Path) -> No
         | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         capture_output=True,
         encoding="utf-8",
-        timeout=540,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert 'data.id-column = "clinic"' in done.stdout

@@ -289,7 +289,7 @@ def test_bits_are_those_of_the_command(tmp_path: Path) -> None:
     ours = thistledown.simulate("ferret", output_dir=tmp_path / "ours", **settings)
     flat = run_config("ferret", (), settings)
     pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in flat.items())
-    ran = subprocess.run([COMMAND, "run", "-c", pairs], cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    ran = subprocess.run([COMMAND, "run", "-c", pairs], cwd=tmp_path, capture_output=True, text=True, timeout=1800)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     theirs = thistledown.Outcome(tmp_path / "outputs" / "latest")
     assert equal(state_of(ours.folder).tensors, state_of(theirs.folder).tensors)
