@@ -31,6 +31,34 @@ def cooled(method: Method) -> Method:
     return replace(method, name=f"{method.name}-cooled", tied={**method.tied, "learning-rate-min": 0.1})
 
 
+def constant(rank: int) -> Method:
+    """The same with one initiating round and a rank that does not fall."""
+    like, ranks = annealed(1), {"lora.ranks": str(rank), "sa-fedlora.final-rank": rank}
+    return replace(like, name=f"constant-{rank}", options={**like.options, **ranks})
+
+
+def held(initiating_rounds: int, mu: float) -> Method:
+    """SA-FedLoRA whose full rounds are held near their start with weight `mu`."""
+    like = annealed(initiating_rounds)
+    return replace(like, name=f"{like.name}-mu-{mu:g}", options={**like.options, "sa-fedlora.mu": mu})
+
+
+STAGES = replace(
+    minilm(
+        30,
+        "8",
+        "Each stage by itself. The rank falls from 8 to 2, 4.03 in the mean of the 29 rounds after one initiating "
+        "round, or is 4 in all of them (`constant-4`), for the same bytes. The initiating rounds are held near their "
+        "start with `sa-fedlora.mu` 0, 0.1 or 1 instead of 0.01.",
+        (
+            FULL,
+            *(annealed(rounds) for rounds in (1, 2)),
+            constant(4),
+            *(held(rounds, mu) for rounds in (1, 2) for mu in (0.0, 0.1, 1.0)),
+        ),
+    ),
+    name="stages",
+)
 STUDY = Study(
     "sa-fedlora",
     "SA-FedLoRA: full rounds first, then adapters of falling rank",
@@ -49,6 +77,7 @@ STUDY = Study(
     (
         minilm(30, "8", "Ranks 8 to 2.", (FULL, *(annealed(rounds) for rounds in (0, 1, 2)))),
         fashion_vit(60, "4", "Ranks 4 to 2.", (FULL, annealed(1), cooled(FULL), cooled(annealed(1)))),
+        STAGES,
     ),
     reference="fedavg",
     savings=True,
