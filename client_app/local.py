@@ -97,13 +97,12 @@ class Local:
     @cached_property
     def _site(self) -> str:
         """Return the site name of a node that has a share of the common data; empty for any other node."""
-        from task.data.partition import node_names
+        from task.data.partition import node_name
 
         own = dict(self.node)
         if "name" in own or self._own_path() is not None or not self.config.data.partitioner.needs_ids:
             return ""
-        split = self._split()
-        return node_names(self.config, self._index(), split)[int(own["partition-id"])]
+        return node_name(self.config, self._index(), self._split(), int(own["partition-id"]))
 
     @property
     def store(self) -> Store:

@@ -7,6 +7,7 @@ A process belongs to a group and, through it, to all groups above. `/proc/self/c
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 PROC = Path("/proc/self")
@@ -56,11 +57,17 @@ def _data(proc: Path = PROC) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
 
 
-def _groups(controller: str, proc: Path) -> Iterator[Path]:
-    """Yield the folders of the process's own group and of those above, as far as the container sees them."""
-    if not (proc / "cgroup").exists():  # a system without control groups
-        return
-    own = dict(_memberships(proc))
+def _groups(controller: str, proc: Path) -> tuple[Path, ...]:
+    """Return the folders of the process's own group and of those above, as far as the container sees them."""
+    groups = proc / "cgroup"
+    return _folders(controller, proc, groups.read_text()) if groups.exists() else ()  # not Linux
+
+
+@lru_cache(maxsize=16)  # mounts stay, and every node of a simulation asks
+def _folders(controller: str, proc: Path, groups: str) -> tuple[Path, ...]:
+    """Return these folders for the content of `/proc/self/cgroup`."""
+    own = {name: path for name, path in _memberships(groups) if name in ("", controller)}
+    found = []
     for line in (proc / "mountinfo").read_text().splitlines():
         place, kind = (part.split() for part in line.split(" - ", 1))
         root, mount = place[3], Path(place[4])
@@ -68,12 +75,13 @@ def _groups(controller: str, proc: Path) -> Iterator[Path]:
         name = "" if version2 else controller
         if name in own and (version2 or (kind[0] == "cgroup" and controller in kind[2].split(","))):
             folder = mount / _inside(own[name], root)
-            yield from (group for group in (folder, *folder.parents) if group.is_relative_to(mount))
+            found += [group for group in (folder, *folder.parents) if group.is_relative_to(mount)]
+    return tuple(found)
 
 
-def _memberships(proc: Path) -> Iterator[tuple[str, str]]:
+def _memberships(groups: str) -> Iterator[tuple[str, str]]:
     """Yield controllers with the path of the process's group; version 2 has the controller `''`."""
-    for line in (proc / "cgroup").read_text().splitlines():
+    for line in groups.splitlines():
         _, controllers, path = line.split(":", 2)
         yield from ((controller, path) for controller in controllers.split(","))
 

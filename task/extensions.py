@@ -17,13 +17,25 @@ from task.foreign import meant
 from task.schema import ConfigError
 
 NOT_EXTENSIONS = ("base", "registry")  # modules of a package that are not extensions
+_asked: set[str] = set()  # packages whose names were asked for
 T = TypeVar("T")
 
 
 def names(package: str) -> list[str]:
     """Return the names of a package's extensions, sorted. Imports none of them."""
+    _asked.add(package)
+    return list(_names_in(*_places(package)))
+
+
+def stamp() -> tuple[object, ...]:
+    """Return what changes when an extension comes or goes in any package that was asked for its names."""
+    return tuple(_places(package) for package in sorted(_asked))
+
+
+def _places(package: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return the folders of a package, and when they changed."""
     folders = tuple(import_module(package).__path__)
-    return list(_names_in(folders, tuple(os.stat(folder).st_mtime_ns for folder in folders)))
+    return folders, tuple(os.stat(folder).st_mtime_ns for folder in folders)
 
 
 @lru_cache(maxsize=64)

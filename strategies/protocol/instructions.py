@@ -4,15 +4,19 @@ A node therefore needs no configuration of its own and works under any ServerApp
 defaults are sent.
 """
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import replace
+from functools import lru_cache
+from typing import cast
 
 from flwr.app import ConfigRecord, RecordDict
 
 from strategies import registry
 from strategies.exchange.strategy import Strategy
 from strategies.exchange.types import Assignment, Refused
+from task import extensions
 from task.config import TaskConfig
 from task.schema import ConfigError, Option, flatten, read, schema
 from task.tunings.base import MAX_RANK
@@ -34,9 +38,19 @@ def write(config: TaskConfig, strategy: Strategy, fingerprint: str, rank: int = 
 
 
 def task_of(record: ConfigRecord) -> TaskConfig:
-    """Return the settings of the task in the instructions. Raises ConfigError."""
+    """Return the settings of the task in the instructions. Raises ConfigError.
+
+    A process that simulates nodes reads the same instructions for each of them, and parses them once.
+    """
+    parse = _parsed.__wrapped__ if any(isinstance(value, list) for value in record.values()) else _parsed
+    return parse(extensions.stamp(), *cast("Iterable[Hashable]", itertools.chain.from_iterable(record.items())))
+
+
+@lru_cache(maxsize=16, typed=True)  # typed: true is not 1
+def _parsed(_: object, *items: object) -> TaskConfig:
+    """Return the settings in keys and values that take turns, for the extensions that there are."""
     keys = schema(TaskConfig)
-    return TaskConfig.read({key: value for key, value in record.items() if key in keys})
+    return TaskConfig.read({str(k): v for k, v in zip(items[::2], items[1::2], strict=True) if k in keys})
 
 
 def strategy_of(record: ConfigRecord) -> Strategy:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -54,6 +55,28 @@ def node_names(config: TaskConfig, plan: DataIndex, parts: Sequence[Positions]) 
         return numbers
     names = [plan.sites[int(ids[0])] for ids in sites]
     return names if all(name.isprintable() and len(name) <= _LONGEST_NAME for name in names) else numbers
+
+
+@dataclass(frozen=True)
+class _Division:
+    """A division of rows; `key` says all that its names follow from."""
+
+    key: str
+    config: TaskConfig = field(compare=False)
+    plan: DataIndex = field(compare=False)
+    parts: Sequence[Positions] = field(compare=False)
+
+
+def node_name(config: TaskConfig, plan: DataIndex, parts: Sequence[Positions], node: int) -> str:
+    """Return the name of one simulated node; a process finds the names of all nodes once."""
+    rule = config.data.partitioner
+    key = recipe_hash([len(parts), rule.name, flatten(rule), config.seed, plan.key])
+    return _names(_Division(key, config, plan, parts))[node]
+
+
+@lru_cache(maxsize=4)
+def _names(division: _Division) -> list[str]:
+    return node_names(division.config, division.plan, division.parts)
 
 
 def table(

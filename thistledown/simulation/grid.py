@@ -14,7 +14,7 @@ from typing import Any, cast
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -148,7 +148,9 @@ def identity() -> Iterator[None]:
 
 def through_wire(message: Message) -> Message:
     """Return the message as the other side reads it: deflated to bytes and inflated again."""
-    contents = {name: part.deflate() for name, part in get_all_nested_objects(message).items()}
-    back = cast(Message, inflate_object_from_contents(message.object_id, contents))
+    with no_object_id_recompute():  # as Flower's own grids: every object is hashed once
+        contents = {name: part.deflate() for name, part in get_all_nested_objects(message).items()}
+        name = message.object_id
+    back = cast(Message, inflate_object_from_contents(name, contents))
     back.metadata.__dict__["_message_id"] = message.metadata.message_id
     return back
