@@ -8,6 +8,7 @@ fields made by `task.schema.option` are the keys `<name>.<option>`.
 import os
 import pkgutil
 import re
+import sys
 from collections.abc import Iterable
 from functools import lru_cache
 from importlib import import_module
@@ -28,8 +29,8 @@ def names(package: str) -> list[str]:
 
 
 def stamp() -> tuple[object, ...]:
-    """Return what changes when an extension comes or goes in any package that was asked for its names."""
-    return tuple(_places(package) for package in sorted(_asked))
+    """Return what changes when an extension comes or goes in any loaded package that was asked for its names."""
+    return tuple(_places(package) for package in sorted(_asked) if package in sys.modules)
 
 
 def _places(package: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
