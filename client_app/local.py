@@ -17,6 +17,7 @@ from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.app.typing import ConfigRecordValues
 
 from client_app import public_errors
+from client_app.float32_base import widened
 from client_app.permission import check_instructions, check_offer, check_rows
 from client_app.policy import Policy
 from client_app.public_errors import (
@@ -27,7 +28,6 @@ from client_app.public_errors import (
     follows_paths,
     with_own_quantization,
 )
-from client_app.widened import widened
 from task.config import TaskConfig
 from task.data.labels import LabelError
 from task.device import cores, found

@@ -11,7 +11,7 @@ from mkdocs.structure.pages import Page
 
 from server_app.config import keys
 from task.schema import Schema
-from thistledown.described import accepted, default_of
+from thistledown.key_descriptions import accepted, default_of
 
 ROOT = Path(__file__).parent.parent
 OUTSIDE = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}  # page of the site: file of the clone

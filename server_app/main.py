@@ -12,7 +12,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from server_app import noticed
+from server_app import data_notices
 from server_app.callbacks.early_stopping import EarlyStopping
 from server_app.callbacks.generations import Generations
 from server_app.callbacks.progress import Progress
@@ -116,4 +116,4 @@ def _noticed(run: RunConfig, task: TaskConfig, num_nodes: int, device: str) -> I
         return
     plan = data_index(task, store)
     split = [] if task.data.partitioner.own_rows else partition(task, plan, num_nodes, store)
-    yield from noticed.of_run(task, plan, split)
+    yield from data_notices.of_run(task, plan, split)

@@ -14,7 +14,7 @@ from functools import lru_cache
 from importlib import import_module
 from typing import TypeVar
 
-from task.foreign import meant
+from task.foreign_names import meant
 from task.schema import ConfigError
 
 NOT_EXTENSIONS = ("base", "registry")  # modules of a package that are not extensions

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
-from task.foreign import FOREIGN as FOREIGN
-from task.foreign import meant
+from task.foreign_names import FOREIGN as FOREIGN
+from task.foreign_names import meant
 
 Scalar = bool | int | float | str
 Flat = dict[str, Scalar]

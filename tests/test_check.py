@@ -8,7 +8,7 @@ from samples import write_table
 from server_app.config import RunConfig
 from task.schema import ConfigError
 from thistledown.commands.check import check
-from thistledown.foretold.choices import choices
+from thistledown.estimates.choices import choices
 from thistledown.settings import Settings
 
 APP = Path(__file__).parent.parent

@@ -38,7 +38,7 @@ from strategies.exchange.wrapper import Wrapper
 from task.data.partitioners.base import Partitioner
 from task.data.sources.base import Source
 from task.kinds.base import Kind
-from thistledown.described import accepted, default_of
+from thistledown.key_descriptions import accepted, default_of
 from thistledown.main import main
 from thistledown.settings import Settings
 

@@ -13,7 +13,7 @@ from in_process import federate, left, resumed, retold, spoiled
 from samples import write_table
 from tuned import Sample, samples
 
-from server_app import noticed
+from server_app import data_notices
 from server_app.callbacks.progress import progress
 from server_app.config import RunConfig
 from server_app.results import endings
@@ -313,7 +313,7 @@ def test_classes_that_a_part_or_a_node_lacks_are_said(kinds: dict[str, Sample], 
     }  # fmt: skip
     run = RunConfig.read({key: value for key, value in flat.items() if "rows" not in key})
     plan = data_index(run.task, server_store())
-    said = list(noticed.of_run(run.task, plan, partition(run.task, plan, 2, server_store())))
+    said = list(data_notices.of_run(run.task, plan, partition(run.task, plan, 2, server_store())))
     assert "the train part has no rows of odd (3 classes in total)" in said
     assert "the test part has no rows of good, odd (3 classes in total)" in said
     assert "1 of 2 nodes have rows of a single class: 0" in said

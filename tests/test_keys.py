@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from server_app.config import keys as all_keys
-from task.foreign import FOREIGN
+from task.foreign_names import FOREIGN
 from task.schema import ConfigError
 from thistledown.commands.keys import keys
 from thistledown.commands.presets import presets

@@ -4,8 +4,8 @@ import pytest
 
 from server_app.config import RunConfig
 from server_app.results.amounts import human
-from thistledown.foretold import machine as said
-from thistledown.foretold.machine import at_once, machine
+from thistledown.estimates import machine as said
+from thistledown.estimates.machine import at_once, machine
 
 
 def lines(monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int = 0, **options: object) -> list[str]:

@@ -29,8 +29,8 @@ from task.training.micro_batches import BatchLoss
 from task.training.trainer import Trainer, evaluate
 from task.tunings import registry as tunings
 from task.tunings.parts.reference import as_base
-from thistledown.foretold.memory import kept_for_backward
-from thistledown.foretold.rows import described
+from thistledown.estimates.memory import kept_for_backward
+from thistledown.estimates.rows import described
 
 CHAT = "{% for m in messages %}<{{ 'model' if m['role'] == 'assistant' else 'user' }}> {{ m['content'] }} {% endfor %}"
 CHAT += "{% if add_generation_prompt %}<model> {% endif %}"

@@ -26,7 +26,7 @@ from strategies.optimizers.sgd import Sgd
 from strategies.optimizers.yogi import Yogi
 from strategies.protocol import checkpoint, instructions, wire
 from task.schema import ConfigError, flatten
-from thistledown.foretold.choices import choices
+from thistledown.estimates.choices import choices
 
 pytestmark = pytest.mark.about("server-optimizer")
 ROUNDS = 30

@@ -26,7 +26,7 @@ from task.schema import ConfigError
 from task.storage.store import Store, server_store
 from task.training.batches import batches
 from task.training.trainer import Trainer
-from thistledown.foretold.rows import described
+from thistledown.estimates.rows import described
 from thistledown.main import DONE, main
 
 STARS = {"good": 1.5, "bad": -100.0}  # the second is the number that marks tokens without a label

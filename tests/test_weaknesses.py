@@ -10,7 +10,7 @@ import pytest
 from test_published_results import results_of
 
 from thistledown.commands.check import check
-from thistledown.foretold.weaknesses import WEAKNESSES, Situation, Weakness, follow, skew
+from thistledown.estimates.weaknesses import WEAKNESSES, Situation, Weakness, follow, skew
 from thistledown.settings import Settings
 
 APP = Path(__file__).parent.parent

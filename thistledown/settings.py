@@ -20,7 +20,7 @@ from task.config import EMBEDDED_MODEL
 from task.data.settings import is_template_file
 from task.data.sources.registry import of_keyword
 from task.device import cores
-from task.foreign import meant
+from task.foreign_names import meant
 from task.schema import ConfigError
 
 Values = dict[str, object]  # dotted run-config keys with unparsed values

@@ -1,7 +1,7 @@
 """The files a base may contain: of these names, none too large, none linked to a place outside its folder.
 
-A base may come from an untrusted server or hub. All code that reads one uses `listed` and `weights`; `task.files.shown`
-is what libraries read.
+A base may come from an untrusted server or hub. All code that reads one uses `listed` and `weights`; libraries read
+what `task.files.library_copy` makes of it.
 """
 
 import re

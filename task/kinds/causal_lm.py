@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from task.config import Data, TaskConfig
-from task.data.encoding.asked import Asked, asked_of
 from task.data.encoding.chats.encoder import ChatEncoder, PairEncoder
 from task.data.encoding.chats.named import NAMED
 from task.data.encoding.completions import Columns, CompletionEncoder, incomplete
+from task.data.encoding.prompt_tokens import Asked, asked_of
 from task.data.encoding.texts import CHUNK, blank
 from task.data.guessing.guess import Guess, Sight
 from task.data.guessing.prompted import prompted

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from task.config import Data
 from task.data.encoding.images import ImageEncoder
+from task.data.guessing.columns import Holds
 from task.data.guessing.guess import IMAGE, Guess, Sight, by_label
-from task.data.guessing.seen import Holds
 from task.data.raw import Raw
 from task.data.sources.base import Source
 from task.data.sources.digits import Digits

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from task.config import Data
 from task.data.encoding.targets import TargetEncoder
 from task.data.encoding.texts import TextEncoder
+from task.data.guessing.columns import Holds
 from task.data.guessing.guess import Guess, Sight, by_values
-from task.data.guessing.seen import Holds
 from task.data.labels import SEPARATOR, Labels, label_codes
 from task.data.raw import Raw
 from task.data.rows import Rows, Targets

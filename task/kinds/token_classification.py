@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from task.config import Data
 from task.data.encoding.labelled_tokens import LabelledTokenEncoder, Pieces, word_pieces
+from task.data.guessing.columns import Holds
 from task.data.guessing.guess import TEXT, Guess, Sight, Sure, by_values
-from task.data.guessing.seen import Holds
 from task.data.labels import Labels, label_codes
 from task.data.raw import Raw
 from task.data.rows import Rows

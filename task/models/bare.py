@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from task.config import TaskConfig
-from task.files.sized import no_larger_than
+from task.files.size_limit import no_larger_than
 from task.kinds import registry as kinds
 
 Shapes = Mapping[str, tuple[int, ...]]

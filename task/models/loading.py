@@ -12,7 +12,7 @@ from task.data.encoding.vocabulary import check_fit
 from task.kinds import registry as kinds
 from task.models import heads
 from task.models.base import Base, BaseError
-from task.models.lacking import counted
+from task.models.missing_weights import counted
 from task.models.reading import Read, own_settings, read
 from task.process_memory import dropping_file_pages
 from task.tunings.base import Head

@@ -18,13 +18,13 @@ from safetensors import safe_open
 from task.config import Model
 from task.files.bounded_json import JSONError, read_json
 from task.files.contents import ADAPTED, ADAPTER, CONFIG, INDEX, BaseError, adapter, check, is_weights, listed, weights
-from task.files.shown import shown, without_names
-from task.files.sized import no_larger_than
+from task.files.library_copy import shown, without_names
+from task.files.size_limit import no_larger_than
 from task.kinds import registry as kinds
 from task.kinds.base import Kind
 from task.models.base import fingerprint, named_folder
 from task.models.heads import by_labels, head_modules
-from task.models.lacking import Report, counted
+from task.models.missing_weights import Report, counted
 from task.storage.store import Store, recipe_hash
 
 LOG = logging.getLogger("flwr")

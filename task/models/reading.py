@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from task.config import TaskConfig
 from task.device import ran_out
 from task.files.contents import check, has_weights, is_weights, weights
-from task.files.shown import shown
-from task.files.sized import no_larger_than
+from task.files.library_copy import shown
+from task.files.size_limit import no_larger_than
 from task.kinds import registry as kinds
 from task.models.bare import Shapes, blank, take_out
 from task.models.base import Base, BaseError
 from task.models.heads import by_labels, head_modules
-from task.models.lacking import Report, check_body, prefixes, unused
+from task.models.missing_weights import Report, check_body, prefixes, unused
 
 TRIES = 4  # prefixes to try
 

@@ -7,10 +7,10 @@ from typing import Any
 from torch import nn
 
 from task.config import Data
-from task.data.encoding.asked import Ids, asked_of
 from task.data.encoding.chats.conversations import ASSISTANT, USER
 from task.data.encoding.chats.templates import Chat, template_of
 from task.data.encoding.completions import Columns
+from task.data.encoding.prompt_tokens import Ids, asked_of
 from task.data.encoding.prompts import ending, prompt_ids
 from task.data.encoding.texts import check_length
 from task.prediction.generation import generate

@@ -7,7 +7,7 @@ import numpy as np
 from torch import nn
 
 from task.config import Data
-from task.data.encoding.asked import asked_of
+from task.data.encoding.prompt_tokens import asked_of
 from task.data.encoding.prompts import ending
 from task.data.rows import IGNORED, Rows
 from task.prediction.answer import Exchange

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from server_app import noticed
+from server_app import data_notices
 from server_app.config import RunConfig
 from server_app.results.amounts import human
 from strategies.exchange.bare_base import found_base
@@ -34,12 +34,12 @@ from task.training.batches import steps_of
 from task.training.dry_run import DryRunError
 from task.training.rates import of_head, to_start_from, unusual
 from task.tunings.base import TuningError
-from thistledown.foretold.choices import choices
-from thistledown.foretold.machine import machine
-from thistledown.foretold.memory import memory
-from thistledown.foretold.rows import described
-from thistledown.foretold.traffic import Leg, Traffic
-from thistledown.foretold.weaknesses import weak
+from thistledown.estimates.choices import choices
+from thistledown.estimates.machine import machine
+from thistledown.estimates.memory import memory
+from thistledown.estimates.rows import described
+from thistledown.estimates.traffic import Leg, Traffic
+from thistledown.estimates.weaknesses import weak
 from thistledown.settings import Settings
 
 Say = Callable[[str], None]
@@ -141,7 +141,7 @@ def _notices(
     rows = parts.train if parts else stand_in(task, base.folder)
     said = (UNTRIED,) if base.bare else rehearse(run.strategy, task, base, rows, run.federation().device)
     index = data_index(task, server_store()) if parts else None
-    seen = noticed.of_run(task, index, split) if index else filter(None, [unusual(task)])
+    seen = data_notices.of_run(task, index, split) if index else filter(None, [unusual(task)])
     known = weak(run, index, split) if index and split else ()
     for sentence in (*(parts.notices if parts else ()), *said, *seen, *known):
         yield f"notice    {sentence}"

@@ -4,9 +4,9 @@ import textwrap
 from collections.abc import Iterator
 
 from server_app.config import keys as all_keys
-from task.foreign import FOREIGN, meant
+from task.foreign_names import FOREIGN, meant
 from task.schema import ConfigError, Option
-from thistledown.described import accepted, default_of
+from thistledown.key_descriptions import accepted, default_of
 
 WIDTH = 100
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from server_app import noticed
+from server_app import data_notices
 from server_app.config import RunConfig
 from task.config import EMBEDDED_MODEL
-from task.data.guessing.seen import seen
+from task.data.guessing.columns import seen
 from task.data.index import DataIndex
 from task.data.partition import partition
 from task.data.partitioners.base import SplitError
@@ -22,11 +22,11 @@ from task.models.base import BaseError
 from task.schema import ConfigError
 from task.storage.store import StoreError, server_store
 from thistledown.drafting import choices
-from thistledown.drafting.described import described
-from thistledown.drafting.odd import odd
+from thistledown.drafting.column_lines import described
+from thistledown.drafting.kind_guess import taken
+from thistledown.drafting.oddities import odd
 from thistledown.drafting.preset import Choice, written
 from thistledown.drafting.sites import lacking, site_of
-from thistledown.drafting.taken import taken
 from thistledown.settings import Values, app_folder, defaults, joined, pairs, placed
 
 SITE, COLUMN, NODES = "data.id-column", "-column", "simulation.num-supernodes"
@@ -99,7 +99,7 @@ def _new(asked: Asked, say: Say) -> None:
     config, chosen = _config(chosen, asked)
     nodes = config.server.simulation.num_supernodes
     split = partition(config.task, index, nodes, server_store())
-    notices = noticed.of_run(config.task, index, split)
+    notices = data_notices.of_run(config.task, index, split)
     for line in dict.fromkeys([*odd(raw, columns, found, site), *strange, *index.notices, *notices]):
         say(f"odd: {line.removeprefix(f'{source.name}: ')}")
     say("these follow from the data, and each can be changed:")

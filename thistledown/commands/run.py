@@ -14,8 +14,8 @@ from server_app.results.started import nested
 from server_app.resuming import rounds_done
 from task.arithmetic import environment_of
 from task.schema import ConfigError
-from thistledown.commands.following import Follower, Say
-from thistledown.foretold.machine import machine
+from thistledown.commands.follower import Follower, Say
+from thistledown.estimates.machine import machine
 from thistledown.processes.client import SuperLinkError
 from thistledown.processes.superlink import SuperLink
 from thistledown.settings import Settings, check_simulated

@@ -4,9 +4,9 @@ import traceback
 
 from server_app.main import federate
 from task.schema import ConfigError
-from thistledown.commands.following import Follower, Say
+from thistledown.commands.follower import Follower, Say
 from thistledown.commands.run import begun
-from thistledown.foretold.machine import at_once
+from thistledown.estimates.machine import at_once
 from thistledown.settings import Settings, app_folder
 from thistledown.simulation.log import all_lines
 from thistledown.simulation.simulate import nodes_here

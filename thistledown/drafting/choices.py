@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from task.data.guessing.seen import Column
+from task.data.guessing.columns import Column
 from task.data.index import DataIndex
 from task.data.raw import Raw
+from thistledown.drafting.kind_guess import Taken
 from thistledown.drafting.lengths import max_length
 from thistledown.drafting.preset import Choice
-from thistledown.drafting.taken import Taken
 
 NODES, MOST_NODES, ROWS = 10, 100, 20  # simulated nodes, the most of them, and rows that each should have
 STEPS, LONG = 8, 100  # local steps in a round, at least and at most

@@ -7,7 +7,7 @@ import numpy as np
 
 from task.config import EMBEDDED_MODEL
 from task.data.encoding.texts import longest, tokenizer_in
-from task.data.guessing.seen import Column, Holds
+from task.data.guessing.columns import Column, Holds
 from task.data.raw import Raw
 
 BYTES = 3.5  # a token of English has about four; fewer, so that rows rather fit

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
-from task.data.guessing.seen import Column, Holds
+from task.data.guessing.columns import Column, Holds
 from task.data.raw import lacks
 from task.schema import ConfigError
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from task.data.encoding.pixels import IDLE, Fitting, NoImage, by_channel, fault, finite, understood, unusable
 from task.data.raw import DataError
 from task.data.sources.digits import DIGITS_STRETCH
-from task.files.shown import shown
+from task.files.library_copy import shown
 
 LONGEST = 20  # largest ratio of an image's sides if its proportions are kept
 NUMBERS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")

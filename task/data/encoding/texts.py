@@ -16,7 +16,7 @@ from task.data.encoding.vocabulary import check_usable, pads_left, takes_positio
 from task.data.raw import DataError, Raw
 from task.data.rows import Tokens, mapped
 from task.files.contents import CONFIG, INDEX, TOKENIZER, is_weights, listed, settings
-from task.files.shown import shown
+from task.files.library_copy import shown
 
 CHUNK = 1000  # texts tokenised at once
 SHAPELESS = ("Cc", "Cf", "Zs", "Zl", "Zp")  # categories of control signs, marks of direction, spaces

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from task.data.guessing.seen import LABELS, Column, Holds, usual
+from task.data.guessing.columns import LABELS, Column, Holds, usual
 from task.data.raw import fold
 
 TEXT, LABEL, IMAGE = "data.text-column", "data.label-column", "data.image-column"

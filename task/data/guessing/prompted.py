@@ -1,7 +1,7 @@
 """Columns of conversations, of prompts and completions, of instructions and outputs: recognised by names and types."""
 
+from task.data.guessing.columns import Column, Holds
 from task.data.guessing.guess import Guess, Sight, Sure, literally
-from task.data.guessing.seen import Column, Holds
 
 MESSAGES, PROMPT, COMPLETION = "data.messages-column", "data.prompt-column", "data.completion-column"
 CHOSEN, REJECTED = "data.chosen-column", "data.rejected-column"

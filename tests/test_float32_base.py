@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from samples import language_base
 from test_causal import based, flat
 
-from client_app.widened import KIND, widened
+from client_app.float32_base import KIND, widened
 from task.config import TaskConfig
 from task.models.base import Base
 from task.models.model import build

@@ -11,7 +11,7 @@ from task.data.stand_in import stand_in
 from task.models.model import build
 from task.training.checkpointing import checkpointed
 from task.training.uncached import uncached
-from thistledown.foretold.memory import kept_for_backward, memory
+from thistledown.estimates.memory import kept_for_backward, memory
 
 
 @pytest.fixture(scope="module")

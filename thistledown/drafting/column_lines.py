@@ -6,7 +6,7 @@ import numpy as np
 
 from task.data.encoding.images import image_of
 from task.data.encoding.pixels import NoImage
-from task.data.guessing.seen import Column, Holds
+from task.data.guessing.columns import Column, Holds
 from task.data.raw import Arrays, Raw
 
 VALUES = 8  # that are shown with their rows

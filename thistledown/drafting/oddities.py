@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from task.data.guessing.seen import Column, Holds
+from task.data.guessing.columns import Column, Holds
 from task.data.raw import Raw, Table
+from thistledown.drafting.kind_guess import Taken
 from thistledown.drafting.sites import with_gaps
-from thistledown.drafting.taken import Taken
 
 FEW = 10  # rows of a label below which it is hardly learned and tested
 MOST = 0.9  # share of one label above which guessing it is hard to beat

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from task.config import Data
+from task.data.guessing.columns import Column
 from task.data.guessing.guess import LABEL, Guess, Sight, Sure
-from task.data.guessing.seen import Column
 from task.kinds import registry
 from task.kinds.base import Kind
 from task.schema import ConfigError
