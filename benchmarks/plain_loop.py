@@ -18,7 +18,7 @@ def train(base: Path, adapter: bool) -> float:
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(1)
-    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False)
     if adapter:
         model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
