@@ -66,7 +66,7 @@ class Weakness:
     def sentence(self) -> str:
         """Return what `check` says."""
         key, value = self.chosen
-        of = f"{key} = '{value}' was" if key else "every strategy and tuning was"
+        of = f"{key} = '{value}' was" if key else "full tuning by fedavg was"
         where = f"docs/results/{self.study}.md#{self.result[0]}"
         return f"{of} weak {self.said}: {self.found}, against {self.better} {self.instead} ({where})"
 
@@ -186,7 +186,7 @@ WEAKNESSES = (
         "fedpeft",
         ("minilm-skewed-eighth", "full"),
         ".555 ± .047",
-        "with a larger fraction-train (full tuning)",
+        "with all nodes (fraction-train = 1)",
         ("minilm-skewed", "full"),
         ".797 ± .047",
     ),
