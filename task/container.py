@@ -14,6 +14,7 @@ PROC = Path("/proc/self")
 # Files of a group in version 2 and 1: its limit, its use, and what stands before names in memory.stat.
 MEMORY = (("memory.max", "memory.current", ""), ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"))
 UNLIMITED = 2**60  # bytes; version 1 says a larger number where there is no limit
+_limits: tuple[int, int] | None = None  # those of the process on its data, while `bounded` sets others
 
 
 def memory_left(proc: Path = PROC) -> int | None:
@@ -36,19 +37,44 @@ def bounded() -> Iterator[None]:
     Without it the system kills a process of the container instead. Another process of the container can take the same
     memory at the same time; that is not seen. Nothing changes without a limit.
     """
-    left = memory_left()
-    if left is None:
+    global _limits
+    if _limits is not None or memory_left() is None:
         yield
         return
     import resource  # not on Windows, which has no control groups
 
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    finite = [limit for limit in before if limit != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_DATA, (min([_data() + left, *finite]), before[1]))
+    _limits = resource.getrlimit(resource.RLIMIT_DATA)
+    try:
+        _bound(0)
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, _limits)
+        _limits = None
+
+
+@contextmanager
+def mapping(size: int) -> Iterator[None]:
+    """Let files of `size` bytes be mapped within `bounded`. The system can drop their pages, but RLIMIT_DATA counts
+    them, as torch maps files so that it could write to the pages."""
+    if _limits is None:
+        yield
+        return
+    _bound(size)
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
+        _bound(0)  # counts what is still mapped
+
+
+def _bound(files: int) -> None:
+    """Set the limit to what the process has now, with what its control groups leave and `files` bytes to be mapped."""
+    import resource
+
+    assert _limits is not None
+    soft, hard = _limits
+    finite = [limit for limit in _limits if limit != resource.RLIM_INFINITY]
+    most = [_data() + left + files for left in [memory_left()] if left is not None]
+    resource.setrlimit(resource.RLIMIT_DATA, (min([*most, *finite], default=soft), hard))
 
 
 def _data(proc: Path = PROC) -> int:

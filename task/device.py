@@ -1,4 +1,4 @@
-"""Devices by names, as in torch and run configs: cpu, cuda, cuda:1, xpu, mps."""
+"""Devices by name, as in torch and run configs: cpu, cuda, cuda:1, xpu, mps."""
 
 import math
 import os
@@ -7,8 +7,9 @@ from task.container import cores_allowed
 
 ACCELERATORS = ("cuda", "xpu", "mps")  # in the order that `auto` tries them
 DEVICES = ("auto", "cpu", *ACCELERATORS)
-# In RuntimeErrors of torch's CPU allocator; of mps and drivers; of cuBLAS; of C++. CUDA's allocator has its own class.
-RAN_OUT = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED", "bad_alloc")
+# In RuntimeErrors of torch's CPU allocator; of mps and drivers; of cuBLAS; of C++; of torch when it maps a file. CUDA's
+# allocator has its own class.
+RAN_OUT = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED", "bad_alloc", "Cannot allocate memory")
 
 
 class DeviceError(ValueError):

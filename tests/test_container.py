@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from task.container import UNLIMITED, bounded, cores_allowed, memory_left
-from task.device import cores
+from task.container import UNLIMITED, bounded, cores_allowed, mapping, memory_left
+from task.device import cores, ran_out
 
 APP = Path(__file__).parent.parent
 LIMIT = 900 * 10**6  # bytes: the libraries, and a fraction of what the node is asked for
@@ -101,6 +102,27 @@ def test_the_bound_ends_with_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
         bytearray(2**28)
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
     assert len(bytearray(2**28)) == 2**28
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="this system has no control groups")
+def test_mapped_files_take_no_memory_and_other_things_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base is mapped, and may be larger than what is left."""
+    file, size = str(tmp_path / "base"), 2**28
+    with open(file, "wb") as made:
+        made.truncate(size)
+    monkeypatch.setattr("task.container.memory_left", lambda: 2**26)
+    with bounded():
+        with pytest.raises(RuntimeError) as refused:
+            torch.UntypedStorage.from_file(file, False, size)
+        assert ran_out(refused.value)
+        with mapping(size):
+            base = torch.UntypedStorage.from_file(file, False, size)
+        assert len(bytearray(2**25)) == 2**25
+        with pytest.raises(MemoryError):
+            bytearray(2**27)
+        del base
+    with mapping(size):
+        assert len(bytearray(size)) == size
 
 
 # ---------------------------------------------------------------------- in a real group

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from task.config import TaskConfig
+from task.container import mapping
+from task.files.contents import is_weights, listed
 from task.models import naming
 from task.models.base import Base
 from task.models.loading import loaded
@@ -113,7 +115,7 @@ def build(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
     """Return a new model. Weights that the base lacks are drawn from the run's seed: the same on every machine."""
     if config.model.quantized:
         trim_heaps()  # an earlier one's, such as a dry run's
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), mapping(_bytes_of_weights(base)):
         torch.manual_seed(derive(config.seed, "init"))
         found = loaded(base, config)
         if config.model.quantized:
@@ -140,6 +142,13 @@ def build(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
         found.head.new,
         untouched=True,
         notices=notices,
+    )
+
+
+def _bytes_of_weights(base: Base) -> int:
+    """Return the bytes of the files that a base's weights are in."""
+    return (
+        0 if base.bare else sum(path.stat().st_size for name, path in listed(base.folder).items() if is_weights(name))
     )
 
 
