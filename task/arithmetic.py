@@ -18,6 +18,7 @@ from task.schema import ConfigError
 PORTABLE = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE"}
 X86 = ("x86_64", "AMD64")  # as Linux and Windows call it
 NOTHING: Mapping[str, str] = {}
+ONEDNN = torch.backends.mkldnn.enabled  # as the process starts
 
 
 def environment_of(config: TaskConfig) -> Mapping[str, str]:
@@ -31,10 +32,9 @@ def set_arithmetic(config: TaskConfig, device: str) -> None:
     Raises ConfigError if they ask for portable kernels, and the process has other ones or uses an accelerator.
     """
     torch.set_num_threads(config.threads)
-    if config.portable:
-        if problem := _not_portable(device):
-            raise ConfigError([f"portable = true: {problem}"])
-        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    if config.portable and (problem := _not_portable(device)):
+        raise ConfigError([f"portable = true: {problem}"])
+    torch.backends.mkldnn.enabled = ONEDNN and not config.portable  # type: ignore[assignment]
 
 
 def _not_portable(device: str) -> str:

@@ -51,6 +51,21 @@ def test_other_runs_are_left_as_they_are() -> None:
     assert torch.backends.mkldnn.enabled == before
 
 
+@pytest.mark.skipif(platform.machine() not in X86, reason="for x86-64 processors")
+def test_a_run_after_a_portable_one_computes_as_if_it_were_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node's process may serve both."""
+    before = torch.backends.mkldnn.enabled
+    for name, value in PORTABLE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    try:
+        set_arithmetic(PORTABLY, "cpu")
+        assert not torch.backends.mkldnn.enabled
+    finally:
+        set_arithmetic(TaskConfig.read({}), "cpu")
+    assert torch.backends.mkldnn.enabled == before
+
+
 def model_of(folder: Path, command: list[str], options: str, environment: dict[str, str]) -> bytes:
     """The tuned weights of a run by a process with these variables, in a results folder of its own."""
     folder.mkdir()
