@@ -63,8 +63,8 @@ def test_a_process_parses_instructions_once(monkeypatch: pytest.MonkeyPatch) -> 
     read = TaskConfig.read
     monkeypatch.setattr(TaskConfig, "read", lambda values: parsed.append(values) or read(values))
     records = [
-        instructions.write(TaskConfig.read({"learning-rate": rate}), strategies.load("fedavg"), "", token="t")
-        for rate in (0.0123, 0.0123, 0.0124)
+        instructions.write(TaskConfig.read({"learning-rate": rate}), strategies.load("fedavg"), "", rank, token="t")
+        for rate, rank in ((0.0123, 4), (0.0123, 8), (0.0124, 8))  # the rank is no setting of the task
     ]
     parsed.clear()
     found = [instructions.task_of(record) for record in records]

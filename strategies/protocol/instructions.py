@@ -42,15 +42,16 @@ def task_of(record: ConfigRecord) -> TaskConfig:
 
     A process that simulates nodes reads the same instructions for each of them, and parses them once.
     """
-    parse = _parsed.__wrapped__ if any(isinstance(value, list) for value in record.values()) else _parsed
-    return parse(extensions.stamp(), *cast("Iterable[Hashable]", itertools.chain.from_iterable(record.items())))
+    keys = schema(TaskConfig)
+    own = {key: value for key, value in record.items() if key in keys}  # what else a server sends is not kept
+    parse = _parsed.__wrapped__ if any(isinstance(value, list) for value in own.values()) else _parsed
+    return parse(extensions.stamp(), *cast("Iterable[Hashable]", itertools.chain.from_iterable(own.items())))
 
 
 @lru_cache(maxsize=16, typed=True)  # typed: true is not 1
 def _parsed(_: object, *items: object) -> TaskConfig:
     """Return the settings in keys and values that take turns, for the extensions that there are."""
-    keys = schema(TaskConfig)
-    return TaskConfig.read({str(k): v for k, v in zip(items[::2], items[1::2], strict=True) if k in keys})
+    return TaskConfig.read({str(key): value for key, value in zip(items[::2], items[1::2], strict=True)})
 
 
 def strategy_of(record: ConfigRecord) -> Strategy:
