@@ -86,7 +86,8 @@ class Trainer:
         last = per_epoch(config, rows, least)
         steps, losses, counts = 0, deque[torch.Tensor](maxlen=last), deque[torch.Tensor](maxlen=last)
         recomputing = checkpointed(model.module, config.gradient_checkpointing)
-        early = _early_steps(parameters, optimizer, masters) if steps_early(config) else nullcontext()
+        at_once = steps_early(config) and self.private is None  # whose gradients are clipped and noised first
+        early = _early_steps(parameters, optimizer, masters) if at_once else nullcontext()
         with _only(model, parameters), uncached(model.module), recomputing, early:
             if self.private is not None:
                 self._check_drawn_alone()
