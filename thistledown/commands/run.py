@@ -98,7 +98,7 @@ def followed(
             follower.log.write(f"\n--- the SuperLink's own log\n{superlink.tail(200)}\n")
     if not follower.run_id:
         return follower.concluded(f"Flower did not accept it (exit code {code}):\n{follower.stray(STRAY)}")
-    return follower.concluded("" if status == FINISHED else details)
+    return follower.concluded("" if status == FINISHED else details or status)
 
 
 def _submitted(settings: Settings, superlink: SuperLink) -> "subprocess.Popen[str]":
