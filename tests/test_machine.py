@@ -26,6 +26,12 @@ def test_nodes_at_a_time_and_what_limits_them(monkeypatch: pytest.MonkeyPatch) -
     assert at_once(RunConfig.read({"simulation.num-supernodes": 30, "fraction-train": 0.1})) == (3, "3 nodes a round")
 
 
+def test_as_many_nodes_as_a_round_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "7 nodes a round" in lines(monkeypatch, 64, simulation__num_supernodes=70, fraction_train=0.1)[1]
+    least = {"simulation__num_supernodes": 70, "fraction_train": 0.1, "min_train_nodes": 9}
+    assert "9 nodes a round" in lines(monkeypatch, 64, **least)[1]
+
+
 def test_a_container_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(said, "memory_left", lambda: 10**6)
     first, *_ = lines(monkeypatch, 2)
@@ -37,14 +43,14 @@ def test_what_is_idle_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(line.startswith("notice") for line in lines(monkeypatch, 2))
     cpu = lines(monkeypatch, 2, gpus=2, device="cpu")
     assert "notice    2 GPUs of this machine will be idle: device = 'cpu'" in cpu
-    hidden = lines(monkeypatch, 2, gpus=1, device="auto")
-    assert any(
-        line.startswith("notice    1 GPU of this machine will be idle: simulation.num-gpus = 0") for line in hidden
-    )
+    unlimited = lines(monkeypatch, 2, gpus=1, device="auto")
+    assert unlimited[-1].startswith("notice    simulation.num-gpus = 0 does not limit how many nodes use the same GPU")
     shared = lines(monkeypatch, 8, gpus=1, device="auto", simulation__num_gpus=0.25)
     assert "4 nodes at a time (1 GPU, simulation.num-gpus = 0.25)" in shared[1]
     few = lines(monkeypatch, 8, simulation__num_supernodes=2)
     assert few[-1] == "notice    6 of 8 cores will be idle while nodes train; see threads"
+    wide = lines(monkeypatch, 8, simulation__num_cpus=4)  # each node has one thread
+    assert wide[-1] == "notice    6 of 8 cores will be idle while nodes train; see threads"
 
 
 def test_nodes_with_rows_of_their_own_have_machines_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """What this machine leaves a simulation, and how the run divides it: cores, memory, nodes at a time, GPUs."""
 
-import math
 import os
 from collections.abc import Iterator
 
@@ -9,6 +8,7 @@ import torch
 
 from server_app.config import RunConfig
 from server_app.results.amounts import counted, human
+from strategies.exchange import cohort
 from task.container import memory_left
 from task.device import cores, found, kind
 
@@ -27,8 +27,8 @@ def machine(run: RunConfig) -> Iterator[str]:
 
 def at_once(run: RunConfig) -> tuple[int, str]:
     """Return how many nodes `thistledown run` has at work at a time, and what limits them."""
-    simulation = run.server.simulation
-    drawn = max(1, math.ceil(simulation.num_supernodes * run.server.fraction_train))
+    server, simulation = run.server, run.server.simulation
+    drawn = cohort.size(simulation.num_supernodes, server.fraction_train, server.min_train_nodes)
     limits = {
         f"{counted(cores(), 'core')}, simulation.num-cpus = {simulation.num_cpus}": cores() // simulation.num_cpus,
         f"{counted(drawn, 'node')} a round": drawn,
@@ -61,13 +61,13 @@ def _gpus() -> str:
 
 
 def _idle(run: RunConfig) -> Iterator[str]:
-    """Yield a notice if a GPU of this machine, or half of its cores, would do nothing."""
+    """Yield a notice if a GPU, or half of the cores, would do nothing, or if nodes share a GPU without a limit."""
     simulation = run.server.simulation
     if _count() and kind(found(run.task.device)) == "cpu":
         yield f"notice    {counted(_count(), 'GPU')} of this machine will be idle: device = '{run.task.device}'"
     elif _count() and not simulation.num_gpus:
-        hidden = "simulation.num-gpus = 0 hides them from nodes; 1 gives each node one, a fraction shares it"
-        yield f"notice    {counted(_count(), 'GPU')} of this machine will be idle: {hidden}"
-    busy = at_once(run)[0] * max(simulation.num_cpus, run.task.threads)
+        share = "set the share of a GPU that a node needs, or 1"
+        yield f"notice    simulation.num-gpus = 0 does not limit how many nodes use the same GPU at a time; {share}"
+    busy = at_once(run)[0] * run.task.threads
     if 2 * busy <= cores():
         yield f"notice    {cores() - busy} of {cores()} cores will be idle while nodes train; see threads"

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server_app.config import RunConfig
+from strategies.exchange import cohort
 from task.data.index import DataIndex
 from task.data.partitioners.base import Positions
 
@@ -37,7 +38,7 @@ class Situation:
     def of(cls, run: RunConfig, index: DataIndex, split: Sequence[Positions]) -> "Situation":
         """Return the situation of a simulated run, whose nodes have the rows of `split`."""
         wrappers = tuple(wrapper.name for wrapper in run.strategy.wrappers)
-        a_round = max(1, round(run.server.fraction_train * len(split)))
+        a_round = cohort.size(len(split), run.server.fraction_train, run.server.min_train_nodes)
         ranks = [*run.task.tuning.budgets()] or [0]
         own = [ranks[number % len(ranks)] for number in range(len(split))]
         apart = skew(index.train.labels, split) if len(index.classes) > 1 else 0.0
