@@ -68,7 +68,7 @@ def _resumed(job: Job, say: Callable[[str], None]) -> "RunConfig | None":
         return None
     try:
         return RunConfig.read(continued({"resume": str(job.results.resolve()), ROUNDS: job.values[ROUNDS]}))
-    except ConfigError as error:  # such as one that was interrupted while it wrote its model
+    except ConfigError as error:  # such as a damaged checkpoint
         say(f"the run begins anew: {'; '.join(error.problems)}")
         return None
 
