@@ -11,13 +11,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from strategies.exchange.types import RunFailed
@@ -28,6 +28,8 @@ SIZE = 8  # bytes of a number on the control socket
 Started = tuple[int, Callable[[], object]]
 TASKS = Path("/proc/self/task")  # a folder for every thread
 ALLOCATOR = "jemalloc_bg_thd\n"  # the name of its thread
+STOP = 1.0  # seconds that threads have to stop for a fork
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PROGRAM = "import sys; from thistledown.simulation.template import begin; begin(int(sys.argv[1]), sys.argv[2:])"
 
 
@@ -74,30 +76,43 @@ class Template:
 
 def can_fork() -> bool:
     """Return whether a fork of this process works: it has no thread that may hold a lock, and no team of OpenMP that a
-    child would wait for. Those of OpenBLAS and of Arrow's allocator, which importing them starts, stop for a fork."""
-    from threadpoolctl import threadpool_info
-
+    child would wait for. Those of OpenBLAS and of Arrow's allocator, which importing them starts, stop for a fork, so
+    threads are counted after one whose child does nothing."""
     if not TASKS.exists() or threading.active_count() > 1:
         return False
-    blas = sum(pool["num_threads"] - 1 for pool in threadpool_info() if pool["internal_api"] == "openblas")
-    others = [task for task in TASKS.iterdir() if (task / "comm").read_text() != ALLOCATOR]
-    return len(others) <= 1 + int(blas)
+    os.waitpid(_fork(lambda: None), 0)
+    deadline = time.monotonic() + STOP
+    while not (alone := _threads() == 1) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return alone
+
+
+def _threads() -> int:
+    """Return how many threads this process has, of Python and of libraries, beside that of Arrow's allocator."""
+    count = 0
+    for task in TASKS.iterdir():
+        with suppress(OSError):  # it has just ended
+            count += (task / "comm").read_text() != ALLOCATOR
+    return count
 
 
 def _forked(ours: socket.socket, theirs: socket.socket, modules: list[str]) -> Started:
     """Fork this process. Returns its id, and what waits for its end."""
     load(modules)
-    pid = _fork()
-    if not pid:
+
+    def work() -> None:
         ours.close()
-        _end_with(lambda: _run(theirs))
+        _run(theirs)
+
+    pid = _fork(work)
     return pid, lambda: os.waitpid(pid, 0)
 
 
 def _spawned(ours: socket.socket, theirs: socket.socket, modules: list[str]) -> Started:
     """Start an interpreter with this process's path. Returns its id, and what waits for its end."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    command = [sys.executable, "-c", PROGRAM, str(theirs.fileno()), *modules]
+    # -P: modules of the working directory must not take the place of this process's
+    command = [sys.executable, "-P", "-c", PROGRAM, str(theirs.fileno()), *modules]
     process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
     return process.pid, process.wait
 
@@ -111,9 +126,8 @@ def begin(descriptor: int, modules: list[str]) -> None:
 
 def _run(control: socket.socket) -> None:
     """Fork a worker for every socket that arrives, and tell how workers ended, until the caller is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the caller, who ends this process
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # they end the caller; this process must kill its workers first
     gc.collect()
     gc.freeze()  # or each worker's first collection would copy the pages of all imported modules
     workers: set[int] = set()
@@ -136,37 +150,45 @@ def _run(control: socket.socket) -> None:
             os.waitpid(pid, 0)
 
 
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    """End through `finally` blocks."""
-    raise SystemExit(128 + number)
-
-
 def _worker(control: socket.socket, descriptor: int) -> int:
     """Fork a worker that serves this socket, and return its process id."""
-    pid = _fork()
-    if not pid:
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
+
+    def work() -> None:
         control.close()
-        _end_with(lambda: serve(Connection(descriptor)))
+        serve(Connection(descriptor))
+
+    pid = _fork(work)
     os.close(descriptor)
     return pid
 
 
-def _fork() -> int:
+def _fork(work: Callable[[], None]) -> int:
+    """Fork a process that does this work and ends. Returns its id. Signals reach the child once it has handlers of its
+    own: one of this process would go on with this process's work there."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()  # or the child would write it again
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of Python's, which counts threads that stop for a fork
-        return os.fork()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of Python's, which counts threads that stop
+            pid = os.fork()
+        if not pid:
+            _end_with(work, before)
+        return pid
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_with(work: Callable[[], None]) -> NoReturn:
+def _end_with(work: Callable[[], None], mask: set[signal.Signals | int]) -> NoReturn:
     """Do the work of a forked process and end it, without the exit handlers of the process that it was forked from."""
     code = 1
     try:
-        with suppress(SystemExit):
-            work()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the caller, who ends this process
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        work()
         code = 0
     except BaseException:  # noqa: BLE001 - the process ends with it
         traceback.print_exc()
