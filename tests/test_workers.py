@@ -24,6 +24,7 @@ from task.device import cores
 from task.schema import ConfigError
 from thistledown.main import DONE, FAILED, WRONG, main
 from thistledown.settings import app_folder
+from thistledown.simulation import template
 from thistledown.simulation.grid import InProcessGrid, identity
 from thistledown.simulation.simulate import run_in_process
 from thistledown.simulation.worker_grid import AHEAD, WorkerGrid
@@ -138,6 +139,53 @@ def answers(grid: WorkerGrid, message_id: str) -> list[Message]:
     while not (replies := grid.pull_messages([message_id])) and time.monotonic() < deadline:
         grid.wait(1.0)
     return replies
+
+
+TEAM = """
+import os, scipy.linalg, torch
+from thistledown.simulation import template
+print(template.can_fork())
+if not (child := os.fork()):
+    os._exit(0)
+os.waitpid(child, 0)
+torch.set_num_threads(2)
+(torch.ones(500, 500) + 1).sum()
+print(template.can_fork())
+"""
+
+
+def test_a_process_with_a_team_of_threads_is_not_forked() -> None:
+    """Not even a second time, when the threads of OpenBLAS have stopped: a child would wait for the team forever."""
+    script = subprocess.run([sys.executable, "-c", TEAM], capture_output=True, text=True, check=True)
+    assert script.stdout.split() == ["True", "False"]
+
+
+def test_a_new_interpreter_imports_nothing_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "task.py").write_text("raise RuntimeError('a file of the user')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(template, "can_fork", lambda: False)
+    started = template.Template([], "cpu")
+    try:
+        _, pid = started.worker()
+        assert psutil.pid_exists(pid)
+    finally:
+        started.close()
+    assert not relatives()
+
+
+def test_only_its_caller_ends_the_template() -> None:
+    """A signal between the end of one worker and of the next would leave the others."""
+    started = template.Template([], "cpu")
+    ours = [started.worker()]
+    (process,) = psutil.Process().children()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        process.send_signal(number)
+    ours.append(started.worker())  # only if the signals have not ended it
+    assert len(relatives()) == 1 + len(ours)
+    started.close()
+    assert not relatives()
 
 
 SCRIPT = """
