@@ -133,6 +133,22 @@ def test_replies_do_not_pile_up_and_late_ones_block_nobody() -> None:
         assert not grid.waiting
 
 
+def test_a_node_has_one_message_at_a_time() -> None:
+    run = RunConfig.read(SMALL)
+    with WorkerGrid(run.task, WORKERS, 1) as grid, identity():
+        (node,) = grid.get_node_ids()
+        (first,) = grid.push_messages([grid.create_message(RecordDict(), "query.profile", node, "0")])
+        assert len(answers(grid, first)) == 1
+        for worker in workers():
+            worker.suspend()
+        ids = grid.push_messages(grid.create_message(RecordDict(), "query.profile", node, "0") for _ in range(WORKERS))
+        time.sleep(1.0)  # for a second worker that might take one
+        assert len(grid._queue) == WORKERS - 1
+        for worker in workers():
+            worker.resume()
+        assert all(len(answers(grid, message_id)) == 1 for message_id in ids)
+
+
 def answers(grid: WorkerGrid, message_id: str) -> list[Message]:
     """The reply to a message, once it is there."""
     deadline = time.monotonic() + 120

@@ -1,7 +1,8 @@
 """A grid whose nodes answer in worker processes, several at a time, with the bits of one after another.
 
 Messages go to whichever worker is free, in the order sent. A node's context goes with its message and returns with the
-reply. Bits do not depend on the worker: nodes draw by names and seeds, and the server takes replies in the order sent.
+reply, so a node has one message at a time. Bits do not depend on the worker: nodes draw by names and seeds, and the
+server takes replies in the order sent.
 """
 
 import logging
@@ -38,6 +39,7 @@ class WorkerGrid(InProcessGrid):
         super().__init__(client_app.app, num_nodes, node_configs)
         self._most_waiting = AHEAD * workers
         self._queue: dict[str, Message] = {}  # messages that no worker has yet, oldest first
+        self._at_work: set[int] = set()  # nodes that a worker answers for
         self._wanted = ""  # the message whose reply the server waits for
         self._changed = threading.Condition()
         self._closed = False
@@ -115,22 +117,31 @@ class WorkerGrid(InProcessGrid):
             self._changed.wait_for(lambda: self._closed or self._due())
             if self._closed:
                 return None
-            return self._queue.pop(next(iter(self._queue)))
+            message = self._queue.pop(self._first())
+            self._at_work.add(message.metadata.dst_node_id)
+            return message
+
+    def _first(self) -> str:
+        """Return the oldest message of a node that is not at work; empty if there is none. A node is still at work for
+        an earlier message if the server has given up waiting for that."""
+        free = (name for name, message in self._queue.items() if message.metadata.dst_node_id not in self._at_work)
+        return next(free, "")
 
     def _due(self) -> bool:
         """Return whether the next message may be answered now: what the server waits for may, and what it will ask for
         later, unless replies pile up. Replies that it has given up waiting for do not count."""
-        if not self._queue:
+        if not (first := self._first()):
             return False
         wanted = _number(self._wanted)
         early = sum(_number(message_id) > wanted for message_id in self.waiting)
-        return early < self._most_waiting or _number(next(iter(self._queue))) <= wanted
+        return early < self._most_waiting or _number(first) <= wanted
 
     def _answered(self, message: Message, reply: Message, context: Context, records: list[frames.Record]) -> None:
         for level, text in records:
             LOG.log(level, "%s", text)
         with self._changed:
             self.contexts[context.node_id] = context
+            self._at_work.remove(context.node_id)
             self.waiting[message.metadata.message_id] = reply
             self._changed.notify_all()
 
