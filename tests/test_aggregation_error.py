@@ -239,6 +239,19 @@ def test_memory_and_results_do_not_depend_on_how_many_nodes_there_are_or_in_whic
     assert meters[1].read(nodes[0]) == pytest.approx(meters[2].read(nodes[0]), rel=1e-9)
 
 
+def test_no_bit_depends_on_the_order_of_modules() -> None:
+    """A run that is resumed has its tensors in another order."""
+    draw = torch.Generator().manual_seed(7)
+    names = [name for number in range(24) for name in factor_names(f"m{number}")]
+    shapes = [(40, 4), (4, 48)] * 24
+    trained = {n: torch.randn(shape, generator=draw) for n, shape in zip(names, shapes, strict=True)}
+    state = {n: torch.randn(shape, generator=draw) for n, shape in zip(names, shapes, strict=True)}
+    forth, back = ErrorMeasurement(), ErrorMeasurement()
+    forth.see(trained, 1.0)
+    back.see(dict(reversed(trained.items())), 1.0)
+    assert forth.read(state) == back.read(state)
+
+
 def test_probes_are_the_bits_of_words_which_are_the_same_everywhere() -> None:
     probes, own = _probes(70, 1), words(0, 1, 0, 70)
     signs = [[1 if int(word) >> column & 1 else -1 for column in range(PROBES)] for word in own]

@@ -50,8 +50,8 @@ class ErrorMeasurement:
         `merged` are the entries that this round has put into the base: they count with the factors.
         """
         errors, sums = {}, [0.0, 0.0]
-        for module, total in self._sums.items():
-            mean = total / self._weight
+        for module in sorted(self._sums):  # a resumed run has them in another order, and sums would round otherwise
+            mean = self._sums[module] / self._weight
             off, norm = (mean - _made(module, state, merged)).norm().item(), mean.norm().item()
             sums = [sums[0] + off**2, sums[1] + norm**2]
             if norm:
