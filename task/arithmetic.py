@@ -17,13 +17,12 @@ from task.schema import ConfigError
 
 PORTABLE = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE"}
 X86 = ("x86_64", "AMD64")  # as Linux and Windows call it
-NOTHING: Mapping[str, str] = {}
 ONEDNN = torch.backends.mkldnn.enabled  # as the process starts
 
 
 def environment_of(config: TaskConfig) -> Mapping[str, str]:
     """Return the environment variables that the processes of a run must start with."""
-    return PORTABLE if config.portable else NOTHING
+    return PORTABLE if config.portable else {}
 
 
 def set_arithmetic(config: TaskConfig, device: str) -> None:

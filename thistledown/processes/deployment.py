@@ -19,12 +19,12 @@ from thistledown.processes import commands, programs
 from thistledown.processes.bundle import app_hash
 from thistledown.processes.client import Client, SuperLinkError, bundled, connect, executable, program, tail
 from thistledown.processes.commands import HERE
+from thistledown.processes.environment import NOTHING
 from thistledown.processes.superlink import free_port
 from thistledown.processes.workplace import Workplace
 
 NAME = "federation"
 START = 180.0  # seconds that a program has to answer
-NOTHING: Mapping[str, str] = {}
 ONLINE = "SuperNode ID"  # what a SuperNode's log says once the SuperLink knows it
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+NOTHING: Mapping[str, str] = {}  # added to an environment
 PACKAGES = ("task", "strategies", "server_app", "client_app", "thistledown")
 # Variables that make Flower and Ray join other servers, change how Python runs or warns, or switch on colours.
 FOREIGN = ("FLWR_", "RAY_", "CLICOLOR", "TTY_", "OTEL_")

@@ -18,11 +18,11 @@ from types import TracebackType
 
 from thistledown.processes import programs
 from thistledown.processes.client import Client, SuperLinkError, bundled, connect, executable, program, tail
+from thistledown.processes.environment import NOTHING
 from thistledown.processes.workplace import Workplace
 
 NAME = "simulation"  # of the connection, in config.toml
 LOOK_EVERY, GRACE = 0.2, 3.0  # seconds
-NOTHING: Mapping[str, str] = {}
 START = 60.0  # seconds that the SuperLink has to answer
 
 

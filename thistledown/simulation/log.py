@@ -42,16 +42,17 @@ def warnings_alone(say: Callable[[str], None]) -> AbstractContextManager[None]:
 
     Warnings of libraries about future changes are suppressed.
     """
-    return _handled(_Shown(say))
+    return handled(_Shown(say))
 
 
 def all_lines(read: Callable[[str], None]) -> AbstractContextManager[None]:
     """Pass the records of Flower's logger to `read` within the context, line by line, as Flower prints them."""
-    return _handled(_Lines(read))
+    return handled(_Lines(read))
 
 
 @contextmanager
-def _handled(handler: logging.Handler) -> Iterator[None]:
+def handled(handler: logging.Handler) -> Iterator[None]:
+    """Let this handler alone have the records of Flower's logger, from its level on, within the context."""
     logger = logging.getLogger("flwr")
     handlers, level = list(logger.handlers), logger.level
     logger.handlers[:] = [handler]

@@ -1,9 +1,6 @@
 """What a worker process does: it answers messages for one simulated node after another."""
 
 import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from multiprocessing.connection import Connection
 
@@ -38,39 +35,28 @@ def serve(connection: Connection) -> None:
     from client_app.public_errors import in_process
     from thistledown.simulation import frames
     from thistledown.simulation.grid import answered, identity
+    from thistledown.simulation.log import handled
 
     torch.set_num_threads(1)  # until a message says how many
-    warnings.simplefilter("ignore", FutureWarning)
     with identity(), in_process():
         while True:
             try:
                 message, context, _ = frames.receive(connection)
             except (EOFError, OSError):  # the run is over
                 return
-            with _logged() as records:
+            kept = _Kept()
+            with handled(kept):
                 reply = answered(client_app.app, message, context)
             assert reply is not None  # a ClientApp answers every message
-            frames.send(connection, reply, context, records)
+            frames.send(connection, reply, context, kept.records)
 
 
 class _Kept(logging.Handler):
     """Keeps records for the process of the server, which logs them."""
 
-    def __init__(self, records: list[Record]) -> None:
+    def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self._records = records
+        self.records: list[Record] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._records.append((record.levelno, record.getMessage()))
-
-
-@contextmanager
-def _logged() -> Iterator[list[Record]]:
-    """Yield the list that records of Flower's logger go to within this block."""
-    logger, records = logging.getLogger("flwr"), list[Record]()
-    logger.setLevel(logging.INFO)
-    logger.handlers[:] = [_Kept(records)]
-    try:
-        yield records
-    finally:
-        logger.handlers[:] = []
+        self.records.append((record.levelno, record.getMessage()))
