@@ -71,10 +71,9 @@ class Step:
 
 def products(layer: Linear, inputs: torch.Tensor) -> torch.Tensor:
     """Return what a linear layer with an adapter does, without modules around its products."""
-    base, flat = layer.base_layer, inputs.reshape(-1, inputs.shape[-1])
+    base = layer.base_layer
     down, up = (getattr(layer, name)["default"].weight for name in ("lora_A", "lora_B"))
-    output = linear(flat, base.weight, base.bias) + linear(linear(flat, down), up) * layer.scaling["default"]
-    return output.view(*inputs.shape[:-1], -1)
+    return linear(inputs, base.weight, base.bias) + linear(linear(inputs, down), up) * layer.scaling["default"]
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from task.models.base import Base
 from task.models.finding import server_base
 from task.models.model import TunedModel
 from task.prediction.answer import Exchange
+from task.prediction.outputs import row_losses
 from task.prediction.sampled import answered
 from task.seeds import derive
 from task.storage.store import server_store
@@ -105,9 +106,12 @@ class _Probe:
         return self._loss(self._holding(state), self._rows)
 
     def by_label(self, state: State) -> list[float]:
-        model = self._holding(state)
-        labels = np.asarray(self._rows.labels)
-        groups = (np.flatnonzero(labels == label) for label in np.unique(labels))
+        model, labels = self._holding(state), np.asarray(self._rows.labels)
+        groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        kind = kinds.of(self._evaluator.config)
+        if kind.drawn_head and kind.row_labels:
+            losses = row_losses(model.module.eval(), self._rows, self._evaluator.device)
+            return [_bounded(float(losses[own].mean())) for own in groups]
         return [self._loss(model, self._rows.select(own)) for own in groups]
 
     def _holding(self, state: State) -> TunedModel:
@@ -116,8 +120,11 @@ class _Probe:
         return self._model
 
     def _loss(self, model: TunedModel, rows: Rows) -> float:
-        found = self._evaluator.scores(model, rows)["loss"]
-        return min(found, HOPELESS) if math.isfinite(found) else HOPELESS
+        return _bounded(self._evaluator.scores(model, rows)["loss"])
+
+
+def _bounded(loss: float) -> float:
+    return min(loss, HOPELESS) if math.isfinite(loss) else HOPELESS
 
 
 def balanced(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:

@@ -3,11 +3,13 @@
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tuned import FITTING, Sample, samples
 
 from task.data.prepared import prepare
+from task.prediction.outputs import row_losses
 from task.storage.store import server_store
 from task.training.parallel_evaluation import MOST, batches_at_once, evaluate_in_parallel, portion
 from task.training.trainer import evaluate
@@ -37,6 +39,16 @@ def test_scores_are_those_of_one_after_another(
     assert len(asked) == 3 * batches
     assert set(asked[:batches]) == {threading.get_ident()}
     assert threading.get_ident() not in asked[batches:]
+
+
+@pytest.mark.parametrize("kind", ["image-classification", "text-classification"])
+def test_the_losses_of_rows_are_those_of_rows_alone(kinds: dict[str, Sample], kind: str) -> None:
+    """Single updates are judged by the loss of each label, from one pass over all rows."""
+    model = kinds[kind].build("lora")
+    rows = prepare(model.config, kinds[kind].base.folder, server_store()).test
+    alone = [evaluate(model, rows.select(np.array([row])), "cpu")["loss"] for row in range(len(rows))]
+    assert len(set(alone)) > 1
+    assert row_losses(model.module, rows, "cpu") == pytest.approx(alone, abs=1e-5)
 
 
 def test_as_many_are_at_work_as_are_asked_for_and_each_as_it_would_be_alone() -> None:

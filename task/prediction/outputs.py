@@ -1,4 +1,4 @@
-"""What a model puts out for labelled rows, beside their labels."""
+"""What a model puts out for labelled rows, beside their labels, and the loss of each."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from task.data.rows import Rows
 from task.training.parallel_evaluation import evaluate_in_parallel, portion
@@ -26,3 +27,10 @@ def outputs(module: nn.Module, rows: Rows, device: str, at_once: int = 1) -> tup
     batches = torch.split(torch.arange(len(rows)), portion(ROWS, device))
     logits, labels = map(np.concatenate, zip(*evaluate_in_parallel(score, batches, at_once), strict=True))
     return logits, labels
+
+
+def row_losses(module: nn.Module, rows: Rows, device: str) -> Numbers:
+    """Return the cross-entropy (nats) of each of these rows (N,), by a classifier in evaluation mode."""
+    logits, labels = map(torch.from_numpy, outputs(module, rows, device))
+    losses: Numbers = cross_entropy(logits, labels.long(), reduction="none").numpy()
+    return losses

@@ -125,20 +125,17 @@ class _Examination:
         chosen = nodes if len(nodes) <= MOST else self.source.sample(nodes, MOST)
         without = {node: self.probe(self._led_to({node: 0.0}, others=1.0)) for node in chosen}
         suspected = [node for node, gain in relieved(after, without).items() if gain > 0]
-        alone = {node: self.probe(self._led_to({node: QUARTER}, others=0.0)) for node in suspected}
-        return Losses(before, after, without, alone, self._reversals(suspected))
-
-    def _reversals(self, nodes: list[str]) -> dict[str, float]:
-        """Return the reversal of these nodes' updates, by what they add to the round and by what they do alone."""
-        if not nodes:
-            return {}
-        before, after = self.probe.by_label(self.state), self.probe.by_label(self.new)
-        found = {}
-        for node in nodes:
-            without = self.probe.by_label(self._led_to({node: 0.0}, others=1.0))
-            alone = self.probe.by_label(self._led_to({node: QUARTER}, others=0.0))
-            found[node] = reversal(changes(without, after), changes(before, alone))
-        return found
+        if not suspected:
+            return Losses(before, after, without, {})
+        labels_before, labels_after = self.probe.by_label(self.state), self.probe.by_label(self.new)
+        alone, reversals = {}, {}
+        for node in suspected:
+            own = self._led_to({node: QUARTER}, others=0.0)
+            alone[node] = self.probe(own)
+            done_alone = changes(labels_before, self.probe.by_label(own))
+            others = self._led_to({node: 0.0}, others=1.0)
+            reversals[node] = reversal(changes(self.probe.by_label(others), labels_after), done_alone)
+        return Losses(before, after, without, alone, reversals)
 
     def _led_to(self, own: dict[str, float], others: float) -> State:
         """Return the state that these shares of the nodes' updates lead to."""
