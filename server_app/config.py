@@ -21,6 +21,7 @@ from strategies.exchange.strategy import Strategy
 from strategies.exchange.wrapper import Wrapper
 from task.config import TaskConfig, lacks_rouge
 from task.device import DEVICES, found
+from task.kinds import registry as kinds
 from task.schema import ConfigError, Flat, Schema, build, flatten, group, option, read, schema
 
 
@@ -102,6 +103,9 @@ class ServerConfig:
         low=0,
         doc="validation rows on which the server judges single updates, to leave out harmful ones; 0: it does not",
     )
+    report_predictions: int = option(
+        0, low=0, doc="test rows that the report shows with the labels by the base and by the best state; 0: none"
+    )
     server_device: str = option("auto", choices=DEVICES, doc="where the server scores: auto, cpu, cuda, mps or xpu")
     output_dir: str = option("", doc="absolute folder for results; empty: outputs/ in the working directory")
     resume: str = option(
@@ -138,6 +142,7 @@ class RunConfig:
         problems += too_few(task, server.num_server_rounds) + _only_warm_up(task, server.num_server_rounds)
         if task.evaluate_generations and task.evaluate == "server":
             problems += lacks_rouge(task.evaluate_generations)
+        problems += _unpredicted(task) if server.report_predictions else []
         trackers = _trackers(server, values, problems)
         if problems or chosen is None:
             raise ConfigError(problems)
@@ -155,6 +160,17 @@ class RunConfig:
         server = self.server
         nodes, rounds = server.simulation.num_supernodes, server.num_server_rounds
         return Plan(rounds, nodes, server.fraction_train, server.min_train_nodes, self.task.seed, config=self.task)
+
+
+def _unpredicted(task: TaskConfig) -> list[str]:
+    """Return why there are no rows to be shown with predictions."""
+    kind = kinds.of(task)
+    if not (kind.drawn_head and kind.row_labels):
+        instead = "; evaluate-generations shows what is written" if kind.writes else ""
+        return [f"report-predictions is for kinds with one label a row, not for task.kind = '{kind.name}'{instead}"]
+    if task.evaluate == "nodes":
+        return ["report-predictions shows test rows of the server: evaluate must be server or both, not nodes"]
+    return []
 
 
 def _only_warm_up(task: TaskConfig, rounds: int) -> list[str]:

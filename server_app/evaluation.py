@@ -19,7 +19,8 @@ from task.kinds import registry as kinds
 from task.models.base import Base
 from task.models.finding import server_base
 from task.models.model import TunedModel
-from task.prediction.answer import Exchange
+from task.prediction.answer import Classified, Exchange
+from task.prediction.classified import classified
 from task.prediction.outputs import row_losses
 from task.prediction.sampled import answered
 from task.seeds import derive
@@ -57,6 +58,11 @@ class Evaluator:
         """Return what a state writes in answer to test rows; see `evaluate-generations`."""
         model = held(self.strategy, self.base, self.config, state, self.device)
         return answered(model, self.config, self._parts.test, self.device)
+
+    def classified(self, state: State, count: int) -> list[Classified]:
+        """Return what a state says of at most `count` test rows."""
+        model = held(self.strategy, self.base, self.config, state, self.device)
+        return classified(model, self._parts.test, count, self.device)
 
     def probe(self, start: State) -> Probe | None:
         """Return what measures the loss of states that follow `start`; None if there are too few rows."""

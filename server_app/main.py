@@ -15,6 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from server_app import data_notices
 from server_app.callbacks.early_stopping import EarlyStopping
 from server_app.callbacks.generations import Generations
+from server_app.callbacks.predictions import Predictions
 from server_app.callbacks.progress import Progress
 from server_app.callbacks.results_folder import Results
 from server_app.callbacks.tracker import Tracking
@@ -93,6 +94,9 @@ def _callbacks(run: RunConfig, results: Results, evaluator: Evaluator | None) ->
         yield EarlyStopping(run.server.early_stopping, results.history.lines)
     if evaluator is not None and run.task.evaluate_generations:
         yield Generations(results.folder, results.history, evaluator, run.server.num_server_rounds)
+    if evaluator is not None and run.server.report_predictions:
+        count = run.server.report_predictions
+        yield Predictions(results.folder, results.history, evaluator, count)
     yield results
     yield Progress()
     for tracker in run.trackers:

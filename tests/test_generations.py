@@ -13,11 +13,10 @@ from tuned import FITTING, ROWS, Sample, federation, samples
 
 import thistledown
 from server_app.config import RunConfig
-from server_app.results.samples import SAMPLES, Samples, sample_table
+from server_app.results.samples import GENERATIONS, Samples, generation_table
 from task.config import TaskConfig
 from task.data.prepared import prepare
 from task.data.rows import Completions, LabelledTokens, Rows, Tokens
-from task.prediction.answer import Exchange
 from task.prediction.exchanges import last_learned
 from task.prediction.ratings import RATINGS, rated
 from task.prediction.sampled import answered
@@ -126,7 +125,7 @@ def test_a_model_in_training_answers_as_it_would_token_by_token(llama: Sample, t
 
 # ---------------------------------------------------------------------------------------------- server
 def test_samples_are_answered_before_training_and_at_the_end(run: Outcome) -> None:
-    lines = [json.loads(line) for line in (run.folder / SAMPLES).read_text().splitlines()]
+    lines = [json.loads(line) for line in (run.folder / GENERATIONS).read_text().splitlines()]
     assert len(lines) == ROWS_ANSWERED
     best = thistledown.Outcome(run.folder)
     for line in lines:
@@ -150,9 +149,9 @@ def test_samples_are_answered_before_training_and_at_the_end(run: Outcome) -> No
 @pytest.mark.slow
 def test_a_resumed_run_keeps_the_first_answers(llama: Sample, tmp_path: Path) -> None:
     outcome = federate(tmp_path, options(llama, **{"num-server-rounds": 1}))
-    before = Samples(outcome.folder).read()
+    before = Samples(outcome.folder, GENERATIONS).read()
     longer = resumed(outcome.folder, {"num-server-rounds": 2})
-    after = Samples(outcome.folder).read()
+    after = Samples(outcome.folder, GENERATIONS).read()
     assert [line["before"] for line in after] == [line["before"] for line in before]
     assert longer.summary["generations"]["last"] == rated(
         [line["last"] for line in after], [line["reference"] for line in after]
@@ -162,22 +161,24 @@ def test_a_resumed_run_keeps_the_first_answers(llama: Sample, tmp_path: Path) ->
 def test_samples_hold_any_text(tmp_path: Path) -> None:
     """Some readers of lines take U+2028 and the like for the end of one."""
     text = "one\u2028two\u2029three\x85four\x0cfive\r\nsix"
-    Samples(tmp_path).add("before", [Exchange(text, text, text)])
-    Samples(tmp_path).copy("before", "last")
-    assert Samples(tmp_path).read() == [dict.fromkeys(("prompt", "reference", "before", "last"), text)]
+    samples = Samples(tmp_path, GENERATIONS)
+    samples.add("before", [{"prompt": text, "reference": text}], [text])
+    samples.copy("before", "last")
+    assert samples.read() == [dict.fromkeys(("prompt", "reference", "before", "last"), text)]
 
 
 def test_texts_are_escaped_in_the_report(tmp_path: Path) -> None:
-    Samples(tmp_path).add("before", [Exchange("<script>alert(1)</script>", "a & b", "<b>")])
-    assert "<script>" not in sample_table(tmp_path)
-    assert "&lt;script&gt;" in sample_table(tmp_path)
+    row = {"prompt": "<script>alert(1)</script>", "reference": "a & b"}
+    Samples(tmp_path, GENERATIONS).add("before", [row], ["<b>"])
+    assert "<script>" not in generation_table(tmp_path)
+    assert "&lt;script&gt;" in generation_table(tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------- nodes
 def test_nodes_send_ratings_and_no_texts(llama: Sample, tmp_path: Path) -> None:
     more = {"evaluate": "nodes", "data.holdout": 0.4}
     outcome = federate(tmp_path, options(llama, **more))
-    assert not (outcome.folder / SAMPLES).exists()
+    assert not (outcome.folder / GENERATIONS).exists()
     for exchange in outcome.grid.of("evaluate"):
         assert exchange.reply is not None
         assert [name for name in exchange.reply if name not in ("metrics",)] == []

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from server_app.evaluation import Evaluator
 from server_app.results.history import History
-from server_app.results.samples import BEFORE, BEST, LAST, Samples
+from server_app.results.samples import BEFORE, BEST, GENERATIONS, LAST, Samples
 from strategies.exchange.callback import Callback, RoundReport
 from strategies.exchange.types import State
 from strategies.protocol import checkpoint
@@ -17,7 +17,7 @@ class Generations(Callback):
     round to the history. Called before the results folder, which writes both."""
 
     def __init__(self, folder: Path, history: History, evaluator: Evaluator, rounds: int) -> None:
-        self._samples, self._history = Samples(folder), history
+        self._samples, self._history = Samples(folder, GENERATIONS), history
         self._evaluator, self._rounds = evaluator, rounds
         self._answered = -1  # the round whose answers are kept as the last
 
@@ -41,5 +41,6 @@ class Generations(Callback):
 
     def _write(self, which: str, found: list[Exchange]) -> dict[str, float]:
         """Keep the answers of a state; return their ratings."""
-        self._samples.add(which, found)
+        rows = [{"prompt": one.prompt, "reference": one.reference} for one in found]
+        self._samples.add(which, rows, [one.answer for one in found])
         return rated([one.answer for one in found], [one.reference for one in found])

@@ -4,6 +4,7 @@ config.toml       the effective configuration; `thistledown run <this file>` rep
 metrics.jsonl     one line per round: quality, loss, bytes each way, seconds, every node
 summary.json      how it ended
 generations.jsonl sample prompts, references and answers, with evaluate-generations
+predictions.jsonl sample rows, their labels and predictions, with report-predictions
 report.html       all of it as a page
 split.json        training rows of simulated nodes by class
 model/            last, best and, for an adapter, its base

@@ -15,7 +15,7 @@ from server_app.results.page.markup import Html, element, folded, joined, sectio
 from server_app.results.page.nodes import node_sections
 from server_app.results.page.rounds import error_table, failures, round_table
 from server_app.results.page.settings import setting_tables
-from server_app.results.samples import sample_table
+from server_app.results.samples import generation_table, prediction_table
 from server_app.results.split import read_split
 from server_app.results.started import CONFIG, flat
 from task.modes import as_the_folder
@@ -49,7 +49,8 @@ def report(folder: Path, summary: Mapping[str, Any], lines: Sequence[Line], vers
         node_sections(lines, measure, read_split(folder)),
         section("Rounds", round_table(measure.titles, lines), error_table(lines)) if lines else Html(),
         _ratings(summary.get("generations", {})),
-        sample_table(folder),
+        generation_table(folder),
+        prediction_table(folder),
         failures(lines),
         _use(summary),
         section("Configuration", setting_tables(settings, _defaults()), _versions(summary)),

@@ -22,4 +22,14 @@ class Exchange:
     answer: str
 
 
+@dataclass(frozen=True)
+class Classified:
+    """A row, its label, and the likeliest label by a model. `row` is a text, or a PNG image as a data URL."""
+
+    row: str
+    label: str
+    answer: str
+    probability: float
+
+
 NOTHING = Prediction("")  # of a row that has no input

@@ -70,6 +70,7 @@ button i { display: inline-block; width: 1.4rem; border-top: 3px solid; margin-r
 .axis { fill: var(--soft); font-size: 12px }
 .mark { stroke: var(--soft); stroke-dasharray: 3 4 }
 .rule { stroke: var(--grid) }
+.pixels { width: 4rem; height: auto; image-rendering: pixelated }
 pre { background: var(--card); padding: .6rem .8rem; border-radius: .5rem; overflow-x: auto }
 @media print { main { max-width: none; padding: 0 }
 .controls select, .tip { display: none }
