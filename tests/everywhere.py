@@ -2,25 +2,31 @@
 test-everywhere`.
 
 Kernels of other processors give other bits, and so do other numbers of threads; a test must hold with all of them. It
-prints a Markdown table, and which tests failed where. The exit code is 1 if any did. Some settings, with the tests of
-some files:
+prints a Markdown table, and which tests failed where; the exit code is 1 if any did. A second table has the margins:
+the comparisons that came nearest to their bound, measured by how much their distance to it differed between settings.
+Some settings, with the tests of some files:
 
 .venv/bin/python tests/everywhere.py --only avx2 tests/test_causal.py tests/test_packing.py
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
-ROOT = Path(__file__).parents[1]
+import margins
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+NEAREST = 10  # comparisons in the table of margins
 LIBRARIES = {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}  # at most these instructions
 KERNELS = {
     "native": {},
@@ -62,13 +68,15 @@ SETTINGS = [
 
 @dataclass(frozen=True)
 class Verdict:
-    """What pytest said: how many tests held, which failed, which were skipped, and how long it took."""
+    """What pytest said: how many tests held, which failed, which were skipped, how long it took, and the least distance
+    to a bound by test and assertion."""
 
     setting: Setting
     held: int
     failed: tuple[str, ...]
     skipped: int
     seconds: float
+    distances: dict[tuple[str, str], float]
 
     @property
     def line(self) -> str:
@@ -92,12 +100,15 @@ def busy(loops: int) -> Iterator[None]:
 def run(setting: Setting, jobs: int, files: list[str]) -> Verdict:
     """Run the tests of a setting, those in `files` if any are given. Raises SystemExit if pytest could not run them."""
     with tempfile.TemporaryDirectory() as folder, busy(setting.loops):
-        report, began = Path(folder) / "report.xml", time.monotonic()
+        report, found, began = Path(folder) / "report.xml", Path(folder) / "margins", time.monotonic()
         own = {name: value for name, value in os.environ.items() if name != "CI"}  # which fixes hypothesis' examples
+        own |= {margins.FILE: str(found), "PYTHONPATH": str(TESTS), "PYTHONDONTWRITEBYTECODE": "1"}
+        for compiled in TESTS.rglob("*-pytest-*.pyc"):  # whose assertions do not call the plugin
+            compiled.unlink()
         pytest = [sys.executable, "-m", "pytest", "--numprocesses", str(jobs), "--dist", "loadfile"]
         options = ["--no-loadscope-reorder", "-p", "no:cacheprovider", f"--junitxml={report}"]
         done = subprocess.run(
-            [*pytest, *options, *setting.arguments, *files],
+            [*pytest, *options, *margins.ARGUMENTS, *setting.arguments, *files],
             cwd=ROOT,
             env=own | setting.environment,
             capture_output=True,
@@ -107,17 +118,35 @@ def run(setting: Setting, jobs: int, files: list[str]) -> Verdict:
             raise SystemExit(f"{setting.name}: pytest ended with {done.returncode}\n{done.stdout}{done.stderr}")
         if done.returncode == 1:
             print(done.stdout, file=sys.stderr)
-        return verdict(setting, report, time.monotonic() - began)
+        return verdict(setting, report, time.monotonic() - began, least_distances(found))
 
 
-def verdict(setting: Setting, report: Path, seconds: float) -> Verdict:
+def verdict(setting: Setting, report: Path, seconds: float, distances: dict[tuple[str, str], float]) -> Verdict:
     """Return what a report of pytest says."""
     cases = list(ElementTree.parse(report).iter("testcase"))
     failed = tuple(
         f"{case.get('classname')}::{case.get('name')}" for case in cases if {"failure", "error"} & tags(case)
     )
     skipped = sum("skipped" in tags(case) for case in cases)
-    return Verdict(setting, len(cases) - len(failed) - skipped, failed, skipped, seconds)
+    return Verdict(setting, len(cases) - len(failed) - skipped, failed, skipped, seconds, distances)
+
+
+def least_distances(file: Path) -> dict[tuple[str, str], float]:
+    """Return the least distance to a bound by test and assertion, as `margins` has written them down."""
+    least: dict[tuple[str, str], float] = {}
+    for test, assertion, apart in map(json.loads, file.read_text().splitlines() if file.exists() else ()):
+        least[test, assertion] = min(apart, least.get((test, assertion), apart))
+    return least
+
+
+def nearest(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return lines for the comparisons whose distance to the bound is smallest beside its spread over settings."""
+    lines = {}
+    for test, assertion in {key for one in verdicts for key in one.distances}:
+        found = [one.distances[test, assertion] for one in verdicts if (test, assertion) in one.distances]
+        spread = max(found) - min(found)
+        lines[f"| {test} | `{assertion}` | {min(found):.3g} | {spread:.3g} |"] = min(found) / max(spread, 1e-9)
+    return sorted(lines, key=lines.__getitem__)[:NEAREST]
 
 
 def tags(case: ElementTree.Element) -> set[str]:
@@ -138,6 +167,8 @@ def main() -> None:
     for setting in chosen:
         verdicts.append(run(setting, arguments.jobs, arguments.files))
         print(verdicts[-1].line, flush=True)
+    print("\n| test | comparison | least distance | its spread over settings |\n|---|---|---|---|")
+    print("\n".join(nearest(verdicts)), flush=True)
     failures = {test for one in verdicts for test in one.failed}
     for test in sorted(failures):
         print(f"{test} failed with {', '.join(one.setting.name for one in verdicts if test in one.failed)}")

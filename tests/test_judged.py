@@ -5,6 +5,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import margins
 import pytest
 
 TESTS = Path(__file__).parent
@@ -99,3 +100,20 @@ def test_what_judges(lines: str, found: bool) -> None:
     body = "\n    ".join(lines.splitlines())
     module = f"def score():\n    return evaluate(model)['loss']\n\ndef test_it():\n    {body}\n"
     assert bool(list(judging(module))) is found
+
+
+@pytest.mark.parametrize(
+    ("explanation", "apart"),
+    [
+        ("0.75 < (1.5 - 0.25)\n +  where 0.75 = loss()", 0.5),
+        ("0 < 0.25 < 0.75", 0.5),
+        ("-1.0 >= -2", 1.0),
+        ("3 < 4", None),
+        ("'0.5' < '0.75'", None),
+        ("0.5 == 0.5", None),
+        ("len([0.5]) < 2.5", None),
+        ("<Outcome> < 2.5", None),
+    ],
+)
+def test_the_distance_to_a_bound(explanation: str, apart: float | None) -> None:
+    assert margins.distance(explanation) == apart
