@@ -155,13 +155,13 @@ def tags(case: ElementTree.Element) -> set[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", metavar="TEXT", help="settings whose names contain it")
+    parser.add_argument("--only", action="append", metavar="TEXT", help="settings whose names contain it; repeatable")
     parser.add_argument("--jobs", type=int, default=2, help="files at a time")
     parser.add_argument("files", nargs="*", help="files with tests; default: all")
     arguments = parser.parse_args()
-    chosen = [setting for setting in SETTINGS if arguments.only in setting.name]
+    chosen = [setting for setting in SETTINGS if any(text in setting.name for text in arguments.only or [""])]
     if not chosen:
-        parser.error(f"--only {arguments.only}: there are {'; '.join(setting.name for setting in SETTINGS)}")
+        parser.error(f"--only {' '.join(arguments.only)}: there are {'; '.join(setting.name for setting in SETTINGS)}")
     verdicts = []
     print("| setting | held | failed | skipped | minutes |\n|---|---|---|---|---|", flush=True)
     for setting in chosen:
