@@ -101,7 +101,7 @@ from task.data import prepared
 from task.config import TaskConfig
 from task.storage.store import Store
 prepared.prepare(TaskConfig.read({{}}), Path({str(vision)!r}), Store(Path({str(store.root)!r})))
-print(sorted({{"datasets", "transformers", "flwr_datasets", "peft"}} & set(sys.modules)))
+print(sorted({{"datasets", "transformers", "sklearn", "flwr_datasets", "peft"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -6,6 +6,8 @@ that there is something to tune. The split belongs to the data: no seed changes 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,19 +54,25 @@ class Digits(Source):
 
 def digits_part(name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return images (N, 1, 8, 8) with values from 0 to 16, and labels (N,). KeyError for a name not in PARTS."""
-    from sklearn.datasets import load_digits
-
     sizes = list(PARTS.values())
     place = list(PARTS).index(name) if name in PARTS else None
     if place is None:
         raise KeyError(f"the digits have no part '{name}', only {', '.join(PARTS)}")
-    scans = load_digits()
+    images, labels = _scans()
     first = sum(sizes[:place])
-    rows = np.sort(_balanced_order(scans.target)[first : first + sizes[place]])
-    images = scans.images[rows].astype(np.uint8)
+    rows = np.sort(_balanced_order(labels)[first : first + sizes[place]])
+    images = images[rows]
     if name != "public":
         images = np.rot90(images, axes=(1, 2))
-    return np.ascontiguousarray(images[:, None]), scans.target[rows].astype(np.int64)
+    return np.ascontiguousarray(images[:, None]), labels[rows]
+
+
+def _scans() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return all images (N, 8, 8) and labels (N,), read from the file of `sklearn.datasets.load_digits`. Importing
+    scikit-learn for it would take a second or two in every process of a run."""
+    (package,) = find_spec("sklearn").submodule_search_locations  # type: ignore[union-attr, misc]
+    rows = np.loadtxt(Path(package) / "datasets" / "data" / "digits.csv.gz", dtype=np.int64, delimiter=",")
+    return rows[:, :-1].reshape(-1, 8, 8).astype(np.uint8), rows[:, -1]
 
 
 def _balanced_order(labels: NDArray[np.int64]) -> NDArray[np.int64]:
