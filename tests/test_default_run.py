@@ -56,5 +56,5 @@ def scores(folder: Path) -> list[tuple[float, float, float | None]]:
 
 def test_one_process_gives_the_same_digits(default: Path) -> None:
     """It serves all nodes, where Ray has a process for every core."""
-    alone = thistledown.simulate(num_server_rounds=3)
-    assert scores(alone.folder) == scores(default)[:4]
+    alone = thistledown.simulate(num_server_rounds=1)
+    assert scores(alone.folder) == scores(default)[:2]
