@@ -138,7 +138,6 @@ def assert_finite(tensors: Tensors) -> None:
         assert bool(torch.isfinite(tensor).all()), name
 
 
-@pytest.mark.judged
 @pytest.mark.fewer
 @pytest.mark.parametrize("strategy", [_case(strategy, said) for strategy, said in CASES])
 def test_a_damaged_reply_is_refused_or_does_no_harm(strategy: Strategy) -> None:

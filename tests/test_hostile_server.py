@@ -173,9 +173,9 @@ def test_no_instructions_reveal_a_secret(scene: Scene, kind: str, capsys: pytest
     for number, (key, value) in enumerate(pairs, start=KINDS.index(kind)):
         if number % EVERY == 0:
             content = scene.message(kind, key.split(".")[0], key, value)
-            asked_at = time.monotonic()
+            asked_at = time.process_time()  # of a core, which other work on the machine does not change
             text, arrays = everything(node, kind, content)
-            seconds = time.monotonic() - asked_at
+            seconds = time.process_time() - asked_at
             slowest, count, answered = max(slowest, seconds), count + 1, answered + (not text.startswith("error"))
             for secret in SECRETS:
                 if secret not in str(value):  # else the server has said it itself
