@@ -48,7 +48,7 @@ fuzz-lies: venv  ## a liar among five nodes for 50 rounds of every strategy
 	FUZZ_LIES=50 $(BIN)/python -m pytest -s tests/test_lies_over_rounds.py
 
 test-deployment: venv  ## of `make test-rest` the real deployments: a SuperLink with TLS, nodes in network namespaces
-	$(PYTEST) tests/deployment
+	$(PYTEST) --dist loadscope tests/deployment
 
 test-everywhere: venv  ## tests that judge scores and times, with other arithmetic, seeds and a busy machine: hours
 	$(BIN)/python tests/everywhere.py --jobs $(or $(JOBS),2)

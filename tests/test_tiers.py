@@ -11,7 +11,7 @@ import pytest
 from axes import AXES, extensions
 from concerning import concerns
 from laws import LAWS
-from tiers import words
+from tiers import DEPLOYMENTS, longest_files_first, unit_of, words
 
 ROOT = Path(__file__).parents[1]
 
@@ -98,3 +98,17 @@ def test_an_extension_is_a_file_of_its_axis() -> None:
 
 def test_words_of_a_parameter() -> None:
     assert set(words([("a", {"b": ["c"]}), SimpleNamespace(name="d"), 7])) == {"a", "b", "c", "d"}
+
+
+def test_deployments_are_one_unit_and_come_where_all_of_them_together_belong() -> None:
+    def slow(nodeid: str, *marks: str) -> Any:
+        return SimpleNamespace(nodeid=nodeid, get_closest_marker=lambda mark: mark in marks)
+
+    deployed = [slow(f"{DEPLOYMENTS}/test_{name}.py::test_a", "flower") for name in ("x", "y")]
+    others = [slow("tests/test_fast.py::test_a"), *(slow(f"tests/test_z.py::test_{n}", "flower") for n in "abc")]
+    items = [others[0], deployed[0], *others[1:], deployed[1]]
+    longest_files_first(items)
+    assert items == [*others[1:], *deployed, others[0]]
+    assert [unit_of(one.nodeid) for one in items] == ["tests/test_z.py"] * 3 + [DEPLOYMENTS] * 2 + [
+        "tests/test_fast.py"
+    ]

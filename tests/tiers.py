@@ -15,21 +15,23 @@ Marks of a test or a module:
 
 A table over strategies and tunings is thinned without a mark: each strategy keeps its first tuning, and fedavg all.
 
-Files that take long come first: a worker that gets one last works on while the others have nothing to do.
+Files that take long come first: a worker that gets one last works on while the others have nothing to do. One worker
+has all real deployments, one after another: they mostly wait, and each holds gigabytes.
 """
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from axes import extensions
 from hypothesis import settings
+from xdist.scheduler.loadfile import LoadFileScheduling
 
 FAST, FULL = "fast", "full"
 VARIABLE = "THISTLEDOWN_TESTS"
 SECONDS = {"flower": 60, "slow": 2}  # of a test with the mark, at a guess
+DEPLOYMENTS = "tests/deployment"
 EXAMPLES = {FAST: 10, FULL: 100}  # of a test by hypothesis that does not say how many
 
 
@@ -70,12 +72,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def longest_files_first(items: list[pytest.Item]) -> None:
-    """Sort files by how long their tests take, roughly; the tests of a file keep their order."""
-    seconds: dict[Path, int] = {}
+    """Sort units of work by how long their tests take, roughly; the tests of a unit keep their order."""
+    seconds: dict[str, int] = {}
     for item in items:
         mark = next((mark for mark in SECONDS if item.get_closest_marker(mark)), "")
-        seconds[item.path] = seconds.get(item.path, 0) + SECONDS.get(mark, 0)
-    items.sort(key=lambda item: -seconds[item.path])
+        unit = unit_of(item.nodeid)
+        seconds[unit] = seconds.get(unit, 0) + SECONDS.get(mark, 0)
+    items.sort(key=lambda item: -seconds[unit_of(item.nodeid)])
+
+
+def unit_of(nodeid: str) -> str:
+    """Return the name of what one worker runs as a whole: a file, or all deployments."""
+    return DEPLOYMENTS if nodeid.startswith(f"{DEPLOYMENTS}/") else nodeid.partition("::")[0]
+
+
+class Units(LoadFileScheduling):
+    """The scheduler of `--dist loadfile`, with units of work in place of files."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return unit_of(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Units | None:
+    """Return the scheduler for `--dist loadfile`."""
+    return Units(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def _is_kept(item: pytest.Item, seen: set[str]) -> bool:
