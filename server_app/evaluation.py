@@ -20,7 +20,7 @@ from task.models.base import Base
 from task.models.finding import server_base
 from task.models.model import TunedModel
 from task.prediction.answer import Classified, Exchange
-from task.prediction.classified import classified
+from task.prediction.classification import classified
 from task.prediction.outputs import row_losses
 from task.prediction.sampled import answered
 from task.seeds import derive
@@ -62,7 +62,7 @@ class Evaluator:
     def classified(self, state: State, count: int) -> list[Classified]:
         """Return what a state says of at most `count` test rows."""
         model = held(self.strategy, self.base, self.config, state, self.device)
-        return classified(model, self._parts.test, count, self.device)
+        return classified(model.module.eval(), self.base.folder, self._parts.test, count, self.device)
 
     def probe(self, start: State) -> Probe | None:
         """Return what measures the loss of states that follow `start`; None if there are too few rows."""

@@ -41,6 +41,7 @@ def test_scores_are_those_of_one_after_another(
     assert threading.get_ident() not in asked[batches:]
 
 
+@pytest.mark.judged
 @pytest.mark.parametrize("kind", ["image-classification", "text-classification"])
 def test_the_losses_of_rows_are_those_of_rows_alone(kinds: dict[str, Sample], kind: str) -> None:
     """Single updates are judged by the loss of each label, from one pass over all rows."""

@@ -17,7 +17,7 @@ from server_app.config import RunConfig
 from server_app.results.samples import PREDICTIONS, Samples, prediction_table
 from task.data.prepared import prepare
 from task.models.finding import server_base
-from task.prediction.classified import legible
+from task.prediction.classification import legible
 from task.schema import ConfigError
 from task.storage.store import server_store
 
