@@ -18,7 +18,7 @@ import thistledown
 from task.data.encoding.chats.named import NAMED
 from task.data.raw import DataError
 from task.prediction.streaming import Streamed
-from thistledown.main import DONE, main
+from thistledown.main import DONE, WRONG, main
 from thistledown.predictor import Predictor
 
 NEW = 8  # tokens of an answer, half of data.max-length
@@ -174,6 +174,14 @@ def test_an_instruction_is_the_first_turn_of_a_chat(
     assert main(["predict", str(llama_run.folder), "--chat"]) == DONE
     [answer] = thistledown.Outcome(llama_run.folder).predict(["say not hot"])
     assert capsys.readouterr().out == f"{answer.answer}\n"
+
+
+def test_input_that_is_no_text_is_said(
+    llama_run: Outcome, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"say \xff\n"), "utf-8"))
+    assert main(["predict", str(llama_run.folder), "--chat"]) == WRONG
+    assert capsys.readouterr().err == "standard input is no utf-8 text: invalid start byte\n"
 
 
 class Spelling:

@@ -332,6 +332,7 @@ def test_a_malformed_row_is_named(
         ({"lora__bias": "all"}, "lora.bias = 'none'"),
         ({"packing": True}, "packing = true is for language models"),
         ({"data__messages_column": "chat"}, "data.messages-column is not for task.kind = 'preference'"),
+        ({"data__rejected_column": "chosen"}, "data.chosen-column and data.rejected-column are both 'chosen'"),
         ({"data__completion_column": "chat"}, "data.completion-column is not for task.kind = 'preference'"),
         ({"preference__beta": 0.0}, "preference.beta must be at least 1e-06"),
     ],

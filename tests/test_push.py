@@ -49,15 +49,19 @@ def test_the_files_of_the_export_and_no_others_are_pushed(
     assert capsys.readouterr().out.endswith(f"the model is at {hub.url}/me/tuned\n")
 
 
-def test_a_repository_that_exists_is_used_unless_it_is_public(
-    outcome: Outcome, hub: ModelHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [([], "exists and is public; add --public"), (["--public"], "exists and is private; leave out --public")],
+)
+def test_a_repository_that_exists_is_used_if_it_is_as_public_as_asked(
+    asked: list[str], said: str, outcome: Outcome, hub: ModelHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hub.repositories["me/tuned"] = Repository(private=False)
-    assert pushed(outcome, tmp_path) == WRONG
-    assert "exists and is public; add --public" in capsys.readouterr().err
+    hub.repositories["me/tuned"] = Repository(private=bool(asked))
+    assert pushed(outcome, tmp_path, *asked) == WRONG
+    assert said in capsys.readouterr().err
     assert hub.repositories["me/tuned"].files == {}
-    hub.repositories["me/tuned"].private = True
-    assert pushed(outcome, tmp_path) == DONE
+    hub.repositories["me/tuned"].private = not asked
+    assert pushed(outcome, tmp_path, *asked) == DONE
     assert hub.repositories["me/tuned"].files == files(tmp_path / "best")
 
 

@@ -70,6 +70,10 @@ class Preference(CausalLM):
                 "data.rejected-column; leave it out"
             )
             data = replace(data, messages_column="", completion_column="")
+        if data.chosen_column == data.rejected_column:
+            found.append(
+                f"data.chosen-column and data.rejected-column are both '{data.chosen_column}'; name two columns"
+            )
         if not tuning.has_reference:
             found.append(
                 f"{self._key} compares with the base, and tuning = '{tuning.name}' with these options changes it; use "

@@ -30,6 +30,8 @@ def chat(results: Path, which: str, overrides: Sequence[str], more: Sequence[obj
         _note("" if conversation.has_turns else "this model was tuned to continue texts: each is asked by itself")
         for line in _lines():
             _answer(conversation, line)
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"standard input is no {error.encoding} text: {error.reason}"]) from error
     except (DataError, BaseError, StoreError) as error:
         raise ConfigError([str(error)]) from error
 

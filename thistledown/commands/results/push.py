@@ -32,7 +32,7 @@ def push(folder: Path, repo: str, public: bool, say: Callable[[str], None]) -> N
     """Upload the files of `folder`, and no others, to a repository, which is made if there is none: private unless
     `public`. Endpoint and token are those of huggingface_hub (HF_ENDPOINT, HF_TOKEN, `hf auth login`).
 
-    Raises ConfigError for files that name places of this machine, and for a public repository without `public`;
+    Raises ConfigError for files that name places of this machine, and for a repository that exists and is not as `public` says;
     NotPushed if the Hub refuses or cannot be reached.
     """
     for said in _places(folder):
@@ -40,8 +40,12 @@ def push(folder: Path, repo: str, public: bool, say: Callable[[str], None]) -> N
     hub = HfApi()
     try:
         url = hub.create_repo(repo, private=not public, exist_ok=True)
-        if not public and not hub.repo_info(url.repo_id).private:
-            raise ConfigError([f"--push {repo}: the repository exists and is public; add --public to upload to it"])
+        private = bool(hub.repo_info(url.repo_id).private)
+        if private == public:  # it was there before
+            is_there, instead = ("private", "leave out") if private else ("public", "add")
+            raise ConfigError(
+                [f"--push {repo}: the repository exists and is {is_there}; {instead} --public to upload to it"]
+            )
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         size = sum(path.stat().st_size for path in files)
         say(f"uploading {len(files)} files of {folder}, {size / 1e6:.1f} MB, to {url}")
