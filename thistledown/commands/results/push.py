@@ -32,8 +32,8 @@ def push(folder: Path, repo: str, public: bool, say: Callable[[str], None]) -> N
     """Upload the files of `folder`, and no others, to a repository, which is made if there is none: private unless
     `public`. Endpoint and token are those of huggingface_hub (HF_ENDPOINT, HF_TOKEN, `hf auth login`).
 
-    Raises ConfigError for files that name places of this machine, and for a repository that exists and is not as `public` says;
-    NotPushed if the Hub refuses or cannot be reached.
+    Raises ConfigError for files that name places of this machine, and for a repository that exists and is public or
+    private against `public`; NotPushed if the Hub refuses or cannot be reached.
     """
     for said in _places(folder):
         raise ConfigError([f"{said}, so others could not load the model; add --merge, or name a base of the Hub"])
