@@ -17,6 +17,8 @@ import pytest
 
 from task.device import cores
 from task.schema import ConfigError
+from thistledown.commands import run
+from thistledown.main import FAILED, main
 from thistledown.processes.client import SuperLinkError
 from thistledown.processes.superlink import SuperLink
 from thistledown.settings import Settings, app_folder, merged, pairs, preset_path
@@ -243,3 +245,18 @@ def test_superlink_that_cannot_start_says_why(temporary: Path) -> None:
         with pytest.raises(SuperLinkError, match="address already in use"), superlink:
             raise AssertionError("it started on a port that is taken")
     assert not superlink.folder.exists()
+
+
+@pytest.mark.flower
+def test_a_run_that_does_not_begin_is_given_up(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (temporary / "t").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary / "t"))
+    monkeypatch.chdir(temporary)
+    monkeypatch.setattr(run, "START", 0.5)  # less than the ServerApp takes for its imports
+    assert main(["run", "-c", f"num-server-rounds=1 simulation.num-supernodes=2 {ALONE}"]) == FAILED
+    said = capsys.readouterr()
+    assert "Flower has not begun the run after 0.5 s" in said.err
+    assert "thistledown run --engine local" in said.err
+    assert_nothing_is_left(temporary)

@@ -68,6 +68,11 @@ class Follower:
         """Return Flower's id of the run, empty before Flower accepts it."""
         return self._console.run_id
 
+    @property
+    def begun(self) -> bool:
+        """Return whether the run has its results folder."""
+        return bool(self._console.folder)
+
     def stray(self, lines: int) -> str:
         """Return the last lines before Flower accepted the run."""
         return "\n".join(self._console.stray[-lines:])

@@ -1,6 +1,7 @@
 """`thistledown run`: one simulated run on its own SuperLink, from the checked settings to the summary."""
 
 import subprocess
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -22,6 +23,7 @@ from thistledown.settings import Settings, check_simulated
 from thistledown.summary import headline
 
 FINISHED = "finished:completed"
+START = 600.0  # seconds from a run's acceptance, within which it has to begin
 STRAY = 20  # lines of Flower's own output that are shown
 
 
@@ -108,9 +110,30 @@ def _submitted(settings: Settings, superlink: SuperLink) -> "subprocess.Popen[st
 
 
 def _read(process: "subprocess.Popen[str]", follower: Follower) -> int:
-    """Read the log to its end and return the exit code of `flwr run`, which does not depend on the run's success."""
+    """Read the log to its end and return the exit code of `flwr run`, which does not depend on the run's success.
+
+    Raises SuperLinkError for a run that does not begin: Flower gives up each process that needs more than half a minute
+    until it first reports, as on a machine that has too much to do, and starts the next one, for ever.
+    """
     assert process.stdout is not None
+    late = threading.Event()
+
+    def give_up() -> None:
+        late.set()
+        process.terminate()
+
+    patience = threading.Timer(START, give_up)
+    patience.daemon = True
+    patience.start()
     for line in process.stdout:
         follower.read(line)
+        if follower.begun:
+            patience.cancel()
+    patience.cancel()
     follower.end()
+    if late.is_set():
+        raise SuperLinkError(
+            f"Flower has not begun the run after {START:g} s, perhaps as this machine has too much else to do; try "
+            "again later, or `thistledown run --engine local`, which needs no Flower processes"
+        )
     return process.wait()
