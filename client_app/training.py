@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
@@ -21,10 +23,11 @@ from strategies.exchange.types import Assignment, LacksBase, Metrics, OutOfMemor
 from strategies.exchange.wrapper import Wrapper
 from strategies.protocol import journal, wire
 from strategies.protocol.install_hash import install_hash_of
-from strategies.protocol.instructions import PROVE, cohort_of, rank_of, read_assignment, record_of, strategy_of
+from strategies.protocol.instructions import PROVE, RUN, cohort_of, rank_of, read_assignment, record_of, strategy_of
 from strategies.protocol.replies import INSTALLED, PROOF
 from task.arithmetic import set_arithmetic
 from task.data.rows import Rows
+from task.features.once import FeatureFiles, as_built, computed_once, head_alone
 from task.models.finding import BaseMissing
 from task.models.model import TunedModel, tuned_model
 from task.training.trainer import Trainer, evaluate
@@ -68,7 +71,8 @@ def _update(local: Local, content: RecordDict) -> RecordDict:
     trainer = trainer_of(local, strategy, rows, assignment.seed).at_rate(rate)
     for wrapper in strategy.wrappers:
         trainer = wrapper.training(trainer, assignment, kept.setdefault(place_of(wrapper), {}))
-    delta, metrics = _learned(strategy, model, trainer, assignment)
+    with _features(local, here, rows, training=True) as seen:
+        delta, metrics = _learned(strategy, model, replace(trainer, rows=seen), assignment)
     for wrapper in strategy.wrappers:
         delta = wrapper.encode(delta, assignment, kept[place_of(wrapper)])
     reply = wire.pack(State(delta))
@@ -98,6 +102,21 @@ def _learned(
         return strategy.train(model, trainer, assignment)
     delta, metrics = strategy.train(model, replace(trainer, only=model.head), assignment)
     return {name: tensor for name, tensor in delta.items() if name in model.head}, metrics
+
+
+@contextmanager
+def _features(local: Local, here: "_Stand", rows: Rows, *, training: bool = False) -> Iterator[Rows]:
+    """Yield rows as features, computed once a run, if only the head changes; else the rows as they are."""
+    config, assignment = local.config, here.assignment
+    alone = training and assignment.round <= config.rounds_of_head
+    if not (head_alone(here.model) or (alone and as_built(here.model))):
+        yield rows
+        return
+    files = FeatureFiles(local.store, str(local.instructions.get(RUN, "")))
+    trains = training and not head_rounds.makes_head(config, assignment.round)
+    last = assignment.round == assignment.rounds
+    with computed_once(here.model, config, rows, files, training=trains, last=last) as seen:
+        yield seen
 
 
 def _public_metrics(policy: Policy, metrics: Metrics, silent: bool) -> Metrics:
@@ -130,10 +149,12 @@ def evaluated(local: Local, content: RecordDict) -> RecordDict:
         raise NodeError(f"node {local.name} has no rows for evaluation (data.holdout = {local.config.data.holdout})")
     check_rows(local.policy, len(trains) + len(kept))
     check_scores(local.policy, len(kept), len(trains) + len(kept))
+    with _features(local, here, kept) as seen:
+        scores = evaluate(here.model, seen, local.device)
     metrics = {
         "num-examples": local.policy.reports.counted(len(kept)),
         "server-round": here.assignment.round,
-        **evaluate(here.model, kept, local.device),
+        **scores,
         **_ratings(local, here, kept, len(trains) + len(kept)),
     }
     return RecordDict({"metrics": MetricRecord({**metrics, **here.install_hash_of}), **here.proof})

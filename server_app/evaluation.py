@@ -2,6 +2,8 @@
 
 import logging
 import math
+import uuid
+import weakref
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +17,7 @@ from strategies.protocol.journal import base_weights_of, followed, held
 from task.config import TaskConfig
 from task.data.prepared import Parts, prepare
 from task.data.rows import Rows
+from task.features.once import FeatureFiles, computed_once, head_alone
 from task.kinds import registry as kinds
 from task.models.base import Base
 from task.models.finding import server_base
@@ -80,7 +83,17 @@ class Evaluator:
     def scores(self, model: TunedModel, rows: Rows) -> dict[str, float]:
         """Return the metrics of a model on these rows."""
         at_once = batches_at_once(self.device, self.config.threads)  # nodes are idle during evaluation
-        return evaluate(model, rows, self.device, at_once)
+        if not head_alone(model):
+            return evaluate(model, rows, self.device, at_once)
+        with computed_once(model, self.config, rows, self._features, at_once) as seen:
+            return evaluate(model, seen, self.device, at_once)
+
+    @cached_property
+    def _features(self) -> FeatureFiles:
+        """Return the files of features of the rows here, which are gone with this evaluator."""
+        files = FeatureFiles(server_store(), uuid.uuid4().hex)
+        weakref.finalize(self, files.remove)
+        return files
 
     @cached_property
     def sample(self) -> Rows | None:

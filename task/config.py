@@ -151,6 +151,10 @@ class TaskConfig:
     head_rounds: int = option(
         0, low=0, high=MANY, doc="first rounds in which a classifier's head trains alone, and nothing else is sent"
     )
+    body_dropout: bool = option(
+        True,
+        doc="whether the body uses dropout while a classifier's head trains alone; false: features are computed once",
+    )
     momentum: float = option(0.0, low=0.0, high=0.999, doc="of sgd")
     nesterov: bool = option(False, doc="of sgd: look ahead along the momentum")
     weight_decay: float = option(0.0, low=0.0, doc="of the local optimiser")

@@ -24,11 +24,11 @@ from strategies.exchange import head_rounds
 from strategies.exchange.types import Assignment, RunFailed, Update
 from task.config import TaskConfig
 from task.data.prepared import prepare
+from task.features.class_means import class_means, features
 from task.models.model import TunedModel, build
 from task.schema import ConfigError
 from task.storage.store import server_store
 from task.training.batches import Unsuited
-from task.training.features import class_means, features
 from task.training.trainer import Trainer
 
 Matrix = NDArray[np.float64]

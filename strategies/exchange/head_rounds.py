@@ -29,9 +29,9 @@ from strategies.exchange.algorithm import Algorithm
 from strategies.exchange.types import RunFailed, State, Update
 from strategies.exchange.wrapper import Wrapper
 from task.config import CLASS_MEANS, TaskConfig
+from task.features.class_means import class_layer, class_means
 from task.models.model import TunedModel
 from task.training.batches import Unsuited
-from task.training.features import class_layer, class_means
 from task.training.trainer import Trainer
 
 RESTING = "resting "  # prefix of names on the server

@@ -29,8 +29,10 @@ from strategies.rounds.run_state import RunState, identity, resumed
 from strategies.rounds.training import train
 from task.arithmetic import set_arithmetic
 from task.config import TaskConfig
+from task.features.once import FeatureFiles
 from task.models.model import build
 from task.schema import ConfigError, flatten
+from task.storage.store import node_store
 
 LOG = logging.getLogger("flwr")
 FREE = ("device", "threads")  # keys that an evaluation may set differently from training
@@ -68,8 +70,11 @@ def run_federation(
     else:
         state = kept
     run.mechanism.start(head_rounds.whole(state).tensors)
-    with notified(federation.callbacks, _facts(run)):
-        return _rounds(run, state)
+    try:
+        with notified(federation.callbacks, _facts(run)):
+            return _rounds(run, state)
+    finally:
+        FeatureFiles(node_store(), run_state.token).remove()  # of nodes on this machine that the last round left out
 
 
 def _facts(run: Run) -> RunFacts:

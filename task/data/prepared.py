@@ -166,7 +166,8 @@ def _prepared(
         trim(store)
     place = store.path("data", key)
     rows = {
-        name: Rows(encoder.read(place, name), part.labels, plan.classes, part.ids) for name, part in plan.parts.items()
+        name: Rows(encoder.read(place, name), part.labels, plan.classes, part.ids, key=f"{key} {name}")
+        for name, part in plan.parts.items()
     }
     return rows, tuple(json.loads((place / NOTICES).read_text()))
 

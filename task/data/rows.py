@@ -224,7 +224,7 @@ class Rows:
     """Rows of a data set, or a selection of them, without copies.
 
     `all_labels` (N,) and `all_ids` (N,) (natural clients, if the data names them), both int64, are for all rows of
-    `inputs`; `indices` (M,) selects. `labels` and `ids` are for the selection. `notices` are sentences on the inputs.
+    `inputs` (`key`: in a store; `notices` on them); `indices` (M,) selects. `labels` and `ids` are for the selection.
     """
 
     inputs: Inputs
@@ -233,6 +233,7 @@ class Rows:
     all_ids: NDArray[np.int64] | None = None
     indices: Positions | None = None
     notices: tuple[str, ...] = ()
+    key: str = ""
 
     def __len__(self) -> int:
         return len(self.all_labels if self.indices is None else self.indices)

@@ -1,7 +1,7 @@
 """The head of a classifier: its modules, and the class of each of its rows."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -44,6 +44,16 @@ def head_modules(module: Any, labelled: dict[str, int], drawn: list[str]) -> lis
     outside = [n for n, child in module.named_children() if n != body and any(True for _ in child.parameters())]
     ends = [name for name in drawn if name.startswith(body + ".") and (name in labelled or POOLER.search(name))]
     return outside + sorted({name.rsplit(".", 1)[0] for name in ends})
+
+
+def still_parts(module: nn.Module, head: Iterable[torch.Tensor]) -> list[nn.Module]:
+    """Return the largest parts of a model that have parameters, and none of the `head`: its body, unless parts of the
+    head are inside. A copy of a head that peft keeps is no part."""
+    own = {id(tensor) for tensor in head}
+    if not any(id(parameter) in own for parameter in module.parameters()):
+        return [module] if any(True for _ in module.parameters()) else []
+    parts = [part for name, part in module.named_children() if name != "original_module"]
+    return [found for part in parts for found in still_parts(part, head)]
 
 
 def matching_rows(own: Mapping[int, object], names: tuple[str, ...]) -> list[int] | None:

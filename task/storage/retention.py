@@ -15,7 +15,7 @@ from task.storage import seal
 from task.storage.store import Store
 
 LOG = logging.getLogger("flwr")
-ROWS = ("data", "indexes", "splits", "widened")  # kinds that can be made again from local data
+ROWS = ("data", "indexes", "splits", "widened", "features")  # kinds that can be made again from local data
 LIMIT = 64 * 10**9  # bytes of prepared rows in a store without a limit of its own
 RECENT = 3600  # seconds after its last use in which nothing is removed: another process may be about to read it
 

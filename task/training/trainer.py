@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import Any, Protocol, cast
 
 import torch
-from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.hooks import RemovableHandle
 
 from task.config import IN_8_BITS, TaskConfig
@@ -22,6 +21,7 @@ from task.training.batches import Unsuited, batches, check_rows, least_rows, per
 from task.training.checkpointing import checkpointed
 from task.training.micro_batches import Inputs, Penalty, backward, check_separable, mean_loss
 from task.training.mixed_precision import Masters, autocast
+from task.training.modes import body_mode, training_mode
 from task.training.uncached import uncached
 
 Regulariser = Callable[[Mapping[str, torch.Tensor]], Penalty | None]
@@ -79,7 +79,9 @@ class Trainer:
         optimizer = self._optimizer(masters.parameters, self._rates(model, chosen))
         penalties = [penalty, *(regulariser(chosen) for regulariser in self.regularisers)]
         model.untouched = False
-        _training_mode(model, chosen)
+        training_mode(model.module, chosen.values())
+        if not self.config.body_dropout:
+            body_mode(model, chosen)
         config, rows, least = self.config, len(self.rows), least_rows(model.module)
         check_rows(config, rows, least)
         check_separable(model.module, config)
@@ -206,16 +208,6 @@ def _mean(losses: Iterable[torch.Tensor], counts: Iterable[torch.Tensor]) -> flo
     """Return the mean of batch means, each weighted by the number of labels it is the mean of."""
     values, weights = (torch.stack(tuple(numbers)).double() for numbers in (losses, counts))
     return float((values * weights).sum() / weights.sum())
-
-
-def _training_mode(model: TunedModel, live: Mapping[str, torch.Tensor]) -> None:
-    """Turn on dropout. Let running statistics move only if they are exchanged (full tuning): otherwise nothing would
-    restore them, and a node's result would depend on the nodes that the process served before."""
-    model.module.train()
-    exchanged = {id(tensor) for tensor in live.values()}
-    for module in model.module.modules():
-        if isinstance(module, _NormBase) and id(module.running_mean) not in exchanged:
-            module.eval()
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from task.training.dry_run import DryRunError
 from task.training.rates import of_head, to_start_from, unusual
 from task.tunings.base import TuningError
 from thistledown.estimates.choices import choices
+from thistledown.estimates.features import features
 from thistledown.estimates.machine import machine
 from thistledown.estimates.memory import memory
 from thistledown.estimates.rows import described
@@ -190,6 +191,7 @@ def _costs(
     if model.head:
         yield f"head      {of_head(task, model.new_head)}"
     yield from memory(base, task, rank, stand_in(task, base.folder))
+    yield from features(model, task, max(map(len, split), default=0))
     if not run.strategy.heterogeneous_ranks and len({profile.rank for profile in profiles}) > 1:
         yield f"ranks     {run.strategy.name} needs equal ranks: every node trains rank {rank}, the smallest budget"
     traffic = Traffic(run, task, base)
