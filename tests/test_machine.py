@@ -26,6 +26,11 @@ def test_nodes_at_a_time_and_what_limits_them(monkeypatch: pytest.MonkeyPatch) -
     assert at_once(RunConfig.read({"simulation.num-supernodes": 30, "fraction-train": 0.1})) == (3, "3 nodes a round")
 
 
+def test_the_gpu_of_a_mac_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    assert lines(monkeypatch, 8)[0].endswith("the GPU of this Mac")
+
+
 def test_as_many_nodes_as_a_round_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "7 nodes a round" in lines(monkeypatch, 64, simulation__num_supernodes=70, fraction_train=0.1)[1]
     least = {"simulation__num_supernodes": 70, "fraction_train": 0.1, "min_train_nodes": 9}

@@ -57,6 +57,8 @@ def _count() -> int:
 
 
 def _gpus() -> str:
+    if torch.backends.mps.is_available():
+        return "the GPU of this Mac"
     return counted(_count(), "GPU") if _count() else ""
 
 

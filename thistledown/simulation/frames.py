@@ -16,7 +16,7 @@ from flwr.common.serde import context_from_proto, context_to_proto, message_from
 from flwr.proto.message_pb2 import Context as ContextProto
 from flwr.proto.message_pb2 import Message as MessageProto
 
-Record = tuple[int, str]  # level and text of a log record
+Record = tuple[int, str, str]  # level, text and traceback of a log record
 
 
 def send(connection: Connection, message: Message, context: Context, log: Sequence[Record] = ()) -> None:
@@ -52,7 +52,7 @@ def receive(connection: Connection) -> tuple[Message, Context, list[Record]]:
         for name, lines in head["arrays"].items():
             records[name] = ArrayRecord({own: _array(connection, *about) for own, *about in lines})
         message.content = RecordDict({name: records[name] for name in head["names"]})
-    return message, context, [(level, text) for level, text in head["log"]]
+    return message, context, [(level, text, traceback) for level, text, traceback in head["log"]]
 
 
 def _array(connection: Connection, dtype: str, shape: list[int], stype: str) -> Array:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from thistledown.console import TEXT
+from thistledown.simulation.frames import Record
 
 RAISED = "the run failed: "  # the rest of the line is raised as an exception
 LIMIT = 5  # warnings that differ only in numbers are shown this often
@@ -33,7 +34,7 @@ class _Lines(logging.Handler):
         self._read = read
 
     def emit(self, record: logging.LogRecord) -> None:
-        for line in (f"{record.levelname} :".ljust(TEXT) + record.getMessage()).splitlines():
+        for line in (f"{record.levelname} :".ljust(TEXT) + self.format(record)).splitlines():
             self._read(f"{line}\n")
 
 
@@ -48,6 +49,15 @@ def warnings_alone(say: Callable[[str], None]) -> AbstractContextManager[None]:
 def all_lines(read: Callable[[str], None]) -> AbstractContextManager[None]:
     """Pass the records of Flower's logger to `read` within the context, line by line, as Flower prints them."""
     return handled(_Lines(read))
+
+
+def log_again(record: Record) -> None:
+    """Log what another process has logged, with its traceback."""
+    level, text, traceback = record
+    logger = logging.getLogger("flwr")
+    made = logger.makeRecord(logger.name, level, __file__, 0, "%s", (text,), None)
+    made.exc_text = traceback or None
+    logger.handle(made)
 
 
 @contextmanager

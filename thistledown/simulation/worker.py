@@ -59,4 +59,6 @@ class _Kept(logging.Handler):
         self.records: list[Record] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.records.append((record.levelno, record.getMessage()))
+        raised = record.exc_info and record.exc_info[0]
+        traceback = logging.Formatter().formatException(record.exc_info) if raised and record.exc_info else ""
+        self.records.append((record.levelno, record.getMessage(), traceback))

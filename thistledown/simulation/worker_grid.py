@@ -5,7 +5,6 @@ reply, so a node has one message at a time. Bits do not depend on the worker: no
 server takes replies in the order sent.
 """
 
-import logging
 import signal
 import threading
 import time
@@ -18,10 +17,10 @@ import client_app
 from task.config import TaskConfig
 from thistledown.simulation import frames
 from thistledown.simulation.grid import InProcessGrid, error_reply, unavailable
+from thistledown.simulation.log import log_again
 from thistledown.simulation.template import Template
 from thistledown.simulation.worker import needed
 
-LOG = logging.getLogger("flwr")
 LONGEST_WAIT = 1.0  # seconds
 AHEAD = 2  # replies per worker that may wait for the server, so that memory does not depend on the cohort's size
 
@@ -137,8 +136,8 @@ class WorkerGrid(InProcessGrid):
         return early < self._most_waiting or _number(first) <= wanted
 
     def _answered(self, message: Message, reply: Message, context: Context, records: list[frames.Record]) -> None:
-        for level, text in records:
-            LOG.log(level, "%s", text)
+        for record in records:
+            log_again(record)
         with self._changed:
             self.contexts[context.node_id] = context
             self._at_work.remove(context.node_id)
