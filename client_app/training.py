@@ -30,6 +30,7 @@ from task.data.rows import Rows
 from task.features.once import FeatureFiles, as_built, computed_once, head_alone
 from task.models.finding import BaseMissing
 from task.models.model import TunedModel, tuned_model
+from task.training.chosen_precision import in_chosen_precision
 from task.training.trainer import Trainer, evaluate
 
 LOG = logging.getLogger("flwr")
@@ -69,6 +70,7 @@ def _update(local: Local, content: RecordDict) -> RecordDict:
     bill.check()
     rate = local.config.rate(assignment.round, assignment.rounds)
     trainer = trainer_of(local, strategy, rows, assignment.seed).at_rate(rate)
+    trainer = replace(trainer, config=in_chosen_precision(trainer.config, model, rows, local.store))
     for wrapper in strategy.wrappers:
         trainer = wrapper.training(trainer, assignment, kept.setdefault(place_of(wrapper), {}))
     with _features(local, here, rows, training=True) as seen:
@@ -149,8 +151,9 @@ def evaluated(local: Local, content: RecordDict) -> RecordDict:
         raise NodeError(f"node {local.name} has no rows for evaluation (data.holdout = {local.config.data.holdout})")
     check_rows(local.policy, len(trains) + len(kept))
     check_scores(local.policy, len(kept), len(trains) + len(kept))
+    precision = in_chosen_precision(local.config, here.model, kept, local.store).precision
     with _features(local, here, kept) as seen:
-        scores = evaluate(here.model, seen, local.device)
+        scores = evaluate(here.model, seen, local.device, precision=precision)
     metrics = {
         "num-examples": local.policy.reports.counted(len(kept)),
         "server-round": here.assignment.round,

@@ -36,6 +36,7 @@ from task.device import kind
 from task.models.model import TunedModel, tuned_model
 from task.seeds import derive
 from task.training.batches import steps_of
+from task.training.chosen_precision import in_chosen_precision
 from task.training.trainer import Trainer, steps_early
 
 TIMED = 2  # steps, after one to warm up
@@ -74,6 +75,7 @@ def _measured(local: Local, trainer: Trainer, ranks: list[int]) -> tuple[int, li
     """Return the bytes that are free on top of the idle model, which is built for the last of `ranks`, and a point for
     each rank."""
     model = tuned_model(local.base, local.config, ranks[-1], local.device)
+    trainer = replace(trainer, config=in_chosen_precision(trainer.config, model, trainer.rows, local.store))
     free, resident = free_memory(local.device), _resident()
     return free, [_point(model, trainer, rank, resident) for rank in ranks]
 

@@ -28,6 +28,7 @@ from task.prediction.outputs import row_losses
 from task.prediction.sampled import answered
 from task.seeds import derive
 from task.storage.store import server_store
+from task.training.chosen_precision import in_chosen_precision
 from task.training.parallel_evaluation import batches_at_once
 from task.training.trainer import evaluate
 
@@ -83,10 +84,11 @@ class Evaluator:
     def scores(self, model: TunedModel, rows: Rows) -> dict[str, float]:
         """Return the metrics of a model on these rows."""
         at_once = batches_at_once(self.device, self.config.threads)  # nodes are idle during evaluation
+        precision = in_chosen_precision(self.config, model, rows, server_store()).precision
         if not head_alone(model):
-            return evaluate(model, rows, self.device, at_once)
+            return evaluate(model, rows, self.device, at_once, precision)
         with computed_once(model, self.config, rows, self._features, at_once) as seen:
-            return evaluate(model, seen, self.device, at_once)
+            return evaluate(model, seen, self.device, at_once, precision)
 
     @cached_property
     def _features(self) -> FeatureFiles:

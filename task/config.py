@@ -131,7 +131,7 @@ class TaskConfig:
     precision: str = option(
         "model",
         choices=("model", "bfloat16", "auto"),
-        doc="of products in a step: that of the model, bfloat16 (by autocast), or auto: bfloat16 on GPUs that have it",
+        doc="of products in steps and scores: that of the model, bfloat16 (autocast), or auto: whichever is faster",
     )
     optimizer: str = option(
         "adamw",

@@ -2,6 +2,9 @@
 
 import math
 import os
+import re
+from functools import cache
+from pathlib import Path
 
 from task.container import cores_allowed
 
@@ -35,6 +38,22 @@ def cores() -> int:
     bound = hasattr(os, "sched_getaffinity")
     there = len(os.sched_getaffinity(0)) if bound else os.cpu_count() or 1
     return max(1, min(there, math.ceil(cores_allowed() or there)))
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Return whether a device multiplies in bfloat16 itself, and does not emulate it."""
+    import torch
+
+    if kind(device) in ("cuda", "xpu"):
+        return bool(torch.get_device_module(kind(device)).is_bf16_supported(including_emulation=False))
+    return kind(device) == "cpu" and bool(torch.backends.mkldnn.enabled) and _has_matrix_units()
+
+
+@cache
+def _has_matrix_units() -> bool:
+    """Return whether the processor has units for products of matrices in bfloat16, as Linux lists them."""
+    listed = Path("/proc/cpuinfo")
+    return listed.exists() and bool(re.search(r"\b(amx_bf16|avx512_bf16|svebf16)\b", listed.read_text()))
 
 
 def kind(device: str) -> str:

@@ -106,7 +106,8 @@ def test_check_states_what_saves_memory() -> None:
     )  # fmt: skip
     assert [line for line in saving if line not in plain] == [
         "training  3 epochs of 16 rows a round, 4 in memory at a time, adamw-8bit, learning rate 0.005",
-        "precision products in bfloat16 on GPUs that have it; parameters, gradients and optimizer as they are",
+        "precision products in bfloat16 where a device has it and steps are faster; parameters, gradients and "
+        "optimizer as they are",
         "memory    gradient checkpointing: blocks keep their inputs, and are computed twice",
         "base      frozen linear layers in 4 bits (NF4, double quantisation), computed in bfloat16, unless a node "
         "chooses otherwise",

@@ -16,8 +16,11 @@ from task.data.rows import Rows
 from task.models.base import Base
 from task.models.model import TunedModel, build
 from task.schema import ConfigError
+from task.storage.store import Store
+from task.training import chosen_precision
+from task.training.chosen_precision import in_chosen_precision
 from task.training.mixed_precision import autocast
-from task.training.trainer import Trainer
+from task.training.trainer import Trainer, evaluate
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +57,51 @@ def test_products_are_in_bfloat16_and_everything_else_as_it_was(base: Base, rows
     assert not equal(dict(mixed.trained), dict(plain.trained))
 
 
-def test_auto_is_for_gpus(base: Base, rows: Rows) -> None:
-    assert isinstance(autocast("auto", "cpu"), nullcontext)
+def chosen(base: Base, rows: Rows, store: Store, **options: object) -> str:
+    """What `auto` stands for."""
+    config = TaskConfig.read(flat(Path("given")) | {"precision": "auto"} | options)
+    return in_chosen_precision(config, build(base, config, 4, "cpu"), rows, store).precision
+
+
+def test_auto_needs_a_device_that_multiplies_in_bfloat16(
+    base: Base, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chosen_precision, "multiplies_bfloat16", lambda device: False)
+    monkeypatch.setattr(chosen_precision, "seconds", None)  # so nothing is timed
+    assert chosen(base, rows, Store(tmp_path)) == "model"
+    assert isinstance(autocast("model", "cpu"), nullcontext)
     assert isinstance(autocast("bfloat16", "cpu"), torch.autocast)
-    plain, auto = (trained(base, rows, precision=name)[0] for name in ("model", "auto"))
-    assert equal(dict(auto.trained), dict(plain.trained))
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(0.5, "bfloat16"), (0.95, "model"), (1.5, "model")])
+def test_auto_is_what_takes_less_time_and_stays_so(
+    base: Base, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ratio: float, expected: str
+) -> None:
+    monkeypatch.setattr(chosen_precision, "multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr(chosen_precision, "seconds", lambda *_: (1.0, ratio))
+    assert chosen(base, rows, Store(tmp_path)) == expected
+    monkeypatch.setattr(chosen_precision, "seconds", lambda *_: (1.0, 2.0 - ratio))  # the machine is busy now
+    assert chosen(base, rows, Store(tmp_path)) == expected
+    assert chosen(base, rows, Store(tmp_path), **{"model.dtype": "bfloat16"}) == "model"
+
+
+def test_timing_steps_changes_nothing(base: Base, rows: Rows) -> None:
+    config = TaskConfig.read(flat(Path("given")))
+    model = build(base, config, 4, "cpu")
+    before = {name: tensor.detach().clone() for name, tensor in model.trained.items()}
+    state = torch.get_rng_state()
+    assert min(chosen_precision.seconds(config, model, rows)) > 0
+    assert equal(dict(model.trained), before)
+    assert all(tensor.grad is None for tensor in model.trained.values())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_scores_have_the_precision_of_steps_in_every_thread(base: Base, rows: Rows) -> None:
+    model = build(base, TaskConfig.read(flat(Path("given"))), 4, "cpu")
+    exact, rounded = (evaluate(model, rows, "cpu", precision=name)["loss"] for name in ("model", "bfloat16"))
+    assert exact != rounded
+    assert evaluate(model, rows, "cpu", 2, "bfloat16")["loss"] == rounded
+    assert evaluate(model, rows, "cpu", 2)["loss"] == exact
 
 
 def test_what_rounding_would_spoil_is_refused() -> None:

@@ -22,7 +22,7 @@ from task.device import ran_out
 from task.kinds import registry as kinds
 from task.models.heads import still_parts
 from task.models.model import TunedModel
-from task.training.modes import training_mode
+from task.training.trainer import training_mode
 from task.tunings.parts.evaluating import evaluating
 
 MASK, POOLED, HIDDEN = "attention_mask", "pooler_output", "last_hidden_state"

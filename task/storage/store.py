@@ -23,7 +23,16 @@ from task.storage import seal
 from task.storage.room import is_full, sentence
 
 LOG = logging.getLogger("flwr")
-USED = ("bases", "data", "embedded", "features", "indexes", "splits", "widened")  # kinds whose last use is recorded
+USED = (
+    "bases",
+    "data",
+    "embedded",
+    "features",
+    "indexes",
+    "precision",
+    "splits",
+    "widened",
+)  # kinds whose last use is recorded
 
 
 class StoreError(OSError):

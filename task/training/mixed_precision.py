@@ -14,24 +14,14 @@ from torch import nn
 
 from task.device import kind
 
-FAST = ("cuda", "xpu")  # devices that may multiply in bfloat16 faster than in float32
-
 
 def autocast(precision: str, device: str) -> AbstractContextManager[object]:
     """Return the context of one step on a device, by the key `precision`: bfloat16 for products, with parameters,
     gradients, sums and the optimizer as they are; or none. torch keeps what it has rounded until the context ends, so a
-    second step in it would start from the parameters of the first.
+    second step in it would start from the parameters of the first. `auto` is none until it is chosen
+    (`task.training.chosen_precision`).
     """
-    if precision == "auto":
-        precision = "bfloat16" if kind(device) in FAST and _has_bfloat16(device) else "model"
     return torch.autocast(kind(device), torch.bfloat16) if precision == "bfloat16" else nullcontext()
-
-
-def _has_bfloat16(device: str) -> bool:
-    """Return whether an accelerator multiplies in bfloat16 itself."""
-    if kind(device) == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.xpu.is_bf16_supported(including_emulation=False))
 
 
 class Masters:

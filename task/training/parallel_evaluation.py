@@ -16,9 +16,12 @@ Score = tuple[float, ...]
 def evaluate_in_parallel(score: Callable[[Batch], Score], batches: Iterable[Batch], at_once: int) -> list[Score]:
     """Return the scores of all batches, in their order; `at_once` of them are computed at a time, without gradients.
 
-    Each batch uses as many torch threads as it would alone, so its bits are the same.
+    Each batch uses as many torch threads as it would alone, so its bits are the same. Products have the caller's
+    precision.
     """
-    scored = torch.no_grad()(score)  # applied in each worker thread: torch stores this setting per thread
+    scored = torch.no_grad()(score)  # applied in each worker thread: torch stores these settings per thread
+    if torch.is_autocast_enabled(device := "cpu") or torch.is_autocast_enabled(device := "cuda"):
+        scored = torch.autocast(device, torch.get_autocast_dtype(device))(scored)
     every = list(batches)
     threads = min(at_once, len(every))
     if threads <= 1:  # starting a thread takes longer than scoring a few rows of a small model

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any, Protocol, cast
 
 import torch
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.hooks import RemovableHandle
 
 from task.config import IN_8_BITS, TaskConfig
@@ -16,12 +17,12 @@ from task.data.encoding.packing import packed
 from task.data.rows import Rows
 from task.device import kind
 from task.kinds import registry as kinds
+from task.models.heads import still_parts
 from task.models.model import TunedModel
 from task.training.batches import Unsuited, batches, check_rows, least_rows, per_epoch
 from task.training.checkpointing import checkpointed
 from task.training.micro_batches import Inputs, Penalty, backward, check_separable, mean_loss
 from task.training.mixed_precision import Masters, autocast
-from task.training.modes import body_mode, training_mode
 from task.training.uncached import uncached
 
 Regulariser = Callable[[Mapping[str, torch.Tensor]], Penalty | None]
@@ -81,7 +82,7 @@ class Trainer:
         model.untouched = False
         training_mode(model.module, chosen.values())
         if not self.config.body_dropout:
-            body_mode(model, chosen)
+            _without_body_dropout(model, chosen)
         config, rows, least = self.config, len(self.rows), least_rows(model.module)
         check_rows(config, rows, least)
         check_separable(model.module, config)
@@ -210,6 +211,23 @@ def _mean(losses: Iterable[torch.Tensor], counts: Iterable[torch.Tensor]) -> flo
     return float((values * weights).sum() / weights.sum())
 
 
+def training_mode(module: torch.nn.Module, live: Iterable[torch.Tensor]) -> None:
+    """Turn on dropout. Let running statistics move only if they are exchanged (full tuning): otherwise nothing would
+    restore them, and a node's result would depend on the nodes that the process served before."""
+    module.train()
+    exchanged = {id(tensor) for tensor in live}
+    for part in module.modules():
+        if isinstance(part, _NormBase) and id(part.running_mean) not in exchanged:
+            part.eval()
+
+
+def _without_body_dropout(model: TunedModel, live: Mapping[str, torch.Tensor]) -> None:
+    """Turn dropout off in the body if the head alone trains."""
+    if live.keys() <= model.head:
+        for part in still_parts(model.module, [model.trained[name] for name in model.head]):
+            part.eval()
+
+
 @contextmanager
 def _only(model: TunedModel, live: list[torch.nn.Parameter]) -> Iterator[None]:
     """Require gradients of `live` only within this block; no others are computed."""
@@ -225,8 +243,11 @@ def _only(model: TunedModel, live: list[torch.nn.Parameter]) -> Iterator[None]:
             parameter.requires_grad_(asked)
 
 
-def evaluate(model: TunedModel, rows: Rows, device: str, at_once: int = 1) -> dict[str, float]:
-    """Return the metrics of the current model, as `evaluate` of its task kind does. `at_once` batches are scored at a
-    time."""
+def evaluate(
+    model: TunedModel, rows: Rows, device: str, at_once: int = 1, precision: str = "model"
+) -> dict[str, float]:
+    """Return the metrics of the current model, as `evaluate` of its task kind does, with products in this `precision`.
+    `at_once` batches are scored at a time."""
     model.module.eval()
-    return kinds.of(model.config).evaluate(model.module, rows, device, at_once)
+    with autocast(precision, device):
+        return kinds.of(model.config).evaluate(model.module, rows, device, at_once)

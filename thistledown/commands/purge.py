@@ -13,18 +13,10 @@ from task.schema import ConfigError
 from task.storage.retention import Kept, inventory
 from task.storage.store import Store, node_store, server_store
 
-REMADE = (
-    "bases",
-    "data",
-    "embedded",
+REMADE = {"bases", "data", "embedded", "fingerprints", "grounds", "journals", "indexes", "splits", "widened"} | {
     "features",
-    "fingerprints",
-    "grounds",
-    "journals",
-    "indexes",
-    "splits",
-    "widened",
-)
+    "precision",
+}
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}  # seconds
 ABANDONED = UNITS["d"]  # age from which a draft counts as abandoned
 Say = Callable[[str], None]

@@ -31,7 +31,7 @@ def choices(run: RunConfig) -> Iterator[str]:
     at_once = f", {task.rows_at_once} in memory at a time" if task.rows_at_once < task.batch_size else ""
     yield f"training  {length} of {task.batch_size} rows a round{at_once}, {rate}"
     if task.precision != "model":
-        where = "on GPUs that have it" if task.precision == "auto" else "everywhere"
+        where = "where a device has it and steps are faster" if task.precision == "auto" else "everywhere"
         yield f"precision products in bfloat16 {where}; parameters, gradients and optimizer as they are"
     if task.gradient_checkpointing:
         yield "memory    gradient checkpointing: blocks keep their inputs, and are computed twice"
