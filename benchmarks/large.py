@@ -4,9 +4,10 @@ A Llama of about half a billion parameters, or of 127 million (`--model 125m`), 
 and time do not depend on what a model has learned. Two simulated nodes train by `--strategy`, LoRA of rank 8 if not
 given, in a run of one round, in the real processes: server, and one worker a node. Every process is watched by /proc.
 The same run on a model of 24 million parameters shows what libraries take; what a process has beyond that is given as a
-share of the base's bytes. `Rss` has every page of a process once, `Pss` a shared page in parts, `Private` none.
-`--bits 4bit` quantises; `--dtype bfloat16` halves the base, and takes an hour on a processor without instructions for
-it. The last line is JSON.
+share of the base's bytes. `Rss` has every page of a process once, `Pss` a shared page in parts, `Anonymous` has no page
+of a file, so it is what the process would have if the base were free. `--engine local` needs neither Ray nor SuperLink.
+`--bits 4bit` quantises, `--checkpointing` computes activations twice; `--dtype bfloat16` halves the base, and takes an
+hour on a processor without instructions for it, `--tokens 8` a fifth of that. The last line is JSON.
 """
 
 import argparse
@@ -21,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+
+from benchmarks.federation import ENGINES
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -38,7 +41,7 @@ STRATEGIES: dict[str, dict[str, object]] = {
 }
 ROWS, WORDS = 48, 20
 STEPS, BATCH, LENGTH = 2, 2, 32
-FIELDS = ("Rss", "Pss", "Private_Clean", "Private_Dirty")
+FIELDS = ("Rss", "Pss", "Anonymous")
 
 
 def write_base(folder: Path, size: str, dtype: str) -> int:
@@ -97,15 +100,14 @@ class Peaks:
     worker: dict[int, dict[str, int]] = field(default_factory=dict)
     together: int = 0  # Pss
 
-    def look(self, parent: psutil.Process) -> None:
+    def look(self, parent: psutil.Process, engine: str) -> None:
         """Look at all processes below `parent` once."""
         together = 0
         for process in [parent, *parent.children(recursive=True)]:
             with suppress(psutil.Error, OSError):
-                line, found = " ".join(process.cmdline()), memory(process.pid)
+                found = memory(process.pid)
                 together += found["Pss"]
-                kind = self.worker if "ClientAppActor" in line else None
-                kind = self.server if "programs.py simulation" in line else kind
+                kind = getattr(self, (_part_in_ray if engine == "ray" else _part_here)(process, parent), None)
                 if kind is not None:
                     peaks = kind.setdefault(process.pid, {})
                     for name, now in found.items():
@@ -113,61 +115,82 @@ class Peaks:
         self.together = max(self.together, together)
 
 
+def _part_in_ray(process: psutil.Process, parent: psutil.Process) -> str:
+    """Return which part of a run on Ray a process is: `server`, `worker` or another."""
+    line = " ".join(process.cmdline())
+    return "worker" if "ClientAppActor" in line else "server" if "programs.py simulation" in line else ""
+
+
+def _part_here(process: psutil.Process, parent: psutil.Process) -> str:
+    """Return it for a run without Ray: the command is the server, and has forked a process that forks the workers."""
+    if process == parent:
+        return "server"
+    above = process.parent()
+    return "worker" if above is not None and above.ppid() == parent.pid else ""
+
+
 def memory(pid: int) -> dict[str, int]:
-    """Return a process's memory in bytes: `Rss`, `Pss`, and `Private`, which no other process has."""
+    """Return a process's memory in bytes: `Rss`, `Pss`, and `Anonymous`, which is in no file."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    found = {
-        name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines) if name in FIELDS
-    }
-    return {"Rss": found["Rss"], "Pss": found["Pss"], "Private": found["Private_Clean"] + found["Private_Dirty"]}
+    pairs = (line.partition(":") for line in lines)
+    return {name: int(rest.split()[0]) * 1024 for name, _, rest in pairs if name in FIELDS}
 
 
-def run(folder: Path, strategy: str, bits: str, dtype: str) -> tuple[Peaks, float]:
+def run(folder: Path, engine: str, settings: dict[str, object]) -> tuple[Peaks, float]:
     """Run the federation; return the peaks and the seconds. Raises RuntimeError if it fails."""
     peaks, began = Peaks(), time.monotonic()
     environment = os.environ | {"THISTLEDOWN_CACHE": str(folder / "cache")}
-    settings = " ".join(f"{key}={value!r}" for key, value in settings_of(folder, strategy, bits, dtype).items())
-    command = [str(BIN / "thistledown"), "run", "-c", settings]
+    written = " ".join(f"{key}={_toml(value)}" for key, value in settings.items())
+    command = [str(BIN / "thistledown"), "run", "--engine", engine, "-c", written]
     with (
         (folder / "log").open("w") as log,
         subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log) as running,
     ):
         parent = psutil.Process(running.pid)
         while running.poll() is None:
-            peaks.look(parent)
+            peaks.look(parent, engine)
             time.sleep(EVERY)
     if running.returncode:
         raise RuntimeError((folder / "log").read_text()[-3000:])
     return peaks, time.monotonic() - began
 
 
-def measured(size: str, strategy: str, bits: str, dtype: str) -> tuple[int, Peaks, float]:
+def _toml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def measured(size: str, own: argparse.Namespace) -> tuple[int, Peaks, float]:
     """Write a base and run the federation on it; return the bytes of its weights, the peaks, and the seconds."""
     with tempfile.TemporaryDirectory(prefix="large-") as scratch:
         folder = Path(scratch)
-        base = write_base(folder / "base", size, dtype)
+        base = write_base(folder / "base", size, own.dtype)
         write_rows(folder / "rows.jsonl")
-        print(f"a Llama with random weights, {base / 1e6:,.0f} MB in {dtype}", flush=True)
-        return base, *run(folder, strategy, bits, dtype)
+        print(f"a Llama with random weights, {base / 1e6:,.0f} MB in {own.dtype}", flush=True)
+        settings = settings_of(folder, own.strategy, own.bits, own.dtype)
+        settings |= {"data.max-length": own.tokens, "gradient-checkpointing": own.checkpointing}
+        return base, *run(folder, own.engine, settings)
 
 
 def largest(found: dict[int, dict[str, int]]) -> dict[str, int]:
     """Return the largest peak of all processes of a kind, by field."""
-    return {name: max(peaks[name] for peaks in found.values()) for name in ("Rss", "Pss", "Private")}
+    return {name: max(peaks[name] for peaks in found.values()) for name in FIELDS}
 
 
 def main() -> None:
     """Run the federation on a small base and on the large one; print how memory grows with the base."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--engine", default="ray", choices=ENGINES, help="of `thistledown run`")
     parser.add_argument("--bits", default="none", choices=("none", "8bit", "4bit"), help="model.quantization")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the base")
+    parser.add_argument("--checkpointing", action="store_true", help="gradient-checkpointing")
+    parser.add_argument("--tokens", type=int, default=LENGTH, help="the most in a row")
     parser.add_argument(
         "--model", default=LARGE, choices=[size for size in SIZES if size != SMALL], help="its parameters"
     )
     parser.add_argument("--strategy", default="lora", choices=tuple(STRATEGIES), help="what nodes train and send")
     own = parser.parse_args()
-    idle, before, _ = measured(SMALL, own.strategy, own.bits, own.dtype)
-    base, after, seconds = measured(own.model, own.strategy, own.bits, own.dtype)
+    idle, before, _ = measured(SMALL, own)
+    base, after, seconds = measured(own.model, own)
     found: dict[str, object] = {"base-bytes": base, "seconds": round(seconds, 1), **vars(own)}
     for kind in ("server", "worker"):
         most, least = largest(getattr(after, kind)), largest(getattr(before, kind))

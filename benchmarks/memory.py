@@ -56,18 +56,11 @@ def plain_peak(base: Path, strategy: str) -> int:
     return max(seen)
 
 
-def serve(pipe: "Connection[Any, Any]") -> None:
-    """Answer messages as a node's process does, until there are no more."""
-    import client_app
-    from client_app.public_errors import in_process
-    from thistledown.simulation.grid import TaskIdentity, identity
+def serve(connection: "Connection[Any, Any]") -> None:
+    """Answer messages as a worker of `--engine local` does, until there are no more."""
+    from thistledown.simulation import worker
 
-    with identity(), in_process():
-        while (asked := pipe.recv()) is not None:
-            message, context = asked
-            TaskIdentity.node_id = context.node_id
-            pipe.send((client_app.app(message, context), context))
-            del asked, message, context
+    worker.serve(connection)
 
 
 def node_peak(folder: Path, strategy: str) -> int:
@@ -76,6 +69,7 @@ def node_peak(folder: Path, strategy: str) -> int:
     from server_app.config import RunConfig
     from server_app.main import federate
     from thistledown.settings import placed
+    from thistledown.simulation import frames
     from thistledown.simulation.grid import InProcessGrid, identity
 
     os.environ["THISTLEDOWN_CACHE"] = str(folder / "cache")
@@ -86,9 +80,10 @@ def node_peak(folder: Path, strategy: str) -> int:
     class Apart(InProcessGrid):
         """A grid whose nodes are in another process."""
 
-        def answer(self, message: Any, context: Any) -> Any:
-            ours.send((message, context))
-            reply, self.contexts[context.node_id] = ours.recv()
+        def delivered(self, message: Any) -> Any:
+            frames.send(ours, message, self.contexts[message.metadata.dst_node_id])
+            reply, context, _ = frames.receive(ours)
+            self.contexts[context.node_id] = context
             return reply
 
     process = spawning.Process(target=serve, args=(theirs,), daemon=True)
@@ -96,7 +91,7 @@ def node_peak(folder: Path, strategy: str) -> int:
     theirs.close()  # so that a read ends if the process does
     with watched(process.pid or 0) as seen, identity():
         federate(Apart(client_app.app, 2), RunConfig.read(placed(settings, Path.cwd())))
-    ours.send(None)
+    ours.close()
     process.join()
     return max(seen)
 

@@ -43,8 +43,10 @@ def trained(local: Local, content: RecordDict) -> RecordDict:
     """Return the reply to a `train` message: the update, `num-examples`, `train-loss` and so on; or that memory ran
     out, or that the base is lost."""
     try:
-        at_once = local.config.rows_at_once
-        return with_fewer_rows(local.device, local.key, at_once, lambda rows: _update(local.holding(rows), content))
+        start, at_once = wire.taken(content), local.config.rows_at_once
+        return with_fewer_rows(
+            local.device, local.key, at_once, lambda rows: _update(local.holding(rows), content, start)
+        )
     except BaseMissing as error:
         LOG.warning("%s", error)
         return RecordDict({LacksBase.RECORD: ConfigRecord()})
@@ -53,9 +55,9 @@ def trained(local: Local, content: RecordDict) -> RecordDict:
         return RecordDict({OutOfMemory.RECORD: ConfigRecord({"said": said})})
 
 
-def _update(local: Local, content: RecordDict) -> RecordDict:
+def _update(local: Local, content: RecordDict, start: State) -> RecordDict:
     began = time.monotonic()
-    here = _Stand.of(local, content)
+    here = _Stand.of(local, content, start)
     strategy, assignment, model = here.strategy, here.assignment, here.model
     rows, kept_back = local.rows()
     check_rows(local.policy, len(rows) + len(kept_back))
@@ -75,6 +77,7 @@ def _update(local: Local, content: RecordDict) -> RecordDict:
         trainer = wrapper.training(trainer, assignment, kept.setdefault(place_of(wrapper), {}))
     with _features(local, here, rows, training=True) as seen:
         delta, metrics = _learned(strategy, model, replace(trainer, rows=seen), assignment)
+    model.module.zero_grad(set_to_none=True)  # the last gradients are not needed for the reply
     for wrapper in strategy.wrappers:
         delta = wrapper.encode(delta, assignment, kept[place_of(wrapper)])
     reply = wire.pack(State(delta))
@@ -145,7 +148,7 @@ def trainer_of(local: Local, strategy: Strategy, rows: Rows, seed: int) -> Train
 def evaluated(local: Local, content: RecordDict) -> RecordDict:
     """Return the reply to an `evaluate` message: metrics over this node's evaluation rows."""
     check_uncovered(local, "evaluation")
-    here = _Stand.of(local, content, after=True)
+    here = _Stand.of(local, content, wire.taken(content), after=True)
     trains, kept = local.rows()
     if not len(kept):
         raise NodeError(f"node {local.name} has no rows for evaluation (data.holdout = {local.config.data.holdout})")
@@ -187,14 +190,14 @@ class _Stand:
     proof: dict[str, ConfigRecord]  # the fingerprint of the weights, if the server asks for it
 
     @classmethod
-    def of(cls, local: Local, content: RecordDict, *, after: bool = False) -> "_Stand":
-        """Install the state for a round's training, or for whatever comes `after` it."""
+    def of(cls, local: Local, content: RecordDict, start: State, *, after: bool = False) -> "_Stand":
+        """Install the state `start` for a round's training, or for whatever comes `after` it."""
         set_arithmetic(local.config, local.device)
         strategy, asked = strategy_of(local.instructions), record_of(content, "assignment")
         assignment = read_assignment(asked)
         check_assignment(local.policy, assignment, cohort_of(asked))
         model = tuned_model(local.base, local.config, rank_of(local.instructions), local.device)
-        memory, start = ClientStore(local, assignment.round, after=after), wire.unpack(content)
+        memory = ClientStore(local, assignment.round, after=after)
         model = memory.installed(strategy, model, start)
         proof = {PROOF: ConfigRecord({"fingerprint": journal.fingerprint(model)})} if PROVE in asked else {}
         installed = install_hash_of(model, start, strategy.live(model, assignment))

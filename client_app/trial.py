@@ -4,7 +4,7 @@ Bytes, on an accelerator with memory of its own: the most that torch has allocat
 (measured), and the trained tensors. Elsewhere the larger of two numbers, as each is too small by itself:
 
 - what training needs: the activations that autograd keeps for the backward pass (measured), and for every trained
-  tensor itself, a gradient, the optimiser's moments and the copy that an update is the difference to (computed);
+  tensor itself, a gradient, the optimiser's moments and the update (computed);
 - what the process has taken from the machine since its model was idle (measured). It keeps freed memory in pieces, and
   so takes more than it uses; but memory that it kept from before, perhaps from another node's trial, does not show.
 
@@ -40,7 +40,7 @@ from task.training.chosen_precision import in_chosen_precision
 from task.training.trainer import Trainer, steps_early
 
 TIMED = 2  # steps, after one to warm up
-COPIES = 3  # of all that trains: itself, a gradient, and what an update is the difference to
+COPIES = 3  # of all that trains: itself, a gradient, and the update that is sent
 
 
 def run_trial(local: Local) -> Trial:

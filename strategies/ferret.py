@@ -43,13 +43,14 @@ from strategies.algebra.projection import (
     weighted,
 )
 from strategies.algebra.robust import Settle
-from strategies.algebra.tensors import Tensors, snapshot
+from strategies.algebra.tensors import Tensors
 from strategies.exchange.strategy import FIXED_POINT, ORDER, WEIGHTS, Strategy
 from strategies.exchange.types import Assignment, Entry, Metrics, Profile, RunFailed, State, Update
 from task.config import TaskConfig
 from task.models.model import TunedModel
 from task.schema import option
 from task.seeds import derive
+from task.storage.paging import paged_out
 from task.training.trainer import Trainer
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -221,12 +222,9 @@ class Ferret(Strategy):
         self._add({name: model.base_weight(name) for name in model.trained}, rows, seeds, model)
 
     def train(self, model: TunedModel, trainer: Trainer, assignment: Assignment) -> tuple[Tensors, Metrics]:
-        if self._pooled:
-            before: Mapping[str, torch.Tensor] = snapshot(model.trained)
-            seeds, counts = _pool(model.config), self._projection(before).counts()
-        else:
-            before = {name: model.base_weight(name) for name in model.trained}
-            seeds, counts = self._seeds(assignment), None
+        before = paged_out(model.trained) if self._pooled else {n: model.base_weight(n) for n in model.trained}
+        seeds = _pool(model.config) if self._pooled else self._seeds(assignment)
+        counts = self._projection(before).counts() if self._pooled else None
         metrics = trainer.fit(model)
         return _row(self._projection(before).project(model.trained, before, seeds, counts)), metrics
 

@@ -252,7 +252,7 @@ def left(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def retrained(outcome: Outcome, exchange: Exchange) -> Tensors:
     """The update that a node without a past makes of the same message, in a process that has done nothing before."""
     kept_model.cache_clear()
-    reply = trained(local(outcome.grid, exchange), exchange.request)
+    reply = trained(local(outcome.grid, exchange), RecordDict(dict(exchange.request)))  # which training empties
     return wire.unpack(reply).tensors
 
 

@@ -281,7 +281,7 @@ def test_private_tensors_come_back_to_the_same_node(fedsa: Outcome) -> None:
     def again() -> Tensors:
         from client_app.training import trained
 
-        return sent(trained(here, second.request))
+        return sent(trained(here, RecordDict(dict(second.request))))
 
     assert equal(again(), sent(second.reply))
     assert equal(again(), sent(second.reply))

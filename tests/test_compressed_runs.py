@@ -115,7 +115,7 @@ def test_errors_stay_with_their_node(away: tuple[Outcome, list[list[Tensors]]]) 
     def again(errors: Tensors) -> Tensors:
         here = local(outcome.grid, second)
         ClientStore(here, 1).keep({"wrapper-quantize": errors})
-        return sent(trained(here, second.request))
+        return sent(trained(here, RecordDict(dict(second.request))))
 
     assert equal(again(first[1]), sent(second.reply))
     assert not equal(again(first[0]), sent(second.reply))

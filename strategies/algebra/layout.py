@@ -7,6 +7,8 @@ from itertools import accumulate
 
 import torch
 
+from task.storage.paging import release_pages
+
 GROUP = 1 << 20  # elements per step; memory is a small multiple of it
 
 
@@ -56,6 +58,7 @@ class Layout:
         step = max(1, GROUP // self.block)
         for first in range(0, whole, step):
             yield range(first, min(first + step, whole))
+            release_pages()  # of a long vector in a file, a group at a time is in memory
         if 0 <= whole < self.count:
             yield range(whole, self.count)
 

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
+from task.storage.paging import release_pages
+
 Tensors = dict[str, torch.Tensor]
 
 
@@ -27,9 +29,12 @@ def difference(after: Mapping[str, torch.Tensor], before: Mapping[str, torch.Ten
 
 
 def change_since(before: Tensors, after: Mapping[str, torch.Tensor]) -> Tensors:
-    """Return after - before as `difference` does, and empty `before` on the way: of a whole model, its values before
-    and the change would both be in memory."""
-    return {name: difference(after, {name: before.pop(name)})[name] for name in list(before)}
+    """Return after - before as `difference` does, in the place of `before`: of a whole model, its values before and the
+    change would both be in memory."""
+    for name, tensor in before.items():
+        tensor.copy_(after[name].detach().cpu() - tensor)
+        release_pages()
+    return before
 
 
 def proximal(live: Mapping[str, torch.Tensor], mu: float) -> Callable[[], torch.Tensor]:

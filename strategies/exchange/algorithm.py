@@ -18,6 +18,7 @@ from task import extensions
 from task.config import TaskConfig
 from task.models.model import TunedModel
 from task.seeds import derive
+from task.storage.paging import paged_out
 from task.training.trainer import Trainer
 
 IDENTITY = "one node: the state becomes what that node trained"
@@ -210,7 +211,7 @@ class Algorithm:
     def train(self, model: TunedModel, trainer: Trainer, assignment: Assignment) -> tuple[Tensors, Metrics]:
         """Train on the node's rows. Return the update (after - before) and the metrics to report."""
         live = self.live(model, assignment)
-        before = snapshot(live)
+        before = paged_out(live)
         metrics = trainer.fit(model, live)
         return change_since(before, live), metrics
 

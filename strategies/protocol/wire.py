@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from io import BytesIO
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from flwr.supercore.inflatable.inflatable_object import InflatableObject, no_obj
 
 from strategies.algebra.tensors import Tensors, raw
 from strategies.exchange.types import BASE_POSITION, Entry, Refused, State
+from task.storage.paging import Buffer, release_pages, stored
 
 STYPE = "thistledown.flat"
 INDEX_LIMIT = 16 * 2**20  # bytes an index may take when decompressed
@@ -47,7 +49,7 @@ def pack(state: State) -> RecordDict:
         **({"since": state.since} if state.since else {}),
         **({"ground": _lines(sections[1])} if state.base_weights else {}),
     }
-    data = b"".join(raw(tensor) for section in sections for _, tensor in section)
+    data = _joined(tensor for section in sections for _, tensor in section)
     arrays = {"flat": Array("uint8", (len(data),), STYPE, data)} if data else {}
     squeezed = zlib.compress(json.dumps(index, separators=(",", ":")).encode(), 9)
     return RecordDict({"arrays": ArrayRecord(arrays), "index": ConfigRecord({"index": squeezed})})
@@ -59,7 +61,7 @@ def unpack(records: RecordDict, limit: int = INDEX_LIMIT) -> State:
     try:
         index = _read_index(_only(records.config_records["index"], "index"), limit)
         array = _only(records.array_records["arrays"], "flat")
-        data = bytearray(array.data if array is not None else b"")
+        data = stored(array.data if array is not None else b"")
         reader = _Reader(data)
         tensors = reader.section(index["tensors"])
         base_weights = reader.section(index.get("ground", []))
@@ -70,6 +72,14 @@ def unpack(records: RecordDict, limit: int = INDEX_LIMIT) -> State:
     if reader.offset != len(data):
         raise Refused(f"record holds {len(data)} bytes, its index accounts for {reader.offset}")
     return State(tensors, journal, since, base_weights)
+
+
+def taken(records: RecordDict) -> State:
+    """Return the state in a message as `unpack` does, and take its bytes out of the message: those of a whole model
+    would otherwise stay in memory while the node trains."""
+    state = unpack(records)
+    del records["arrays"]
+    return state
 
 
 def index_limit(expected: Mapping[str, torch.Tensor]) -> int:
@@ -155,6 +165,15 @@ def _dtype_name(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
+def _joined(tensors: Iterable[torch.Tensor]) -> bytes:
+    """Return the bytes of tensors in a row. A file in memory hands out what it holds without a copy."""
+    file = BytesIO()
+    for tensor in tensors:
+        file.write(raw(tensor))
+        release_pages()
+    return file.getvalue()
+
+
 def _aligned(tensors: Tensors) -> list[tuple[str, torch.Tensor]]:
     """Return the names, widest dtype first, so that every tensor starts at a multiple of its own item size."""
     return sorted(tensors.items(), key=lambda item: -item[1].element_size())
@@ -204,7 +223,7 @@ def _position(text: object) -> str:
 class _Reader:
     """Reads tensors off a byte buffer, one after the other; they share its memory."""
 
-    def __init__(self, data: bytearray) -> None:
+    def __init__(self, data: Buffer) -> None:
         self.data, self.offset = data, 0
 
     def section(self, lines: list[Line]) -> Tensors:

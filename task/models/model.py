@@ -10,14 +10,17 @@ from torch import nn
 
 from task.config import TaskConfig
 from task.container import mapping
+from task.device import kind
 from task.files.contents import is_weights, listed
 from task.models import naming
+from task.models.bare import is_absent
 from task.models.base import Base
 from task.models.loading import loaded
 from task.models.quantization import quantize
 from task.models.tuning import stacked, tuned
 from task.process_memory import trim_heaps
 from task.seeds import derive
+from task.storage.paging import paged_out, release_pages
 from task.tunings.parts.trainable import inside
 
 
@@ -58,7 +61,11 @@ class TunedModel:
             else:
                 self.untouched = False
             own = self.frozen[name] if name in self.frozen else self.trained[name]
-            own.data = value.detach().to(own.device, own.dtype, copy=True)
+            if own.shape == value.shape and not is_absent(own):
+                own.data.copy_(value.detach())
+            else:
+                own.data = value.detach().to(own.device, own.dtype, copy=True)
+            release_pages()
 
     def reset(self, names: Iterable[str]) -> None:
         """Restore the values that training began with: those of the base, and the seeded initial values."""
@@ -100,15 +107,14 @@ class TunedModel:
         """Keep the initial values of `names`: copy them, or rebuild them if training has begun."""
         if names - self.initial_values.keys():
             built = self.trained if self.untouched else build(self.base, self.config, self.rank, "cpu").trained
-            self.initial_values = {
-                name: _master(tensor, self.device) for name, tensor in built.items()
-            } | self.initial_values
+            self.initial_values = _masters(built, self.device) | self.initial_values
 
 
-def _master(tensor: torch.Tensor, device: str) -> torch.Tensor:
-    """Return a contiguous copy in at least float32, because 16 bits lose small changes."""
-    wide = torch.promote_types(tensor.dtype, torch.float32)
-    return tensor.detach().to(device, wide, copy=True, memory_format=torch.contiguous_format)
+def _masters(tensors: Mapping[str, torch.Tensor], device: str) -> dict[str, torch.Tensor]:
+    """Return contiguous copies in at least float32, because 16 bits lose small changes; for a processor, in a file if
+    they are large."""
+    copies = paged_out(tensors, torch.float32)
+    return copies if kind(device) == "cpu" else {name: tensor.to(device) for name, tensor in copies.items()}
 
 
 def build(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:

@@ -26,7 +26,7 @@ from task.training.mixed_precision import Masters, autocast
 from task.training.uncached import uncached
 
 Regulariser = Callable[[Mapping[str, torch.Tensor]], Penalty | None]
-LARGE = 2**26  # bytes of gradients that may wait for a step that need not wait for the others
+LARGE = 2**24  # bytes of gradients that may wait for a step that need not wait for the others
 
 
 class PrivateSteps(Protocol):

@@ -49,6 +49,7 @@ def serve(connection: Connection) -> None:
                 reply = answered(client_app.app, message, context)
             assert reply is not None  # a ClientApp answers every message
             frames.send(connection, reply, context, kept.records)
+            del message, reply  # they may be as large as the model, and the next message takes its time
 
 
 class _Kept(logging.Handler):

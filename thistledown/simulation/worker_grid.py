@@ -105,6 +105,7 @@ class WorkerGrid(InProcessGrid):
             worker = _Worker(self._template)
             while (message := self._next()) is not None:
                 self._answered(message, *worker.answered(message, self.contexts[message.metadata.dst_node_id]))
+                del message  # it may be as large as the model, and the next one may be long in coming
         except Exception as error:  # noqa: BLE001 - raised again in the server's thread
             with self._changed:
                 self._failure = self._failure or error
