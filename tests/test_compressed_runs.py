@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import RecordDict
 from in_process import QV, InProcessGrid, Outcome, equal, federate, local, raw_bytes, sent, suiting
 
 import client_app
