@@ -123,7 +123,7 @@ def _place(path: Path, position: str) -> Path:
 def _write(path: Path, tensors: Mapping[str, torch.Tensor], about: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".part")
-    kept = {name: _own(tensor) for name, tensor in tensors.items()}
+    kept = _apart(tensors)
     hashes = {ABOUT_HASH: xxhash.xxh3_128_hexdigest(about.encode()), TENSORS_HASH: _hash(kept)}
     try:
         with room(path.parent):
@@ -197,6 +197,13 @@ def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
     return hashed.hexdigest()
 
 
-def _own(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy with memory of its own: safetensors refuses tensors that share memory."""
-    return tensor.detach().clone(memory_format=torch.contiguous_format)
+def _apart(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """Return these tensors, and copies of those that share memory with others or do not fill theirs in order, which
+    safetensors refuses."""
+    apart, seen = {}, set[int]()
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        alone = tensor.is_contiguous() and storage.nbytes() == tensor.nbytes and storage.data_ptr() not in seen
+        seen.add(storage.data_ptr())
+        apart[name] = tensor.detach() if alone else tensor.detach().clone(memory_format=torch.contiguous_format)
+    return apart

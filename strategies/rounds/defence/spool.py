@@ -7,9 +7,11 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
 
+from strategies.algebra.tensors import raw
 from strategies.exchange.types import Update
+
+Form = tuple[str, torch.dtype, torch.Size]  # of a tensor: its name, dtype and shape
 
 
 class Spool:
@@ -23,7 +25,7 @@ class Spool:
         self.full = False
         self._limit, self._end = limit, 0
         self._file: Any = tempfile.TemporaryFile(prefix="thistledown-")  # noqa: SIM115 - see __exit__
-        self._kept: list[tuple[Update, int, int, list[str]]] = []  # where its bytes are, and names in their order
+        self._kept: list[tuple[Update, int, list[Form]]] = []  # without tensors, where these begin, and what they are
 
     def __enter__(self) -> "Spool":
         return self
@@ -42,12 +44,11 @@ class Spool:
             self.full = True
         if self.full:
             return
-        # safetensors refuses tensors that share memory, as those of one reply do, and loses their order
-        own = {n: t.detach().clone(memory_format=torch.contiguous_format) for n, t in update.delta.items()}
+        forms = [(name, tensor.dtype, tensor.shape) for name, tensor in update.delta.items()]
+        self._kept.append((replace(update, delta={}), self._end, forms))
         self._file.seek(self._end)
-        size = self._file.write(save(own))
-        self._kept.append((replace(update, delta={}), self._end, size, list(own)))
-        self._end += size
+        for tensor in update.delta.values():
+            self._end += self._file.write(raw(tensor))
 
     def passing(self, updates: Iterable[Update]) -> Iterator[Update]:
         """Yield updates as they arrive, and store them."""
@@ -62,7 +63,13 @@ class Spool:
 
     def __iter__(self) -> Iterator[Update]:
         """Yield the updates in the order that they were added."""
-        for update, start, size, names in self._kept:
+        for update, start, forms in self._kept:
             self._file.seek(start)
-            tensors = load(self._file.read(size))
-            yield replace(update, delta={name: tensors[name] for name in names})
+            yield replace(update, delta={name: self._read(dtype, shape) for name, dtype, shape in forms})
+
+    def _read(self, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
+        """Return the next tensor of the file."""
+        tensor = torch.empty(shape, dtype=dtype)
+        if tensor.numel():
+            self._file.readinto(raw(tensor))
+        return tensor
