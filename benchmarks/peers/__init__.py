@@ -1,0 +1,1 @@
+"""Other ways of simulating the same federation, as their own examples are written."""
