@@ -8,7 +8,7 @@ not on the batches of a step. A file is for one run, and is gone when the run en
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from task.features.cut import Cut, cut_of
 from task.features.inputs import Features
 from task.kinds.base import EVALUATION_ROWS
 from task.models.model import TunedModel
-from task.storage.retention import inventory, trim
+from task.storage.retention import trim
 from task.storage.store import Store, recipe_hash
 from task.training.batches import steps_of
 from task.training.parallel_evaluation import evaluate_in_parallel, portion
@@ -46,15 +46,15 @@ class FeatureFiles:
 
     def remove(self) -> None:
         """Remove the files of this run."""
-        for thing in inventory(self.store):
-            if thing.kind == KIND and thing.key.startswith(recipe_hash(self.run)):
-                self.store.remove(KIND, thing.key)
+        for place in self.store.path(KIND, "").glob(f"{recipe_hash(self.run)}-*"):
+            self.store.remove(KIND, place.name)
 
     def remove_abandoned(self) -> None:
         """Remove the files that no run has used for a day."""
-        for thing in inventory(self.store):
-            if thing.kind == KIND and time.time() - thing.used > DAY:
-                self.store.remove(KIND, thing.key)
+        for place in self.store.path(KIND, "").glob("*"):
+            with suppress(FileNotFoundError):  # another process has removed it
+                if time.time() - place.stat().st_mtime > DAY:
+                    self.store.remove(KIND, place.name)
 
 
 def head_alone(model: TunedModel) -> bool:

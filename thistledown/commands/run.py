@@ -43,14 +43,15 @@ class Running(Protocol):
 Place = TypeVar("Place", bound=Running)
 
 
-def run(settings: Settings, say: Say, *, verbose: bool = False) -> bool:
-    """Simulate the run and return whether it completed. No process keeps running, however the run ends.
+def run(settings: Settings, say: Say, *, verbose: bool = False, ray_address: str = "") -> bool:
+    """Simulate the run and return whether it completed, on the Ray cluster at `ray_address` if there is one. No process
+    that this starts keeps running, however the run ends.
 
     Raises ConfigError for a configuration that cannot be simulated, SuperLinkError if Flower does not start or answer.
     """
     done = begun(settings, say)
     say("starting Flower's SuperLink")
-    start = partial(SuperLink, environment_of(settings.config.task))
+    start = partial(SuperLink, environment_of(settings.config.task), ray_address)
     return followed(settings, start, partial(_submitted, settings), say, verbose=verbose, done=done)
 
 

@@ -5,6 +5,7 @@ the wrong code. An existing SuperLink may belong to another environment. All pro
 in that folder, which is how they are found again.
 """
 
+import os
 import secrets
 import shlex
 import socket
@@ -28,10 +29,11 @@ START = 60.0  # seconds that the SuperLink has to answer
 
 class SuperLink:
     """A running SuperLink, as a context manager that stops it and everything it started. `environment` has variables
-    for the processes of its runs."""
+    for the processes of its runs. Nodes work in a Ray of its own, or in the cluster at `ray_address`."""
 
-    def __init__(self, environment: Mapping[str, str] = NOTHING) -> None:
+    def __init__(self, environment: Mapping[str, str] = NOTHING, ray_address: str = "") -> None:
         self._environment = environment
+        self._ray_address = ray_address
         self._place = Workplace()
         self.folder, self.work = self._place.folder, self._place.work
         self.port = free_port()
@@ -118,16 +120,28 @@ class SuperLink:
     def _own(self) -> dict[str, str]:
         return {
             **self._environment,
+            **self._ray(),
             "FLWR_HOME": str(self.folder / "home"),
+            "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),  # torch makes it as soon as peft is imported
+            programs.SECRET: self._secret,
+        }
+
+    def _ray(self) -> dict[str, str]:
+        """Return the variables that tell Flower's simulation which Ray it uses, and how."""
+        common = {
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_DEDUP_LOGS": "0",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default; silences its warning
+        }
+        if self._ray_address:  # `environment.clean` drops the user's own variables for Ray
+            proof = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH_")}
+            return {**common, **proof, "RAY_ADDRESS": self._ray_address}
+        return {
+            **common,
             "RAY_TMPDIR": str(self.folder),  # its session would stay in /tmp/ray forever
-            "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),  # torch makes it as soon as peft is imported
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for one machine: it listens on loopback alone
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self._ray_token,
-            programs.SECRET: self._secret,
         }
 
 

@@ -23,6 +23,12 @@ def add(commands: Commands) -> None:
         help="what simulates: Ray below Flower's SuperLink, or processes of this command, which start sooner (default: "
         "ray); results are the same",
     )
+    run.add_argument(
+        "--ray-address",
+        default="",
+        metavar="HOST:PORT",
+        help="simulate on this Ray cluster, of which this machine is a node; default: a Ray of the run's own",
+    )
     run.description = "Simulate a federation on this machine; results go to outputs/ in the current directory."
     run.set_defaults(do=_run)
     check = commands.add_parser("check", help="show what a run would do, without running it")
@@ -96,11 +102,17 @@ def _add_compare(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace, say: Say) -> bool:
+    from thistledown.commands.run import run
+
     if arguments.engine == "local":
-        from thistledown.commands.run_local import run
-    else:
-        from thistledown.commands.run import run
-    return run(_settings(arguments, say), say, verbose=arguments.verbose)
+        if arguments.ray_address:
+            from task.schema import ConfigError
+
+            raise ConfigError(["--ray-address names a Ray cluster, and --engine local runs without Ray; leave out one"])
+        from thistledown.commands.run_local import run as run_locally
+
+        return run_locally(_settings(arguments, say), say, verbose=arguments.verbose)
+    return run(_settings(arguments, say), say, verbose=arguments.verbose, ray_address=arguments.ray_address)
 
 
 def _compare(arguments: argparse.Namespace, say: Say) -> bool:
