@@ -6,6 +6,7 @@ of an account's token.
 
 The simulation's workers are restarted when they die. Flower returns a dead worker (a Ray actor) to its pool, where it
 fails every message that it gets. With the right options, Ray restarts such a worker and gives it the message again.
+A worker whose whole machine is lost is unavailable until Ray notices, and its message is sent again until then.
 
 Both programs end with the process that started them. This file is run by its path and imports none of our modules.
 """
@@ -26,6 +27,7 @@ RESTARTED = {
     "max_restarts": -1,
     "max_task_retries": 1,
 }  # options of an actor: unlimited restarts, one retry per message
+UNNOTICED, AGAIN = 300.0, 2.0  # seconds that a lost machine may go unnoticed, and between two tries meanwhile
 LOOK_EVERY = 0.2  # seconds
 GRACE = 3.0  # seconds that Flower has to shut down, which it never does without a SuperLink
 
@@ -70,6 +72,17 @@ def simulation(parent: int) -> None:
 
         def _validate_client_resources(self, config: dict[str, Any]) -> dict[str, int | float]:
             return super()._validate_client_resources(config) | RESTARTED  # passed on to every actor
+
+        def process_message(self, message: Any, context: Any) -> Any:
+            """Give a message to a worker, and again while its machine is gone and Ray has not noticed yet."""
+            deadline = time.monotonic() + UNNOTICED
+            while True:
+                try:
+                    return super().process_message(message, context)
+                except ray.exceptions.ActorUnavailableError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(AGAIN)
 
         def terminate(self) -> None:
             """Kill the workers. Flower ends a worker by a message, after which Ray would restart it."""
