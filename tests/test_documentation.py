@@ -195,7 +195,9 @@ def place(tmp_path: Path) -> Path:
     return tmp_path / "work"
 
 
-def in_this_process(settings: Settings, say: Callable[[str], None], *, verbose: bool = False) -> bool:
+def in_this_process(
+    settings: Settings, say: Callable[[str], None], *, verbose: bool = False, ray_address: str = ""
+) -> bool:
     """What `thistledown run` does, without Ray and SuperLink."""
     values = dict(settings.config.flat)
     strategy, wrappers, outputs = (str(values.pop(key, "")) for key in ("strategy", "wrappers", "output-dir"))
