@@ -1,13 +1,13 @@
 """A deployment does what a simulation does, bit for bit; and whoever is not of it stays outside."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import thistledown
 from benchmarks.deployed import Deployment
 from benchmarks.program import Program, free_port
 from benchmarks.shares import Shares
@@ -33,19 +33,14 @@ def deployment(apart: bool, shares: Shares) -> Iterator[Deployment]:
 
 
 def simulated(shares: Shares, folder: Path) -> State:
-    """What a simulation with the same seed and split ends with."""
-    settings = SETTINGS | {
+    """What a simulation in this process ends with, from the same seed and split; `tests/test_simulate.py` holds one on
+    Ray to the same bits."""
+    settings: dict[str, Any] = SETTINGS | {
         "data.name": str(shares.whole),
-        "output-dir": str(folder / "outputs"),
         "simulation.num-supernodes": len(NODES),
     }
-    said = " ".join(f"{key}={value!r}" for key, value in settings.items())
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / "thistledown"), "run", "-c", said],
-        cwd=folder, capture_output=True, text=True, timeout=1200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return checkpoint.load(folder / "outputs" / "latest" / "checkpoints" / LAST)[0]
+    outcome = thistledown.simulate(output_dir=folder, **settings)
+    return checkpoint.load(outcome.folder / "checkpoints" / LAST)[0]
 
 
 def test_the_tensors_of_a_simulation(deployment: Deployment, shares: Shares, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 """A machine that crashes, one that is too slow and one that computes nonsense: the run goes on without them, takes them
-back, and ends with the bits of a replay in which the same replies are lost.
+back, and ends with the bits of a replay in which the same replies are lost. So does a run that loses a node for good.
 
 Faults come from outside: SIGKILL, SIGSTOP, and a `sitecustomize` on one node's PYTHONPATH that spoils what it sends
 while a file is there. Nothing of it is in the app.
@@ -8,8 +8,8 @@ while a file is there. Nothing of it is in the app.
 import re
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from replay import Record, replay
@@ -24,6 +24,16 @@ ROUNDS = 10
 DEADLINE = 45.0  # seconds: before the 60 after which Flower itself gives up a process that says nothing
 SETTINGS = {"num-server-rounds": ROUNDS, "round-timeout": DEADLINE, "min-success-fraction": 0.3}
 CRASHES, SLOW, BROKEN = NODES
+LOST = BROKEN
+SHORT: dict[str, Any] = {
+    "num-server-rounds": 3,
+    "local-steps": 2,
+    "batch-size": 8,
+    "round-timeout": 20.0,
+    "min-success-fraction": 0.3,
+    "data.validation-rows": 50,
+    "data.test-rows": 50,
+}
 
 SPOIL = '''
 """Spoils the updates of local training while a file is there."""
@@ -65,9 +75,14 @@ def shares(tmp_path_factory: pytest.TempPathFactory) -> Shares:
     return Shares.write(tmp_path_factory.mktemp("shares"), SPLIT | {"data.partitioner": "iid"}, NODES)
 
 
-@contextmanager
-def deployed_with_faults(apart: bool, shares: Shares, folder: Path) -> Iterator[Deployment]:
-    """The three nodes, of which one spoils what it sends while there is a file `broken` in the folder."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a file `broken` lies while one node spoils what it sends."""
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="module")
+def deployment(apart: bool, shares: Shares, folder: Path) -> Iterator[Deployment]:
     (folder / "sitecustomize.py").write_text(SPOIL.replace("FLAG", repr(str(folder / "broken"))))
     with Deployment(NODES, apart) as running:
         for name in NODES:
@@ -96,10 +111,13 @@ def disturbed(deployment: Deployment, shares: Shares, folder: Path) -> tuple[Run
     return run, run.log
 
 
-def test_the_run_goes_on(apart: bool, shares: Shares, tmp_path: Path) -> None:
-    with deployed_with_faults(apart, shares, tmp_path) as deployment:
-        run, log = disturbed(deployment, shares, tmp_path)
-        rounds, refused, record = run.rounds, run.refused, Record.of(run.results)
+def replayed(record: Record, shares: Shares, folder: Path) -> None:
+    replay(record, {name: node_config(shares, name) for name in NODES}, folder)
+
+
+def test_the_run_goes_on(deployment: Deployment, shares: Shares, folder: Path, tmp_path: Path) -> None:
+    run, log = disturbed(deployment, shares, folder)
+    rounds, refused = run.rounds, run.refused
     assert len(rounds) == ROUNDS + 1
     assert not any(entry["failed"] for entry in rounds)
     assert not refused[-1], refused  # everybody is back
@@ -110,4 +128,15 @@ def test_the_run_goes_on(apart: bool, shares: Shares, tmp_path: Path) -> None:
         (BROKEN, "holds NaN or infinity"),
     ]:
         assert re.search(rf"round \d+: dropped the reply of node {node}: .*({reason})", log), log
-    replay(record, {name: node_config(shares, name) for name in NODES}, tmp_path)
+    replayed(Record.of(run.results), shares, tmp_path)
+
+
+def test_a_run_that_loses_a_node(deployment: Deployment, shares: Shares, tmp_path: Path) -> None:
+    """The last of this file, as the node stays away. Whichever replies are lost on this machine: the record says so."""
+    (deployment.folder / "outputs" / "latest").unlink()  # else the rounds of the run before are read
+    run = deployment.submit(deployed(shares) | SHORT)
+    run.until_round(1)
+    deployment.nodes[LOST].kill()
+    assert run.end() == "finished:completed", run.log
+    assert any(LOST in lost for lost in run.refused), run.refused
+    replayed(Record.of(run.results), shares, tmp_path)
