@@ -20,7 +20,7 @@ from benchmarks.machines import Machine, addresses, machines
 from benchmarks.program import BIN, QUIET, START, DeploymentError, Program, free_port
 from thistledown.commands.certs import Keys
 from thistledown.processes import commands
-from thistledown.processes.bundle import app_hash
+from thistledown.processes.bundle import app_hash, gathered
 from thistledown.processes.leftovers import end_processes_in
 
 APP = Path(__file__).parents[1]
@@ -47,6 +47,7 @@ class Deployment:
             self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
             self.machines = dict(zip(self.names, self._stack.enter_context(machines(len(self.names), self.apart))))
             self._stack.callback(end_processes_in, self.folder)
+            self.app = gathered(APP, self.folder / "app")  # `flwr run` would visit all files beside it too
             self.keys.make()
             self._write_connection()
             self.superlink = Program(self.folder / "superlink", self._superlink_command())
@@ -88,7 +89,7 @@ class Deployment:
         self.nodes[name] = Program(self.folder / name, command, environment or {}).start()
         if executor:
             program, *options = executor.split()
-            pins = ("--app-hash", app_hash(APP)) if program == "thistledown-superexec" else ()
+            pins = ("--app-hash", app_hash(self.app)) if program == "thistledown-superexec" else ()
             beside = commands.clientapps((*machine.prefix, str(BIN / program)), port, *pins, *options)
             self.executors[name] = Program(self.folder / name / "executor", beside, environment or {}).start()
         return self.nodes[name]
@@ -138,7 +139,7 @@ class Deployment:
         file = self.folder / "run.toml"
         lines = {"output-dir": str(self.folder / "outputs"), **config}
         file.write_text("".join(f"{key} = {_quoted(value)}\n" for key, value in lines.items()))
-        said = self.flwr("run", str(APP), CONNECTION, "--run-config", str(file), "--format", "json")
+        said = self.flwr("run", str(self.app), CONNECTION, "--run-config", str(file), "--format", "json")
         return Run(self, str(json.loads(said)["run-id"]))
 
     def online(self, count: int, seconds: float = START) -> None:
@@ -201,9 +202,8 @@ class Run:
     @property
     def status(self) -> str:
         """Return Flower's status, such as `finished:completed`, and its details."""
-        listed = json.loads(self.deployment.flwr("list", CONNECTION, "--run-id", self.id, "--format", "json"))["runs"][
-            0
-        ]
+        said = self.deployment.flwr("list", CONNECTION, "--run-id", self.id, "--format", "json")
+        (listed,) = json.loads(said)["runs"]
         return f"{listed['status']} {listed['status-details']}".removesuffix(" N/A")
 
     @property
