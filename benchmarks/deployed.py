@@ -79,9 +79,8 @@ class Deployment:
         environment: dict[str, str] | None = None,
         executor: str = "",
     ) -> Program:
-        """Start a SuperNode with a node config; `environment` goes on top of its own. `executor` is the program that
-        serves its messages, a SuperExec beside it with its options, ours with this app pinned; none: the SuperNode
-        starts Flower's."""
+        """Start a SuperNode with a node config; `environment` goes on top of its own. `executor`, with its options, is
+        the SuperExec beside it that serves its messages, ours with this app pinned; none: one that it starts itself."""
         machine, keys, port = self.machines[name], self.keys, free_port()
         proof, said = keys.node(name).private, {"name": name, **config}
         isolation = "process" if executor else "subprocess"
@@ -89,17 +88,18 @@ class Deployment:
         self.nodes[name] = Program(self.folder / name, command, environment or {}).start()
         if executor:
             program, *options = executor.split()
-            pins = ("--app-hash", app_hash(self.app)) if program == "thistledown-superexec" else ()
+            (folder := self.folder / name / "executor").mkdir(parents=True)
+            (folder / "app-hashes").write_text(app_hash(self.app))
+            pins = ("--app-hashes", str(folder / "app-hashes")) if program == "thistledown-superexec" else ()
             beside = commands.clientapps((*machine.prefix, str(BIN / program)), port, *pins, *options)
-            self.executors[name] = Program(self.folder / name / "executor", beside, environment or {}).start()
+            self.executors[name] = Program(folder, beside, environment or {}).start()
         return self.nodes[name]
 
     def restart(self, name: str, tries: int = 12) -> None:
         """Start a node again, as a supervisor does, until the SuperLink takes it back: it refuses a node that it has
         heard of in the last 60 seconds."""
-        for program in (self.nodes[name], self.executors.get(name)):
-            if program is not None:
-                program.start()
+        for program in filter(None, (self.nodes[name], self.executors.get(name))):
+            program.start()
         for _ in range(tries):
             since = len(self.nodes[name].log)
             try:
@@ -144,6 +144,8 @@ class Deployment:
 
     def online(self, count: int, seconds: float = START) -> None:
         """Wait until so many nodes are online. Raises DeploymentError."""
+        for node in self.nodes.values():  # their logs cost nothing to read
+            node.until("SuperNode ID", seconds)
         deadline = time.monotonic() + seconds
         while True:
             listed = json.loads(self.flwr("supernode", "list", CONNECTION, "--format", "json"))["nodes"]
@@ -151,9 +153,7 @@ class Deployment:
             if len(there) >= count:
                 return
             if time.monotonic() > deadline:
-                raise DeploymentError(
-                    f"{len(there)} of {count} nodes are online: {listed}\n{self.superlink.log[-3000:]}"
-                )
+                raise DeploymentError(f"{len(there)} of {count} nodes are online:\n{self.superlink.log[-3000:]}")
             time.sleep(0.5)
 
     def _superlink_command(self) -> tuple[str, ...]:
@@ -178,8 +178,7 @@ class Deployment:
                 time.sleep(0.1)
 
     def _write_connection(self) -> None:
-        home = self.folder / "user"
-        home.mkdir()
+        (home := self.folder / "user").mkdir()
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "{CONNECTION}"\n[superlink.{CONNECTION}]\naddress = "127.0.0.1:{self.port}"\n'
             f'root-certificates = "{self.keys.authority.public}"\n'

@@ -200,3 +200,35 @@ def test_only_unlocked_folders_are_swept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tm-other", "ts-empty", "ts-held", "ts-linked"]
     os.close(handle)
     assert sweep(tmp_path) == [held]
+
+
+HIDDEN = """
+import subprocess, sys
+from pathlib import Path
+from thistledown.processes.leftovers import processes_in
+
+folder = Path(sys.argv[1])
+hides = "import ctypes, time; ctypes.CDLL(None).prctl(4, 0); print(flush=True); time.sleep(600)"
+command = [sys.executable, "-c", hides]
+ours = subprocess.Popen([*command, str(folder / "app-hashes")], cwd=folder, stdout=subprocess.PIPE)
+other = subprocess.Popen([*command, str(folder.parent / "other")], cwd="/", stdout=subprocess.PIPE)
+try:
+    for process in (ours, other):
+        process.stdout.readline()
+    print([one.pid for one in processes_in(folder)] == [ours.pid])
+finally:
+    for process in (ours, other):
+        process.kill()
+        process.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Flower hides processes on Linux alone")
+def test_a_process_that_hides_its_directory_from_users_is_found_by_its_arguments(tmp_path: Path) -> None:
+    """As Flower's SuperExec does. Root sees it all the same, and is nobody special in a user namespace."""
+    namespace = ["unshare", "--user"] if os.geteuid() == 0 else []
+    if namespace and subprocess.run([*namespace, "true"], capture_output=True).returncode:
+        pytest.skip("user namespaces are not allowed here")
+    command = [*namespace, sys.executable, "-c", HIDDEN, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True\n", done.stdout + done.stderr

@@ -38,6 +38,7 @@ class Deployment:
         self.folder = self._place.folder
         self.home = self.folder / "home"
         self.bundle = self.folder / "app"  # what nodes run, and what is submitted
+        self._pins = self.folder / "app-hashes"  # a path by which leftovers.py knows the nodes' executors
         self._keys = Keys(self.folder / "keys", [HERE], list(nodes), days=30)
         self._secret = secrets.token_hex(32)
         self._running: dict[str, tuple[subprocess.Popen[bytes], Path]] = {}  # programs and their logs
@@ -75,7 +76,7 @@ class Deployment:
 
     def _start(self) -> None:
         self._place.open()
-        digest = app_hash(bundled(self.app, self.bundle))
+        self._pins.write_text(app_hash(bundled(self.app, self.bundle)) + "\n", encoding="utf-8")
         self._keys.make()
         port = free_port()
         self._start_superlink(port)
@@ -84,7 +85,7 @@ class Deployment:
         client = self._client()
         for name, file in self.nodes.items():
             client.call("supernode", "register", str(self._keys.node(name).public), NAME, "--name", name)
-            self._start_node(name, file, port, digest)
+            self._start_node(name, file, port)
         for name in self.nodes:
             _, log = self._running[f"node {name}"]
             self._await(partial(_says, log, ONLINE), f"node {name}")
@@ -102,13 +103,13 @@ class Deployment:
         executor = [executable("flower-superexec")]
         self._begin("executor", folder / "executor", commands.serverapps(executor, server, f"{HERE}:{port}"))
 
-    def _start_node(self, name: str, file: Path, superlink: int, digest: str) -> None:
+    def _start_node(self, name: str, file: Path, superlink: int) -> None:
         port, own = free_port(), {"name": name, "data-path": str(file), "store-path": str(self.folder / "store")}
         keys, node = self._keys, [executable("flower-supernode")]
         trust = (f"{HERE}:{superlink}", str(keys.authority.public), str(keys.node(name).private))
         self._begin(f"node {name}", self.folder / "nodes" / name, commands.supernode(node, *trust, port, own))
         executor = [executable("thistledown-superexec")]
-        command = commands.clientapps(executor, port, "--app-hash", digest)
+        command = commands.clientapps(executor, port, "--app-hashes", str(self._pins))
         self._begin(f"executor of node {name}", self.folder / "executors" / name, command)
 
     def _begin(self, name: str, folder: Path, command: Sequence[str], own: Mapping[str, str] = NOTHING) -> None:

@@ -81,11 +81,21 @@ def processes_in(folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if Path(process.cwd()).is_relative_to(folder) and process.status() != psutil.STATUS_ZOMBIE:
+            if _works_in(process, folder) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except (psutil.Error, OSError):
             continue  # another user's, or ended
     return found
+
+
+def _works_in(process: psutil.Process, folder: Path) -> bool:
+    """Return whether a process works in a folder or below it. Flower's SuperExec hides its directory from everybody but
+    root; it is known by a path in the folder among its arguments. Raises psutil.Error."""
+    try:
+        return Path(process.cwd()).is_relative_to(folder)
+    except psutil.AccessDenied:
+        own = process.uids().real == os.getuid()
+        return own and any(Path(argument).is_relative_to(folder) for argument in process.cmdline())
 
 
 def _signal(process: psutil.Process, action: str) -> None:
