@@ -7,7 +7,7 @@ The same run on a model of 24 million parameters shows what libraries take; what
 share of the base's bytes. `Rss` has every page of a process once, `Pss` a shared page in parts, `Anonymous` has no page
 of a file, so it is what the process would have if the base were free. `--engine local` needs neither Ray nor SuperLink.
 `--bits 4bit` quantises, `--checkpointing` computes activations twice; `--dtype bfloat16` halves the base, and takes an
-hour on a processor without instructions for it, `--tokens 8` a fifth of that. The last line is JSON.
+hour on a processor without instructions for it, less with fewer `--tokens`. The last line is JSON.
 """
 
 import argparse
