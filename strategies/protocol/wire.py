@@ -9,7 +9,7 @@ validated before it is used.
 import json
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from io import BytesIO
 from typing import Any
@@ -49,7 +49,7 @@ def pack(state: State) -> RecordDict:
         **({"since": state.since} if state.since else {}),
         **({"ground": _lines(sections[1])} if state.base_weights else {}),
     }
-    data = _joined(tensor for section in sections for _, tensor in section)
+    data = _bytes_of([tensor for section in sections for _, tensor in section])
     arrays = {"flat": Array("uint8", (len(data),), STYPE, data)} if data else {}
     squeezed = zlib.compress(json.dumps(index, separators=(",", ":")).encode(), 9)
     return RecordDict({"arrays": ArrayRecord(arrays), "index": ConfigRecord({"index": squeezed})})
@@ -165,13 +165,27 @@ def _dtype_name(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _joined(tensors: Iterable[torch.Tensor]) -> bytes:
-    """Return the bytes of tensors in a row. A file in memory hands out what it holds without a copy."""
+def _bytes_of(tensors: list[torch.Tensor]) -> bytes:
+    """Return the bytes of tensors in a row."""
+
+    def pieces() -> Iterator[memoryview]:
+        for tensor in tensors:
+            yield raw(tensor)
+            release_pages()
+
+    return joined(pieces(), sum(tensor.nbytes for tensor in tensors))
+
+
+def joined(pieces: Iterable[bytes | memoryview], size: int) -> bytes:
+    """Return pieces in a row, `size` bytes together, with one of them in memory at a time. The room for all is taken at
+    once: where it grows, it leaves a hole of this size in the heap when it is freed."""
     file = BytesIO()
-    for tensor in tensors:
-        file.write(raw(tensor))
-        release_pages()
-    return file.getvalue()
+    file.seek(max(0, size - 1))
+    file.write(b"\0"[:size])
+    file.seek(0)
+    for piece in pieces:
+        file.write(piece)
+    return file.getvalue()  # without a copy
 
 
 def _aligned(tensors: Tensors) -> list[tuple[str, torch.Tensor]]:

@@ -16,6 +16,9 @@ from flwr.common.serde import context_from_proto, context_to_proto, message_from
 from flwr.proto.message_pb2 import Context as ContextProto
 from flwr.proto.message_pb2 import Message as MessageProto
 
+from strategies.protocol.wire import joined
+
+PIECE = 2**24  # bytes of an array that are sent at once
 Record = tuple[int, str, str]  # level, text and traceback of a log record
 
 
@@ -29,7 +32,7 @@ def send(connection: Connection, message: Message, context: Context, log: Sequen
     head: dict[str, Any] = {
         "names": list(content),
         "arrays": {
-            name: [[own, array.dtype, array.shape, array.stype] for own, array in record.items()]
+            name: [[own, array.dtype, array.shape, array.stype, len(array.data)] for own, array in record.items()]
             for name, record in arrays.items()
         },
         "log": list(log),
@@ -39,7 +42,9 @@ def send(connection: Connection, message: Message, context: Context, log: Sequen
     connection.send_bytes(context_to_proto(context).SerializeToString())
     for record in arrays.values():
         for array in record.values():
-            connection.send_bytes(array.data)
+            view = memoryview(array.data)
+            for start in range(0, len(view), PIECE):
+                connection.send_bytes(view[start : start + PIECE])
 
 
 def receive(connection: Connection) -> tuple[Message, Context, list[Record]]:
@@ -55,5 +60,6 @@ def receive(connection: Connection) -> tuple[Message, Context, list[Record]]:
     return message, context, [(level, text, traceback) for level, text, traceback in head["log"]]
 
 
-def _array(connection: Connection, dtype: str, shape: list[int], stype: str) -> Array:
-    return Array(dtype, tuple(shape), stype, connection.recv_bytes())
+def _array(connection: Connection, dtype: str, shape: list[int], stype: str, size: int) -> Array:
+    pieces = (connection.recv_bytes() for _ in range(0, size, PIECE))
+    return Array(dtype, tuple(shape), stype, joined(pieces, size))
