@@ -30,7 +30,7 @@ from task.models.model import kept_model
 from thistledown.simulation import grid
 
 ABSENT = ("no reply before the deadline", *(f"node error {code}:" for code in (3, 4, 5, 8)))
-OTHER = ("seconds", "connected", "bytes_up", "bytes_down", "bytes_base")
+OTHER = ("seconds", "connected", "bytes_up", "bytes_down", "bytes_base", "parameters_up")
 
 
 class Differs(AssertionError):
@@ -113,7 +113,8 @@ class Follower(Callback):
 
 def facts(line: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a replay has to repeat of a line of metrics.jsonl: scores, errors, and of every node its rank, its
-    metrics and whether its reply counted. Neither bytes, as a resumed run is greeted twice, nor seconds."""
+    metrics and whether its reply counted. Neither bytes, as a resumed run is greeted twice, nor seconds, nor the
+    numbers sent, among which are those of a reply that was examined and left out."""
     found = {key: value for key, value in line.items() if key not in OTHER} | {"failed": bool(line["failed"])}
     return found | {what: [_of_node(node) for node in line.get(what, ())] for what in ("nodes", "evaluations")}
 
