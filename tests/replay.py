@@ -26,11 +26,12 @@ from server_app.resuming import flat
 from strategies.exchange.callback import Callback, RoundReport
 from strategies.exchange.types import State
 from strategies.protocol import checkpoint
+from strategies.rounds.defence.examination import HARM
 from task.models.model import kept_model
 from thistledown.simulation import grid
 
 ABSENT = ("no reply before the deadline", *(f"node error {code}:" for code in (3, 4, 5, 8)))
-OTHER = ("seconds", "connected", "bytes_up", "bytes_down", "bytes_base", "parameters_up")
+OTHER = ("seconds", "connected", "bytes_up", "bytes_down", "bytes_base")
 
 
 class Differs(AssertionError):
@@ -89,7 +90,9 @@ class RecordedGrid(grid.InProcessGrid):
         if why.startswith(ABSENT):  # whether it trained is not known
             return Message(Error(code=grid.UNAVAILABLE, reason=why), reply_to=message)
         reply = super().answer(message, context)
-        return Message(Error(code=grid.FAILED, reason=why), reply_to=message) if why else reply
+        if why and not why.startswith(HARM):  # which the server finds again by itself
+            return Message(Error(code=grid.FAILED, reason=why), reply_to=message)
+        return reply
 
 
 @dataclass
@@ -113,8 +116,7 @@ class Follower(Callback):
 
 def facts(line: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a replay has to repeat of a line of metrics.jsonl: scores, errors, and of every node its rank, its
-    metrics and whether its reply counted. Neither bytes, as a resumed run is greeted twice, nor seconds, nor the
-    numbers sent, among which are those of a reply that was examined and left out."""
+    metrics and whether its reply counted. Neither bytes, as a resumed run is greeted twice, nor seconds."""
     found = {key: value for key, value in line.items() if key not in OTHER} | {"failed": bool(line["failed"])}
     return found | {what: [_of_node(node) for node in line.get(what, ())] for what in ("nodes", "evaluations")}
 

@@ -10,6 +10,8 @@ from in_process import InProcessGrid, federate, resumed, spoiled
 from replay import Differs, Record, replay
 
 import client_app
+from strategies.rounds.defence import influence
+from strategies.rounds.defence.examination import HARM
 from thistledown.simulation.grid import UNAVAILABLE
 
 SETTINGS: dict[str, Any] = {
@@ -99,4 +101,16 @@ def test_a_run_whose_server_died_is_replayed(tmp_path: Path) -> None:
     assert outcome.summary["resumed"] == [DIES - 1]
     record = Record.of(outcome.folder)
     assert not record.connected(DIES - 1).items() & record.connected(DIES).items()
+    replay(record, NODES, tmp_path / "replay")
+
+
+@pytest.mark.judged
+def test_a_reply_that_was_left_out_is_left_out_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It arrived, and the server judges the next ones by what it has seen of this one."""
+    for name in ("SHARE", "AT_ONCE"):
+        monkeypatch.setattr(influence, name, -9.0)  # whoever does harm in a round is left out
+    options = {"data.validation-rows": 60, "learning-rate": 0.05, "num-server-rounds": 3, "evaluate-every": 1}
+    record = Record.of(federate(tmp_path / "run", SETTINGS | options, InProcessGrid(client_app.app, len(NODES))).folder)
+    refused = [node["refused"] for line in record.lines for node in line["nodes"]]
+    assert any(why.startswith(HARM) for why in refused)
     replay(record, NODES, tmp_path / "replay")

@@ -27,6 +27,7 @@ CHANCE = 0.25  # probability that a later round is examined
 FEW = 3  # the least number of updates of which one can be left out
 MOST = 16  # updates of a round that are examined, drawn anew every time
 ROOM = 4 * 2**30  # bytes of updates that are stored; a larger round is not examined
+HARM = "its update does harm"  # how the reason of an update that is left out begins
 Combine = Callable[[Iterable[Update]], State]
 Trial = tuple[float, State, list[str]]  # the loss and the state without the updates of some
 
@@ -101,9 +102,7 @@ class _Examination:
         loss, others, left_out = best
         if loss >= after - risen / 2:
             return Verdict(new)
-        said = (
-            f"its update does harm: the loss on the server's rows is {after:.4g}, without {_and(left_out)} {loss:.4g}"
-        )
+        said = f"{HARM}: the loss on the server's rows is {after:.4g}, without {_and(left_out)} {loss:.4g}"
         return Verdict(others, {node: said + self._record(node) for node in left_out})
 
     def _record(self, node: str) -> str:
