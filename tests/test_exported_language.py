@@ -11,7 +11,7 @@ from samples import language_base, write_table
 from torch.nn.functional import cross_entropy
 from tuned import ROWS
 
-from server_app.results.samples import Samples
+from server_app.results.samples import GENERATIONS, Samples
 
 ASSETS = Path(__file__).parents[2] / "shared" / "assets"
 STORIES = ASSETS / "stories260k-llama"
@@ -57,7 +57,7 @@ def plain(outcome: Outcome) -> tuple[Any, Any]:
 
 def test_an_exported_adapter_has_the_loss_and_the_texts_of_the_run(run: Outcome) -> None:
     module, tokenizer = plain(run)
-    samples = {line["reference"]: line["last"] for line in Samples(run.folder).read()}
+    samples = {line["reference"]: line["last"] for line in Samples(run.folder, GENERATIONS).read()}
     losses: list[torch.Tensor] = []
     for text in (Path(run.run.task.data.name) / "test.jsonl").read_text().splitlines():
         row = json.loads(text)

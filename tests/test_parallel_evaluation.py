@@ -42,7 +42,7 @@ def test_scores_are_those_of_one_after_another(
 
 
 @pytest.mark.judged
-@pytest.mark.parametrize("kind", ["image-classification", "text-classification"])
+@pytest.mark.parametrize("kind", ["vit", "bert"])
 def test_the_losses_of_rows_are_those_of_rows_alone(kinds: dict[str, Sample], kind: str) -> None:
     """Single updates are judged by the loss of each label, from one pass over all rows."""
     model = kinds[kind].build("lora")
