@@ -89,6 +89,7 @@ def test_a_ray_node_that_dies_and_comes_back_costs_no_bits(tmp_path: Path, monke
             time.sleep(0.1)
         said = run.communicate()[0]
     assert run.returncode == 0, said
+    assert "nodes at a time" not in said  # as this machine's cores would have it
     assert killed
     here = thistledown.simulate(
         num_server_rounds=6,
@@ -106,3 +107,17 @@ def test_a_ray_node_that_dies_and_comes_back_costs_no_bits(tmp_path: Path, monke
 def test_the_local_engine_knows_no_cluster(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--engine", "local", "--ray-address", "127.0.0.1:1"]) == WRONG
     assert "--engine local runs without Ray" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("first", "write HOST:PORT"),
+        ("127.0.0.1:1", "cannot be reached: "),
+        ("127.0.0.1:70000", "cannot be reached: "),
+    ],
+)
+def test_an_address_without_ray_is_said_at_once(address: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--ray-address", address]) == WRONG
+    assert f"--ray-address {address}" in (error := capsys.readouterr().err)
+    assert said in error

@@ -1,5 +1,6 @@
 """`thistledown run`: one simulated run on its own SuperLink, from the checked settings to the summary."""
 
+import socket
 import subprocess
 import threading
 from collections.abc import Callable
@@ -23,7 +24,8 @@ from thistledown.settings import Settings, check_simulated
 from thistledown.summary import headline
 
 FINISHED = "finished:completed"
-START = 600.0  # seconds from a run's acceptance, within which it has to begin
+START = 600.0  # seconds from a run's submission, within which it has to begin
+CONNECT = 10.0  # seconds that a Ray cluster has to accept a connection
 STRAY = 20  # lines of Flower's own output that are shown
 
 
@@ -49,18 +51,33 @@ def run(settings: Settings, say: Say, *, verbose: bool = False, ray_address: str
 
     Raises ConfigError for a configuration that cannot be simulated, SuperLinkError if Flower does not start or answer.
     """
-    done = begun(settings, say)
+    if ray_address:
+        _reach(ray_address)
+    done = begun(settings, say, elsewhere=bool(ray_address))
     say("starting Flower's SuperLink")
     start = partial(SuperLink, environment_of(settings.config.task), ray_address)
     return followed(settings, start, partial(_submitted, settings), say, verbose=verbose, done=done)
 
 
-def begun(settings: Settings, say: Say) -> int:
-    """Print what will run, and return the last round of the run that is resumed; -1 if none is. Raises ConfigError for
-    a configuration that cannot be simulated."""
+def _reach(address: str) -> None:
+    """Raise ConfigError if nothing listens at the address of a Ray cluster: Ray would try again and again, and say
+    nothing."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        raise ConfigError([f"--ray-address {address}: write HOST:PORT, as `ray start --head` shows it"])
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError([f"--ray-address {address} cannot be reached: {error}; is Ray running there?"]) from error
+
+
+def begun(settings: Settings, say: Say, *, elsewhere: bool = False) -> int:
+    """Print what will run, and return the last round of the run that is resumed; -1 if none is. Nodes that work
+    `elsewhere` do not share this machine's cores and memory. Raises ConfigError for a configuration that cannot be
+    simulated."""
     check_simulated(settings.config)
     say(headline(settings.config))
-    for line in machine(settings.config):
+    for line in () if elsewhere else machine(settings.config):
         say(line)
     done = resumed_after(settings, say)
     for dead in interrupted_in(Path(settings.config.server.output_dir)):
@@ -126,15 +143,18 @@ def _read(process: "subprocess.Popen[str]", follower: Follower) -> int:
     patience = threading.Timer(START, give_up)
     patience.daemon = True
     patience.start()
-    for line in process.stdout:
-        follower.read(line)
-        if follower.begun:
-            patience.cancel()
-    patience.cancel()
+    try:
+        for line in process.stdout:
+            follower.read(line)
+            if follower.begun:
+                patience.cancel()
+    finally:
+        patience.cancel()
     follower.end()
+    code = process.wait()
     if late.is_set():
         raise SuperLinkError(
             f"Flower has not begun the run after {START:g} s, perhaps as this machine has too much else to do; try "
-            "again later, or `thistledown run --engine local`, which needs no Flower processes"
+            "again later, or simulate by `thistledown run --engine local`, which needs no Flower processes"
         )
-    return process.wait()
+    return code
