@@ -2,9 +2,10 @@
 
 All train the same rows with the same steps from the same base, in turn, `--times` times: a plain torch loop in two
 processes, pfl under torchrun in two processes, an app as Flower's examples write one, and thistledown in three ways. A
-round is from one score to the next, the scoring included. CPU seconds and memory (PSS) are those of the command and all
-processes below it, looked at twice a second. pfl is taken if it can be imported; `pip install pfl` without its
-dependencies of other frameworks is enough. The last line is JSON, the medians of each way.
+round is from one score to the next, the scoring included. The first score that pfl prints is that of round 1, so its
+`to_round_0_s` has a round in it. CPU seconds and memory (PSS) are those of the command and all processes below it,
+looked at twice a second. pfl is taken if it can be imported; `pip install pfl` without its dependencies of other
+frameworks is enough. The last line is JSON, the medians of each way.
 
     .venv/bin/python -m benchmarks.peers [--case digits] [--times 3] [--only plain,pfl]
     .venv/bin/python -m benchmarks.peers --case minilm --model DIR --data DIR
