@@ -13,10 +13,10 @@ from task.schema import ConfigError
 from task.storage.retention import Kept, inventory
 from task.storage.store import Store, node_store, server_store
 
-REMADE = {"bases", "data", "embedded", "fingerprints", "grounds", "journals", "indexes", "splits", "widened"} | {
-    "features",
-    "precision",
-}
+REMADE = {
+    "bases", "data", "embedded", "features", "fingerprints", "grounds", "journals", "indexes", "precision", "splits",
+    "widened",
+}  # fmt: skip
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}  # seconds
 ABANDONED = UNITS["d"]  # age from which a draft counts as abandoned
 Say = Callable[[str], None]
@@ -32,7 +32,7 @@ def purge(store_path: Path | None, kinds: Sequence[str], older_than: str, yes: b
     if store_path and not stores[0].root.is_dir():
         raise ConfigError([f"--store-path {store_path}: the folder does not exist"])
     there = {thing.kind for store in stores for thing in inventory(store)}
-    if unknown := [kind for kind in kinds if kind not in there | set(REMADE)]:
+    if unknown := [kind for kind in kinds if kind not in there | REMADE]:
         raise ConfigError([f"--kind {kind}: the store has {', '.join(sorted(there)) or 'nothing'}" for kind in unknown])
     for store in stores:
         _one(store, kinds, age, yes, say)

@@ -8,7 +8,7 @@ from task.features.cut import cut_of
 from task.features.once import head_alone, why_not
 from task.models.model import TunedModel
 
-ROW = 4  # bytes of a number
+NUMBER = 4  # bytes
 
 
 def features(model: TunedModel, config: TaskConfig, rows: int) -> Iterator[str]:
@@ -21,6 +21,6 @@ def features(model: TunedModel, config: TaskConfig, rows: int) -> Iterator[str]:
         yield f"features  computed in every step: {reason}"
         return
     assert not isinstance(cut, str)
-    size = ROW * cut.numbers
+    size = NUMBER * cut.numbers
     whole = f", {human(rows * size)} for the {rows} rows of the largest node" if rows else ""
     yield f"features  computed once a run and kept in the node's store: {human(size)} a row{whole}"

@@ -74,7 +74,7 @@ def end_processes_in(folder: Path) -> None:
 
 
 def processes_in(folder: Path) -> list[psutil.Process]:
-    """Return every process whose working directory is a folder or below it.
+    """Return every process that works in a folder or below it.
 
     Sessions, parents and environments do not identify them: Flower detaches its processes and Ray renames its own.
     """
