@@ -4,6 +4,8 @@ import logging
 import math
 import uuid
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,11 +26,12 @@ from task.models.finding import server_base
 from task.models.model import TunedModel
 from task.prediction.answer import Classified, Exchange
 from task.prediction.classification import classified
-from task.prediction.outputs import row_losses
+from task.prediction.outputs import Numbers, row_losses
 from task.prediction.sampled import answered
 from task.seeds import derive
 from task.storage.store import server_store
 from task.training.chosen_precision import in_chosen_precision
+from task.training.mixed_precision import autocast
 from task.training.parallel_evaluation import batches_at_once
 from task.training.trainer import evaluate
 
@@ -65,8 +68,9 @@ class Evaluator:
 
     def classified(self, state: State, count: int) -> list[Classified]:
         """Return what a state says of at most `count` test rows."""
-        model = held(self.strategy, self.base, self.config, state, self.device)
-        return classified(model.module.eval(), self.base.folder, self._parts.test, count, self.device)
+        model, test = held(self.strategy, self.base, self.config, state, self.device), self._parts.test
+        with autocast(self._precision(model, test), self.device):
+            return classified(model.module.eval(), self.base.folder, test, count, self.device)
 
     def probe(self, start: State) -> Probe | None:
         """Return what measures the loss of states that follow `start`; None if there are too few rows."""
@@ -83,12 +87,31 @@ class Evaluator:
 
     def scores(self, model: TunedModel, rows: Rows) -> dict[str, float]:
         """Return the metrics of a model on these rows."""
-        at_once = batches_at_once(self.device, self.config.threads)  # nodes are idle during evaluation
-        precision = in_chosen_precision(self.config, model, rows, server_store()).precision
+        with self._scoring(model, rows) as (seen, precision):
+            return evaluate(model, seen, self.device, self._at_once, precision)
+
+    def losses(self, model: TunedModel, rows: Rows) -> Numbers:
+        """Return the loss of each of these rows (N,), by a classifier with one label a row."""
+        with self._scoring(model, rows) as (seen, precision), autocast(precision, self.device):
+            return row_losses(model.module.eval(), seen, self.device, self._at_once)
+
+    @contextmanager
+    def _scoring(self, model: TunedModel, rows: Rows) -> Iterator[tuple[Rows, str]]:
+        """Yield these rows, as features if nothing but the head has changed, and the precision of their scores."""
+        precision = self._precision(model, rows)  # a step is timed through the whole model
         if not head_alone(model):
-            return evaluate(model, rows, self.device, at_once, precision)
-        with computed_once(model, self.config, rows, self._features, at_once) as seen:
-            return evaluate(model, seen, self.device, at_once, precision)
+            yield rows, precision
+            return
+        with computed_once(model, self.config, rows, self._features, self._at_once) as seen:
+            yield seen, precision
+
+    def _precision(self, model: TunedModel, rows: Rows) -> str:
+        return in_chosen_precision(self.config, model, rows, server_store()).precision
+
+    @property
+    def _at_once(self) -> int:
+        """Return how many batches are scored at a time: nodes are idle during evaluation."""
+        return batches_at_once(self.device, self.config.threads)
 
     @cached_property
     def _features(self) -> FeatureFiles:
@@ -131,7 +154,7 @@ class _Probe:
         groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
         kind = kinds.of(self._evaluator.config)
         if kind.drawn_head and kind.row_labels:
-            losses = row_losses(model.module.eval(), self._rows, self._evaluator.device)
+            losses = self._evaluator.losses(model, self._rows)
             return [_bounded(float(losses[own].mean())) for own in groups]
         return [self._loss(model, self._rows.select(own)) for own in groups]
 

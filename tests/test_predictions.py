@@ -14,9 +14,12 @@ from samples import TEXTS
 from tuned import samples
 
 from server_app.config import RunConfig
+from server_app.evaluation import Evaluator
 from server_app.results.samples import PREDICTIONS, Samples, prediction_table
+from strategies.rounds.handshake.resolve import resolve
 from task.data.prepared import prepare
 from task.models.finding import server_base
+from task.models.model import build
 from task.prediction.classification import legible
 from task.schema import ConfigError
 from task.storage.store import server_store
@@ -67,6 +70,19 @@ def test_rows_are_shown_as_the_model_sees_them(tmp_path: Path, words: Path) -> N
     config = bert.config("lora")
     texts = prepare(config, bert.base.folder, server_store()).test
     assert set(legible(texts, bert.base.folder)) <= {text for text, _ in TEXTS}
+
+
+@pytest.mark.parametrize("precision", ["model", "bfloat16"])
+@pytest.mark.parametrize("tuning", ["bias", "head"])
+def test_losses_of_rows_are_those_of_scores(tuning: str, precision: str) -> None:
+    run = RunConfig.read({"tuning": tuning, "precision": precision, "data.validation-rows": 128})
+    task = resolve(run.task, server_store(), 10)
+    evaluator = Evaluator(run.strategy, task, "cpu", 64)
+    model, rows = build(evaluator.base, task, 0, "cpu"), evaluator.sample
+    assert rows is not None
+    found = evaluator.losses(model, rows)
+    assert found.shape == (len(rows),)
+    assert found.mean() == pytest.approx(evaluator.scores(model, rows)["loss"], rel=1e-6)  # bfloat16 differs by 3e-5
 
 
 def test_texts_and_names_are_escaped(tmp_path: Path) -> None:

@@ -29,8 +29,9 @@ def outputs(module: nn.Module, rows: Rows, device: str, at_once: int = 1) -> tup
     return logits, labels
 
 
-def row_losses(module: nn.Module, rows: Rows, device: str) -> Numbers:
-    """Return the cross-entropy (nats) of each of these rows (N,), by a classifier in evaluation mode."""
-    logits, labels = map(torch.from_numpy, outputs(module, rows, device))
+def row_losses(module: nn.Module, rows: Rows, device: str, at_once: int = 1) -> Numbers:
+    """Return the cross-entropy (nats) of each of these rows (N,), by a classifier in evaluation mode. `at_once` batches
+    are scored at a time."""
+    logits, labels = map(torch.from_numpy, outputs(module, rows, device, at_once))
     losses: Numbers = cross_entropy(logits, labels.long(), reduction="none").numpy()
     return losses
