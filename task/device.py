@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 
@@ -47,6 +48,15 @@ def multiplies_bfloat16(device: str) -> bool:
     if kind(device) in ("cuda", "xpu"):
         return bool(torch.get_device_module(kind(device)).is_bf16_supported(including_emulation=False))
     return kind(device) == "cpu" and bool(torch.backends.mkldnn.enabled) and _has_matrix_units()
+
+
+def random_state_kept(device: str) -> AbstractContextManager[None]:
+    """Return a context that leaves torch's random states of the processor and of a device as they were."""
+    import torch
+
+    if kind(device) not in ("cuda", "xpu"):
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device], device_type=kind(device))  # of all devices torch would warn
 
 
 @cache

@@ -14,7 +14,7 @@ import torch
 
 from task.config import TaskConfig
 from task.data.rows import Rows
-from task.device import kind, multiplies_bfloat16
+from task.device import kind, multiplies_bfloat16, random_state_kept
 from task.kinds import registry as kinds
 from task.models.model import TunedModel
 from task.storage.store import Store, recipe_hash
@@ -61,7 +61,7 @@ def seconds(config: TaskConfig, model: TunedModel, rows: Rows) -> tuple[float, f
     batch = rows.batch(torch.arange(min(config.rows_at_once, len(rows))), model.device)
     best = dict.fromkeys(WAYS, float("inf"))
     training_mode(model.module, [])
-    with torch.random.fork_rng():
+    with random_state_kept(model.device):
         for time_number in range(1 + TIMES):
             for way in WAYS:
                 began = time.perf_counter()
@@ -84,5 +84,7 @@ def _wait(device: str) -> None:
 def _machine(model: TunedModel) -> list[str]:
     """Return what steps are timed on."""
     device = model.device
-    name = platform.processor() if kind(device) == "cpu" else torch.get_device_module(kind(device)).get_device_name(0)
+    name = (
+        platform.processor() if kind(device) == "cpu" else torch.get_device_module(kind(device)).get_device_name(device)
+    )
     return [device, name, platform.node(), torch.__version__]
