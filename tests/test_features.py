@@ -18,6 +18,7 @@ import server_app.evaluation
 from task.config import TaskConfig
 from task.data.prepared import prepare
 from task.data.rows import Rows
+from task.features import cut as cutting
 from task.features import once
 from task.features.cut import Cut, cut_of
 from task.features.once import KIND, FeatureFiles, computed_once, why_not
@@ -96,6 +97,15 @@ def test_a_head_of_zeros_does_not_hide_what_it_reads(kinds: dict[str, Sample]) -
     assert isinstance(cut, Cut)
     assert cut.form == "pooled"
     assert not any(model.trained[name].any() for name in model.head)
+
+
+def test_a_body_that_is_never_called_cannot_be_skipped(
+    kinds: dict[str, Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = kinds["vit"].build("head")
+    lists = [part for part in model.module.modules() if isinstance(part, torch.nn.ModuleList)]
+    monkeypatch.setattr(cutting, "still_parts", lambda module, head: lists[:1])
+    assert "list of parts" in why_not(cut_of(model, model.config), model.config, 10, training=True)
 
 
 def test_the_body_of_a_model_with_adapters_is_found(kinds: dict[str, Sample]) -> None:

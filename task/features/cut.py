@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from task.config import TaskConfig
 from task.data.stand_in import stand_in
-from task.device import ran_out
+from task.device import ran_out, random_state_kept
 from task.kinds import registry as kinds
 from task.models.heads import still_parts
 from task.models.model import TunedModel
@@ -115,9 +115,11 @@ def _found(model: TunedModel, config: TaskConfig) -> Cut | str:
         return "parts of the head are inside the body"
     batch = stand_in(config, model.base.folder).batch([0, 1], model.device)
     batch.pop("labels")
-    with torch.random.fork_rng(), torch.no_grad(), evaluating(model.module):
+    with random_state_kept(model.device), torch.no_grad(), evaluating(model.module):
         drawn = _drawn(model.module, head)
         logits, answer = _run(model.module, parts[0], drawn, batch)
+        if answer is None:
+            return "its body is a list of parts, or answers nothing"
         pools, carrier = getattr(answer, POOLED, None) is not None, PIXELS if kind.images else EMBEDDED
         for form in FORMS:
             cut = Cut(parts[0], form, type(answer), pools, carrier)
@@ -142,14 +144,15 @@ def _drawn(module: nn.Module, head: list[torch.Tensor]) -> dict[str, torch.Tenso
 def _run(
     module: nn.Module, body: nn.Module, drawn: dict[str, torch.Tensor], batch: Mapping[str, Any]
 ) -> tuple[torch.Tensor, Any]:
-    """Return the logits of a batch with other numbers in the head, and what the body answers."""
+    """Return the logits of a batch with other numbers in the head, and what the body answers; None if the model never
+    calls it, as a list of layers."""
     seen: list[Any] = []
     handle = body.register_forward_hook(lambda _, given, answer: seen.append(answer))
     try:
         logits: torch.Tensor = functional_call(module, drawn, kwargs=dict(batch)).logits
     finally:
         handle.remove()
-    return logits, seen[-1]
+    return logits, seen[-1] if seen else None
 
 
 def _same(
