@@ -62,6 +62,16 @@ def test_they_are_copied_while_nothing_was_trained(base: Base, builds: list[str]
     assert builds == []
 
 
+def test_a_tensor_gets_the_order_in_memory_in_which_masters_are_added_to(base: Base) -> None:
+    model = head(base)
+    weight = model.trained["classifier.weight"]
+    held = weight.detach().clone()
+    weight.data = held.T.contiguous().T
+    model.reset(["classifier.weight"])
+    assert weight.is_contiguous()
+    assert torch.equal(weight, held)
+
+
 @pytest.mark.parametrize("how", ["training", "writing"])
 def test_they_are_built_again_once_where_something_was(base: Base, builds: list[str], how: str) -> None:
     model, held = head(base), snapshot(head(base).trained)

@@ -13,7 +13,6 @@ from task.container import mapping
 from task.device import kind
 from task.files.contents import is_weights, listed
 from task.models import naming
-from task.models.bare import is_absent
 from task.models.base import Base
 from task.models.loading import loaded
 from task.models.quantization import quantize
@@ -61,10 +60,10 @@ class TunedModel:
             else:
                 self.untouched = False
             own = self.frozen[name] if name in self.frozen else self.trained[name]
-            if own.shape == value.shape and not is_absent(own):
+            if own.shape == value.shape and own.is_contiguous():
                 own.data.copy_(value.detach())
-            else:
-                own.data = value.detach().to(own.device, own.dtype, copy=True)
+            else:  # of another rank, or not in order, as a journal and kernels want it
+                own.data = value.detach().to(own.device, own.dtype, copy=True, memory_format=torch.contiguous_format)
             release_pages()
 
     def reset(self, names: Iterable[str]) -> None:
@@ -113,8 +112,17 @@ class TunedModel:
 def _masters(tensors: Mapping[str, torch.Tensor], device: str) -> dict[str, torch.Tensor]:
     """Return contiguous copies in at least float32, because 16 bits lose small changes; for a processor, in a file if
     they are large."""
-    copies = paged_out(tensors, torch.float32)
-    return copies if kind(device) == "cpu" else {name: tensor.to(device) for name, tensor in copies.items()}
+    if kind(device) == "cpu":
+        return paged_out(tensors, torch.float32)
+    return {
+        name: tensor.detach().to(
+            device,
+            torch.promote_types(tensor.dtype, torch.float32),
+            copy=True,
+            memory_format=torch.contiguous_format,
+        )
+        for name, tensor in tensors.items()
+    }
 
 
 def build(base: Base, config: TaskConfig, rank: int, device: str) -> TunedModel:
