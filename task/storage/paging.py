@@ -12,8 +12,6 @@ from weakref import WeakSet
 
 import torch
 
-from task.storage.room import is_full
-
 LARGE = 2**24  # bytes from which a file is worth it
 ALIGNED = 64  # bytes: tensors begin at multiples of it
 LOG = logging.getLogger("flwr")
@@ -53,7 +51,8 @@ def release_pages() -> None:
 
 
 def _file(pieces: Iterable[bytes | memoryview], size: int) -> mmap.mmap | None:
-    """Return a new file of these bytes, `size` together, mapped; None where that cannot be, or without room for it."""
+    """Return a new file of these bytes, `size` together, mapped; None where that cannot be, which the log then
+    says."""
     if not hasattr(mmap, "MADV_DONTNEED"):  # Windows
         return None
     try:
@@ -63,11 +62,9 @@ def _file(pieces: Iterable[bytes | memoryview], size: int) -> mmap.mmap | None:
                 release_pages()  # a piece may lie in such a file
             file.flush()
             mapped = mmap.mmap(file.fileno(), 0)
-    except OSError as error:
-        if not is_full(error):
-            raise
-        folder = tempfile.gettempdir()
-        LOG.warning("%s has no room for %d bytes, which stay in memory; TMPDIR names another folder", folder, size)
+    except OSError as error:  # a full disk, or a machine without a folder that may be written
+        said = "%d bytes stay in memory, as there can be no temporary file of them: %s; TMPDIR names another folder"
+        LOG.warning(said, size, error)
         return None
     _files.add(mapped)
     return mapped
