@@ -2,7 +2,8 @@
 
 Where a classifier's head alone trains, what the body says of a row is the same in every round. It is computed in
 evaluation mode, in batches of a fixed number of rows in their own order, so that its bits depend on the rows alone, and
-not on the batches of a step. A file is for one run, and is gone when the run ends.
+not on the batches of a step. A file is for one run, and goes in the run's last round; where a node has no part in
+that, a day after its last use.
 """
 
 import threading
