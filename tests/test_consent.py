@@ -223,7 +223,7 @@ def test_an_actor_of_ray_is_simulated() -> None:
 
     from client_app.public_errors import simulated
 
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         answer: Callable[[], bool] = ray.remote(simulated).remote()  # type: ignore[assignment]
         assert ray.get(answer) is True  # type: ignore[call-overload]

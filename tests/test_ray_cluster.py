@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from in_process import equal
@@ -73,7 +74,9 @@ def test_a_ray_node_that_dies_and_comes_back_costs_no_bits(tmp_path: Path, monke
     monkeypatch.setenv("THISTLEDOWN_CACHE", str(tmp_path / "cache"))  # Ray's workers have what Ray started with
     port, killed = free_port(), False
     with ExitStack() as nodes:
-        nodes.enter_context(node("--head", "--port", str(port), "--include-dashboard", "false"))
+        # short, as sockets lie in it, and its own: in Ray's folder others would find an address of what is gone
+        own = nodes.enter_context(TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True))
+        nodes.enter_context(node("--head", "--port", str(port), "--include-dashboard", "false", "--temp-dir", own))
         address = f"127.0.0.1:{port}"
         await_port(port)
         second = nodes.enter_context(node("--address", address))
