@@ -57,7 +57,8 @@ def test_weighted_sum_is_the_sum_of_corners(drawn):
         expected = sum(value * weight for value, weight in owners)
         assert total.sums["x"][place].item() == pytest.approx(expected, rel=1e-12, abs=1e-9)
         exact = expected / sum(weight for _, weight in weighted)
-        assert abs(mean[place].item() - exact) <= torch.finfo(dtype).eps * abs(exact) + 1e-9
+        steps = torch.finfo(dtype)  # between numbers, of which those nearest to zero are all equally far apart
+        assert abs(mean[place].item() - exact) <= steps.eps * (abs(exact) + steps.smallest_normal) + 1e-9
 
 
 @given(st.permutations(range(6)), SEEDS)
