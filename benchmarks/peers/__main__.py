@@ -63,7 +63,7 @@ class Found:
 def commands(folder: Path, values: Mapping[str, object]) -> dict[str, list[str]]:
     """Return the command of each way for the case in a folder."""
     keys = " ".join(f"{key}={json.dumps(value)}" for key, value in values.items())
-    own = values | {"output-dir": str(folder / "simulate")}
+    own = values | {"output_dir": str(folder / "simulate")}
     run = [COMMAND, "run", "-c", f"{keys} output-dir='{folder / 'run'}'"]
     torchrun = str(Path(sys.executable).with_name("torchrun"))
     found = {
@@ -71,7 +71,7 @@ def commands(folder: Path, values: Mapping[str, object]) -> dict[str, list[str]]
         "pfl": [torchrun, f"--nproc_per_node={PROCESSES}", "-m", "benchmarks.peers.by_pfl", str(folder)],
         "flower app": [sys.executable, "-m", "benchmarks.peers.by_flower", str(folder)],
         "simulate": [sys.executable, "-c", PROGRAM.format(workers=PROCESSES), json.dumps(own)],
-        "run, local engine": [*run, "--engine", "local"],
+        "run --engine local": [*run, "--engine", "local"],
         "run": run,
     }
     return found if find_spec("pfl") else {name: one for name, one in found.items() if name != "pfl"}
