@@ -1,11 +1,8 @@
 """Large tensors in a file: the same numbers, on whatever path they go, and little memory."""
 
-import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import pytest
 import torch
 from flwr.app import Context, Message
 from in_process import InProcessGrid, equal, suiting, watched
+from test_full_disk import files_up_to
 
 import client_app
 import strategies
@@ -48,17 +46,6 @@ def files() -> list[str]:
     """The files without a name that this process maps, which the system numbers; no others that are deleted."""
     folder = tempfile.gettempdir()
     return [line for line in Path("/proc/self/maps").read_text().splitlines() if f"{folder}/#" in line]
-
-
-@contextmanager
-def files_up_to(size: int) -> Iterator[None]:
-    """No file of this process grows beyond so many bytes: the system says so as it does of a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("large", [1, 2**62], ids=["in a file", "in memory"])
